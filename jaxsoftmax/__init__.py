@@ -1,0 +1,61 @@
+"""jaxsoftmax: the classification head for JAX.
+
+Linear scores, softmax or sigmoid, cross-entropy: exact, differentiable in closed form; and the
+fitting of such heads with Optax. Everything is a pure function of arrays.
+"""
+
+from jaxsoftmax.derivatives import (
+    binary_cross_entropy_gradient,
+    binary_cross_entropy_hessian_product,
+    binary_gauss_newton_factor,
+    cross_entropy_gradient,
+    cross_entropy_hessian_product,
+    gauss_newton_factor,
+)
+from jaxsoftmax.links import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax, softplus
+from jaxsoftmax.losses import (
+    binary_cross_entropy,
+    brier,
+    check_labels,
+    cross_entropy,
+    entropy,
+    focal,
+    hinge,
+    kl_divergence,
+    multiclass_hinge,
+    soft_cross_entropy,
+    squared_error,
+    weighted_mean,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # links: scores <-> probabilities
+    "logsumexp",
+    "log_softmax",
+    "softmax",
+    "log_sigmoid",
+    "sigmoid",
+    "softplus",
+    # derivatives in closed form
+    "cross_entropy_gradient",
+    "cross_entropy_hessian_product",
+    "gauss_newton_factor",
+    "binary_cross_entropy_gradient",
+    "binary_cross_entropy_hessian_product",
+    "binary_gauss_newton_factor",
+    # losses, one value per example
+    "cross_entropy",
+    "soft_cross_entropy",
+    "binary_cross_entropy",
+    "entropy",
+    "kl_divergence",
+    "squared_error",
+    "brier",
+    "hinge",
+    "multiclass_hinge",
+    "focal",
+    "weighted_mean",
+    "check_labels",
+]

@@ -1,0 +1,344 @@
+r"""Closed-form derivatives of the softmax and sigmoid losses.
+
+    loss                     gradient in z            Hessian in z
+    cross_entropy            p - onehot(y)            diag(p) - p p'            p = softmax(z)
+    binary_cross_entropy     (1 - t) p - w t (1 - p)  (1 - t + w t) p (1 - p)   p = sigmoid(z)
+
+The gradient is prediction minus truth, and that identity is the derivative rule of the losses:
+what `jax.grad` returns is what stands here. No entry is the difference of two nearly equal
+numbers: at the true class the gradient is minus the sum of the others' probabilities, and 1 - p
+is sigmoid(-z).
+
+The Hessian of a softmax does not depend on the label. It is a product B B' with B of
+`gauss_newton_factor`, so a Gauss-Newton or Fisher matrix never has to be formed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsoftmax import checks, exponential, links
+
+
+def cross_entropy_gradient(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Gradient of each example's cross-entropy in its logits, p_k - [k = y].
+
+    Args:
+        logits: floats, `[..., K]`.
+        labels: integers of any dtype, `[...]`.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[..., K]` in the dtype of the logits.
+
+    Numerics:
+        Each entry is right to 8 ulp; the true class's is -sum of the others. 0 for a masked class,
+        an example with valid=False and a row that is masked whole; NaN in the row of a label that
+        is out of range.
+
+    Derivatives:
+        `cross_entropy_hessian_product`, of any order.
+
+    Raises:
+        TypeError: logits are not floats, labels not integers, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(cross_entropy_gradient(jnp.array([20.0, 0.0]), 0))
+        [-2.0611537e-09  2.0611537e-09]
+
+    Reference:
+        Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.109.
+    """
+    z, axis = checks.scores(logits, axis, where)
+    g = value_and_gradient(z, *rows(labels, valid, z, axis), axis)[1]
+    if where is not None:
+        # The label may name a masked class: the loss is infinite there, but not by its logit.
+        g = jnp.where(jnp.asarray(where), g, 0)
+    return g.astype(jnp.asarray(logits).dtype)
+
+
+def cross_entropy_hessian_product(
+    logits: ArrayLike,
+    tangents: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Hessian of each example's cross-entropy times a vector, (diag(p) - p p') v.
+
+    Args:
+        logits: floats, `[..., K]`.
+        tangents: v, floats of the logits' shape.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[..., K]` in the dtype of the logits.
+
+    Numerics:
+        p * (u - sum_k p_k u_k) with u = v minus the v of the class above one half: small entries
+        of a confident row keep their digits.
+
+    Derivatives:
+        Of any order, in both arguments.
+
+    Raises:
+        TypeError: logits or tangents are not floats, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(cross_entropy_hessian_product(jnp.array([20.0, 0.0]), jnp.array([0.0, 1.0])))
+        [-2.0611537e-09  2.0611537e-09]
+
+    Reference:
+        Bohning, "Multinomial logistic regression algorithm" (1992).
+    """
+    z, axis = checks.scores(logits, axis, where)
+    v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
+    checks.shaped(v, z.shape, "tangents", "that of the logits")
+    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    p = links._softmax(z, None if valid is None else jnp.expand_dims(valid, axis), axis)
+    return links.covariance_product(p, v, axis).astype(jnp.asarray(logits).dtype)
+
+
+def gauss_newton_factor(probabilities: ArrayLike) -> Array:
+    r"""B with B B' = diag(p) - p p': the factor of a softmax's Hessian, diag(q) - p q', q = sqrt p.
+
+    Args:
+        probabilities: floats, `[..., K]`, each row of sum 1.
+
+    Returns:
+        `[..., K, K]`, float32 or float64.
+
+    Numerics:
+        B B' is right to rounding of its largest entry; a class of probability 0 gives a zero row
+        and column.
+
+    Derivatives:
+        None at p = 0, where the square root has none.
+
+    Raises:
+        TypeError: probabilities are not floats. ValueError: no class axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> b = gauss_newton_factor(jnp.array([0.25, 0.75]))
+        >>> print(b @ b.T)
+        [[ 0.1875 -0.1875]
+         [-0.1875  0.1875]]
+
+    Reference:
+        B B' = diag(p) - 2 p p' + p (q'q) p', and q'q = 1; Martens and Grosse, "Optimizing neural
+        networks with Kronecker-factored approximate curvature" (2015).
+    """
+    p = checks.accumulated(checks.floating(probabilities, "probabilities"))
+    checks.class_axis(p, -1)
+    q = jnp.sqrt(p)[..., None, :]
+    return q * jnp.expand_dims(jnp.eye(p.shape[-1], dtype=p.dtype), tuple(range(p.ndim - 1))) - (
+        p[..., :, None] * q
+    )
+
+
+def binary_cross_entropy_gradient(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Gradient of each label's sigmoid cross-entropy, (1 - t) sigmoid(z) - w t sigmoid(-z).
+
+    With w = 1 that is sigmoid(z) - t.
+
+    Args:
+        logits: floats, `[...]`.
+        targets: t in [0, 1], floats, integers or bools of the logits' shape.
+        pos_weight: w >= 0, broadcastable to the logits.
+        valid: bool of the logits' shape: which labels count.
+
+    Returns:
+        `[...]` in the dtype of the logits.
+
+    Numerics:
+        Right to 8 ulp for t = 0 and t = 1, else to 8 ulp of the larger term. 0 where valid is
+        False, NaN where a target is outside [0, 1].
+
+    Derivatives:
+        Of any order.
+
+    Raises:
+        TypeError: logits are not floats, or targets no numbers. ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(binary_cross_entropy_gradient(jnp.array([20.0, 20.0]), jnp.array([1, 0])))
+        [-2.0611537e-09  1.0000000e+00]
+
+    Reference:
+        Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.91.
+    """
+    z, t, w, valid = binary_arguments(logits, targets, pos_weight, valid)
+    gradient = (1 - t) * links._sigmoid(z) - w * t * links._sigmoid(-z)
+    return checks.count(gradient, valid).astype(jnp.asarray(logits).dtype)
+
+
+def binary_cross_entropy_hessian_product(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    tangents: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Second derivative of each label's loss times v, (1 - t + w t) sigmoid(z) sigmoid(-z) v.
+
+    Args:
+        logits: floats, `[...]`.
+        targets: t in [0, 1], floats, integers or bools of the logits' shape.
+        tangents: v, floats of the logits' shape.
+        pos_weight: w >= 0, broadcastable to the logits.
+        valid: bool of the logits' shape: which labels count.
+
+    Returns:
+        `[...]` in the dtype of the logits.
+
+    Numerics:
+        A product of numbers that are each right to a few ulp: so is every entry.
+
+    Derivatives:
+        Of any order.
+
+    Raises:
+        TypeError: logits or tangents are not floats. ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(binary_cross_entropy_hessian_product(jnp.array([0.0]), jnp.array([1]),
+        ...                                            jnp.array([2.0])))
+        [0.5]
+
+    Reference:
+        Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
+    """
+    z, t, w, valid = binary_arguments(logits, targets, pos_weight, valid)
+    v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
+    checks.shaped(v, z.shape, "tangents", "that of the logits")
+    curvature = ((1 - t) + w * t) * (links._sigmoid(z) * links._sigmoid(-z))
+    return checks.count(curvature * v, valid).astype(jnp.asarray(logits).dtype)
+
+
+def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
+    r"""b with b^2 = p (1 - p), p = sigmoid(z): the factor of the sigmoid's Hessian.
+
+    Args:
+        logits: floats, `[...]`: 1 - p cannot be had exactly from p.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        exp(-|z| / 2) / (1 + exp(-|z|)): right to a few ulp.
+
+    Derivatives:
+        The first, at every z; higher ones except at z = 0, where |z| has a kink.
+
+    Raises:
+        TypeError: logits are not floats.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(binary_gauss_newton_factor(jnp.array([0.0])))
+        [0.5]
+
+    Reference:
+        Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
+    """
+    z = checks.accumulated(checks.floating(logits))
+    half = jnp.exp(-jnp.abs(z) / 2)
+    return half / (1 + half * half)
+
+
+# What follows is shared with `losses`.
+
+
+def rows(labels: ArrayLike, valid: ArrayLike | None, z: Array, axis: int) -> tuple[Array, ...]:
+    """The label, whether it is one, and whether the row counts; each of length 1 along the axis."""
+    index, known = checks.class_labels(labels, z, axis)
+    valid = checks.valid_rows(valid, index.shape)
+    valid = jnp.ones(index.shape, bool) if valid is None else valid
+    return tuple(jnp.expand_dims(a, axis) for a in (index, known, valid))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+@functools.partial(jax.jit, static_argnums=4)
+def value_and_gradient(
+    z: Array, index: Array, known: Array, valid: Array, axis: int
+) -> tuple[Array, Array]:
+    """Cross-entropy and its gradient from one exponential an entry.
+
+    With s_o = sum over k != y of exp(z_k - z_max), the loss is log1p(s_o / e_y) where the label
+    leads, and log(S) + (z_max - z_y), S = s_o + e_y, where it does not: both are sums of terms of
+    one sign. The gradient is e_k / S, and -s_o / S at the label.
+    """
+    maximum = jnp.max(z, axis, keepdims=True)
+    dead = ~valid | (maximum == -jnp.inf)
+    # A row's maximum is what every entry of it passes through: NaN for a label that is none.
+    maximum = jnp.where(valid, jnp.where(known, maximum, jnp.nan), 0)
+    row = exponential.row(maximum)
+    z_y = jnp.take_along_axis(z, index, axis)
+    e_y = exponential.scaled_exp(z_y, row)
+    hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == index
+    others = jnp.where(hot, 0, exponential.scaled_exp(z, row))
+    s_o = exponential.total(others, row, axis)
+    total = s_o + e_y
+
+    leads = z_y == maximum
+    excess = jnp.where(leads, s_o / e_y, total / exponential.scale(z.dtype) - 1)
+    behind = jnp.where(leads, 0, maximum - z_y)
+    value = (jnp.log1p(excess) - jnp.where(leads, 0, row.log_peak)) + behind
+    inverse = jnp.where(dead, 0, 1 / total)
+    gradient = jnp.where(hot, -s_o * inverse, others * inverse)
+    return jnp.squeeze(jnp.where(dead, 0, value), axis), gradient
+
+
+@value_and_gradient.defjvp
+def _value_and_gradient_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple:
+    z, _, _, valid = primals
+    value, gradient = value_and_gradient(*primals, axis)
+    p = links._softmax(z, valid, axis)
+    product = links.covariance_product(p, tangents[0], axis)
+    return (value, gradient), (jnp.sum(gradient * tangents[0], axis), product)
+
+
+def binary_arguments(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    pos_weight: ArrayLike | None,
+    valid: ArrayLike | None,
+) -> tuple[Array, Array, Array, Array | None]:
+    """Logits, targets and positive weights of one shape and dtype; 0 where a label is ignored."""
+    z = checks.accumulated(checks.floating(logits))
+    t = checks.shaped(checks.numbers(targets, "targets"), z.shape, "targets", "that of the logits")
+    t = t.astype(z.dtype)
+    t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
+    w = checks.numbers(1.0 if pos_weight is None else pos_weight, "pos_weight").astype(z.dtype)
+    w = checks.broadcast(w, z.shape, "pos_weight")
+    valid = checks.valid_rows(valid, z.shape)
+    return checks.count(z, valid), checks.count(t, valid), w, valid

@@ -1,0 +1,170 @@
+"""The exact exponential: exp(z - max z), scaled, with no rounding of z - max z.
+
+What ruins a softmax in floating point is not the exponential but its argument: half an ulp of
+z - max z near 80 is 32 ulp of exp(-80), and with an offset of 1e4 on the logits it is 4,000. So
+the numbers are not subtracted; their binary exponents are. With n = round(z / ln 2),
+
+    exp(z) = 2^n exp(t),    t = z - n ln 2,    |t| <= ln(2) / 2,
+
+where ln 2 = high + low and n * high is exact, so that t carries half an ulp of a number below
+0.35. A row shares n_max, and each entry is
+
+    scaled_exp(z) = exp(t) 2^(n - n_max + s) = exp(z - max z) exp(t_max) 2^s,
+
+whose factor exp(t_max) 2^s cancels in every ratio. The scale 2^s keeps what is as small as the
+smallest normal number, relative to the maximum, a normal number itself. exp(t) is a minimax
+polynomial; the power of two is added to its exponent bits as an integer.
+
+A maximum beyond the range in which n * high is exact is taken off first. There the subtraction
+is exact for each term that matters, because such a term lies within a factor of two of the
+maximum (Sterbenz). An entry equal to the maximum never goes through a subtraction, so a row with
+infinite entries needs no case of its own, and neither does a compiler that fuses the product
+c * x of `softmax(c * x)` into the subtraction (jax issue 37234).
+
+Reference: the range reduction is Cody and Waite's (Software Manual for the Elementary
+Functions, 1980); Blanchard, Higham and Higham (IMA J. Numer. Anal. 41, 2021) bound the error
+that it removes.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+
+class _Format(NamedTuple):
+    """What the algorithm needs to know of a floating-point format."""
+
+    integer: Any  # the integer type of the same width
+    mantissa: int  # bits of the stored mantissa
+    scale: int  # s: small terms are kept normal by a factor 2^s
+    offset: float  # maxima of at least this size are subtracted first
+    reach: float  # a term this far below the maximum counts for nothing
+    high_bits: int  # bits of ln 2's high part; n * high is exact
+    polynomial: tuple[float, ...]  # q in exp(t) = 1 + t + t^2 q(t), lowest order first
+
+
+# The minimax polynomials' relative errors are 2^-28.2 (float32) and 2^-57.9 (float64) on
+# |t| <= 1.0005 ln(2) / 2; they come from a Remez exchange in 200-bit arithmetic.
+_FORMATS = {
+    "float32": _Format(
+        integer=jnp.int32,
+        mantissa=23,
+        scale=64,
+        offset=256.0,
+        reach=128.0,
+        high_bits=14,
+        polynomial=(
+            0.49999993432129290236,
+            0.16666520399042530069,
+            0.041668390783547913136,
+            0.0083687451089425906506,
+            0.0013814540176801306354,
+        ),
+    ),
+    "float64": _Format(
+        integer=jnp.int64,
+        mantissa=52,
+        scale=512,
+        offset=2048.0,
+        reach=1024.0,
+        high_bits=40,
+        polynomial=(
+            0.50000000000000106688,
+            0.16666666666666411508,
+            0.041666666666529728218,
+            0.0083333333334949772613,
+            0.0013888888943759965395,
+            0.00019841269505773775103,
+            0.000024801492949633869166,
+            2.7557586803895324478e-6,
+            2.7630306250293600047e-7,
+            2.5000018833187373177e-8,
+        ),
+    ),
+}
+
+
+class Row(NamedTuple):
+    """What the exponentials of one row share; each field has length 1 along the class axis."""
+
+    maximum: Array
+    base: Array  # what is subtracted from z before the reduction: 0 or the maximum
+    peak: Array  # maximum - base
+    shift: Array  # (s - n_max) in the exponent's bits
+    log_peak: Array  # t_max: the row's largest entry is exp(t_max) 2^s
+
+
+def scale(dtype: Any) -> float:
+    """The power of two 2^s that `scaled_exp` carries."""
+    return 2.0 ** _FORMATS[jnp.dtype(dtype).name].scale
+
+
+def row(maximum: Array) -> Row:
+    """Prepare the exponentials of rows with the given maxima (length 1 along the class axis)."""
+    form = _FORMATS[maximum.dtype.name]
+    far = jnp.abs(maximum) >= form.offset
+    base = jnp.where(far, maximum, 0)
+    peak = jnp.where(far, 0, maximum)
+    rounded, remainder = _reduce(peak, form)
+    exponent = _bits(rounded, form) - _bits(_magic(maximum.dtype, form), form)
+    shift = (form.scale - exponent) << form.mantissa
+    return Row(maximum, base, peak, shift, remainder)
+
+
+def scaled_exp(z: Array, row: Row) -> Array:
+    """exp(z - max) exp(t_max) 2^s for each entry, to about two ulp; z <= max.
+
+    Whatever lies more than `reach` below the maximum, -inf included, gives a number that is less
+    than half of the smallest subnormal relative to the maximum: any ratio rounds it to 0. Integer
+    arithmetic loses a NaN; `total` is what carries it.
+    """
+    form = _FORMATS[z.dtype.name]
+    shifted = jnp.where(z < row.maximum, z - row.base, row.peak)
+    floor = row.peak - form.reach
+    rounded, t = _reduce(jnp.where(shifted > floor, shifted, floor), form)
+    # The rounded integer's bits lie at the bottom of `rounded`; what stands above them is shifted
+    # out, so that one addition puts n - n_max + s into the exponent of exp(t).
+    exponent = (_bits(rounded, form) << form.mantissa) + row.shift
+    return lax.bitcast_convert_type(_bits(_exp(t, form), form) + exponent, z.dtype)
+
+
+def total(entries: Array, row: Row, axis: int) -> Array:
+    """The sum of a row's entries (length 1 along the axis): NaN where the row holds a NaN."""
+    return jnp.where(jnp.isnan(row.maximum), jnp.nan, jnp.sum(entries, axis, keepdims=True))
+
+
+def _reduce(x: Array, form: _Format) -> tuple[Array, Array]:
+    """n (added to the magic number, so in its low bits) and t = x - n ln 2."""
+    magic = _magic(x.dtype, form)
+    high, low = _ln2(form)
+    rounded = x * x.dtype.type(1 / np.log(2)) + magic
+    n = rounded - magic
+    return rounded, (x - n * x.dtype.type(high)) - n * x.dtype.type(low)
+
+
+def _exp(t: Array, form: _Format) -> Array:
+    q = functools.reduce(
+        lambda q, c: q * t + t.dtype.type(c),
+        reversed(form.polynomial[:-1]),
+        t.dtype.type(form.polynomial[-1]),
+    )
+    return 1 + (t + t * t * q)
+
+
+def _magic(dtype: Any, form: _Format) -> Array:
+    """1.5 * 2^mantissa: adding it to a small float rounds that float to an integer."""
+    return jnp.asarray(1.5 * 2.0**form.mantissa, dtype)
+
+
+def _bits(x: Array, form: _Format) -> Array:
+    return lax.bitcast_convert_type(x, form.integer)
+
+
+def _ln2(form: _Format) -> tuple[float, float]:
+    """ln 2 = high + low, with high a multiple of 2^-high_bits."""
+    high = float(np.round(np.ldexp(np.log(2), form.high_bits)) / 2.0**form.high_bits)
+    # log(2) in float64 and what float64 leaves of it: low is right to 53 bits of its own.
+    return high, (float(np.log(2)) - high) + 2.3190468138462996e-17

@@ -1,0 +1,659 @@
+r"""Losses of a classification head: one value per example, exact, with closed derivatives.
+
+    name                   of logits z, truth y or t                      gradient in z
+    cross_entropy          -log p_y                                       p - onehot(y)
+    soft_cross_entropy     -sum_k t_k log p_k                             p sum(t) - t
+    kl_divergence          sum_k t_k (log t_k - log p_k)                  p sum(t) - t
+    entropy                -sum_k p_k log p_k                             -p (log p + entropy)
+    binary_cross_entropy   -w t log p - (1 - t) log(1 - p)                (1 - t) p - w t (1 - p)
+    squared_error          sum_k (z_k - t_k)^2                            2 (z - t)
+    brier                  sum_k (p_k - [k = y])^2
+    hinge                  max(0, 1 - (2 t - 1) z)
+    multiclass_hinge       max(0, 1 + max over k != y of z_k - z_y)
+
+with p the softmax or, for the binary one, the sigmoid of z. The shared rules:
+
+- a loss returns one value per example (per label where it is binary), float32 for half-precision
+  logits; `weighted_mean` is the one way to average;
+- `where` says which classes exist (a logit of -inf says it too), `valid` which examples count:
+  the others have value 0 and gradient 0, whatever their label or their logits hold;
+- a label out of range gives NaN for its example alone, a label on a masked class +inf, and a row
+  that is masked whole 0. `check_labels` names a bad label before training;
+- what cuts across losses composes outside: label smoothing is (1 - a) cross_entropy + a (lse -
+  mean logit), temperature divides logits, z-loss adds `logsumexp(z)**2`, class weights are
+  `weights[labels]` in `weighted_mean`, and `focal` is a function of a loss's values.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsoftmax import checks, derivatives, links
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Softmax cross-entropy with integer labels, -log p_y = lse(z) - z_y.
+
+    Args:
+        logits: floats, `[..., K]`.
+        labels: integers of any dtype, `[...]`.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        log1p(sum over k != y of exp(z_k - z_y)), never lse - z_y, which cancels to 0 on a confident
+        example: right to 8 ulp at any margin and offset. +inf for a label on a masked class, 0 for
+        a row masked whole and for valid=False, NaN for a label out of range.
+
+    Derivatives:
+        p - onehot(y), see `cross_entropy_gradient`; of any order and in both modes.
+
+    Raises:
+        TypeError: logits are not floats, labels not integers, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(cross_entropy(jnp.array([[20.0, 0.0], [0.0, 0.0]]), jnp.array([0, 1])))
+        [2.0611537e-09 6.9314718e-01]
+
+    Reference:
+        Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
+    """
+    z, axis = checks.scores(logits, axis, where)
+    return _cross_entropy(z, *derivatives.rows(labels, valid, z, axis), axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+@functools.partial(jax.jit, static_argnums=4)
+def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int) -> Array:
+    return derivatives.value_and_gradient(z, index, known, valid, axis)[0]
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    value, gradient = derivatives.value_and_gradient(*primals, axis)
+    return value, jnp.sum(gradient * tangents[0], axis)
+
+
+def soft_cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Cross-entropy with target probabilities, -sum_k t_k log p_k.
+
+    Args:
+        logits: floats, `[..., K]`.
+        targets: t >= 0, floats of the logits' shape; they are not normalised.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        A sum of non-negative terms, with 0 log 0 = 0: right to 8 ulp of the largest. +inf where a
+        masked class has a positive target; 0 for a row masked whole and for valid=False.
+
+    Derivatives:
+        p sum(t) - t in the logits, -log p in the targets (0 at a masked class); of any order.
+
+    Raises:
+        TypeError: logits or targets are not floats, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(soft_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([0.25, 0.75])))
+        0.6931472
+
+    Reference:
+        Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
+    """
+    z, t, valid, axis = _soft_arguments(logits, targets, axis, where, valid)
+    return checks.count(_soft_cross_entropy(z, t, axis), valid)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)
+def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
+    surprise = -links._log_softmax(z, axis)
+    return jnp.sum(jnp.where(t == 0, 0, t * surprise), axis)
+
+
+@_soft_cross_entropy.defjvp
+def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (z, t), (dz, dt) = primals, tangents
+    gradient = links._softmax(z, None, axis) * jnp.sum(t, axis, keepdims=True) - t
+    # A masked class is a constant: neither its logit nor its target moves the loss.
+    exists = z > -jnp.inf
+    surprise = jnp.where(exists, -links._log_softmax(z, axis), 0)
+    change = jnp.where(exists, gradient * dz, 0) + surprise * dt
+    return _soft_cross_entropy(z, t, axis), jnp.sum(change, axis)
+
+
+def kl_divergence(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Kullback-Leibler divergence KL(t || p) = sum_k t_k (log t_k - log p_k).
+
+    Args:
+        logits: floats, `[..., K]`.
+        targets: t >= 0, floats of the logits' shape; they are not normalised.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64; `soft_cross_entropy` minus the targets' entropy.
+
+    Numerics:
+        Right to 8 ulp of the largest term |t_k log t_k| or |t_k log p_k|; 0 log 0 = 0.
+
+    Derivatives:
+        p sum(t) - t in the logits, 1 + log t - log p in the targets (0 at t = 0); of any order.
+
+    Raises:
+        TypeError: logits or targets are not floats, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(kl_divergence(jnp.array([0.0, 0.0]), jnp.array([0.0, 1.0])))
+        0.6931472
+
+    Reference:
+        Kullback and Leibler, "On information and sufficiency" (1951).
+    """
+    z, t, valid, axis = _soft_arguments(logits, targets, axis, where, valid)
+    return checks.count(_soft_cross_entropy(z, t, axis) + jnp.sum(_x_log_x(t), axis), valid)
+
+
+def _x_log_x(x: Array) -> Array:
+    """x log x, with value and derivative 0 at 0."""
+    positive = jnp.where(x == 0, 1, x)
+    return jnp.where(x == 0, 0, x * jnp.log(positive))
+
+
+def entropy(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Entropy of the softmax, H(p) = -sum_k p_k log p_k.
+
+    Args:
+        logits: floats, `[..., K]`.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        A sum of non-negative terms, each right to a few ulp: 0 for one class, log K for K equal
+        logits, and the small entropy of a confident row keeps its digits.
+
+    Derivatives:
+        -p (log p + H), of any order.
+
+    Raises:
+        TypeError: logits are not floats, or a mask not bool. ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(entropy(jnp.zeros(4)))
+        1.3862944
+
+    Reference:
+        Shannon, "A mathematical theory of communication" (1948).
+    """
+    z, axis = checks.scores(logits, axis, where)
+    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    z = checks.count_rows(z, valid, axis)
+    p = links._softmax(z, None, axis)
+    surprise = jnp.where(p == 0, 0, -links._log_softmax(z, axis))
+    return checks.count(jnp.sum(p * surprise, axis), valid)
+
+
+def binary_cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Sigmoid cross-entropy per label, w t softplus(-z) + (1 - t) softplus(z).
+
+    Args:
+        logits: floats, `[...]`; a trailing axis of labels makes it multi-label.
+        targets: t in [0, 1], floats, integers or bools of the logits' shape.
+        pos_weight: w >= 0, broadcastable to the logits: the weight of the positive term.
+        valid: bool of the logits' shape: which labels count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        Right to 8 ulp: both terms are non-negative. A coefficient of 0 silences an infinite term,
+        so infinite logits give 0 or +inf and never NaN. NaN for a target outside [0, 1]; 0 for
+        valid=False.
+
+    Derivatives:
+        sigmoid(z) - t for w = 1, see `binary_cross_entropy_gradient`; of any order.
+
+    Raises:
+        TypeError: logits are not floats, or targets no numbers. ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(binary_cross_entropy(jnp.array([20.0, -jnp.inf]), jnp.array([1, 0])))
+        [2.0611537e-09 0.0000000e+00]
+
+    Reference:
+        softplus is minus the log of the sigmoid: Bishop (2006), equation 4.90.
+    """
+    z, t, w, valid = derivatives.binary_arguments(logits, targets, pos_weight, valid)
+    positive, negative = _term(w * t, links._softplus(-z)), _term(1 - t, links._softplus(z))
+    return checks.count(positive + negative, valid)
+
+
+def _term(coefficient: Array, value: Array) -> Array:
+    """coefficient * value, where a coefficient of 0 silences an infinite value."""
+    silent = (coefficient == 0) & jnp.isinf(value)
+    return coefficient * jnp.where(silent, 0, value)
+
+
+def squared_error(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Squared error of the scores themselves, sum_k (z_k - t_k)^2.
+
+    Args:
+        logits: floats, `[..., K]`.
+        targets: floats `[..., K]`, a regression; floats `[...]` where K = 1; or integers `[...]`,
+          labels whose one-hot code is the target.
+        axis: the class axis.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        A sum of squares, right to a few ulp of the largest. NaN for a label out of range.
+
+    Derivatives:
+        2 (z - t).
+
+    Raises:
+        TypeError: logits are not floats, or targets neither floats nor integers.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(squared_error(jnp.array([1.0, 3.0]), jnp.array(0)))
+        9.0
+
+    Reference:
+        Gauss, "Theoria motus" (1809), in the form of scikit-learn's and Optax's `squared_error`,
+        without the factor of one half.
+    """
+    z, axis = checks.scores(logits, axis)
+    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    t = _regression_targets(jnp.asarray(targets), z, axis)
+    z, t = checks.count_rows(z, valid, axis), checks.count_rows(t, valid, axis)
+    return checks.count(jnp.sum((z - t) ** 2, axis), valid)
+
+
+def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
+    """Targets of the logits' shape: one-hot codes of labels, or the numbers themselves."""
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        hot, known = _one_hot(targets, z, axis, "targets")
+        return jnp.where(known, hot.astype(z.dtype), jnp.nan)
+    targets = checks.floating(targets, "targets").astype(z.dtype)
+    if z.shape[axis] == 1 and targets.ndim == z.ndim - 1:
+        targets = jnp.expand_dims(targets, axis)
+    return checks.shaped(targets, z.shape, "targets", "that of the logits")
+
+
+def brier(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Brier score of the softmax, sum_k (p_k - [k = y])^2, the squared size of the gradient.
+
+    Args:
+        logits: floats, `[..., K]`.
+        labels: integers of any dtype, `[...]`.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]` between 0 and 2, float32 or float64.
+
+    Numerics:
+        1 - p_y is the sum of the others, so a confident example keeps its digits. A label on a
+        masked class counts its one: 1 + sum_k p_k^2. NaN for a label out of range.
+
+    Derivatives:
+        2 (diag(p) - p p') (p - onehot(y)); of any order.
+
+    Raises:
+        TypeError: logits are not floats, labels not integers, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(brier(jnp.array([0.0, 0.0]), 1))
+        0.5
+
+    Reference:
+        Brier, "Verification of forecasts expressed in terms of probability" (1950).
+    """
+    z, axis = checks.scores(logits, axis, where)
+    residual = derivatives.value_and_gradient(z, *derivatives.rows(labels, valid, z, axis), axis)[1]
+    return jnp.sum(residual**2, axis)
+
+
+def hinge(logits: ArrayLike, targets: ArrayLike, *, valid: ArrayLike | None = None) -> Array:
+    r"""Hinge loss per label, max(0, 1 - s z) with the sign s = 2 t - 1.
+
+    Args:
+        logits: floats, `[...]`.
+        targets: t in {0, 1} (in between, s is too), of the logits' shape.
+        valid: bool of the logits' shape: which labels count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        One rounding of 1 - s z. NaN for a target outside [0, 1].
+
+    Derivatives:
+        -s where the margin s z is below 1, else 0.
+
+    Raises:
+        TypeError: logits are not floats, or targets no numbers. ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(hinge(jnp.array([0.25, 0.25]), jnp.array([1, 0])))
+        [0.75 1.25]
+
+    Reference:
+        Cortes and Vapnik, "Support-vector networks" (1995).
+    """
+    z, t, _, valid = derivatives.binary_arguments(logits, targets, None, valid)
+    return checks.count(_ramp(1 - (2 * t - 1) * z), valid)
+
+
+def multiclass_hinge(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Multi-class hinge (large margin), max(0, 1 + max over k != y of z_k - z_y).
+
+    Args:
+        logits: floats, `[..., K]`.
+        labels: integers of any dtype, `[...]`.
+        axis: the class axis.
+        where: bool, broadcastable to the logits: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        0 where no other class exists, +inf for a label on a masked class, NaN out of range.
+
+    Derivatives:
+        onehot(best other) - onehot(y) where the margin is below 1, else 0; equal bests share.
+
+    Raises:
+        TypeError: logits are not floats, labels not integers, or a mask not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(multiclass_hinge(jnp.array([2.0, 0.5, 1.75]), 0))
+        0.75
+
+    Reference:
+        Crammer and Singer, "On the algorithmic implementation of multiclass kernel-based vector
+        machines" (2001).
+    """
+    z, axis = checks.scores(logits, axis, where)
+    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    z = checks.count_rows(z, valid, axis)
+    hot, known = _one_hot(labels, z, axis, "labels")
+    truth = jnp.sum(jnp.where(hot, z, 0), axis)
+    best_other = jnp.max(jnp.where(hot, -jnp.inf, z), axis)
+    # Where no other class exists there is no margin to keep.
+    alone = best_other == -jnp.inf
+    margin = jnp.where(alone, jnp.inf, truth - jnp.where(alone, 0, best_other))
+    # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
+    factor = jnp.where(jnp.squeeze(known, axis), 1, jnp.nan).astype(z.dtype)
+    return checks.count(factor * _ramp(1 - margin), valid)
+
+
+def _ramp(x: Array) -> Array:
+    """max(0, x), with derivative 0 at 0; NaN passes."""
+    return jnp.where(x <= 0, 0, x)
+
+
+def focal(values: ArrayLike, *, gamma: float) -> Array:
+    r"""Focal loss as a function of the cross-entropy l, (1 - exp(-l))^gamma l.
+
+    Args:
+        values: a loss's values l >= 0 (so that exp(-l) is a probability), floats `[...]`.
+        gamma: the focusing exponent, a number >= 0; 0 returns the values.
+
+    Returns:
+        `[...]`, float32 or float64.
+
+    Numerics:
+        1 - exp(-l) is -expm1(-l): right for small l too. 0 at l = 0, +inf at +inf.
+
+    Derivatives:
+        q^gamma (1 + gamma l / expm1(l)), q = 1 - exp(-l): finite at l = 0 for every gamma, where
+        the derivative of q^gamma alone is not.
+
+    Raises:
+        TypeError: values are not floats. ValueError: gamma is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(focal(jnp.log(jnp.array([2.0])), gamma=2.0))
+        [0.1732868]
+
+    Reference:
+        Lin et al., "Focal loss for dense object detection" (2017).
+    """
+    if not gamma >= 0:
+        raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
+    return _focal(checks.accumulated(checks.floating(values, "values")), gamma)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _focal(values: Array, gamma: float) -> Array:
+    return _power(-jnp.expm1(-values), gamma) * values
+
+
+@_focal.defjvp
+def _focal_jvp(gamma: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (loss,), (change,) = primals, tangents
+    q = -jnp.expm1(-loss)
+    # loss / expm1(loss) is 1 at 0 and 0 at infinity, where the quotient itself is NaN.
+    inside = (loss != 0) & (loss < jnp.inf)
+    x = jnp.where(inside, loss, 1)
+    limit = jnp.where(loss == 0, 1 - loss / 2, 0)
+    ratio = jnp.where(inside, x * jnp.exp(-x) / -jnp.expm1(-x), limit)
+    return _focal(loss, gamma), _power(q, gamma) * (1 + gamma * ratio) * change
+
+
+def _power(q: Array, gamma: float) -> Array:
+    """q^gamma, a constant at q = 0 where its slope would be infinite."""
+    if gamma == 0 or gamma >= 1:
+        return q**gamma
+    return jnp.where(q == 0, 0, jnp.where(q == 0, 1, q) ** gamma)
+
+
+def weighted_mean(
+    values: ArrayLike, *, valid: ArrayLike | None = None, weights: ArrayLike | None = None
+) -> Array:
+    r"""Weighted mean of a loss's values, sum(weights * valid * values) / sum(weights * valid).
+
+    Args:
+        values: floats `[...]`.
+        valid: bool: which examples count; of the values' shape or a leading part of it.
+        weights: non-negative floats, likewise.
+
+    Returns:
+        A scalar, float32 or float64; 0 where the total weight is 0.
+
+    Numerics:
+        A value without weight has no say, NaN and infinity included.
+
+    Derivatives:
+        The weight over the total weight, in each value; 0 for those without weight.
+
+    Raises:
+        TypeError: values or weights are not floats, or valid not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), weights=jnp.array([1.0, 3.0, 0.0])))
+        2.5
+
+    Reference:
+        The ratio estimator of a mean, as scikit-learn's `sample_weight` has it.
+    """
+    v = checks.accumulated(checks.floating(values, "values"))
+    w = jnp.ones_like(v)
+    if weights is not None:
+        w = _from_leading(checks.floating(weights, "weights").astype(v.dtype), v, "weights")
+    if valid is not None:
+        w = jnp.where(_from_leading(checks.boolean(valid, "valid"), v, "valid"), w, 0)
+    total = jnp.sum(w)
+    return jnp.sum(w * jnp.where(w == 0, 0, v)) / jnp.where(total == 0, 1, total)
+
+
+def _from_leading(x: Array, values: Array, name: str) -> Array:
+    """x, whose shape is a leading part of the values', broadcast to them."""
+    checks.shaped(x, values.shape[: x.ndim], name, "that of the values, or a leading part of it")
+    return jnp.broadcast_to(x.reshape(x.shape + (1,) * (values.ndim - x.ndim)), values.shape)
+
+
+def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None = None) -> None:
+    r"""Raise if a label that counts is not one of 0, ..., num_classes - 1.
+
+    The losses cannot raise under jit: a label out of range gives NaN there. Call this before.
+
+    Args:
+        labels: integers of any dtype and shape, with values: not under jit.
+        num_classes: K.
+        valid: bool of the labels' shape: which examples count.
+
+    Returns:
+        None.
+
+    Numerics:
+        None: integers are compared.
+
+    Derivatives:
+        None.
+
+    Raises:
+        ValueError: names the first label out of range, its position and the range.
+        TypeError: labels are not integers, or are traced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> check_labels(jnp.array([0, 3, 2]), 3)
+        Traceback (most recent call last):
+        ...
+        ValueError: labels[1]: expected a label from 0 to 2, got 3 (1 of 3 are out of range)
+
+    Reference:
+        The contract of `cross_entropy`.
+    """
+    y = checks.concrete(labels, "labels")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"labels: expected an integer dtype, got {y.dtype}")
+    wide = y.astype(np.int64) if y.dtype != np.uint64 else y
+    bad = (wide < 0) | (wide >= num_classes)
+    if valid is not None:
+        bad &= np.asarray(checks.valid_rows(checks.concrete(valid, "valid"), y.shape))
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = "".join(f"[{i}]" for i in first)
+        raise ValueError(
+            f"labels{where}: expected a label from 0 to {num_classes - 1}, got {y[first]} "
+            f"({bad.sum()} of {y.size} are out of range)"
+        )
+
+
+def _soft_arguments(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    valid: ArrayLike | None,
+) -> tuple[Array, Array, Array | None, int]:
+    """Logits and targets of one shape and dtype; a row that does not count has targets 0."""
+    z, axis = checks.scores(logits, axis, where)
+    t = checks.floating(targets, "targets").astype(z.dtype)
+    checks.shaped(t, z.shape, "targets", "that of the logits")
+    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    z, t = checks.count_rows(z, valid, axis), checks.count_rows(t, valid, axis)
+    # A row that is masked whole has no distribution: it counts for nothing.
+    alive = jnp.max(z, axis, keepdims=True) != -jnp.inf
+    return z, jnp.where(alive, t, 0), valid, axis
+
+
+def _one_hot(labels: ArrayLike, z: Array, axis: int, name: str) -> tuple[Array, Array]:
+    """Which entries of z are the labels', and which rows' labels are labels (kept axis)."""
+    index, known = (jnp.expand_dims(a, axis) for a in checks.class_labels(labels, z, axis, name))
+    return lax.broadcasted_iota(index.dtype, z.shape, axis) == index, known
