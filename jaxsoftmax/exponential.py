@@ -108,10 +108,8 @@ def row(maximum: Array) -> Row:
     far = jnp.abs(maximum) >= form.offset
     base = jnp.where(far, maximum, 0)
     peak = jnp.where(far, 0, maximum)
-    rounded, remainder = _reduce(peak, form)
-    exponent = _bits(rounded, form) - _bits(_magic(maximum.dtype, form), form)
-    shift = (form.scale - exponent) << form.mantissa
-    return Row(maximum, base, peak, shift, remainder)
+    n, remainder = _reduce(peak, form)
+    return Row(maximum, base, peak, (form.scale - n) << form.mantissa, remainder)
 
 
 def scaled_exp(z: Array, row: Row) -> Array:
@@ -124,10 +122,10 @@ def scaled_exp(z: Array, row: Row) -> Array:
     form = _FORMATS[z.dtype.name]
     shifted = jnp.where(z < row.maximum, z - row.base, row.peak)
     floor = row.peak - form.reach
-    rounded, t = _reduce(jnp.where(shifted > floor, shifted, floor), form)
-    # The rounded integer's bits lie at the bottom of `rounded`; what stands above them is shifted
-    # out, so that one addition puts n - n_max + s into the exponent of exp(t).
-    exponent = (_bits(rounded, form) << form.mantissa) + row.shift
+    n, t = _reduce(jnp.where(shifted > floor, shifted, floor), form)
+    # One addition puts n - n_max + s into the exponent of exp(t): what stands above the integer
+    # in n is shifted out.
+    exponent = (n << form.mantissa) + row.shift
     return lax.bitcast_convert_type(_bits(_exp(t, form), form) + exponent, z.dtype)
 
 
@@ -137,12 +135,13 @@ def total(entries: Array, row: Row, axis: int) -> Array:
 
 
 def _reduce(x: Array, form: _Format) -> tuple[Array, Array]:
-    """n (added to the magic number, so in its low bits) and t = x - n ln 2."""
-    magic = _magic(x.dtype, form)
+    """n, as an integer in the low bits of what is returned, and t = x - n ln 2."""
     high, low = _ln2(form)
-    rounded = x * x.dtype.type(1 / np.log(2)) + magic
-    n = rounded - magic
-    return rounded, (x - n * x.dtype.type(high)) - n * x.dtype.type(low)
+    n = lax.round(x * x.dtype.type(1 / np.log(2)), lax.RoundingMethod.TO_NEAREST_EVEN)
+    t = (x - n * x.dtype.type(high)) - n * x.dtype.type(low)
+    # Adding 1.5 * 2^mantissa puts the integer into the low bits, cheaper than a conversion. It is
+    # not what rounds: XLA of jaxlib 0.11 takes (x + c) - c for x.
+    return _bits(n + x.dtype.type(1.5 * 2.0**form.mantissa), form), t
 
 
 def _exp(t: Array, form: _Format) -> Array:
@@ -152,11 +151,6 @@ def _exp(t: Array, form: _Format) -> Array:
         t.dtype.type(form.polynomial[-1]),
     )
     return 1 + (t + t * t * q)
-
-
-def _magic(dtype: Any, form: _Format) -> Array:
-    """1.5 * 2^mantissa: adding it to a small float rounds that float to an integer."""
-    return jnp.asarray(1.5 * 2.0**form.mantissa, dtype)
 
 
 def _bits(x: Array, form: _Format) -> Array:
