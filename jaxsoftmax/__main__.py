@@ -1,0 +1,18 @@
+"""`python -m jaxsoftmax` and the command `jaxsoftmax`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what to install for it."""
+    try:
+        from jaxsoftmax.cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in {"typer", "rich", "safetensors"}:
+            raise
+        sys.exit(f"jaxsoftmax needs {error.name} here: pip install 'jaxsoftmax[cli]'")
+    app(prog_name="jaxsoftmax")
+
+
+if __name__ == "__main__":
+    main()
