@@ -35,9 +35,10 @@ def paired(
     another process, and return their own seconds.
 
     Returns:
-        `{"rounds", "baseline", "seconds": {name: summary}, "ratios": {name: summary}}`, where a
-        summary has minimum, lower quartile, median, upper quartile; a ratio is the baseline's time
-        over the function's in the same round, so that 2 means twice as fast.
+        `{"rounds", "baseline", "seconds": {name: summary}, "ratios": {name: summary},
+        "ratios_of_minima": {name: float}}`, where a summary has minimum, lower quartile, median,
+        upper quartile; a ratio is the baseline's time over the function's in the same round, so
+        that 2 means twice as fast.
     """
     timers = {name: partial(clock, function) for name, function in functions.items()}
     timers |= clocks or {}
@@ -58,6 +59,7 @@ def paired(
         "baseline": names[0],
         "seconds": {name: summary(seconds[name]) for name in names},
         "ratios": ratios,
+        "ratios_of_minima": {name: min(base) / min(seconds[name]) for name in names},
     }
 
 

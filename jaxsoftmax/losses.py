@@ -173,7 +173,7 @@ def kl_divergence(
         `[...]`, float32 or float64; `soft_cross_entropy` minus the targets' entropy.
 
     Numerics:
-        Right to 8 ulp of the largest term |t_k log t_k| or |t_k log p_k|; 0 log 0 = 0.
+        The difference of two sums of terms of one sign, right to 8 ulp of the larger; 0 log 0 = 0.
 
     Derivatives:
         p sum(t) - t in the logits, 1 + log t - log p in the targets (0 at t = 0); of any order.
@@ -263,8 +263,9 @@ def binary_cross_entropy(
         `[...]`, float32 or float64.
 
     Numerics:
-        Right to 8 ulp: both terms are non-negative. A coefficient of 0 silences an infinite term,
-        so infinite logits give 0 or +inf and never NaN. NaN for a target outside [0, 1]; 0 for
+        Right to 8 ulp where the loss without weight is a normal number: both terms are
+        non-negative. A coefficient of 0 silences an infinite term, so infinite logits give 0 or
+        +inf and never NaN. NaN for a target outside [0, 1]; 0 for
         valid=False.
 
     Derivatives:
@@ -467,14 +468,14 @@ def multiclass_hinge(
     valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
     z = checks.count_rows(z, valid, axis)
     hot, known = _one_hot(labels, z, axis, "labels")
+    # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
+    z = z * jnp.where(known, 1, jnp.nan).astype(z.dtype)
     truth = jnp.sum(jnp.where(hot, z, 0), axis)
     best_other = jnp.max(jnp.where(hot, -jnp.inf, z), axis)
     # Where no other class exists there is no margin to keep.
     alone = best_other == -jnp.inf
     margin = jnp.where(alone, jnp.inf, truth - jnp.where(alone, 0, best_other))
-    # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
-    factor = jnp.where(jnp.squeeze(known, axis), 1, jnp.nan).astype(z.dtype)
-    return checks.count(factor * _ramp(1 - margin), valid)
+    return checks.count(_ramp(1 - margin), valid)
 
 
 def _ramp(x: Array) -> Array:
@@ -523,20 +524,31 @@ def _focal(values: Array, gamma: float) -> Array:
 @_focal.defjvp
 def _focal_jvp(gamma: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (loss,), (change,) = primals, tangents
-    q = -jnp.expm1(-loss)
-    # loss / expm1(loss) is 1 at 0 and 0 at infinity, where the quotient itself is NaN.
-    inside = (loss != 0) & (loss < jnp.inf)
-    x = jnp.where(inside, loss, 1)
-    limit = jnp.where(loss == 0, 1 - loss / 2, 0)
-    ratio = jnp.where(inside, x * jnp.exp(-x) / -jnp.expm1(-x), limit)
-    return _focal(loss, gamma), _power(q, gamma) * (1 + gamma * ratio) * change
+    slope = _power(-jnp.expm1(-loss), gamma) * (1 + gamma * _bernoulli(loss))
+    return _focal(loss, gamma), slope * change
 
 
 def _power(q: Array, gamma: float) -> Array:
     """q^gamma, a constant at q = 0 where its slope would be infinite."""
-    if gamma == 0 or gamma >= 1:
+    if gamma == 0:
+        return jnp.ones_like(q)
+    if gamma >= 1:
         return q**gamma
     return jnp.where(q == 0, 0, jnp.where(q == 0, 1, q) ** gamma)
+
+
+def _bernoulli(x: Array) -> Array:
+    """x / (exp(x) - 1) for x >= 0: 1 at 0 and 0 at infinity, with derivatives to match.
+
+    Its series there is 1 - x / 2 + x^2 / 12 - x^4 / 720 + x^6 / 30240.
+    """
+    inside = (x > 0.03) & (x < jnp.inf)
+    y = jnp.where(inside, x, 1)
+    near = jnp.where(x > 0.03, 0, x)
+    square = near * near
+    series = 1 - near / 2 + square * (1 / 12 - square * (1 / 720 - square / 30240))
+    limit = jnp.where(x > 0.03, 0, series)
+    return jnp.where(inside, y * jnp.exp(-y) / -jnp.expm1(-y), limit)
 
 
 def weighted_mean(

@@ -1,0 +1,244 @@
+"""The rules of the house, as tests: signatures, vocabulary, imports, what is refused on sight."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import jaxsoftmax
+
+PACKAGE = Path(jaxsoftmax.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC = {name: getattr(jaxsoftmax, name) for name in jaxsoftmax.__all__}
+FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(inspect.unwrap(f))}
+
+# Lower imports nothing from higher; modules of one rank do not import each other.
+RANKS = {
+    "exponential": 0,
+    "checks": 0,
+    "links": 1,
+    "derivatives": 2,
+    "losses": 3,
+    "kernels": 4,
+    "class_parallel": 5,
+    "linear": 6,
+    "training": 7,
+    "solvers": 7,
+    "estimator": 8,
+}
+# Imported by nothing below the command line, and by each other only as the command line needs.
+LEAVES = {"plots", "report", "cli"}
+# What a user of the core never pays for.
+EXTRAS = ("tensorflow_datasets", "tensorflow", "sklearn", "matplotlib", "rich", "typer",
+          "safetensors", "pandas", "torch", "absl.testing", "scipy.optimize")  # fmt: skip
+
+# One word for each idea (left); the words other libraries have for it are not ours.
+VOCABULARY = {
+    "logits": {"logit", "scores", "preds", "predictions", "output", "outputs", "y_pred", "inputs"},
+    "labels": {"label", "classes_true", "y", "y_true", "target", "ground_truth", "integer_labels"},
+    "targets": {"soft_labels", "target_probabilities", "probs", "distribution"},
+    "where": {"mask", "class_mask", "ignore_mask"},
+    "valid": {"ignore_index", "keep", "valid_mask", "padding_mask", "is_valid"},
+    "weights": {"weight", "sample_weight", "sample_weights", "example_weights"},
+    "w": {"kernel", "weight_matrix", "coef", "W"},
+    "bias": {"b", "intercept", "use_bias"},
+    "axis": {"dim", "axes", "class_axis"},
+    "key": {"rng", "seed", "prng_key", "rng_key", "random_state"},
+}
+FORBIDDEN = {other: word for word, others in VOCABULARY.items() for other in others}
+
+
+@pytest.fixture(params=FUNCTIONS.values(), ids=FUNCTIONS.keys())
+def function(request: pytest.FixtureRequest) -> Callable:
+    return request.param
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"softmax", "cross_entropy", "weighted_mean", "gauss_newton_factor"} <= set(FUNCTIONS)
+    assert len(MODULES) > 5
+
+
+def test_all_is_complete_and_in_order() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    exported = [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    public = [name for name in exported if not name.startswith("_")]
+    assert len(set(jaxsoftmax.__all__)) == len(jaxsoftmax.__all__)
+    missing = {"__version__"} & set(jaxsoftmax.__all__)
+    assert set(jaxsoftmax.__all__) - missing == set(public)
+
+
+def test_at_most_three_positional_then_keywords(function: Callable) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    kinds = [p.kind for p in parameters]
+    assert inspect.Parameter.VAR_POSITIONAL not in kinds
+    assert sum(kind == inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds) <= 3
+    optional = [p for p in parameters if p.default is not inspect.Parameter.empty]
+    assert all(p.kind == inspect.Parameter.KEYWORD_ONLY for p in optional), "options are keywords"
+
+
+def test_one_vocabulary(function: Callable) -> None:
+    names = set(inspect.signature(function).parameters)
+    assert "reduction" not in names
+    wrong = {name: FORBIDDEN[name] for name in names if name in FORBIDDEN}
+    assert not wrong, f"say it in the house's words: {wrong}"
+
+
+def test_annotations_and_docstring(function: Callable) -> None:
+    signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter.name
+    assert signature.return_annotation is not inspect.Signature.empty
+    text = inspect.getdoc(function) or ""
+    assert len(text.splitlines()[0]) <= 100
+    assert text.splitlines()[0].endswith(".")
+    for part in ("Args:", "Example", ">>> "):
+        assert part in text, f"the docstring has no {part!r}"
+    assert "Returns:" in text or signature.return_annotation in (None, "None")
+
+
+def test_core_docstrings_are_the_specification(function: Callable) -> None:
+    if function.__module__.rsplit(".", 1)[-1] not in ("links", "derivatives", "losses"):
+        return
+    text = inspect.getdoc(function)
+    sections = ["Args:", "Raises:", "Example"]
+    if function.__name__ not in ("check_labels",):
+        sections += ["Returns:", "Numerics:", "Derivatives:"]
+        assert re.search(r"`\[[^`]*\]`|any shape", text), "shapes such as `[..., K]`"
+    for part in sections:
+        assert part in text, f"the docstring has no {part!r}"
+    for name in inspect.signature(function).parameters:
+        assert re.search(rf"^\s+{name}( \([^)]*\))?:", text, re.MULTILINE), f"Args lack {name}"
+
+
+# -- Imports --
+
+
+def top(module: str) -> str:
+    """The first part of a module's name inside the package, "" for the package itself."""
+    return module.partition(".")[0]
+
+
+def internal_imports(path: Path) -> Iterator[str]:
+    """What of the package the module at `path` imports, at any depth of its code."""
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level], *(node.module or "").split(".")]
+            stem = ".".join(("jaxsoftmax", *filter(None, base)))
+            names = [f"{stem}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("jaxsoftmax.") for name in names if "jaxsoftmax." in name)
+
+
+def module_names() -> set[str]:
+    return {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_import_order(path: Path) -> None:
+    mine = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    known = module_names()
+    for name in internal_imports(path):
+        theirs = top(name)
+        if theirs not in known or theirs == mine:
+            continue
+        if theirs in LEAVES:
+            assert mine in LEAVES | {"__main__"}, f"{mine} imports the leaf {theirs}"
+        if mine in RANKS:
+            assert theirs in RANKS, f"{mine} imports {theirs}, which stands on the library"
+            assert RANKS[theirs] < RANKS[mine], f"{mine} imports {theirs}: the order is {RANKS}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_lean_import() -> None:
+    # JAX brings scipy's linear algebra; what counts is what the package adds to its own needs.
+    mine = loaded_by("import jaxsoftmax")
+    needed = loaded_by("import jax, optax, chex, numpy")
+    assert {"jax", "chex", "jaxsoftmax"} <= mine
+    extra = {name for name in mine - needed if name.startswith(EXTRAS)}
+    assert not extra, f"import jaxsoftmax loads {sorted(extra)}"
+    heavy = {
+        "tensorflow_datasets",
+        "sklearn",
+        "matplotlib",
+        "rich",
+        "typer",
+        "safetensors",
+        "torch",
+    }
+    assert not heavy & mine
+
+
+def test_import_leaves_jax_alone() -> None:
+    code = (
+        "import jax; before = dict(jax.config.values); import jaxsoftmax;"
+        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized();"
+        "changed = {k for k, v in jax.config.values.items() if before.get(k) != v};"
+        "assert not changed, changed"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# -- Refused on sight --
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_source_has_nothing_refused(path: Path) -> None:
+    assert path.stem not in ("utils", "util", "helpers", "common", "misc")
+    assert not re.search(r"_v\d+$", path.stem)
+    text = path.read_text()
+    for pattern in (
+        r"except ImportError:\s*pass",
+        r"\bsafe_\w+\(",
+        r"def \w+_v\d\b",
+        r"\breduction\s*=",
+        r"config\.update\(",
+        r"jax\.config\.jax_",
+        r"\bTODO\b|\bFIXME\b|\bXXX\b",
+        r"NotImplementedError\(\)",
+    ):
+        found = re.search(pattern, text)
+        assert not found, f"{path.name} has {found.group() if found else None!r}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)
+def test_tests_have_nothing_refused(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert not name.endswith("assertTrue"), f"{path.name}:{node.lineno} {name}"
+            for keyword in node.keywords:
+                if keyword.arg in ("rtol", "atol") and isinstance(keyword.value, ast.Constant):
+                    # 1e-2 or more needs an argument, which is then not a bare number.
+                    assert keyword.value.value < 1e-2, f"{path.name}:{node.lineno} {keyword.arg}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path.name} has no docstring"
