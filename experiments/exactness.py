@@ -161,10 +161,10 @@ def ulps(got: np.ndarray, true: np.ndarray) -> float:
 def show(errors: dict[str, dict[str, Any]]) -> None:
     """Print value / gradient errors, a column per peer."""
     peers = list(next(iter(errors.values())))
-    print(f"{'largest error, ulps (value / gradient)':42}" + "".join(f"{p:>24}" for p in peers))
+    print(f"{'largest error, ulps (value / gradient)':42}" + "".join(f"{p:>30}" for p in peers))
     for name, row in errors.items():
         cells = (f"{row[p]['value']:,.1f} / {row[p]['gradient']:,.1f}" for p in peers)
-        print(f"{name:42}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{name:42}" + "".join(f"{cell:>30}" for cell in cells))
 
 
 if __name__ == "__main__":

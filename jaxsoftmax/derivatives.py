@@ -114,7 +114,7 @@ def cross_entropy_hessian_product(
     v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
     checks.shaped(v, z.shape, "tangents", "that of the logits")
     valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
-    p = links._softmax(z, None if valid is None else jnp.expand_dims(valid, axis), axis)
+    p = links._softmax(z, valid, axis)
     return links.covariance_product(p, v, axis).astype(jnp.asarray(logits).dtype)
 
 
@@ -279,11 +279,10 @@ def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
 
 
 def rows(labels: ArrayLike, valid: ArrayLike | None, z: Array, axis: int) -> tuple[Array, ...]:
-    """The label, whether it is one, and whether the row counts; each of length 1 along the axis."""
+    """The label, whether it is one, and whether the row counts, without the class axis."""
     index, known = checks.class_labels(labels, z, axis)
     valid = checks.valid_rows(valid, index.shape)
-    valid = jnp.ones(index.shape, bool) if valid is None else valid
-    return tuple(jnp.expand_dims(a, axis) for a in (index, known, valid))
+    return index, known, jnp.ones(index.shape, bool) if valid is None else valid
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -297,25 +296,26 @@ def value_and_gradient(
     leads, and log(S) + (z_max - z_y), S = s_o + e_y, where it does not: both are sums of terms of
     one sign. The gradient is e_k / S, and -s_o / S at the label.
     """
-    maximum = jnp.max(z, axis, keepdims=True)
-    dead = ~valid | (maximum == -jnp.inf)
+    wide = functools.partial(jnp.expand_dims, axis=axis)
+    maximum = jnp.max(z, axis)
+    # Not `== -inf`: sharing that constant with the maximum's start keeps XLA's fast reduction away.
+    dead = ~valid | (maximum < jnp.finfo(z.dtype).min)
     # A row's maximum is what every entry of it passes through: NaN for a label that is none.
     maximum = jnp.where(valid, jnp.where(known, maximum, jnp.nan), 0)
     row = exponential.row(maximum)
-    z_y = jnp.take_along_axis(z, index, axis)
+    z_y = jnp.squeeze(jnp.take_along_axis(z, wide(index), axis), axis)
     e_y = exponential.scaled_exp(z_y, row)
-    hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == index
-    others = jnp.where(hot, 0, exponential.scaled_exp(z, row))
-    s_o = exponential.total(others, row, axis)
+    hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
+    others = jnp.where(hot, 0, exponential.scaled_exp(z, jax.tree.map(wide, row)))
+    # A dead row is one whose others weigh nothing and whose label leads: value and gradient are 0.
+    s_o = jnp.where(dead, 0, exponential.total(others, row, axis))
     total = s_o + e_y
-
-    leads = z_y == maximum
+    leads = (z_y == maximum) | dead
     excess = jnp.where(leads, s_o / e_y, total / exponential.scale(z.dtype) - 1)
     behind = jnp.where(leads, 0, maximum - z_y)
     value = (jnp.log1p(excess) - jnp.where(leads, 0, row.log_peak)) + behind
-    inverse = jnp.where(dead, 0, 1 / total)
-    gradient = jnp.where(hot, -s_o * inverse, others * inverse)
-    return jnp.squeeze(jnp.where(dead, 0, value), axis), gradient
+    inverse = 1 / jnp.where(dead, jnp.inf, total)
+    return value, jnp.where(hot, wide(-s_o * inverse), others * wide(inverse))
 
 
 @value_and_gradient.defjvp

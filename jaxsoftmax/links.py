@@ -238,14 +238,15 @@ def _no_mass_no_say(p: Array, products: Array) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 @functools.partial(jax.jit, static_argnums=2)
 def _softmax(z: Array, valid: Array | None, axis: int) -> Array:
-    """Softmax; rows with valid=False (length 1 along the axis) are 0 whatever they hold."""
-    maximum = jnp.max(z, axis, keepdims=True)
-    dead = maximum == -jnp.inf
+    """Softmax; rows with valid=False are 0 whatever they hold."""
+    wide = functools.partial(jnp.expand_dims, axis=axis)
+    maximum = jnp.max(z, axis)
+    dead = maximum < jnp.finfo(z.dtype).min  # not `== -inf`, see derivatives.value_and_gradient
     if valid is not None:
         maximum, dead = jnp.where(valid, maximum, 0), dead | ~valid
     row = exponential.row(maximum)
-    e = exponential.scaled_exp(z, row)
-    return e * jnp.where(dead, 0, 1 / exponential.total(e, row, axis))
+    e = exponential.scaled_exp(z, jax.tree.map(wide, row))
+    return e * wide(1 / jnp.where(dead, jnp.inf, exponential.total(e, row, axis)))
 
 
 @_softmax.defjvp
@@ -257,10 +258,11 @@ def _softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Arr
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @functools.partial(jax.jit, static_argnums=1)
 def _log_softmax(z: Array, axis: int) -> Array:
-    maximum = jnp.max(z, axis, keepdims=True)
+    maximum = jnp.max(z, axis)
+    wide, excess = (jnp.expand_dims(a, axis) for a in (maximum, _log_excess(z, maximum, axis)))
     # Equal infinities differ by 0, and a product fused into z may exceed its own rounded maximum.
-    below = jnp.where(z < maximum, z - maximum, jnp.where(jnp.isnan(z), jnp.nan, 0))
-    return jnp.where(z == -jnp.inf, -jnp.inf, below - _log_excess(z, maximum, axis))
+    below = jnp.where(z < wide, z - wide, jnp.where(jnp.isnan(z), jnp.nan, 0))
+    return jnp.where(z == -jnp.inf, -jnp.inf, below - excess)
 
 
 @_log_softmax.defjvp
@@ -273,9 +275,8 @@ def _log_softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array,
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @functools.partial(jax.jit, static_argnums=1)
 def _logsumexp(z: Array, axis: int) -> Array:
-    maximum = jnp.max(z, axis, keepdims=True)
-    lse = jnp.where(maximum == -jnp.inf, -jnp.inf, maximum + _log_excess(z, maximum, axis))
-    return jnp.squeeze(lse, axis)
+    maximum = jnp.max(z, axis)
+    return jnp.where(maximum == -jnp.inf, -jnp.inf, maximum + _log_excess(z, maximum, axis))
 
 
 @_logsumexp.defjvp
@@ -287,10 +288,12 @@ def _logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, A
 
 def _log_excess(z: Array, maximum: Array, axis: int) -> Array:
     """Log of sum_k exp(z_k - max z), as log1p of what comes on top of one maximum."""
+    wide = functools.partial(jnp.expand_dims, axis=axis)
     row = exponential.row(maximum)
     peak = exponential.scaled_exp(maximum, row)
-    lower = jnp.where(z < maximum, exponential.scaled_exp(z, row), 0)
-    ties = jnp.sum(jnp.where(z < maximum, 0, jnp.ones_like(z)), axis, keepdims=True)
+    below = z < wide(maximum)
+    lower = jnp.where(below, exponential.scaled_exp(z, jax.tree.map(wide, row)), 0)
+    ties = jnp.sum(jnp.where(below, 0, jnp.ones_like(z)), axis)
     return jnp.log1p(exponential.total(lower, row, axis) / peak + (ties - 1))
 
 
