@@ -8,7 +8,8 @@ The record is results/main_job.json.
 Question. What accuracy does `jaxsoftmax fit NAME` reach on the test split, and in what time? The
 seconds are those of training alone, measured once: they say minutes or seconds, no more.
 
-Findings: FINDINGS
+Findings: digits 96.6 %, MNIST 92.6 %, Fashion-MNIST 84.5 % (the paper's logistic regression:
+84.2 %, arXiv 1708.07747), CIFAR-10 41.1 % (images re-encoded as JPEG), in seconds each.
 """
 
 import argparse

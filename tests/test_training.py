@@ -1,10 +1,6 @@
 """Training: every optimizer family, exact minibatches, histories, sweeps, against plain numpy."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -694,18 +690,3 @@ def test_lanes_that_disagree_are_refused():
 def test_accuracy_of_numbers_is_refused():
     with pytest.raises(TypeError, match="targets must be integer or bool"):
         training.accuracy(linear.init(5, 1), jnp.asarray(X), jnp.ones(43))
-
-
-def test_the_benchmark_runs():
-    script = Path(__file__).parents[1] / "experiments" / "training_speed.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script), "--smoke"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=script.parents[1],
-        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "python loop" in done.stdout
-    assert "2 models" in done.stdout

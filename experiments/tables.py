@@ -1,0 +1,114 @@
+"""The tables of README.md, made from the records, so that none of its figures is typed by hand.
+
+Command: `python experiments/tables.py`, seconds. It rewrites what stands between each pair of
+markers `<!-- NAME -->` and `<!-- end -->` in README.md; a test compares the two.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import measure
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    README.write_text(rendered(README.read_text()))
+
+
+def rendered(text: str) -> str:
+    """The text with its tables made anew."""
+    for name, table in TABLES.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        found = "\n".join(table())
+        text, count = marked.subn(lambda match, found=found: match[1] + found + match[2], text)
+        if count != 1:
+            raise ValueError(f"README.md must hold <!-- {name} --> once, got {count}")
+    return text
+
+
+def record(name: str) -> dict[str, Any]:
+    """A committed record."""
+    return json.loads((measure.RESULTS / f"{name}.json").read_text())
+
+
+def exactness() -> list[str]:
+    """Largest errors in ulps, a column for each peer."""
+    errors = record("exactness_cpu")["errors_in_ulps"]
+    peers = ("jaxsoftmax", "optax", "jax.nn", "torch")
+    cells = {
+        name: [f"{ulps(row[p]['value'])} / {ulps(row[p]['gradient'])}" for p in peers]
+        for name, row in errors.items()
+    }
+    order = sorted(cells, key=lambda name: (int(name.split()[0].replace(",", "")), name))
+    return markdown(("float32 logits", *peers), ([name, *cells[name]] for name in order))
+
+
+def ulps(error: float) -> str:
+    """An error, or "all" where it is the whole of a number with 24 bits."""
+    return "all" if error > 2**23 else f"{error:,.1f}"
+
+
+def price() -> list[str]:
+    """Time as a multiple of Optax's, and temporary memory."""
+    shapes = record("loss_price_cpu")["shapes"]
+    rows = []
+    for name, found in sorted(shapes.items(), key=lambda item: -int(item[0].split("x")[1])):
+        times, memory = found["times_optax"]["jaxsoftmax"], found["temporary_bytes"]
+        rows.append(
+            [
+                name.replace("x", " x "),
+                f"{times['median']:.2f} ({times['lower']:.2f} to {times['upper']:.2f})",
+                f"{memory['jaxsoftmax'] / 1e6:.2f} MB",
+                f"{memory['optax'] / 1e6:.2f} MB",
+            ]
+        )
+    heads = ("logits", "time / Optax's, median (quartiles)", "temporary memory", "Optax's")
+    return markdown(heads, rows)
+
+
+def training() -> list[str]:
+    """Milliseconds of an epoch, and of a sweep as a multiple of fits."""
+    found = record("training_speed")
+    seconds = {name: s["median"] for name, s in found["epoch"]["seconds"].items()}
+    named = {
+        "train_epoch": "`train_epoch`, one compiled scan",
+        "python loop": "Python loop over a jitted step with Optax's loss",
+        "torch bare": f"{found['torch'].split(', ')[1]}, bare loop",
+        "torch loader": f"{found['torch'].split(', ')[1]}, DataLoader",
+    }
+    rows = [
+        [text, f"{seconds[name] / seconds['train_epoch']:.1f}"]
+        for name, text in named.items()
+        if name in seconds
+    ]
+    for models, timing in sorted(found["sweep"].items(), key=lambda item: int(item[0])):
+        ratio = timing["ratios"]["sweep"]["median"]
+        rows.append([f"{models} fits one after the other, against one `sweep`", f"{ratio:.1f}"])
+    return markdown(("median time", "times `train_epoch`'s or `sweep`'s"), rows)
+
+
+def main_job() -> list[str]:
+    """Accuracy of the command's defaults."""
+    rows = [
+        [f"`{run['command']}`", f"{run['test']['accuracy']:.2%}", f"{run['test']['loss']:.3f}"]
+        for run in record("main_job")["runs"].values()
+    ]
+    return markdown(("command", "test accuracy", "test loss"), sorted(rows, key=lambda row: row[1]))
+
+
+def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A Markdown table; numbers to the right."""
+    heads = list(heads)
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (heads, rule, *rows)]
+
+
+TABLES = {"exactness": exactness, "price": price, "training": training, "main job": main_job}
+
+if __name__ == "__main__":
+    main()
