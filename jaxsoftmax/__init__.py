@@ -12,6 +12,7 @@ from jaxsoftmax.derivatives import (
     cross_entropy_hessian_product,
     gauss_newton_factor,
 )
+from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.links import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax, softplus
 from jaxsoftmax.losses import (
     binary_cross_entropy,
@@ -26,6 +27,16 @@ from jaxsoftmax.losses import (
     soft_cross_entropy,
     squared_error,
     weighted_mean,
+)
+from jaxsoftmax.training import (
+    FitResult,
+    TrainState,
+    evaluate,
+    fit,
+    init_state,
+    on_logits,
+    sweep,
+    train_epoch,
 )
 
 __version__ = "0.1.0"
@@ -58,4 +69,14 @@ __all__ = [
     "focal",
     "weighted_mean",
     "check_labels",
+    # the linear model and its training
+    "LinearParams",
+    "on_logits",
+    "fit",
+    "sweep",
+    "init_state",
+    "train_epoch",
+    "evaluate",
+    "TrainState",
+    "FitResult",
 ]
