@@ -46,6 +46,8 @@ def class_axis(logits: Array, axis: int) -> int:
     """The class axis, counted from the front; it must exist and hold at least one class."""
     if logits.ndim == 0:
         raise ValueError("logits: expected a class axis, got a scalar")
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"axis: expected one integer, got {axis!r}")
     if not -logits.ndim <= axis < logits.ndim:
         raise ValueError(f"axis: expected an axis of logits {logits.shape}, got {axis}")
     if logits.shape[axis] == 0:

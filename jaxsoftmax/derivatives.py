@@ -46,7 +46,8 @@ def cross_entropy_gradient(
     Numerics:
         Each entry is right to 8 ulp; the true class's is -sum of the others. 0 for a masked class,
         an example with valid=False and a row that is masked whole; NaN in the row of a label that
-        is out of range.
+        is out of range. Where the label's own logit is -inf, so that the loss is infinite, its
+        entry is -1.
 
     Derivatives:
         `cross_entropy_hessian_product`, of any order.

@@ -141,11 +141,15 @@ def total(entries: Array, row: Row, axis: int) -> Array:
 def _sum(entries: Array, axis: int) -> Array:
     """The sum along the axis, to a few ulp in whatever order XLA takes.
 
-    One large entry and many equal small ones make every addition round the same way. XLA's
-    vectorised sums of float32 along the last axis of a large array still lie within 4 ulp then,
-    but where it adds a window of 32 in sequence, as in small arrays, that is 15. There the entries
-    are split: multiples of 2^-18 of the scale, whose sum of 32 is exact, and what is left, whose
-    sum is small. That is right to half an ulp, and two sums in place of one.
+    One large entry and many equal small ones make every addition round the same way. Where XLA adds
+    a window of 32 in sequence, as in small arrays, that is 15 ulp. There the entries are split:
+    multiples of 2^-18 of the scale, whose sum of 32 is exact, and what is left, whose sum is small.
+    That is right to half an ulp, and two sums in place of one.
+
+    XLA's vectorised sums of float32 along the last axis of a large array are left as they are: the
+    second sum would cost a third of the whole loss. They are good to 1.4 ulp on random rows, and
+    with one leader among exact ties to 4 ulp up to 256 classes and from 10,000; in between up to 8
+    were seen, which makes 12 of an entry of the softmax.
     """
     last = axis == entries.ndim - 1
     vectorised = last and entries.size > SMALL and entries.dtype == jnp.float32

@@ -88,7 +88,7 @@ def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     value, gradient = derivatives.value_and_gradient(*primals, axis)
-    return value, jnp.sum(gradient * tangents[0], axis)
+    return value, checks.count(jnp.sum(gradient * tangents[0], axis), primals[3])
 
 
 def soft_cross_entropy(
@@ -116,7 +116,7 @@ def soft_cross_entropy(
         masked class has a positive target; 0 for a row masked whole and for valid=False.
 
     Derivatives:
-        p sum(t) - t in the logits, -log p in the targets (0 at a masked class); of any order.
+        p sum(t) - t in the logits, -log p in the targets (0 where p is 0); of any order.
 
     Raises:
         TypeError: logits or targets are not floats, or a mask not bool.
@@ -145,9 +145,11 @@ def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
 def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z, t), (dz, dt) = primals, tangents
     gradient = links._softmax(z, None, axis) * jnp.sum(t, axis, keepdims=True) - t
-    # A masked class is a constant: neither its logit nor its target moves the loss.
+    # A masked class is a constant: neither its logit nor its target moves the loss; and where
+    # another logit is +inf, neither does the target of a class without mass.
     exists = z > -jnp.inf
-    surprise = jnp.where(exists, -links._log_softmax(z, axis), 0)
+    surprise = -links._log_softmax(z, axis)
+    surprise = jnp.where(jnp.isinf(surprise), 0, surprise)
     change = jnp.where(exists, gradient * dz, 0) + surprise * dt
     return _soft_cross_entropy(z, t, axis), jnp.sum(change, axis)
 
@@ -474,8 +476,11 @@ def multiclass_hinge(
     best_other = jnp.max(jnp.where(hot, -jnp.inf, z), axis)
     # Where no other class exists there is no margin to keep.
     alone = best_other == -jnp.inf
-    margin = jnp.where(alone, jnp.inf, truth - jnp.where(alone, 0, best_other))
-    return checks.count(_ramp(1 - margin), valid)
+    # Two infinite scores are equal; so are finite ones, but those keep their slope.
+    tied = (truth == jnp.inf) & (best_other == jnp.inf)
+    margin = jnp.where(tied, 0, truth - jnp.where(alone | tied, 0, best_other))
+    loss = jnp.where(alone, 0, _ramp(1 - margin))
+    return checks.count(jnp.where(jnp.squeeze(known, axis), loss, jnp.nan), valid)
 
 
 def _ramp(x: Array) -> Array:
@@ -568,7 +573,7 @@ def weighted_mean(
         A value without weight has no say, NaN and infinity included.
 
     Derivatives:
-        The weight over the total weight, in each value; 0 for those without weight.
+        The weight over the total weight, in each value; (value - mean) / total, in each weight.
 
     Raises:
         TypeError: values or weights are not floats, or valid not bool.
@@ -589,7 +594,9 @@ def weighted_mean(
     if valid is not None:
         w = jnp.where(_from_leading(checks.boolean(valid, "valid"), v, "valid"), w, 0)
     total = jnp.sum(w)
-    return jnp.sum(w * jnp.where(w == 0, 0, v)) / jnp.where(total == 0, 1, total)
+    return jnp.sum(w * jnp.where((w == 0) & ~jnp.isfinite(v), 0, v)) / jnp.where(
+        total == 0, 1, total
+    )
 
 
 def _from_leading(x: Array, values: Array, name: str) -> Array:

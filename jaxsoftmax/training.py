@@ -230,6 +230,7 @@ def train_epoch(
         >>> print(state.step, state.epoch, sorted(metrics))
         2 1 ['accuracy', 'loss']
     """
+    _check_counts(batch_size=batch_size)
     return _epoch(
         state,
         (features, targets, weights),
@@ -421,6 +422,8 @@ def sweep(
         (3, 1, 2) (3, 10)
     """
     _check_counts(epochs=epochs, batch_size=batch_size)
+    if not isinstance(keys, Array) or jnp.shape(keys)[:1] in ((), (0,)):
+        raise ValueError("keys must be an array of [L] random keys with L of at least 1")
     data = _training_data(features, targets, weights)
     split = jax.vmap(jax.random.split)(keys)
     if params is None:
@@ -625,8 +628,10 @@ def _run(
                 break
 
     table = _stacked(history)
+    if best_params is None:
+        best_params = jax.tree.map(jnp.copy, state.params)  # so it outlives a donated state
     return FitResult(
-        params=state.params if best_params is None else best_params,
+        params=best_params,
         state=state,
         history=table,
         epochs=len(history),
@@ -697,6 +702,9 @@ def _training_data(features: ArrayLike, targets: ArrayLike, weights: ArrayLike |
 
 
 def _examples(features: ArrayLike, targets: ArrayLike, of: str = "") -> tuple[Array, Array]:
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
+        # Before 64 bits become 32, which would wrap 2^32 to the class 0.
+        check_labels(targets, 2**31 - 1)
     x, t = jnp.asarray(features), jnp.asarray(targets)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{of}features must be floats, got {x.dtype}; convert and scale them")
@@ -741,6 +749,6 @@ def _checked(
             raise ValueError(
                 f"{of}features must have {features} columns, as w has rows, got {x.shape[1]}"
             )
-        if t.ndim == 1 and num_classes > 1 and jnp.issubdtype(t.dtype, jnp.integer):
-            check_labels(t, num_classes)
+        if t.ndim == 1 and jnp.issubdtype(t.dtype, jnp.integer):
+            check_labels(t, max(2, num_classes))  # one score tells two classes apart
     return held_out

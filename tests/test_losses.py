@@ -925,3 +925,54 @@ def test_weighted_mean_never_sees_zero_weights(values: np.ndarray, weights: np.n
     w = weights.astype(np.float64)
     true = (w * values).sum() / w.sum() if w.sum() else 0.0
     assert got == pytest.approx(true, rel=1e-5, abs=1e-5 * float(np.abs(values).max()))
+
+
+# -- Corners that a review found --
+
+
+def test_a_soft_target_beside_an_infinite_logit_in_both_modes() -> None:
+    z, t, v = jnp.array([jnp.inf, 0.0]), jnp.array([1.0, 0.0]), jnp.ones(2)
+    for loss in (js.soft_cross_entropy, js.kl_divergence):
+        assert jax.jvp(lambda z, loss=loss: loss(z, t), (z,), (v,))[1] == 0
+        np.testing.assert_array_equal(jax.grad(loss)(z, t), [0, 0])
+
+
+def test_weighted_mean_has_a_slope_at_weight_zero() -> None:
+    def mean(w: jax.Array) -> jax.Array:
+        return js.weighted_mean(jnp.array([1.0, 5.0, 3.0]), weights=w)
+
+    np.testing.assert_allclose(jax.grad(mean)(jnp.array([1.0, 0.0, 1.0])), [-0.5, 1.5, 0.5])
+
+
+def test_multiclass_hinge_of_one_class_and_of_infinities() -> None:
+    one, both = jnp.array([3.0]), jnp.array([jnp.inf, jnp.inf])
+    assert js.multiclass_hinge(one, 0) == 0
+    assert np.isnan(js.multiclass_hinge(one, 1))
+    assert js.multiclass_hinge(both, 0) == 1
+    np.testing.assert_array_equal(jax.grad(js.multiclass_hinge)(jnp.ones(2), 0), [-1, 1])
+
+
+def test_an_ignored_example_passes_no_tangent_on() -> None:
+    z, valid = jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]), jnp.array([False, True])
+
+    def loss(z: jax.Array) -> jax.Array:
+        return js.cross_entropy(z, jnp.array([0, 1]), valid=valid)
+
+    change = jax.jvp(loss, (z,), (z,))[1]
+    assert change[0] == 0
+    assert np.isfinite(change[1])
+
+
+def test_a_label_whose_own_logit_is_masked() -> None:
+    z, where = jnp.array([5.0, 1.0, 2.0]), jnp.array([False, True, True])
+    np.testing.assert_allclose(
+        js.cross_entropy_gradient(z, 0, where=where), [0, 0.26894143, 0.7310586], rtol=1e-6
+    )
+    by_hand = js.cross_entropy_gradient(z.at[0].set(-jnp.inf), 0)
+    np.testing.assert_allclose(by_hand, [-1, 0.26894143, 0.7310586], rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [None, (0, 1), True])
+def test_axis_is_one_integer(axis: object) -> None:
+    with pytest.raises(TypeError, match="axis: expected one integer"):
+        js.cross_entropy(jnp.ones(3), 0, axis=axis)  # type: ignore[arg-type]

@@ -690,3 +690,37 @@ def test_lanes_that_disagree_are_refused():
 def test_accuracy_of_numbers_is_refused():
     with pytest.raises(TypeError, match="targets must be integer or bool"):
         training.accuracy(linear.init(5, 1), jnp.asarray(X), jnp.ones(43))
+
+
+def test_labels_of_64_bits_do_not_wrap():
+    x, y = classes()
+    labels = np.where(y == 0, 2**32, y.astype(np.int64))
+    with pytest.raises(ValueError, match=str(2**32)):
+        fit(SOFTMAX, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=1, batch_size=8)
+
+
+def test_one_score_refuses_a_third_class():
+    x, y = classes()
+    how = {"optimizer": optax.sgd(0.1), "key": KEY, "epochs": 1, "batch_size": 8}
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        fit(SIGMOID, x, y, params=linear.init(5, 1), **how)
+
+
+def test_the_result_outlives_its_state():
+    x, y = classes()
+    how = {"optimizer": optax.sgd(0.1), "batch_size": 8}
+    result = fit(SOFTMAX, x, y, key=KEY, epochs=1, **how)
+    kept = np.array(result.params.w)
+    train_epoch(result.state, jnp.asarray(x), jnp.asarray(y), loss=SOFTMAX, **how)
+    np.testing.assert_array_equal(result.params.w, kept)
+
+
+def test_sweep_and_epoch_name_what_is_missing():
+    x, y = classes()
+    how = {"make_optimizer": optax.sgd, "hyperparams": jnp.ones(1), "epochs": 1, "batch_size": 8}
+    with pytest.raises(ValueError, match="keys must be an array"):
+        sweep(SOFTMAX, x, y, keys=[KEY], **how)
+    sgd = optax.sgd(0.1)
+    state = init_state(linear.init(5, 3), optimizer=sgd, key=KEY)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        train_epoch(state, x, y, loss=SOFTMAX, optimizer=sgd, batch_size=0)
