@@ -1,0 +1,312 @@
+"""Calibration: the known temperature, SciPy's optimum of the same objective, and hopeless data."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxsoftmax import metrics, softmax
+from jaxsoftmax.calibration import Fit, temperature_scaling, vector_scaling
+
+BOTH = pytest.mark.parametrize("scaling", [temperature_scaling, vector_scaling])
+type Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def single_label(size: int = 2000, count: int = 4, temperature: float = 2.5) -> Arrays:
+    """Labels drawn from softmax(z / temperature)."""
+    rng = np.random.default_rng(size)
+    z = 3 * rng.normal(size=(size, count))
+    y = (z / temperature + rng.gumbel(size=z.shape)).argmax(1)
+    return z.astype(np.float32), y
+
+
+def multi_label(size: int = 2000) -> Arrays:
+    """Targets drawn from sigmoid(a z + c) label by label."""
+    rng = np.random.default_rng(size)
+    z = 3 * rng.normal(size=(size, 3))
+    t = z * [0.5, 1.0, 2.0] + [-2, 0, 1] + rng.logistic(size=z.shape) > 0
+    return z.astype(np.float32), t.astype(np.int32)
+
+
+KINDS = {"softmax": single_label, "sigmoids": multi_label}
+
+
+@pytest.fixture(params=KINDS)
+def data(request: pytest.FixtureRequest) -> Arrays:
+    return KINDS[request.param]()
+
+
+def nll(z: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The objective in float64 NumPy, of its own."""
+    if z.ndim > truth.ndim:
+        values = scipy.special.logsumexp(z, axis=1) - z[np.arange(len(z)), truth]
+    else:
+        values = np.logaddexp(0, np.where(truth == 1, -z, z))
+        values = values.reshape(len(z), -1).mean(1)
+    return float(np.average(values, weights=weights))
+
+
+def weights_for(truth: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).choice([0.0, 0.5, 1.0, 4.0], len(truth)).astype(np.float32)
+
+
+# -- The optimum --
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 8.0])
+def test_recovers_a_known_temperature(temperature: float) -> None:
+    z, y = single_label(size=20_000, temperature=temperature)
+    fitted = temperature_scaling(z, y)
+    # The estimate's variance is the inverse of the Fisher information, N times the mean variance
+    # of the logits under the model.
+    p = scipy.special.softmax(z / temperature, axis=1)
+    variance = (p * z**2).sum(1) - (p * z).sum(1) ** 2
+    error = 1 / np.sqrt(variance.sum())
+    assert fitted.converged
+    assert abs(float(fitted.scale) - 1 / temperature) < 4 * error
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+def test_temperature_agrees_with_scipy(data: Arrays, weighted: bool) -> None:
+    z, truth = data
+    weights = weights_for(truth) if weighted else None
+    fitted = temperature_scaling(z, truth, weights=weights)
+    z = z.astype(np.float64)
+    best = scipy.optimize.minimize_scalar(
+        lambda b: nll(b * z, truth, weights), bounds=(0.01, 10), options={"xatol": 1e-9}
+    )
+    assert fitted.converged
+    np.testing.assert_allclose(fitted.scale, best.x, rtol=1e-5)
+    np.testing.assert_allclose(fitted.nll, (nll(z, truth, weights), best.fun), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+def test_vector_scaling_agrees_with_scipy(data: Arrays, weighted: bool) -> None:
+    z, truth = data
+    weights = weights_for(truth) if weighted else None
+    fitted = vector_scaling(z, truth, weights=weights)
+    z, count = z.astype(np.float64), z.shape[1]
+    best = scipy.optimize.minimize(
+        lambda x: nll(x[:count] * z + x[count:], truth, weights),
+        np.r_[np.ones(count), np.zeros(count)],
+        method="BFGS",
+        options={"gtol": 1e-7, "maxiter": 1000, "eps": 1e-7},
+    )
+    a, c = best.x[:count], best.x[count:]
+    assert fitted.converged
+    # Where the gradient is 1e-5 and the curvature at least 1e-2, as here, the optimum is near 1e-3.
+    np.testing.assert_allclose(fitted.scale, a, rtol=0, atol=1e-3)
+    free = z.ndim > truth.ndim  # a softmax does not see a shift of all biases
+    np.testing.assert_allclose(fitted.bias, c - c.mean() * free, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(fitted.nll[1], best.fun, rtol=1e-6)
+    if free:
+        np.testing.assert_allclose(fitted.bias.sum(), 0, atol=1e-5)
+
+
+def test_vector_scaling_is_platts_method_label_by_label() -> None:
+    z, t = multi_label()
+    together = vector_scaling(z, t)
+    for k in range(3):
+        alone = vector_scaling(z[:, k], t[:, k])
+        assert alone.scale.shape == alone.bias.shape == ()
+        np.testing.assert_allclose(alone.scale, together.scale[k], rtol=1e-3)
+        np.testing.assert_allclose(alone.bias, together.bias[k], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e2])
+def test_scales_with_the_logits(data: Arrays, size: float) -> None:
+    z, truth = data
+    one, other = (temperature_scaling(z * np.float32(c), truth) for c in (1, size))
+    np.testing.assert_allclose(other.scale * size, one.scale, rtol=1e-4)
+    one, other = (vector_scaling(z * np.float32(c), truth) for c in (1, size))
+    assert other.converged
+    np.testing.assert_allclose(other.scale * size, one.scale, rtol=1e-3)
+    np.testing.assert_allclose(other.nll[1], one.nll[1], rtol=1e-5)
+
+
+def test_an_offset_of_the_logits_is_no_confidence() -> None:
+    z, y = single_label()
+    z = np.round(z * 64) / 64  # so that adding 2^14 rounds nothing
+    plain, shifted = temperature_scaling(z, y), temperature_scaling(z + np.float32(2**14), y)
+    np.testing.assert_allclose(shifted.scale, plain.scale, rtol=1e-6)
+
+
+@BOTH
+def test_weights_are_repetitions(scaling: Callable[..., Fit], data: Arrays) -> None:
+    z, truth = data
+    counts = np.random.default_rng(2).integers(0, 3, len(z))
+    weighted = scaling(z, truth, weights=counts.astype(np.float32))
+    repeated = scaling(np.repeat(z, counts, axis=0), np.repeat(truth, counts, axis=0))
+    np.testing.assert_allclose(weighted.nll, repeated.nll, rtol=1e-5)
+    np.testing.assert_allclose(weighted.ece, repeated.ece, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(weighted.scale, repeated.scale, rtol=1e-3)
+
+
+@BOTH
+def test_float64(scaling: Callable[..., Fit], data: Arrays) -> None:
+    z, truth = data
+    single = scaling(z, truth)
+    with jax.enable_x64():
+        double = scaling(z.astype(np.float64), truth)
+    assert double.scale.dtype == np.float64
+    np.testing.assert_allclose(single.scale, double.scale, rtol=1e-3)
+    np.testing.assert_allclose(single.nll, double.nll, rtol=1e-6)
+
+
+# -- What it does to the data --
+
+
+@BOTH
+def test_before_and_after(scaling: Callable[..., Fit]) -> None:
+    z, y = single_label()
+    fitted = scaling(z, y)
+    after = fitted.apply(z)
+    error = metrics.expected_calibration_error
+    np.testing.assert_allclose(
+        fitted.nll,
+        [metrics.negative_log_likelihood(x, y) for x in (z, after)],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(fitted.ece, [error(x, y).error for x in (z, after)], rtol=1e-5)
+    assert fitted.nll[1] < fitted.nll[0]
+    assert fitted.ece[1] < fitted.ece[0] / 3
+
+
+small = st.tuples(st.integers(0, 10_000), st.sampled_from([1, 2, 4, 8]), st.sampled_from([2, 3]))
+
+
+@given(small)
+def test_never_worse_and_never_another_class(drawn: tuple[int, int, int]) -> None:
+    """Few examples of labels that the logits know nothing of: separable, absent, or neither."""
+    seed, size, count = drawn
+    rng = np.random.default_rng(seed)
+    z = (rng.normal(size=(8, count)) * 10 ** rng.uniform(-1, 2)).astype(np.float32)
+    y, weights = rng.integers(0, count, 8), (np.arange(8) < size).astype(np.float32)
+    tempered, scaled = (f(z, y, weights=weights) for f in (temperature_scaling, vector_scaling))
+    for fitted in (tempered, scaled):
+        assert np.isfinite([*fitted.nll, *fitted.ece]).all()
+        assert np.isfinite(fitted.apply(z)).all()
+        assert fitted.nll[1] <= fitted.nll[0]
+    np.testing.assert_array_equal(tempered.apply(z).argmax(1), z.argmax(1))
+
+
+def test_a_masked_class_stays_masked() -> None:
+    z, y = single_label()
+    masked = np.concatenate([z, np.full((len(z), 1), -np.inf, np.float32)], axis=1)
+    tempered = temperature_scaling(masked, y)
+    np.testing.assert_allclose(tempered.scale, temperature_scaling(z, y).scale, rtol=1e-5)
+    negative = tempered._replace(scale=jnp.array([1.0, 1.0, 1.0, 1.0, -1.0]))
+    np.testing.assert_array_equal(negative.apply(masked)[:, 4], -np.inf)
+    np.testing.assert_array_equal(softmax(tempered.apply(masked))[:, 4], 0)
+
+
+def test_half_precision_logits_are_calibrated_in_float32() -> None:
+    z, y = single_label()
+    half = jnp.asarray(z, jnp.bfloat16)
+    fitted = temperature_scaling(half, y)
+    assert fitted.apply(half).dtype == fitted.scale.dtype == jnp.float32
+    np.testing.assert_allclose(
+        fitted.scale, temperature_scaling(half.astype(jnp.float32), y).scale, rtol=1e-6
+    )
+
+
+def test_a_column_is_one_label() -> None:
+    z, t = (a[:, :1] for a in multi_label())
+    one, flat = temperature_scaling(z, t[:, 0]), temperature_scaling(z[:, 0], t[:, 0])
+    np.testing.assert_allclose(one.scale, flat.scale, rtol=1e-6)
+    assert vector_scaling(z, t[:, 0]).scale.shape == (1,)
+
+
+# -- Data that do not determine an answer --
+
+
+@pytest.mark.parametrize("limit", [20.0, 1000.0])
+def test_separable_data_stop_at_the_limit(limit: float) -> None:
+    z, _ = single_label()
+    fitted = temperature_scaling(z, z.argmax(1), limit=limit)
+    assert not fitted.converged
+    assert fitted.scale == limit
+    assert fitted.nll[1] < fitted.nll[0]
+
+
+def test_worse_than_chance_stops_at_the_other_limit() -> None:
+    z, _ = single_label()
+    fitted = temperature_scaling(z, z.argmin(1))
+    assert not fitted.converged
+    np.testing.assert_allclose(fitted.scale, 1e-3, rtol=1e-6)
+    # Vector scaling may turn the scales round, and then the data are separable.
+    turned = vector_scaling(z, z.argmin(1))
+    assert (turned.scale < 0).all()
+    assert turned.nll[1] < 0.05
+    assert not turned.converged
+
+
+def test_equal_logits_stay() -> None:
+    fitted = temperature_scaling(np.full((6, 3), 5, np.float32), np.array([0, 1, 2, 0, 1, 0]))
+    assert fitted.scale == 1
+    assert fitted.nll[0] == fitted.nll[1]
+
+
+def test_a_class_without_examples_is_not_determined() -> None:
+    z, y = single_label()
+    rows = y != 2
+    fitted = vector_scaling(z[rows], y[rows])
+    assert not fitted.converged
+    assert np.isfinite(fitted.bias).all()
+    assert softmax(fitted.apply(z[rows]))[:, 2].max() < 1e-3
+    assert temperature_scaling(z[rows], y[rows]).converged
+
+
+def test_a_separable_label_is_not_determined() -> None:
+    z, t = multi_label()
+    t[:, 1] = z[:, 1] > 0.5
+    fitted = vector_scaling(z, t)
+    assert not fitted.converged
+    assert np.isfinite([*fitted.scale, *fitted.bias]).all()
+
+
+@pytest.mark.parametrize("margin", [0.1, 1.0, 10.0])
+def test_nearly_separable_data_have_an_optimum(margin: float) -> None:
+    """One in a thousand is wrong by as much as the others are right: odds of 999 to 1."""
+    z = np.full(1000, margin, np.float32)
+    fitted = temperature_scaling(z, np.arange(1000) > 0)
+    assert fitted.converged
+    np.testing.assert_allclose(fitted.scale * margin, np.log(999), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"limit": 0.5}, ValueError, "limit: expected"),
+        ({"targets": np.array([0, 1, 3])}, ValueError, r"labels\[2\]: expected a label"),
+        ({"targets": np.array([0.0, 1.0, 1.0])}, TypeError, "labels"),
+        ({"targets": np.full((3, 3), 0.5)}, ValueError, "0 or 1"),
+        ({"targets": np.array([0, 1])}, ValueError, r"got \(3, 3\) and \(2,\)"),
+        ({"logits": np.eye(3, dtype=int)}, TypeError, "logits"),
+        ({"logits": np.full((3, 3), np.nan, np.float32)}, ValueError, "logits: expected finite"),
+        ({"logits": np.full((3, 3), np.inf, np.float32)}, ValueError, "logits: expected finite"),
+        (
+            {"logits": np.where(np.eye(3), -np.inf, 0).astype(np.float32)},
+            ValueError,
+            "masked class",
+        ),
+        ({"weights": np.array([1.0, -1.0, 1.0], np.float32)}, ValueError, "weights"),
+        ({"weights": np.zeros(3, np.float32)}, ValueError, "weights"),
+        ({"weights": np.ones(2, np.float32)}, ValueError, "weights: expected shape"),
+    ],
+)
+def test_refusals(change: dict, error: type[Exception], message: str) -> None:
+    given = {"logits": np.eye(3, dtype=np.float32), "targets": np.array([0, 1, 2])} | change
+    with pytest.raises(error, match=message):
+        temperature_scaling(**given)
+
+
+def test_refuses_no_iterations() -> None:
+    with pytest.raises(ValueError, match="iterations"):
+        vector_scaling(*single_label(), iterations=0)
