@@ -9,13 +9,13 @@ are right in absolute terms only? Both take the mean of the losses, under jit, o
 that are normal with standard deviation 3, with uniform labels. The temporary bytes are XLA's own
 count for the compiled program, beside its arguments and results.
 
-Findings, on two cores: 0.98, 1.03 and 0.85 times Optax's time (the record), with less temporary
+Findings, on two cores: 0.99, 0.95 and 0.89 times Optax's time (the record), with less temporary
 memory. Both are bound by passes over memory; this library's have one more of them over an array
 that is still in the cache, and a cheaper exponential. Where neighbours on the machine took the
-cache, other runs gave 1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two arrays of 16 MB
-just fit it. Three details of XLA count for a tenth or more each on the CPU: row quantities as [N]
-rather than [N, 1], no constant -inf shared with the maximum's start, and the label's entry masked
-before the sum rather than in it.
+cache, other runs of the same code gave 1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two
+arrays of 16 MB just fit it. Three details of XLA count for a tenth or more each on the CPU: row
+quantities as [N] rather than [N, 1], no constant -inf shared with the maximum's start, and the
+label's entry masked before the sum rather than in it.
 """
 
 import argparse
@@ -62,10 +62,11 @@ def price(shape: tuple[int, int], *, rounds: int) -> dict[str, Any]:
     z = 3 * jax.random.normal(z_key, shape)
     y = jax.random.randint(y_key, shape[:1], 0, shape[1])
     programs = {name: compiled(loss, z, y) for name, loss in LOSSES.items()}
-    repeats = max(1, 2**23 // z.size)
+    repeats = max(1, 2**25 // z.size)
 
     def repeated(program: jax.stages.Compiled) -> None:
-        # One call of a small shape is too short for the clock of a shared machine.
+        # One call of a small shape is too short for the clock, and meets what the other loss left
+        # in the cache.
         for _ in range(repeats):
             jax.block_until_ready(program(z, y))
 

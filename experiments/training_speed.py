@@ -14,13 +14,15 @@ Question 1. One epoch of SGD over 60,000 x 784 float32 in minibatches of 256 wit
 Question 2. 1, 8 and 64 fits of the same data: `fit` after `fit`, all at one learning rate and
 with one optimizer object, so that none but the first compiles, against one `sweep` over rates.
 
-Findings, as medians on two cores (the record; other work disturbed the 64 models):
-- An epoch takes 45 ms, against 108 of the Python loop (2.3 times), 126 of torch's bare loop (2.8)
-  and 350 of its DataLoader loop (7.8). Accuracy costs 1.5 ms: its scores are the loss's.
-- Where it goes: 4 ms one sort for the order (`jax.random.permutation`: 8), 21 the gathers of random
-  rows (numpy's `take` is no faster; in order they would take 7), the rest products and the loss.
-  With x w and x^T dz the products alone take 48 ms, with the classes outermost about 20.
-- A sweep of 8 models takes 2.4 times less than 8 fits, one of 64 3.7 times less, one of 1 as long
+Findings, as medians on two cores:
+- The record: an epoch takes 47 ms, against 105 of the Python loop (2.2 times), 160 of torch's bare
+  loop (3.4) and 442 of its DataLoader loop (9.4). In minutes when neighbours on the machine took
+  the memory, other runs gave 1.5 to 1.7, 1.7 and 4.2 times: the gathers feel it most.
+- Where it goes, in another run: 4 ms one sort for the order (`jax.random.permutation`: 8), 21 the
+  gathers of random rows (numpy's `take` is no faster; in order they would take 7), the rest
+  products and the loss. With x w and x^T dz the products alone take 48 ms, with the classes
+  outermost about 20. Accuracy costs 1.5 ms: its scores are the loss's.
+- A sweep of 8 models takes 2.2 times less than 8 fits, one of 64 3.5 times less, one of 1 as long
   as a fit. Of 64, a product as wide as 640 takes the time, and there x w would be a tenth faster.
 """
 
