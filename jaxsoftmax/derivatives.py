@@ -325,7 +325,12 @@ def _value_and_gradient_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple
     value, gradient = value_and_gradient(*primals, axis)
     p = links._softmax(z, valid, axis)
     product = links.covariance_product(p, tangents[0], axis)
-    return (value, gradient), (jnp.sum(gradient * tangents[0], axis), product)
+    return (value, gradient), (directional(gradient, tangents[0], valid, axis), product)
+
+
+def directional(gradient: Array, tangents: Array, valid: Array, axis: int) -> Array:
+    """The loss's change along the tangents: 0 for an example that does not count, NaN or not."""
+    return checks.count(jnp.sum(gradient * tangents, axis), valid)
 
 
 def binary_arguments(

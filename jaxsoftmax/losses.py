@@ -88,7 +88,7 @@ def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     value, gradient = derivatives.value_and_gradient(*primals, axis)
-    return value, checks.count(jnp.sum(gradient * tangents[0], axis), primals[3])
+    return value, derivatives.directional(gradient, tangents[0], primals[3], axis)
 
 
 def soft_cross_entropy(

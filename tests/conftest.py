@@ -1,9 +1,12 @@
 """What every test shares: two CPU devices, the strict rules of promotion, and the GPU marker."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import hypothesis
 import jax
+import numpy as np
+import oracles
 import pytest
 
 # Before any backend starts: shard_map needs more than one device to mean anything.
@@ -21,6 +24,17 @@ def strict() -> Iterator[None]:
     """No implicit promotion of dtypes or ranks, for a module that says usefixtures("strict")."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(params=(np.float32, np.float64), ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[type]:
+    """Each of the two dtypes, with float64 enabled where it needs to be."""
+    if not oracles.has_oracle(request.param):
+        pytest.skip("np.longdouble is no wider than float64 here")
+    if request.param is np.float64 and jax.default_backend() == "tpu":
+        pytest.skip("a TPU has no float64 of its own")
+    with jax.enable_x64() if request.param is np.float64 else nullcontext():
+        yield request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

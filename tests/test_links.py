@@ -1,7 +1,6 @@
 """Links: exact to a few ulps of each entry, and what they do at the edges."""
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 
@@ -24,18 +23,6 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 ROW_LINKS = {"softmax": js.softmax, "log_softmax": js.log_softmax, "logsumexp": js.logsumexp}
 SCALAR_LINKS = {"sigmoid": js.sigmoid, "log_sigmoid": js.log_sigmoid, "softplus": js.softplus}
-DTYPES = (np.float32, np.float64)
-
-
-@pytest.fixture(params=DTYPES, ids=["float32", "float64"])
-def dtype(request: pytest.FixtureRequest) -> Iterator[type]:
-    """Each of the two dtypes, with float64 enabled where it needs to be."""
-    if not oracles.has_oracle(request.param):
-        pytest.skip("np.longdouble is no wider than float64 here")
-    if request.param is np.float64 and jax.default_backend() == "tpu":
-        pytest.skip("a TPU has no float64 of its own")
-    with jax.enable_x64() if request.param is np.float64 else nullcontext():
-        yield request.param
 
 
 @cache

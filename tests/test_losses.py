@@ -1,7 +1,6 @@
 """Losses: exact values and gradients, what bad values mean, and every transformation of JAX."""
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import cache, partial
 
 import adversaries
@@ -30,17 +29,6 @@ LABELLED = {
 }
 TARGETED = {"soft_cross_entropy": js.soft_cross_entropy, "kl_divergence": js.kl_divergence}
 INF, NAN = np.inf, np.nan
-
-
-@pytest.fixture(params=(np.float32, np.float64), ids=["float32", "float64"])
-def dtype(request: pytest.FixtureRequest) -> Iterator[type]:
-    """Each of the two dtypes, with float64 enabled where it needs to be."""
-    if not oracles.has_oracle(request.param):
-        pytest.skip("np.longdouble is no wider than float64 here")
-    if request.param is np.float64 and jax.default_backend() == "tpu":
-        pytest.skip("a TPU has no float64 of its own")
-    with jax.enable_x64() if request.param is np.float64 else nullcontext():
-        yield request.param
 
 
 def value_and_gradient(
