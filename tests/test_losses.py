@@ -102,6 +102,26 @@ def test_cross_entropy_is_exact(classes: int, way: Callable, dtype: type) -> Non
         assert_exact(way(plain_value, logits, labels, None), true, dtype)
 
 
+def test_value_alone_of_a_large_array_goes_block_by_block() -> None:
+    shape = (1, 131, 65_537)  # 131 rows make no whole number of blocks
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 8, shape).astype(np.float32)
+    labels = rng.integers(0, shape[-1], shape[:-1])
+    labels[0, ::3] = logits[0, ::3].argmax(-1)
+    labels[0, 5] = shape[-1]
+    valid = rng.random(shape[:-1]) < 0.9
+    valid[0, 5] = True
+
+    program = jax.jit(js.cross_entropy).lower(logits, labels, valid=valid).compile()
+    found = np.asarray(program(logits, labels, valid=valid))
+    usual = valid & (labels < shape[-1])
+    assert_ulps(found[usual], oracles.cross_entropy(logits, np.where(usual, labels, 0))[usual])
+    assert np.all(found[~valid] == 0)
+    assert np.isnan(found[0, 5])
+    if jax.default_backend() == "cpu":
+        assert program.memory_analysis().temp_size_in_bytes < logits.nbytes / 4
+
+
 @pytest.mark.parametrize("kind", adversaries.LABELS)
 @pytest.mark.parametrize("classes", [2, 10, 500, 1000])
 def test_cross_entropy_is_exact_for_labels_of_each_kind(classes: int, kind: str) -> None:
