@@ -1,48 +1,18 @@
-"""Data sets by name: the embedded digits, and images that TensorFlow Datasets has prepared."""
+"""Data sets: by name, from files, and more of the same for a model that is fitted already."""
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-type Progress = Callable[[int, int], object]
-"""Called with the number of examples read so far and the number there are."""
+from jaxsoftmax import prepared
+from jaxsoftmax.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.files import is_file, load_file, read_file
+from jaxsoftmax.splits import folds
+from jaxsoftmax.targets import number
 
-
-class Split(NamedTuple):
-    """Examples and their classes: features float32 `[N, D]`, labels int32 `[N]`."""
-
-    features: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training, validation and test examples of one classification problem.
-
-    Args:
-        name: what `load` calls it.
-        train: what a model is fitted to; features in 0 to 1.
-        validation: what settings are chosen on.
-        test: what the result is told on.
-        classes: the names of the K classes, in the order of the labels.
-        shape: of one example before it was laid out as D features, for instance `(28, 28, 1)`.
-        divisor: what the stored numbers were divided by to give the features.
-        source: where the data come from and their licence, in one line.
-    """
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]
-    divisor: float
-    source: str
+__all__ = ["folds", "is_file", "load", "load_file", "names", "read"]
 
 
 def names() -> tuple[str, ...]:
@@ -56,33 +26,45 @@ def names() -> tuple[str, ...]:
         >>> data.names()
         ('digits', 'mnist', 'fashion_mnist', 'cifar10')
     """
-    return ("digits", *_PREPARED)
+    return ("digits", *prepared.KNOWN)
 
 
 def load(
-    name: str, *, data_dir: str | Path | None = None, progress: Progress | None = None
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Load a data set by name, always with the same split.
 
-    `digits` comes with this package. `mnist`, `fashion_mnist` and `cifar10` are read from where
-    TensorFlow Datasets has prepared them as array_record; TensorFlow is not needed for that.
+    `digits` comes with this package. All others are read from where TensorFlow Datasets has
+    prepared them as array_record; TensorFlow is not needed for that. They are the ones of
+    `names()`, and every other that has an image or a vector of one size, and a class; `name/config`
+    and `name:1.0.0` ask for a configuration and a version.
 
-    The splits follow a rule without chance, which goes through each class in file order (`folds`).
-    Of every five digits three train, the fourth validates and the fifth tests. Of every ten
-    training images of the others the tenth validates; their test images are their own.
+    The splits of `names()` follow a rule without chance, which goes through each class in file
+    order (`folds`). Of every five digits three train, the fourth validates and the fifth tests. Of
+    every ten training images of the others the tenth validates; their test images are their own.
+    Of any other name `validation` and `test` are its own where it has them; what it lacks is 15 %
+    of `train` (`splits.stratified`, seed 0).
 
     Args:
-        name: one of `names()`.
+        name: of the data set.
         data_dir: the folder that holds the prepared data sets; by default TensorFlow Datasets'
             own, that is the environment variable TFDS_DATA_DIR or `~/tensorflow_datasets`.
+        download: whether to prepare it in data_dir where it is not there, with a network and, for
+            most names, TensorFlow.
         progress: called with the numbers of examples read and to read, while a long reading lasts.
 
     Returns:
         A `Dataset` of NumPy arrays, pixels as float32 in 0 to 1.
 
     Raises:
-        ValueError: if the name is unknown.
-        FileNotFoundError: if the data set is not prepared in data_dir; says how to prepare it.
+        ValueError: if the name is unknown, or its examples are no images or vectors with a class.
+        FileNotFoundError: if the data set is not prepared in data_dir, or as tfrecord; says how.
+        ModuleNotFoundError: if preparing needs TensorFlow, or reading Pillow, and it is missing.
+        ConnectionError: if there is no network to download from.
 
     Example:
         >>> from jaxsoftmax import data
@@ -95,120 +77,85 @@ def load(
     """
     if name == "digits":
         return _digits()
-    if name in _PREPARED:
-        return _prepared(name, data_dir, progress or (lambda done, total: None))
-    raise ValueError(f"data must be one of {', '.join(names())}, got {name!r}")
+    return prepared.load(
+        name,
+        data_dir=data_dir,
+        download=download,
+        progress=progress or (lambda done, total: None),
+    )
 
 
-def folds(labels: np.ndarray, count: int) -> np.ndarray:
-    """Deal the examples of each class, in order, to folds, round and round.
+def read(
+    source: str | Path,
+    schema: Schema,
+    *,
+    targets: bool,
+    labels: str | Path | None = None,
+    split: str = "test",
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Split:
+    """Read more data for a model that is fitted already.
 
     Args:
-        labels: integer `[N]`.
-        count: the number of folds.
+        source: a file, read as `files.read_file` says, or a name, as `load` knows it.
+        schema: of the model.
+        targets: whether to read labels too; if not, the targets have length 0 and columns of
+            labels are ignored.
+        labels: a second file with the labels of a file.
+        split: of a name: train, validation or test as `load` splits it.
+        data_dir: as in `load`.
+        progress: called with the numbers of rows read and to read.
 
     Returns:
-        Integer `[N]` in 0 to count - 1: the rank of each example within its class, modulo count.
+        A `Split` whose targets are numbered as the schema has them.
+
+    Raises:
+        FileNotFoundError: if there is no such file or prepared data set.
+        ValueError: if the data have other features, or classes that are none of the model's.
 
     Example:
-        >>> import numpy as np
         >>> from jaxsoftmax import data
-        >>> print(data.folds(np.array([3, 3, 1, 3, 1]), 2))
-        [0 1 0 0 1]
+        >>> digits = data.load("digits")
+        >>> data.read("digits", digits.schema, targets=False).features.shape
+        (355, 64)
     """
-    order = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    ranks = np.empty(len(labels), dtype=int)
-    ranks[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
-    return ranks % count
+    if is_file(source):
+        return read_file(source, schema, targets=targets, labels=labels, progress=progress)
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split must be train, validation or test, got {split!r}")
+    dataset = load(str(source), data_dir=data_dir, progress=progress)
+    found: Split = getattr(dataset, split)
+    if dataset.schema.num_features != schema.num_features:
+        raise ValueError(
+            f"{source}: expected {schema.num_features} features, "
+            f"got {dataset.schema.num_features} of shape {dataset.schema.shape}"
+        )
+    if not targets:
+        return found._replace(targets=found.targets[:0])
+    names = pa.array(dataset.schema.classes).take(pa.array(found.targets))
+    values = number({"label": names}, f"{source}, {{}}".format, schema.task, schema.classes)
+    return found._replace(targets=values)
 
 
 def _digits() -> Dataset:
     with resources.files(__package__).joinpath("digits.npz").open("rb") as file:
         stored = np.load(file)
-        everything = _split(stored["images"], stored["labels"], divisor=16)
-    fold = folds(everything.labels, 5)
+        images, labels = stored["images"], stored["labels"].astype(np.int32)
+    features = images.reshape(len(images), -1).astype(np.float32) / 16
+    everything = Split(features, labels, np.arange(1, len(labels) + 1))
+    fold = folds(labels, 5)
     return Dataset(
         name="digits",
-        train=_subset(everything, fold < 3),
-        validation=_subset(everything, fold == 3),
-        test=_subset(everything, fold == 4),
-        classes=tuple("0123456789"),
-        shape=(8, 8),
-        divisor=16,
+        train=prepared.subset(everything, fold < 3),
+        validation=prepared.subset(everything, fold == 3),
+        test=prepared.subset(everything, fold == 4),
+        schema=Schema(
+            task=Task.classes,
+            classes=tuple("0123456789"),
+            shape=(8, 8),
+            divisor=16,
+            target=("label",),
+        ),
         source="Optical Recognition of Handwritten Digits, Alpaydin & Kaynak (1998), CC BY 4.0",
     )
-
-
-_PREPARED = {
-    "mnist": "MNIST, LeCun, Cortes & Burges (1998), CC BY-SA 3.0",
-    "fashion_mnist": "Fashion-MNIST, Xiao, Rasul & Vollgraf (2017), MIT",
-    "cifar10": "CIFAR-10, Krizhevsky (2009), no licence stated",
-}
-
-_ABSENT = """\
-{name} is not prepared as array_record in {folder}
-Name the folder that holds it (--data-dir), or prepare it once, with a network and TensorFlow:
-  pip install tensorflow tensorflow-datasets
-  tfds build {name} --file_format=array_record --data_dir={folder}"""
-
-
-def _prepared(name: str, data_dir: str | Path | None, progress: Progress) -> Dataset:
-    training, test = (_open(name, split, data_dir) for split in ("train", "test"))
-    total = len(training) + len(test)
-    learned = _read(training, lambda done: progress(done, total))
-    fold = folds(learned.labels, 10)
-    features = training.dataset_info.features
-    return Dataset(
-        name=name,
-        train=_subset(learned, fold < 9),
-        validation=_subset(learned, fold == 9),
-        test=_read(test, lambda done: progress(len(training) + done, total)),
-        classes=tuple(features["label"].names),
-        shape=tuple(features["image"].shape),
-        divisor=255,
-        source=_PREPARED[name],
-    )
-
-
-def _open(name: str, split: str, data_dir: str | Path | None) -> Any:
-    import tensorflow_datasets as tfds  # here, so that `import jaxsoftmax` stays quick
-
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    absent = FileNotFoundError(_ABSENT.format(name=name, folder=folder))
-    if not any((folder / name).glob("*/dataset_info.json")):
-        raise absent
-    # Images come as bytes, for `_decode`: TensorFlow Datasets' own decoder is OpenCV or Pillow,
-    # whichever is installed, so that the pixels of a JPEG would depend on the machine.
-    raw = {"image": tfds.decode.SkipDecoding()}
-    try:
-        return tfds.data_source(name, split=split, data_dir=folder, download=False, decoders=raw)
-    except NotImplementedError as error:  # prepared, but as TFRecord, which has no random access
-        raise absent from error
-
-
-def _read(source: Any, progress: Callable[[int], object], chunk: int = 2_000) -> Split:
-    """Read and decode by chunks: one request for many records is several times faster."""
-    images, labels = [], []
-    for start in range(0, len(source), chunk):
-        examples = source.__getitems__(range(start, min(start + chunk, len(source))))
-        images.append(np.stack([_decode(example["image"]) for example in examples]))
-        labels.append(np.array([example["label"] for example in examples]))
-        progress(start + len(examples))
-    return _split(np.concatenate(images), np.concatenate(labels), divisor=255)
-
-
-def _decode(encoded: bytes) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(encoded)))
-
-
-def _split(images: np.ndarray, labels: np.ndarray, *, divisor: float) -> Split:
-    features = images.reshape(len(images), -1).astype(np.float32)
-    features /= divisor  # in place: CIFAR-10 takes 614 MB
-    return Split(features, labels.astype(np.int32))
-
-
-def _subset(split: Split, chosen: np.ndarray) -> Split:
-    return Split(split.features[chosen], split.labels[chosen])

@@ -66,7 +66,9 @@ class Schema:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """Read what `to_json` wrote; lists come back as tuples."""
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        frozen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
+        }
         return cls(**{**frozen, "task": Task(frozen["task"])})
 
 

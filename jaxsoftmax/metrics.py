@@ -650,7 +650,12 @@ def _of_steps(
         w, positive = w[order], positive[order]
         return summary(total(jnp.where(positive, w, 0)), total(jnp.where(positive, 0, w)))
 
-    return (jax.vmap(of_label, in_axes=1) if c.ndim == 2 else of_label)(c, positive, w)
+    if c.ndim == 1:
+        return of_label(c, positive, w)
+    # Some labels at a time: each needs ten arrays of N.
+    together = max(1, 2**20 // max(1, len(c)))
+    columns = (c.T, positive.T, w.T)
+    return lax.map(lambda label: of_label(*label), columns, batch_size=together)
 
 
 def _ties(values: Array) -> tuple[Array, Array]:

@@ -44,17 +44,31 @@ class FitResult(NamedTuple):
     """What `fit` and `sweep` return; of `sweep`, each array has a leading axis of lanes.
 
     `params` are those after the last epoch, or with patience those of the best epoch; `state` is
-    that of the last epoch. `history` maps "loss", "accuracy", "validation_loss" and
-    "validation_accuracy", as far as they exist, to one number per epoch. `epochs` were run;
-    `best_epoch` has the least validation loss (without validation it is the last). Epochs count
-    from 1, so that of the best one is `history[name][best_epoch - 1]`.
+    that of the last epoch, None after an interrupt. `history` maps "loss", "accuracy",
+    "validation_loss" and "validation_accuracy", as far as they exist, to one number per epoch.
+    `epochs` were run; `best_epoch` has the least validation loss (without validation it is the
+    last). Epochs count from 1, so that of the best one is `history[name][best_epoch - 1]`.
     """
 
     params: LinearParams
-    state: TrainState
+    state: TrainState | None
     history: dict[str, np.ndarray]
     epochs: int
     best_epoch: int | np.ndarray
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt (Ctrl-C) of `fit` or `sweep`, with what they had so far.
+
+    Args:
+        result: None before the first epoch ended; else a `FitResult` with the parameters of the
+            best epoch by validation loss, or without validation of the last one that ended. Its
+            history ends there too, and it has no state: the epoch under way had taken its buffers.
+    """
+
+    def __init__(self, result: FitResult | None) -> None:
+        super().__init__("interrupted")
+        self.result = result
 
 
 @dataclass(frozen=True)
@@ -331,6 +345,7 @@ def fit(
         TypeError: if features are not floats.
         ValueError: if shapes do not match, data are empty or not finite, a label is out of range,
             weights are negative or all 0, a count is below 1, or patience has no validation.
+        Interrupted: a KeyboardInterrupt, at Ctrl-C, which carries the result so far.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -611,32 +626,65 @@ def _run(
     callback: Callable[[dict[str, Any]], object] | None = None,
 ) -> FitResult:
     history: list[Metrics] = []
-    best, best_loss, best_params = 0, np.inf, None
-    for number in range(1, epochs + 1):
-        state, metrics = epoch(state)
-        if validate is not None:
-            held_out = validate(state.params)
-            metrics = metrics | {f"validation_{name}": held_out[name] for name in held_out}
-        history.append(metrics)
-        if callback is not None:
-            callback({"epoch": number} | {k: np.asarray(v).tolist() for k, v in metrics.items()})
-        if patience is not None:
-            if metrics["validation_loss"] < best_loss:
-                best, best_loss = number, float(metrics["validation_loss"])
-                best_params = jax.tree.map(jnp.copy, state.params)  # the state is donated
-            elif number - best >= patience:
-                break
+    finished: tuple[int, _Kept | None] = 0, None  # one name, so that no interrupt parts the two
+    improved, least = 0, np.inf
+    try:
+        for number in range(1, epochs + 1):
+            state, metrics = epoch(state)
+            if validate is not None:
+                held_out = validate(state.params)
+                metrics = metrics | {f"validation_{name}": held_out[name] for name in held_out}
+            history.append(metrics)
+            latest = _Kept(jnp.asarray(metrics.get("validation_loss", jnp.inf)), state.params)
+            finished = number, _better(finished[1] or _nothing_yet(latest), latest)
+            if callback is not None:
+                figures = {name: np.asarray(value).tolist() for name, value in metrics.items()}
+                callback({"epoch": number} | figures)
+            if patience is not None:
+                if metrics["validation_loss"] < least:
+                    improved, least = number, float(metrics["validation_loss"])
+                elif number - improved >= patience:
+                    break
+    except KeyboardInterrupt as interrupt:
+        ended, best = finished
+        result = None if best is None else _result(best.params, None, history[:ended])
+        raise Interrupted(result) from interrupt
 
+    assert finished[1] is not None
+    # A copy of the last parameters outlives the state, which its next epoch would take.
+    params = jax.tree.map(jnp.copy, state.params) if patience is None else finished[1].params
+    return _result(params, state, history)
+
+
+class _Kept(NamedTuple):
+    """Parameters and their validation loss, infinite while there is none."""
+
+    loss: Array
+    params: LinearParams
+
+
+def _nothing_yet(like: _Kept) -> _Kept:
+    return like._replace(loss=jnp.full_like(like.loss, jnp.inf))
+
+
+@jax.jit
+def _better(old: _Kept, new: _Kept) -> _Kept:
+    """The one of less loss in each lane, or the newer while there was none, as a copy.
+
+    It all stays on the device, so that the host need not wait for each epoch's loss.
+    """
+
+    def choose(chosen: Array, new: Array, old: Array) -> Array:
+        return jnp.where(chosen.reshape(chosen.shape + (1,) * (new.ndim - chosen.ndim)), new, old)
+
+    less = new.loss < old.loss
+    params = jax.tree.map(partial(choose, less | jnp.isinf(old.loss)), new.params, old.params)
+    return _Kept(choose(less, new.loss, old.loss), params)
+
+
+def _result(params: LinearParams, state: TrainState | None, history: list[Metrics]) -> FitResult:
     table = _stacked(history)
-    if best_params is None:
-        best_params = jax.tree.map(jnp.copy, state.params)  # so it outlives a donated state
-    return FitResult(
-        params=best_params,
-        state=state,
-        history=table,
-        epochs=len(history),
-        best_epoch=_best_epoch(table),
-    )
+    return FitResult(params, state, table, epochs=len(history), best_epoch=_best_epoch(table))
 
 
 def _stacked(history: list[Metrics]) -> dict[str, np.ndarray]:
@@ -705,7 +753,9 @@ def _examples(features: ArrayLike, targets: ArrayLike, of: str = "") -> tuple[Ar
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
         # Before 64 bits become 32, which would wrap 2^32 to the class 0.
         check_labels(targets, 2**31 - 1)
-    x, t = jnp.asarray(features), jnp.asarray(targets)
+    # device_put borrows a NumPy array that is aligned, where asarray would copy large data.
+    x = jax.device_put(features) if isinstance(features, np.ndarray) else jnp.asarray(features)
+    t = jnp.asarray(targets)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{of}features must be floats, got {x.dtype}; convert and scale them")
     if x.ndim != 2 or 0 in x.shape:

@@ -340,23 +340,99 @@ def test_what_a_callback_raises_ends_the_fit():
     x, y = classes()
     seen = []
 
-    def interrupt(metrics):
+    def fail(metrics):
         seen.append(metrics["epoch"])
         if len(seen) == 2:
+            raise FloatingPointError("diverged")
+
+    with pytest.raises(FloatingPointError, match="diverged"):
+        fit(SOFTMAX, x, y, **NINE_EPOCHS, callback=fail)
+    assert seen == [1, 2]
+
+
+# Interrupts. That of a process, by a real signal, is in test_cli.
+
+NINE_EPOCHS = {"optimizer": optax.sgd(0.1), "key": KEY, "epochs": 9, "batch_size": 8}
+
+
+def interrupt_after(epoch):
+    def callback(metrics):
+        if metrics["epoch"] == epoch:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(
-            SOFTMAX,
-            x,
-            y,
-            optimizer=optax.sgd(0.1),
-            key=KEY,
-            epochs=9,
-            batch_size=8,
-            callback=interrupt,
-        )
-    assert seen == [1, 2]
+    return callback
+
+
+def test_an_interrupt_keeps_the_last_finished_epoch():
+    x, y = classes()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(SOFTMAX, x, y, **NINE_EPOCHS, callback=interrupt_after(4))
+    assert type(caught.value) is training.Interrupted
+    result = caught.value.result
+    four = fit(SOFTMAX, x, y, **NINE_EPOCHS | {"epochs": 4})
+    assert leaves_equal(result.params, four.params)
+    assert leaves_equal(result.history, four.history)
+    assert (result.epochs, result.best_epoch, result.state) == (4, 4, None)
+
+
+def test_an_interrupt_keeps_the_best_epoch_by_validation_loss():
+    x, y = classes()
+    wrong = x, (y + 1) % 3  # what is learned makes it worse, after what chance the start gives
+    with pytest.raises(training.Interrupted) as caught:
+        fit(SOFTMAX, x, y, **NINE_EPOCHS, validation=wrong, callback=interrupt_after(4))
+    result = caught.value.result
+    assert result.epochs == len(result.history["validation_loss"]) == 4
+    assert result.best_epoch == 1 + result.history["validation_loss"].argmin() < 4
+    best = fit(SOFTMAX, x, y, **NINE_EPOCHS | {"epochs": result.best_epoch})
+    assert leaves_equal(result.params, best.params)
+
+
+def test_an_interrupt_of_a_sweep_keeps_the_best_of_each_lane():
+    x, y = classes()
+    how = {
+        "make_optimizer": optax.sgd,
+        "hyperparams": jnp.array([0.01, 30.0]),
+        "keys": jax.random.split(KEY, 2),
+        "batch_size": 8,
+        "validation": classes(size=44),
+    }
+    with pytest.raises(training.Interrupted) as caught:
+        sweep(SOFTMAX, x, y, epochs=9, **how, callback=interrupt_after(5))
+    result = caught.value.result
+    losses = result.history["validation_loss"]
+    assert losses.shape == (2, 5)
+    np.testing.assert_array_equal(result.best_epoch, 1 + losses.argmin(axis=1))
+    assert result.best_epoch[0] != result.best_epoch[1]
+    for lane, best in enumerate(result.best_epoch):
+        there = sweep(SOFTMAX, x, y, epochs=int(best), **how)
+        np.testing.assert_array_equal(result.params.w[lane], there.params.w[lane])
+        np.testing.assert_array_equal(result.params.bias[lane], there.params.bias[lane])
+
+
+def test_an_interrupt_before_the_first_epoch_ends_keeps_nothing():
+    x, y = classes()
+
+    def loss(params, features, targets):  # is traced before the first epoch
+        raise KeyboardInterrupt
+
+    with pytest.raises(training.Interrupted) as caught:
+        fit(loss, x, y, **NINE_EPOCHS)
+    assert caught.value.result is None
+
+
+def test_an_interrupt_while_validation_is_no_number_keeps_the_latest():
+    x, y = classes()
+
+    def loss(params, features, targets):  # not a number on the validation data, which have 7 rows
+        values = SOFTMAX(params, features, targets)
+        return values * jnp.nan if len(features) == 7 else values
+
+    held_out = x[:7], y[:7]
+    with pytest.raises(training.Interrupted) as caught:
+        fit(loss, x, y, **NINE_EPOCHS, validation=held_out, callback=interrupt_after(3))
+    assert leaves_equal(
+        caught.value.result.params, fit(loss, x, y, **NINE_EPOCHS | {"epochs": 3}).params
+    )
 
 
 # Heads: what converges, and where to

@@ -1,0 +1,366 @@
+"""A person's own files as data sets: features and labels, joined, split and checked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as types
+
+from jaxsoftmax import arrays, tables, targets
+from jaxsoftmax.arrays import Arrays
+from jaxsoftmax.blocks import Features, fill
+from jaxsoftmax.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.splits import TEST, TRAIN, VALIDATION, stratified
+from jaxsoftmax.tables import Table, listed
+from jaxsoftmax.targets import number
+
+SUFFIXES = (*tables.SUFFIXES, *arrays.SUFFIXES)
+
+
+def is_file(source: str | Path) -> bool:
+    """Whether a source of data names a file: by its suffix, or because there is one."""
+    path = Path(source)
+    return path.suffix.lower() in SUFFIXES or path.is_file()
+
+
+def load_file(
+    path: str | Path,
+    *,
+    label: str | Sequence[str] = (),
+    labels: str | Path | None = None,
+    features: str | None = None,
+    id: str | None = None,
+    drop: Sequence[str] = (),
+    task: Task | None = None,
+    test: str | Path | None = None,
+    validation_share: float = 0.15,
+    test_share: float = 0.15,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Dataset:
+    r"""Read a data set from a file and split it.
+
+    CSV (.csv, .tsv) and Parquet have a column for each feature, or one of lists of numbers, and
+    label columns. In .npz features and labels are arrays; of .npy the labels are another file.
+    Features become float32: integers beyond 2^24 lose digits. Bytes of rank 3 and more are images
+    and are divided by 255.
+
+    The task follows from the labels (`targets.learn`). With classes the split is stratified
+    (`splits.stratified`); with labels or numbers it is chance alone.
+
+    Args:
+        path: of the file with the features.
+        label: the label columns, or the array of labels; by default, in .npz, the only one called
+            labels, label, targets or y, and in a table `labels` the only one beside the ids.
+        labels: a second file with the labels. Two tables are joined by `id`; arrays have their
+            rows in one order.
+        features: the array of features in .npz; by default the only one of rank 2 or more.
+        id: the column that names the examples; it is no feature. Upper and lower case are alike.
+        drop: columns to leave out.
+        task: where the labels shall be taken otherwise.
+        test: a file of the same kind that is the test split.
+        validation_share: of the examples.
+        test_share: of the examples; without effect where `test` is given.
+        seed: of the split.
+        progress: called with the numbers of rows read and to read.
+
+    Returns:
+        A `Dataset`; the rows of a split are in the order of the file.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if something in it cannot be used: names file, row and column.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxsoftmax import data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/flowers.csv"
+        ...     with open(path, "w") as file:
+        ...         _ = file.write("petal,kind\n" + "1.5,iris\n" * 10 + "4,rose\n" * 10)
+        ...     flowers = data.load_file(path, label="kind")
+        >>> flowers.schema.classes, [len(s.ids) for s in (flowers.train, flowers.test)]
+        (('iris', 'rose'), [14, 3])
+    """
+    pair = _open_pair(path, labels, id)
+    names = _label_names(pair, [label] if isinstance(label, str) else label)
+    plan = _plan(pair, names, drop, features)
+    _check_least(pair, plan, 2 if test else 3)
+    learned = targets.learn(pair.label_columns(names), pair.where, task)
+    _check_count(pair, learned.values, plan)
+
+    strata = learned.values if learned.task is Task.classes else np.zeros(plan.num_rows, int)
+    parts = stratified(
+        strata,
+        validation_share=validation_share,
+        test_share=0 if test else test_share,
+        seed=seed,
+    )
+    ids = pair.ids(plan.num_rows)
+    splits = [
+        Split(x, learned.values[parts == part], ids[parts == part])
+        for part, x in enumerate(fill(plan, parts, 3, progress))
+    ]
+    schema = Schema(
+        task=learned.task,
+        classes=learned.classes,
+        shape=plan.shape,
+        columns=plan.columns,
+        divisor=plan.divisor,
+        target=tuple(names),
+        identifier=pair.identifier,
+    )
+    if test is not None:
+        splits[TEST] = read_file(test, schema, targets=True, labels=labels, progress=progress)
+    return Dataset(
+        name=Path(path).stem,
+        train=splits[TRAIN],
+        validation=splits[VALIDATION],
+        test=splits[TEST],
+        schema=schema,
+        source=pair.described + (f", test examples of {test}" if test else ""),
+    )
+
+
+def read_file(
+    path: str | Path,
+    schema: Schema,
+    *,
+    targets: bool,
+    labels: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Split:
+    """Read more of the data that a model was fitted to, whole and in the order of the file.
+
+    Columns are found by name, wherever they stand; others are ignored. Features without names,
+    on either side, are taken as they come and must be as many. Integers are divided as the
+    training data were.
+
+    Args:
+        path: of the file with the features.
+        schema: of the model.
+        targets: whether to read labels too; if not, the targets have length 0.
+        labels: a second file with the labels, as in `load_file`.
+        progress: called with the numbers of rows read and to read.
+
+    Returns:
+        A `Split`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if features are missing or of another number, or a label is none of the
+            model's: names file, row and column.
+    """
+    pair = _open_pair(path, labels if targets else None, schema.identifier, needed=False)
+    plan = _plan_for(pair, schema)
+    values = np.empty(0, np.int32)
+    if targets:
+        columns = pair.label_columns(_known_label_names(pair, schema))
+        values = number(columns, pair.where, schema.task, schema.classes)
+        _check_count(pair, values, plan)
+    (x,) = fill(plan, np.zeros(plan.num_rows, np.int8), 1, progress)
+    return Split(x, values, pair.ids(plan.num_rows))
+
+
+class _Pair(NamedTuple):
+    """A file with features and the one with labels, which may be the same.
+
+    rows: for each row of features the row of its labels, or None where both are in one order.
+    """
+
+    source: Table | Arrays
+    origin: Table | Arrays
+    identifier: str | None
+    rows: np.ndarray | None = None
+    left_out: int = 0
+
+    @property
+    def described(self) -> str:
+        """Where the data come from, in a line."""
+        text = str(self.source.path)
+        if self.origin is not self.source:
+            text += f", labels of {self.origin.path}"
+        if self.left_out:
+            text += f" without the {self.left_out} rows that match no example"
+        return text
+
+    def label_columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
+        """Read columns of labels in the order of the features."""
+        for name in names:
+            if name not in self.origin.names:
+                raise ValueError(
+                    f"{self.origin.path} has no {name!r}, which is to be the label; "
+                    f"it has {listed(self.origin.names)}"
+                )
+        columns = self.origin.columns(names)
+        if self.rows is None:
+            return columns
+        return {name: column.take(pa.array(self.rows)) for name, column in columns.items()}
+
+    def where(self, row: int | None) -> str:
+        """Name a row of labels by that of its features, or their file."""
+        if row is None:
+            return str(self.origin.path)
+        return self.origin.where(row if self.rows is None else int(self.rows[row]))
+
+    def ids(self, count: int) -> np.ndarray:
+        """Return what names the examples: the identifier's values, or numbers from 1."""
+        if self.identifier is None:
+            return np.arange(1, count + 1)
+        return _as_ids(_identifiers(self.source, self.identifier))
+
+
+def _open(path: Path, identifier: str | None) -> Table | Arrays:
+    suffix = path.suffix.lower()
+    if suffix in tables.SUFFIXES:
+        return Table(path, identifier)
+    if suffix in arrays.SUFFIXES:
+        return Arrays(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+def _open_pair(
+    path: str | Path, labels: str | Path | None, identifier: str | None, *, needed: bool = True
+) -> _Pair:
+    source = _open(Path(path), identifier)
+    mine = _find_identifier(source, identifier, needed=needed)
+    if labels is None:
+        return _Pair(source, source, mine)
+    origin = _open(Path(labels), identifier)
+    if not (isinstance(source, Table) and isinstance(origin, Table)):
+        return _Pair(source, origin, mine)
+    if identifier is None:
+        raise ValueError(
+            f"{path} and {labels}: name the column that joins them (id); the first has "
+            f"{listed(source.names)}, the second {listed(origin.names)}"
+        )
+    theirs = _find_identifier(origin, identifier)
+    mine = _find_identifier(source, identifier)
+    assert mine is not None
+    assert theirs is not None
+    return _joined(source, mine, origin, theirs)
+
+
+def _find_identifier(
+    source: Table | Arrays, name: str | None, *, needed: bool = True
+) -> str | None:
+    found = None if name is None else source.find(name)
+    if name is not None and found is None and needed:
+        raise ValueError(
+            f"{source.path} has no {name!r}, which is to be the id; it has {listed(source.names)}"
+        )
+    return found
+
+
+def _identifiers(source: Table | Arrays, name: str) -> pa.Array:
+    """Read a column of ids as large text or int64."""
+    column = next(iter(source.columns([name]).values()))
+    if column.null_count:
+        row = column.is_null().index(True).as_py()
+        raise ValueError(f"{source.where(row)}, column {name!r}: the id is missing")
+    return column.cast(pa.int64() if types.is_integer(column.type) else pa.large_string())
+
+
+def _as_ids(column: pa.Array) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _joined(source: Table, mine: str, origin: Table, theirs: str) -> _Pair:
+    """Find the one row of labels that each row of features has."""
+    left, right = _identifiers(source, mine), _identifiers(origin, theirs)
+    if left.type != right.type:
+        left, right = left.cast(pa.large_string()), right.cast(pa.large_string())
+    counted = right.value_counts()
+    twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    rows = pc.index_in(left, value_set=right)
+    for problem, bad in (("no row", rows.is_null()), ("several rows", pc.is_in(left, twice))):
+        row = bad.index(True).as_py()
+        if row >= 0:
+            raise ValueError(
+                f"{origin.path} has {problem} with {theirs} {left[row].as_py()!r}, "
+                f"as {source.where(row)}"
+            )
+    used = rows.to_numpy(zero_copy_only=False)
+    return _Pair(source, origin, mine, used, left_out=len(right) - len(np.unique(used)))
+
+
+# Which columns or arrays are what.
+
+
+def _label_names(pair: _Pair, label: Sequence[str]) -> list[str]:
+    """Return the names that are given, or the only ones that there can be."""
+    if label:
+        return list(label)
+    if isinstance(pair.origin, Arrays):
+        return [pair.origin.label()]
+    names = pair.origin.names
+    if pair.origin is not pair.source:
+        mine = (pair.identifier or "").casefold()
+        others = [name for name in names if name.casefold() != mine]
+        if len(others) == 1:
+            return others
+    raise ValueError(f"{pair.origin.path}: name the label column (label) of {listed(names)}")
+
+
+def _known_label_names(pair: _Pair, schema: Schema) -> Sequence[str]:
+    if isinstance(pair.origin, Arrays) and not set(schema.target) <= set(pair.origin.names):
+        return [pair.origin.label()]
+    if not schema.target:
+        raise ValueError(f"{pair.origin.path}: the model knows no label column")
+    return schema.target
+
+
+def _plan(pair: _Pair, names: Sequence[str], drop: Sequence[str], features: str | None) -> Features:
+    """Take for features all that is nothing else."""
+    source = pair.source
+    for name in drop:
+        if name not in source.names:
+            raise ValueError(
+                f"{source.path} has no {name!r} to drop; it has {listed(source.names)}"
+            )
+    no_features = {name.casefold() for name in (*names, pair.identifier) if name}
+    without = [name for name in source.names if name.casefold() in no_features or name in drop]
+    if isinstance(source, Arrays):
+        return source.features(features, without=without if features is None else ())
+    if features is not None:
+        raise ValueError(f"features names an array of .npz; {source.path} has columns")
+    return source.features(without=without)
+
+
+def _plan_for(pair: _Pair, schema: Schema) -> Features:
+    """Take for features those of the schema."""
+    source = pair.source
+    without = [name for name in (*schema.target, pair.identifier) if name is not None]
+    if isinstance(source, Arrays):
+        if len(source.names) == 1:
+            without = []
+        plan = source.features(without=without, width=schema.num_features, divisor=schema.divisor)
+    elif schema.columns is None:
+        plan = source.features(without=without, divisor=schema.divisor)
+    else:
+        plan = source.features(only=schema.columns, divisor=schema.divisor)
+    if plan.width != schema.num_features:
+        raise ValueError(
+            f"{source.path}: expected {schema.num_features} features, got {plan.width}"
+        )
+    return plan
+
+
+def _check_least(pair: _Pair, plan: Features, least: int) -> None:
+    if plan.num_rows < least:
+        raise ValueError(
+            f"{pair.source.path}: expected at least {least} examples, got {plan.num_rows}"
+        )
+
+
+def _check_count(pair: _Pair, values: np.ndarray, plan: Features) -> None:
+    if len(values) != plan.num_rows:
+        raise ValueError(
+            f"{pair.origin.path}: expected {plan.num_rows} labels, one for each row of "
+            f"{pair.source.path}, got {len(values)}"
+        )
