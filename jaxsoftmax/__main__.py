@@ -11,6 +11,8 @@ def main() -> None:
         if error.name not in {"typer", "rich", "safetensors"}:
             raise
         sys.exit(f"jaxsoftmax needs {error.name} here: pip install 'jaxsoftmax[cli]'")
+    except KeyboardInterrupt:  # while JAX is imported, which takes a second
+        sys.exit(130)
     app(prog_name="jaxsoftmax")
 
 

@@ -1,30 +1,39 @@
-"""The command line: `jaxsoftmax fit DATA` fits a linear classifier and keeps the run."""
+"""The command line: `jaxsoftmax fit DATA` keeps a run, `predict` and `evaluate` use it."""
 
-import math
+import json
 import shlex
-import sys
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import jaxsoftmax
-from jaxsoftmax import data, recipes, runs, training
-from jaxsoftmax.data import Dataset
-from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.recipes import LossName, OptimizerName, Settings
-from jaxsoftmax.training import Loss, evaluate
+from jaxsoftmax import (
+    console,
+    data,
+    evaluation,
+    fitting,
+    options,
+    outputs,
+    predictions,
+    recipes,
+    runs,
+    training,
+)
+from jaxsoftmax.dataset import Dataset, Split, Task
+from jaxsoftmax.fitting import Choices, Judgement
+from jaxsoftmax.recipes import LossName
+from jaxsoftmax.training import FitResult
 
-_SPLITS = ("train", "validation", "test")
+INTERRUPTED = 130  # a shell's status for a command that Ctrl-C ended
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,163 +58,294 @@ def _jaxsoftmax(
         ),
     ] = False,
 ) -> None:
-    """Softmax and logistic regression in JAX."""
+    """Softmax, logistic and linear regression in JAX."""
 
 
 @app.command(no_args_is_help=True)
 def fit(
-    name: Annotated[str, typer.Argument(metavar="DATA", help=f"One of {', '.join(data.names())}.")],
-    loss: Annotated[
-        LossName,
-        typer.Option(
-            help="softmax: cross-entropy. sigmoid: one binary cross-entropy per class. "
-            "squared_error: of scores and one-hot labels. hinge: multiclass large margin."
-        ),
-    ] = LossName.softmax,
-    optimizer: Annotated[
-        OptimizerName, typer.Option(help="lbfgs takes all examples as one batch.")
-    ] = OptimizerName.adamw,
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Passes over the training data.", show_default="by DATA"),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Examples in a minibatch.", show_default="by DATA"),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="The first; it falls to 0 along a cosine.",
-            show_default="by DATA and optimizer",
-        ),
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Of the weights, not the bias.", show_default="by DATA and optimizer"
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**32 - 1, help="Of the first weights and the order of minibatches."
-        ),
-    ] = 0,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of data sets that TensorFlow Datasets has prepared.",
-            show_default="TFDS_DATA_DIR, or ~/tensorflow_datasets",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the run; one that holds something is refused.",
-            show_default="runs/DATA-LOSS, numbered",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run that --output holds.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print nothing but the folder of the run.")
-    ] = False,
+    name: options.Data,
+    label: options.Label = None,
+    labels: options.Labels = None,
+    identifier: options.Identifier = None,
+    drop: options.Drop = None,
+    features: options.Features = None,
+    task: options.TaskOption = None,
+    test: options.Test = None,
+    log1p: options.LogOnePlus = False,
+    standardize: options.Standardize = False,
+    loss: options.Loss = None,
+    optimizer: options.Optimizer = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    weight_decay: options.WeightDecay = None,
+    patience: options.Patience = None,
+    seed: options.Seed = 0,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    output: options.RunOutput = None,
+    overwrite: options.OverwriteRun = False,
+    no_report: options.NoReport = False,
+    quiet: options.QuietRun = False,
 ) -> None:
-    """Fit a linear classifier to DATA and keep the run.
+    """Fit a linear model to DATA and keep the run.
 
-    The folder of the run holds the model (model.safetensors and model.json), metrics.json and
-    history.csv. The same command with the same seed gives the same model.
+    The folder of the run holds the model (model.safetensors and
+    model.json), metrics.json, history.csv and report.html. Of a file 15 %
+    of the rows validate and 15 % test, the same at each call; the same
+    command with the same seed gives the same model. Ctrl-C ends the fit
+    and keeps the best model so far.
     """
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-    with _failing(ValueError, status=2), _failing(OSError, status=1):
-        dataset = _load(name, data_dir, console)
-        settings = _given(
-            recipes.default_settings(dataset, optimizer, loss),
+    screen = console.make(quiet=quiet)
+    source = {
+        "label": label,
+        "labels": labels,
+        "id": identifier,
+        "drop": drop,
+        "features": features,
+        "task": task or (Task.numbers if loss is LossName.squared_error else None),
+        "test": test,
+    }
+    with _failing():
+        dataset = _load(screen, name, source, data_dir=data_dir, download=download)
+        screen.print(console.describe(dataset))
+        mapped = {"log1p": log1p, "standardize": standardize}
+        learned = fitting.preprocess(dataset, **mapped)
+        _advise(screen, dataset, task)
+        choices = fitting.choose(
+            dataset,
+            loss=loss,
+            optimizer=optimizer,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
+            patience=patience,
+            seed=seed,
         )
-        transformation = recipes.make_optimizer(
-            optimizer, settings, num_examples=len(dataset.train.labels)
-        )
-        folder = _claim(output, Path("runs") / f"{name}-{loss}", overwrite)
+        screen.print(console.sentence(choices.to_json()))
+        named = Path("runs") / f"{dataset.name}-{choices.loss}"
+        with _interrupts() as interrupts, _given_back(_claim(output, named, overwrite)) as folder:
+            begun = time.perf_counter()
+            with interrupts.heard():
+                result, interrupted = _fit(screen, dataset, choices)
+            seconds = time.perf_counter() - begun
+            if interrupted:
+                screen.print(
+                    f"interrupted after epoch {result.epochs}: keeping the model of epoch "
+                    f"{result.best_epoch}, the best so far by validation loss"
+                )
+            with console.working(screen, "measuring"):
+                scores = fitting.score(dataset, result.params, learned)
+                dataset = fitting.lightened(dataset)
+                judged = fitting.judge(dataset, scores, loss=choices.loss)
+            header = {
+                "jaxsoftmax": jaxsoftmax.__version__,
+                "jax": jax.__version__,
+                "created": datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+                "command": _command(name, source | mapped | {"data_dir": data_dir}, choices),
+                "data": {"name": dataset.name, "source": dataset.source},
+                **choices.to_json(),
+                "interrupted": interrupted,
+                "kept_epoch": _kept_epoch(result, choices, interrupted),
+            }
+            metrics = {
+                **judged.figures,
+                "calibration": judged.calibration,
+                "epochs": result.epochs,
+                "kept_epoch": header["kept_epoch"],
+                "seconds": round(seconds, 3),
+            }
+            model = runs.Model(result.params, dataset.schema, learned, header)
+            runs.save(folder, model, metrics=metrics, history=result.history)
+    screen.print(console.splits_table(judged.figures, dataset.schema.task))
+    screen.print(console.headline(judged.figures["test"]))
+    screen.print(f"{seconds:.1f} s of training")
+    try:
+        if not no_report and interrupts.came <= interrupted:  # no other one came since
+            _report(screen, folder, dataset.test, scores["test"], result, judged)
+    finally:
+        typer.echo(folder if quiet else f"run: {folder}")  # the console would fold a long path
+    if interrupts.came:
+        raise typer.Exit(INTERRUPTED)
 
-    choices = {"loss": loss.value, "optimizer": optimizer.value, **asdict(settings), "seed": seed}
-    console.print(_sentence(choices))
-    values = recipes.make_loss(loss)
-    begun = time.perf_counter()
-    with _failing(FloatingPointError, status=1), _given_back(folder):
-        with _reporter(console, settings.epochs) as report:
-            result = training.fit(
-                values,
-                *dataset.train,
-                optimizer=transformation,
-                key=jax.random.key(seed),
-                epochs=settings.epochs,
-                batch_size=settings.batch_size,
-                validation=dataset.validation,
-                callback=report,
-            )
-        seconds = time.perf_counter() - begun
-        figures = _evaluate(result.params, dataset, values)
-        runs.save(
-            folder,
-            runs.Model(result.params, _header(dataset, choices, data_dir)),
-            metrics={**figures, "epochs": result.epochs, "seconds": round(seconds, 3)},
-            history=result.history,
+
+@app.command(no_args_is_help=True)
+def predict(
+    run: options.Run,
+    name: options.Data,
+    output: options.TableOutput = Path("predictions.csv"),
+    split: options.Split = "test",
+    data_dir: options.MoreDataDir = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write what the model of RUN says of DATA: a table of labels and probabilities.
+
+    The first column is that of --id, or row, which counts from 1. Then
+    come, of classes, label and p_CLASS for each class; of labels, each
+    LABEL, 0 or 1, and each p_LABEL; of numbers, each under its name.
+    Columns of DATA are found by name; a label column is ignored.
+    """
+    screen = console.make(quiet=quiet)
+    with _failing():
+        outputs.check(output, suffixes=predictions.SUFFIXES, overwrite=overwrite)
+        model = runs.load(run)
+        read = {"split": split, "data_dir": data_dir}
+        examples, scores = _read(screen, name, model, targets=False, **read)
+        loss = LossName(model.header["loss"])
+        said = predictions.table(scores, examples.ids, model.schema, loss=loss)
+        predictions.write(output, said)
+        if model.schema.task is not Task.numbers and said.num_columns < 3:
+            screen.print(f"no probabilities: a head fitted with {loss} gives none")
+    typer.echo(output if quiet else f"{said.num_rows:,} predictions: {output}")
+
+
+@app.command(no_args_is_help=True)
+def evaluate(
+    run: options.Run,
+    name: options.Data,
+    labels: options.MoreLabels = None,
+    split: options.Split = "test",
+    data_dir: options.MoreDataDir = None,
+    output: options.FiguresOutput = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Tell how right the model of RUN is on DATA, which has labels.
+
+    The intervals are of 1,000 bootstrap resamples of the examples.
+    """
+    screen = console.make(quiet=quiet)
+    with _failing():
+        if output is not None:
+            outputs.check(output, suffixes=[".json"], overwrite=overwrite)
+        model = runs.load(run)
+        read = {"labels": labels, "split": split, "data_dir": data_dir}
+        examples, scores = _read(screen, name, model, targets=True, **read)
+        told = evaluation.figures(
+            scores,
+            examples.targets,
+            model.schema,
+            loss=LossName(model.header["loss"]),
+            intervals=True,
         )
-    console.print(_table(figures))
-    console.print(f"{seconds:.1f} s of training")
-    typer.echo(folder if quiet else f"run: {folder}")  # the console would fold a long path
+        for shown in console.figures_tables(told):
+            screen.print(shown)
+        if output is not None:
+            text = json.dumps({"run": str(run), "data": name} | told, indent=2, ensure_ascii=False)
+            outputs.write(output, lambda path: path.write_text(f"{text}\n", encoding="utf-8"))
+            typer.echo(output if quiet else f"figures: {output}")
 
 
 # Errors that a user can mend are one line and an exit status, not a traceback.
 
 
 @contextmanager
-def _failing(error: type[Exception], *, status: int) -> Iterator[None]:
+def _failing() -> Iterator[None]:
     try:
         yield
-    except error as failure:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as failure:
         typer.echo(f"jaxsoftmax: {failure}", err=True)
-        raise typer.Exit(status) from failure
+        raise typer.Exit(2 if isinstance(failure, ValueError) else 1) from failure
+    except KeyboardInterrupt as interrupt:
+        typer.echo("jaxsoftmax: interrupted, nothing is kept", err=True)
+        raise typer.Exit(INTERRUPTED) from interrupt
 
 
 @contextmanager
-def _given_back(folder: Path) -> Iterator[None]:
+def _given_back(folder: Path) -> Iterator[Path]:
     """Leave no empty folder behind when the run fails or is interrupted."""
     try:
-        yield
+        yield folder
     except BaseException:
         if not any(folder.iterdir()):
             folder.rmdir()
         raise
 
 
+class _Interrupts:
+    """What Ctrl-C does: the first ends the fit, and none ends what keeps the result."""
+
+    def __init__(self) -> None:
+        self.fitting, self.came = False, 0
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.came += 1
+        if self.fitting:
+            self.fitting = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """End what runs within, once, if one comes or came already."""
+        self.fitting = True
+        try:
+            if self.came:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.fitting = False
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    usual, ours = signal.getsignal(signal.SIGINT), _Interrupts()
+    if usual is not signal.default_int_handler:  # ignored, as under nohup
+        yield ours
+        return
+    signal.signal(signal.SIGINT, ours)
+    try:
+        yield ours
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 # What goes into a fit.
 
 
-def _load(name: str, data_dir: Path | None, console: Console) -> Dataset:
-    with Progress(*_columns(), console=console, transient=True, disable=not _live(console)) as bar:
-        task = bar.add_task(f"reading {name}", figures="")
-        dataset = data.load(
-            name,
-            data_dir=data_dir,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+def _load(
+    screen: Console, name: str, source: Mapping[str, Any], *, data_dir: Path | None, download: bool
+) -> Dataset:
+    given = {option: value for option, value in source.items() if value}
+    with console.reading(screen, name) as progress:
+        if data.is_file(name):
+            return data.load_file(name, **given, progress=progress)
+        for option in given.keys() - {"task"}:
+            raise ValueError(f"--{option} is for files; {name} is the name of a data set")
+        return data.load(name, data_dir=data_dir, download=download, progress=progress)
+
+
+def _read(
+    screen: Console, name: str, model: runs.Model, *, targets: bool, **options: Any
+) -> tuple[Split, np.ndarray]:
+    """Examples, and their scores."""
+    with console.reading(screen, name) as progress:
+        split = data.read(name, model.schema, targets=targets, progress=progress, **options)
+    return split, evaluation.scores(model.params, split.features, preprocessing=model.preprocessing)
+
+
+def _advise(screen: Console, dataset: Dataset, task: Task | None) -> None:
+    """Say what may not be meant, in a line each."""
+    schema, size = dataset.schema, len(dataset.train.features)
+    count = len(schema.classes)
+    whole = all(name.removeprefix("-").isdecimal() for name in schema.classes)
+    if (
+        task is None
+        and schema.task is Task.classes
+        and whole
+        and (count > 100 or size < 10 * count)
+    ):
+        screen.print(
+            f"the labels are {count} different whole numbers, taken for classes: "
+            "if they are amounts, --task numbers fits them as such"
         )
-    sizes = ", ".join(f"{len(getattr(dataset, split).labels):,} {split}" for split in _SPLITS)
-    console.print(f"{name}: {dataset.source}", markup=False)
-    width = dataset.train.features.shape[1]
-    console.print(f"{sizes} examples of {width} features, {len(dataset.classes)} classes")
-    return dataset
-
-
-def _given(settings: Settings, **options: Any) -> Settings:
-    return replace(settings, **{name: o for name, o in options.items() if o is not None})
+    ratio = recipes.scales_apart(dataset.train.features)
+    if schema.divisor == 1 and ratio > 100:
+        screen.print(
+            f"the scales of features differ by a factor of {ratio:,.0f}: "
+            "--standardize is advisable (and --log1p for counts)"
+        )
 
 
 def _claim(output: Path | None, otherwise: Path, overwrite: bool) -> Path:
@@ -216,93 +356,65 @@ def _claim(output: Path | None, otherwise: Path, overwrite: bool) -> Path:
     return runs.claim_next(otherwise)
 
 
+def _fit(screen: Console, dataset: Dataset, choices: Choices) -> tuple[FitResult, bool]:
+    """The result, and whether an interrupt cut it short."""
+    try:
+        with console.fitting(screen, choices.settings.epochs) as report:
+            return fitting.fit(dataset, choices, callback=report), False
+    except training.Interrupted as interrupt:
+        if interrupt.result is None:  # before the first epoch ended
+            raise
+        return interrupt.result, True
+
+
 # What comes out of it.
 
 
-def _evaluate(params: LinearParams, dataset: Dataset, values: Loss) -> dict[str, dict[str, float]]:
-    return {
-        split: {
-            name: float(mean)
-            for name, mean in evaluate(params, *getattr(dataset, split), loss=values).items()
-        }
-        for split in _SPLITS
-    }
+def _kept_epoch(result: FitResult, choices: Choices, interrupted: bool) -> int:
+    best = interrupted or choices.patience is not None
+    return int(result.best_epoch) if best else result.epochs
 
 
-def _header(dataset: Dataset, choices: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
-    options = {**choices, "data_dir": data_dir}
-    command = ["jaxsoftmax", "fit", dataset.name]
-    for name, value in options.items():
-        if value is not None:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    return {
-        "jaxsoftmax": jaxsoftmax.__version__,
-        "jax": jax.__version__,
-        "data": {"name": dataset.name, "source": dataset.source},
-        "classes": list(dataset.classes),
-        "features": {"shape": list(dataset.shape), "divided_by": dataset.divisor},
-        **choices,
-        "command": shlex.join(command),
-    }
+def _command(name: str, given: Mapping[str, Any], choices: Choices) -> str:
+    """The command that repeats a run, with everything said that a later version might change."""
+    words = ["jaxsoftmax", "fit", name]
+    for option, value in {**given, **choices.to_json()}.items():
+        flag = f"--{option.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            values = value if isinstance(value, list) else [value]
+            words += [word for one in values for word in (flag, str(one))]
+    return shlex.join(words)
 
 
-# What is shown.
-
-
-def _live(console: Console) -> bool:
-    """Whether lines may be rewritten; rich alone would say so of a pipe under FORCE_COLOR."""
-    return sys.stdout.isatty() and console.is_interactive
-
-
-def _columns() -> tuple[ProgressColumn, ...]:
-    bar, left = BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
-    return TextColumn("{task.description}"), bar, TextColumn("{task.fields[figures]}"), left
-
-
-@contextmanager
-def _reporter(console: Console, epochs: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a callback that shows an epoch, as a moving bar or as some ten plain lines."""
-    live, every = _live(console), math.ceil(epochs / 10)
-    with Progress(*_columns(), console=console, disable=not live) as bar:
-        task = bar.add_task("epoch", total=epochs, figures="")
-
-        def report(metrics: dict[str, Any]) -> None:
-            epoch, figures = metrics["epoch"], _figures(metrics)
-            if not math.isfinite(metrics["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {metrics['loss']} in epoch {epoch}: the fit diverged. "
-                    "Try a lower --learning-rate."
-                )
-            bar.update(
-                task, completed=epoch, figures=figures, description=f"epoch {epoch}/{epochs}"
-            )
-            if not live and (epoch % every == 0 or epoch in (1, epochs)):
-                console.print(f"epoch {epoch}/{epochs}: {figures}")
-
-        yield report
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    return (
-        f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}; validation "
-        f"{metrics['validation_loss']:.4f}, {metrics['validation_accuracy']:.2%}"
+def _report(
+    screen: Console,
+    folder: Path,
+    test: Split,
+    scores: np.ndarray,
+    result: FitResult,
+    judged: Judgement,
+) -> None:
+    try:
+        from jaxsoftmax import report
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        screen.print("no report without matplotlib: pip install 'jaxsoftmax[plots]'")
+        return
+    model = runs.load(folder)
+    content = report.Content(
+        header=model.header,
+        schema=model.schema,
+        figures=judged.figures,
+        history=result.history,
+        params=model.params,
+        scores=scores,
+        test=test,
+        calibration=judged.calibration,
+        preprocessing=model.preprocessing,
     )
-
-
-def _sentence(choices: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value:.4g}"
-        if isinstance(value, float)
-        else f"{name.replace('_', ' ')} {value}"
-        for name, value in choices.items()
-        if value is not None
-    )
-
-
-def _table(figures: dict[str, dict[str, float]]) -> Table:
-    table = Table("", box=SIMPLE_HEAD if sys.stdout.isatty() else None)
-    for heading in ("loss", "accuracy"):
-        table.add_column(heading, justify="right")
-    for split, means in figures.items():
-        table.add_row(split, f"{means['loss']:.4f}", f"{means['accuracy']:.2%}")
-    return table
+    with console.working(screen, "writing the report"):
+        path = runs.add(folder, runs.REPORT, lambda path: report.write(path, content))
+    screen.print(f"report: {path}")

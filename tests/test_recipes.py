@@ -9,11 +9,19 @@ import optax
 import pytest
 
 from jaxsoftmax import data, linear, recipes
+from jaxsoftmax.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.recipes import LossName, OptimizerName, Settings
 
 SCORES = np.array([0.5, -1.0, 2.0])
 LABEL = 1
+
+
+def schema(task: Task, count: int) -> Schema:
+    return Schema(task, tuple(map(str, range(count))), shape=(4,))
+
+
+THREE = schema(Task.classes, 3)
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
@@ -31,8 +39,67 @@ def _sigmoid(z: np.ndarray) -> np.ndarray:
 )
 def test_losses(name: LossName, expected: float) -> None:
     params = LinearParams(w=jnp.asarray(SCORES, jnp.float32)[None], bias=None)
-    value = recipes.make_loss(name)(params, jnp.ones((1, 1)), jnp.array([LABEL]))
+    value = recipes.make_loss(name, THREE)(params, jnp.ones((1, 1)), jnp.array([LABEL]))
     np.testing.assert_allclose(value, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "target", "expected"),
+    [
+        (Task.labels, "sigmoid", [True, False, True], -np.log(_sigmoid(SCORES * [1, -1, 1])).sum()),
+        (Task.labels, "hinge", [True, False, True], 0.5),
+        (Task.numbers, "squared_error", [1.0, 0.0, 0.0], 0.25 + 1 + 4),
+    ],
+)
+def test_losses_of_labels_and_numbers(
+    task: Task, name: str, target: list[float], expected: float
+) -> None:
+    params = LinearParams(w=jnp.asarray(SCORES, jnp.float32)[None], bias=None)
+    loss = recipes.make_loss(LossName(name), schema(task, 3))
+    value = loss(params, jnp.ones((1, 1)), jnp.array([target]))
+    np.testing.assert_allclose(value, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "target", "expected"),
+    [
+        (Task.classes, "sigmoid", 1, -np.log(_sigmoid(0.5))),
+        (Task.classes, "sigmoid", 0, -np.log(_sigmoid(-0.5))),
+        (Task.numbers, "squared_error", 2.5, 4.0),
+    ],
+)
+def test_losses_of_one_score(task: Task, name: str, target: float, expected: float) -> None:
+    params = LinearParams(w=jnp.array([[0.5]]), bias=None)
+    loss = recipes.make_loss(LossName(name), schema(task, 2 if task is Task.classes else 1))
+    value = loss(params, jnp.ones((1, 1)), jnp.array([target]))
+    np.testing.assert_allclose(value, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "meant"),
+    [
+        (Task.labels, "softmax", "sigmoid or hinge for a task of labels"),
+        (Task.numbers, "hinge", "squared_error for a task of numbers"),
+    ],
+)
+def test_losses_that_do_not_suit(task: Task, name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"loss must be {meant}, got {name}"):
+        recipes.make_loss(LossName(name), schema(task, 3))
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "loss", "scores"),
+    [
+        (Task.classes, 2, "sigmoid", 1),
+        (Task.classes, 3, "softmax", 3),
+        (Task.labels, 2, "sigmoid", 2),
+        (Task.numbers, 1, "squared_error", 1),
+    ],
+)
+def test_what_a_task_begins_with(task: Task, count: int, loss: str, scores: int) -> None:
+    assert recipes.default_loss(schema(task, count)) == loss
+    assert recipes.num_scores(schema(task, count), LossName(loss)) == scores
+    assert recipes.num_scores(schema(task, count), LossName.hinge) == count
 
 
 @pytest.mark.parametrize("name", [name for name in OptimizerName if name != "lbfgs"])
@@ -72,8 +139,47 @@ def test_lbfgs_refuses_what_it_has_no_use_for(change: dict[str, float]) -> None:
         recipes.make_optimizer(OptimizerName.lbfgs, replace(settings, **change), num_examples=9)
 
 
-def test_every_data_set_has_settings() -> None:
-    assert set(recipes.DEFAULTS) == set(data.names())
+def test_every_known_data_set_has_settings() -> None:
+    assert set(recipes.KNOWN) == set(data.names())
+
+
+def of_size(size: int, name: str = "mine", spread: float | None = None, **of_schema) -> Dataset:
+    """Training data of some size: classes, or numbers of some spread."""
+    task = Task.classes if spread is None else Task.numbers
+    targets = np.arange(size) % 2 * np.float32(2 * (spread or 0.5))
+    empty = Split(np.zeros((0, 4), np.float32), targets[:0], targets[:0])
+    train = Split(np.ones((size, 4), np.float32), targets, np.arange(size))
+    about = replace(schema(task, 2 if spread is None else 1), **of_schema)
+    return Dataset(name, train, empty, empty, about, "made")
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "batch_size"),
+    [(3, 500, 32), (100, 500, 32), (1_600, 60, 32), (7_608, 50, 128), (700_000, 5, 1024)],
+)
+def test_settings_of_other_data(size: int, epochs: int, batch_size: int) -> None:
+    begin = recipes.default_settings(of_size(size), OptimizerName.adamw, LossName.sigmoid)
+    assert begin == Settings(epochs, batch_size, learning_rate=0.02, weight_decay=0.03)
+
+
+def test_settings_of_a_file_that_is_called_like_a_known_data_set() -> None:
+    file = of_size(100, name="digits")
+    begin = recipes.default_settings(file, OptimizerName.adamw, LossName.sigmoid)
+    assert begin == recipes.default_settings(of_size(100), OptimizerName.adamw, LossName.sigmoid)
+    assert begin != recipes.KNOWN["digits"]
+
+
+def test_steps_towards_numbers_are_as_long_as_their_spread() -> None:
+    begin = recipes.default_settings(
+        of_size(100, spread=50), OptimizerName.adamw, LossName.squared_error
+    )
+    assert begin.learning_rate == pytest.approx(0.02 * 50)
+
+
+def test_scales_apart() -> None:
+    x = np.random.default_rng(0).normal(size=(1000, 3)) * [1, 300, 0]
+    assert recipes.scales_apart(x) == pytest.approx(300, rel=0.1)
+    assert recipes.scales_apart(np.ones((5, 2))) == 1, "nothing varies"
 
 
 @pytest.mark.parametrize("name", [LossName.softmax, LossName.sigmoid, LossName.squared_error])
@@ -81,11 +187,11 @@ def test_default_step_of_sgd_descends(name: LossName) -> None:
     digits = data.load("digits")
     rate = recipes.default_settings(digits, OptimizerName.sgd, name).learning_rate
     assert rate is not None
-    loss = recipes.make_loss(name)
+    loss = recipes.make_loss(name, digits.schema)
 
     @jax.value_and_grad
     def mean(params: LinearParams) -> jax.Array:
-        return jnp.mean(loss(params, *map(jnp.asarray, digits.train)))
+        return jnp.mean(loss(params, *map(jnp.asarray, digits.train[:2])))
 
     params = linear.init(64, 10, key=jax.random.key(0))
     values = []
