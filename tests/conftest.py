@@ -1,5 +1,7 @@
-"""What every test shares: two CPU devices, the strict rules of promotion, and the GPU marker."""
+"""What every test shares: two CPU devices, the strict rules of promotion, and the markers."""
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -38,7 +40,9 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[type]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and jax.default_backend() != "gpu":
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+    # libtpu may stand in a folder of its own, which experiments/compile_targets.py knows.
+    libtpu = "JAXSOFTMAX_LIBTPU" in os.environ or importlib.util.find_spec("libtpu") is not None
+    has = {"gpu": jax.default_backend() == "gpu", "libtpu": libtpu}
+    for item in items:
+        for name in (name for name in has if not has[name] and item.get_closest_marker(name)):
+            item.add_marker(pytest.mark.skip(reason=f"no {name} on this machine"))

@@ -1,0 +1,218 @@
+"""What the fused loss needs on accelerators that are not here: compiled for them, not run.
+
+Command: `python experiments/compile_targets.py`, about a minute, for TPU v4, v5e, v5p, v6e and 7x;
+it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU names
+(`pip install --target FOLDER libtpu`). For an H200 and a B200, in an environment of its own whose
+CUDA wheels are large: `pip install "jax[cuda13]"`, then
+`python experiments/compile_targets.py h200 b200`. `--smoke` compiles tiny shapes and writes no
+record. The record is results/compile_tpu.json or results/compile_gpu.json.
+
+Question. XLA compiles a whole program for a device that it is only told about, and says how many
+bytes it needs beside arguments and results. What do value and gradient of `linear_cross_entropy`
+(both outputs with random cotangents) and of `linear_cross_entropy_sum` need at N = 8192, D = 2304
+and K = 256000, and at 256001, which no block size divides, in bfloat16? And in which dtype are the
+matrix products of the compiled program?
+
+Findings. Not one product has a float32 operand. Per example, where the logits alone would take
+8,389 MB in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a
+B200, the same for both numbers of classes to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
+256000, where XLA brings w and its gradient into another tiling at the program's edges. The sum
+takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421). What it took:
+- the gradient in x of a chunk of rows is a sum over classes in blocks of 32,768: XLA for a GPU
+  splits the long sum and pads a copy of w for it, 1,180 MB, where K is odd;
+- those blocks are tied to the running sum by a barrier, or all slices of w are made, and kept,
+  before the loop over rows.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+# libtpu asks a cloud's metadata server for the machine it is on, and allows one process at a time;
+# neither matters where nothing runs.
+os.environ.update(
+    TPU_SKIP_MDS_QUERY="1",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    JAX_PLATFORMS="cpu",
+    JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",
+)
+# In a folder of its own, no other start of JAX looks for a TPU.
+sys.path += filter(None, [os.environ.get("JAXSOFTMAX_LIBTPU")])
+
+import jax
+import jax.numpy as jnp
+import measure
+from jax.experimental import topologies
+
+from jaxsoftmax.kernels import linear_cross_entropy, linear_cross_entropy_sum
+
+TPUS = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "7x": "tpu7x:2x2x1",
+}
+# What XLA asks about a GPU (GpuTargetConfigProto), from NVIDIA's data sheets and device queries.
+ANY_GPU = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49_152,
+    "shared_memory_per_block_optin": 232_448,
+    "shared_memory_per_core": 233_472,
+    "threads_per_core_limit": 2048,
+    "fpus_per_core": 128,
+    "block_dim_limit_x": 2_147_483_647,
+    "block_dim_limit_y": 65_535,
+    "block_dim_limit_z": 65_535,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+    "registers_per_core_limit": 65_536,
+    "registers_per_block_limit": 65_536,
+    "device_address_bits": 64,
+    "runtime_version": "13.0.0",
+    "driver_version": "13.0.0",
+    "compile_time_toolkit_version": "13.0.0",
+}
+GPUS = {
+    "h200": {
+        "name": "NVIDIA H200",
+        "core_count": 132,
+        "clock_rate_ghz": 1.98,
+        "memory_bandwidth": 4_800_000_000_000,
+        "l2_cache_size": 52_428_800,
+        "device_memory_size": 151_397_597_184,
+        "cuda_compute_capability": {"major": 9, "feature_extension": "ACCELERATED_FEATURES"},
+    },
+    "b200": {
+        "name": "NVIDIA B200",
+        "core_count": 148,
+        "clock_rate_ghz": 1.965,
+        "memory_bandwidth": 7_672_320_000_000,
+        "l2_cache_size": 132_644_864,
+        "device_memory_size": 191_514_411_008,
+        "cuda_compute_capability": {"major": 10, "feature_extension": "ACCELERATED_FEATURES"},
+    },
+}
+N, D, CLASSES = 8192, 2304, (256_000, 256_001)
+SMOKE = (256, 128, (1000, 1001))
+
+
+def main() -> None:
+    """Compile for every target, print the table and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", help=f"of {', '.join((*TPUS, *GPUS))}")
+    parser.add_argument("--classes", type=int, nargs="*", help="in place of both counts")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, without a record")
+    parser.add_argument("--json", action="store_true", help="print the record, write none")
+    arguments = parser.parse_args()
+    n, d, classes = SMOKE if arguments.smoke else (N, D, CLASSES)
+    targets, classes = arguments.targets or [*TPUS], arguments.classes or classes
+    found: dict[str, Any] = {}
+    for target in targets:
+        device = device_of(target)
+        for k in classes:
+            for name, program in PROGRAMS.items():
+                entry = compiled(program, device, n, d, k)
+                found.setdefault(target, {}).setdefault(name, {})[str(k)] = entry
+                if not arguments.json:
+                    megabytes = entry["temporary_bytes"] / 1e6
+                    print(f"{target:5} {name:12}{k:8}{megabytes:10.1f} MB  {entry['products']}")
+    if arguments.json:
+        print(json.dumps(found))
+    elif not arguments.smoke:
+        name = "compile_gpu" if set(targets) & set(GPUS) else "compile_tpu"
+        shape = {"N": n, "D": d, "dtype": "bfloat16"}
+        print("written:", measure.write_record(name, {"shape": shape, "targets": found}).name)
+
+
+def device_of(target: str) -> Any:
+    """A device to compile for, of which only a description is here."""
+    if target in TPUS:
+        return topologies.get_topology_desc(TPUS[target], "tpu").devices[0]
+    device = ANY_GPU | GPUS[target]
+    version = {"major": 9, "minor": 10}
+    config = {"gpu_device_info": device, "platform_name": "CUDA", "dnn_version_info": version}
+    topology = topologies.get_topology_desc(
+        device["name"], "cuda", topology="1x1x1", target_config=prototext(config)
+    )
+    return topology.devices[0]
+
+
+def prototext(fields: dict[str, Any]) -> str:
+    """Nested fields as a text proto; words in capitals are names of an enumeration."""
+
+    def one(name: str, value: Any) -> str:
+        if isinstance(value, dict):
+            return f"{name} {{ {prototext(value)} }}"
+        is_text = isinstance(value, str) and name != "feature_extension"
+        return f"{name}: {json.dumps(value) if is_text else value}"
+
+    return " ".join(one(*field) for field in fields.items())
+
+
+def per_example(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """Both outputs, and gradients of x and w with a cotangent for each."""
+    values, back = jax.vjp(lambda x, w: linear_cross_entropy(x, w, labels), x, w)
+    return values, back(type(values)(nll, lse))
+
+
+def scalar(x: Any, w: Any, labels: Any, weights: Any, unused: Any) -> Any:
+    """The weighted sum, and its gradients in x and w."""
+    del unused
+
+    def value(x: Any, w: Any) -> Any:
+        # The budget is said, for the default is that of the machine that compiles.
+        return linear_cross_entropy_sum(x, w, labels, weights=weights, memory=2**29)
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+PROGRAMS = {"per example": per_example, "sum": scalar}
+
+
+def compiled(program: Any, device: Any, n: int, d: int, k: int) -> dict[str, Any]:
+    """Temporary bytes, and how many products of each pair of operand dtypes."""
+    place = jax.sharding.SingleDeviceSharding(device)
+
+    def shape(size: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, dtype, sharding=place)
+
+    row = shape((n,), jnp.float32)
+    half = jnp.bfloat16
+    built = (
+        jax.jit(program)
+        .lower(shape((n, d), half), shape((d, k), half), shape((n,), jnp.int32), row, row)
+        .compile()
+    )
+    return {
+        "temporary_bytes": measure.temporary_bytes(built),
+        "products": dict(products(built.as_text())),
+    }
+
+
+def products(text: str) -> Counter[str]:
+    """Operand dtypes of the matrix products in a compiled program's text.
+
+    A product is a dot or, on a TPU, a convolution, or on a GPU a call of its matrix library.
+    """
+    types = dict(re.findall(r"%?([\w.-]+) = \(?(\w+)\[", text))
+    called = re.findall(
+        r" (?:dot|convolution)\(([^)]*)\)"
+        r'|custom-call\(([^)]*)\), custom_call_target="__cublas[^"]*"',
+        text,
+    )
+    pairs = []
+    for a, b in called:
+        operands = re.findall(r"(?:(\w+)\[[^%]*)?%?([\w.-]+)", a or b)[:2]
+        pairs.append(" x ".join(given or types.get(name, "?") for given, name in operands))
+    return Counter(pairs)
+
+
+if __name__ == "__main__":
+    main()

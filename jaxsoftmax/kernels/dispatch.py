@@ -1,0 +1,723 @@
+"""linear_cross_entropy and its family: validation, choice of implementation, derivative rules.
+
+The functions take features and a linear model, and return losses without ever storing the logits
+of all classes. Every function runs under jit, vmap, scan, remat and shard_map's automatic kin, and
+is differentiable to any order in both modes:
+
+    call                                   what runs
+    a value                                forward: one pass over blocks of classes
+    jvp, jacfwd                            forward, and the tangent blocks (`tangent`)
+    grad, vjp                              forward, and a handwritten reverse pass (`backward`)
+    vmap(grad), each lane with its own w   the same, batched
+    grad of a sum over lanes that share w  forward, and the automatic transpose of `tangent`
+    Hessian-vector products                derivatives of the code of `backward`, in blocks
+    grad of `linear_cross_entropy_sum`     gradients in the forward pass (`value_and_gradients`)
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+from jaxsoftmax import checks
+from jaxsoftmax.kernels import products, reference, xla_chunked
+from jaxsoftmax.kernels import tiles as sizes
+from jaxsoftmax.kernels.contract import Head, Model, Moved, Options, Precision, Rows, Wanted
+from jaxsoftmax.kernels.linear_map import linear_map, opaque
+from jaxsoftmax.kernels.tiles import Tiles
+
+# In the order in which they are tried; the dense definition runs only when it is named.
+IMPLEMENTATIONS = {"xla_chunked": xla_chunked}
+
+
+class LinearLoss(NamedTuple):
+    """Per example: the loss -log p_y and the logarithm of the sum of exponentials of the logits."""
+
+    nll: Array
+    lse: Array
+
+
+class LinearStats(NamedTuple):
+    """`LinearLoss` and, from the same pass, the mean logit and the predicted class."""
+
+    nll: Array
+    lse: Array
+    mean_logit: Array
+    predicted: Array
+    correct: Array
+
+
+def linear_cross_entropy(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> LinearLoss:
+    r"""Softmax cross-entropy of a linear model, from features, in blocks of classes.
+
+    nll = log sum_k exp(z_k) - z_y and lse = log sum_k exp(z_k) with z = x w + bias.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights, floats `[D, K]`. Products are taken in the promoted dtype of x and w.
+        labels: integers of any dtype, `[...]`.
+        bias: floats `[K]`.
+        softcap: c in z <- c tanh(z / c), a positive number; a masked class stays masked.
+        where: bool `[K]` or `[..., K]`: which classes exist.
+        valid: bool `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`. JAX's default takes float32 to
+            TF32 on a GPU and to bfloat16 on a TPU; "highest" keeps it.
+        memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
+            as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
+            Under vmap it is the budget of each lane.
+        implementation: "xla_chunked" or "reference" (dense); None tries them in that order.
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        `LinearLoss(nll, lse)`, `[...]` each, float32 (float64 for float64).
+
+    Numerics:
+        Sums and statistics are float32 for any input, and gradients have the dtype of their
+        argument. In half precision the gradient in the logits is cast down before the two products
+        of the reverse pass, so that they run at the device's full rate. The label's term is kept
+        apart, so a confident example's nll is log1p(others / own), which does not cancel to 0, and
+        its gradient is as exact. valid=False gives 0 for both, whatever features and label hold; a
+        label out of range NaN for its example; a row that is masked whole nll 0 and lse -inf; a
+        label on a masked class +inf.
+
+    Derivatives:
+        Of any order in x, w and bias. grad runs a handwritten reverse pass, jvp the tangent of
+        each block, and Hessian-vector products (jvp of grad) the derivative of that reverse pass;
+        all compute the logits again block by block. Only what is differentiated is computed. Where
+        all classes fit one block their logits are kept instead.
+
+    Raises:
+        TypeError: x or w are not floats, labels not integers, or a mask not bool.
+        ValueError: shapes that do not fit, or an unknown implementation.
+        NotImplementedError: a named implementation cannot run here, with the reason.
+
+    Example:
+        What other libraries have as options composes outside.
+
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import focal, linear_cross_entropy, weighted_mean
+        >>> x, w = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+        >>> labels, class_weights = jnp.array([0, 1]), jnp.array([1.0, 3.0])
+        >>> nll, lse = linear_cross_entropy(x, w, labels)
+        >>> print(jnp.array_str(nll, precision=4))
+        [0.1269 0.3133]
+        >>> z_loss = 1e-4 * lse**2
+        >>> print(f"{weighted_mean(nll + z_loss, weights=class_weights[labels]):.4f}")
+        0.2669
+        >>> print(jnp.array_str(focal(nll, gamma=2.0), precision=4))
+        [0.0018 0.0227]
+        >>> temperature = 2.0
+        >>> print(jnp.array_str(linear_cross_entropy(x / temperature, w, labels).nll, precision=4))
+        [0.3133 0.4741]
+
+    Reference:
+        Wijmans et al., "Cut your losses in large-vocabulary language models" (2025).
+    """
+    head, known, counts, lead = _softmax_head(x, w, labels, bias, where, valid)
+    options = _options(head, softcap, precision, memory, tiles)
+    name = _chosen(implementation, head, options)
+    found = _per_example(name, options, head, known, counts)
+    return LinearLoss(*(a.reshape(lead) for a in found[:2]))
+
+
+def linear_cross_entropy_stats(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> LinearStats:
+    r"""`linear_cross_entropy` with the mean logit and the predicted class from the same pass.
+
+    mean_logit = mean of z_k over the classes that exist; predicted = argmax_k z_k. Label smoothing
+    by a is (1 - a) nll + a (lse - mean_logit).
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights, floats `[D, K]`.
+        labels: integers of any dtype, `[...]`.
+        bias: floats `[K]`.
+        softcap: c in z <- c tanh(z / c); the mean is over the capped logits.
+        where: bool `[K]` or `[..., K]`: which classes exist; the mean is over those.
+        valid: bool `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`.
+        memory: budget in bytes for a block of logits.
+        implementation: "xla_chunked" or "reference" (dense).
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        `LinearStats(nll, lse, mean_logit, predicted, correct)`, `[...]` each: float32 (float64),
+        and predicted int32, the first class of the largest logit, and correct bool, whether it is
+        the label.
+
+    Numerics:
+        As `linear_cross_entropy`; where valid is False all are 0 (False). The mean of a row that
+        is masked whole is 0.
+
+    Derivatives:
+        nll, lse and mean_logit, of any order, in x, w and bias.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_cross_entropy_stats
+        >>> x, w, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2), jnp.array([0, 0])
+        >>> nll, lse, mean_logit, predicted, correct = linear_cross_entropy_stats(x, w, labels)
+        >>> print(predicted, correct)
+        [0 1] [ True False]
+        >>> print(jnp.array_str(0.9 * nll + 0.1 * (lse - mean_logit), precision=4))
+        [0.2269 1.2633]
+
+    Reference:
+        Szegedy et al., "Rethinking the Inception architecture" (2016), for label smoothing.
+    """
+    head, known, counts, lead = _softmax_head(x, w, labels, bias, where, valid)
+    options = _options(head, softcap, precision, memory, tiles, stats=True)
+    name = _chosen(implementation, head, options)
+    nll, lse, mean, predicted = _per_example(name, options, head, known, counts)
+    correct = (predicted == head.truth) & known
+    correct = correct if counts is None else correct & counts
+    return LinearStats(*(a.reshape(lead) for a in (nll, lse, mean, predicted, correct)))
+
+
+def linear_cross_entropy_sum(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> Array:
+    r"""The weighted sum of the losses, with gradients computed in the forward pass.
+
+    sum_i weights_i nll_i. The gradient of a chunk of rows is known as soon as its logits are, so
+    value and gradient take three products of N D K where `linear_cross_entropy` takes four. For a
+    mean, give weights that sum to 1: dividing afterwards reads the gradient of w once more.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights of the model, floats `[D, K]`.
+        labels: integers of any dtype, `[...]`.
+        weights: of the examples, floats `[...]`; 1 where None. Weight 0 silences a loss that is
+            not finite; features that are not finite need valid=False.
+        bias: floats `[K]`.
+        softcap: c in z <- c tanh(z / c), a positive number.
+        where: bool `[K]` or `[..., K]`: which classes exist.
+        valid: bool `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`.
+        memory: budget in bytes for a chunk of logits; where it is None 512 MiB, and 2 GiB on a
+            CPU. The sum of w's gradient, in float32, comes on top.
+        implementation: "xla_chunked" or "reference" (dense).
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Numerics:
+        As `linear_cross_entropy`, with the exact exponentials of `cross_entropy`.
+
+    Derivatives:
+        Of any order in x, w, bias and weights, in both modes; only what is differentiated is
+        computed.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_cross_entropy_sum
+        >>> x, w, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2), jnp.array([0, 1])
+        >>> def mean(w):
+        ...     return linear_cross_entropy_sum(x, w, labels, weights=jnp.full(2, 0.5))
+        >>> value, gradient = jax.value_and_grad(mean)(w)
+        >>> print(f"{value:.4f}")
+        0.2201
+        >>> print(jnp.array_str(gradient, precision=4))
+        [[-0.1192  0.1192]
+         [ 0.1345 -0.1345]]
+
+    Reference:
+        Liger-Kernel's and torch's fused linear cross-entropy compute gradients in the forward pass.
+    """
+    head, known, counts, lead = _softmax_head(x, w, labels, bias, where, valid)
+    weights = _weights(weights, counts, lead, products.sum_dtype(head.x.dtype))
+    options = _options(head, softcap, precision, memory, tiles)
+    name = _chosen(implementation, head, options)
+    known |= weights == 0
+    if name == "reference":
+        return _total(_per_example(name, options, head, known, counts)[0], weights)
+    # NaN as a weight is what a label out of range does to value and gradient.
+    weights = weights * jnp.where(known, 1, jnp.nan).astype(weights.dtype)
+    return _sum(name, options, head, counts, weights)
+
+
+def linear_binary_cross_entropy(
+    x: ArrayLike,
+    w: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> Array:
+    r"""Sigmoid cross-entropy of a linear model with many labels, in blocks of them.
+
+    sum_k w_k t_k softplus(-z_k) + (1 - t_k) softplus(z_k) with z = x w + bias.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights, floats `[D, K]`.
+        targets: t in [0, 1], floats, integers or bools, `[..., K]`; they count as constants.
+        bias: floats `[K]`.
+        pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
+        softcap: c in z <- c tanh(z / c), a positive number.
+        where: bool `[K]` or `[..., K]`: which labels count.
+        valid: bool `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`.
+        memory: budget in bytes for a block of logits.
+        implementation: "xla_chunked" or "reference" (dense).
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        `[...]`, float32 or float64: summed over the labels.
+
+    Numerics:
+        Each label's loss is `binary_cross_entropy`'s. NaN for an example with a target outside
+        [0, 1].
+
+    Derivatives:
+        As `linear_cross_entropy`.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_binary_cross_entropy
+        >>> x, w = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+        >>> targets = jnp.array([[1, 0], [0, 1]])
+        >>> print(jnp.array_str(linear_binary_cross_entropy(x, w, targets), precision=4))
+        [0.8201 1.0064]
+
+    Reference:
+        `binary_cross_entropy`.
+    """
+    head, counts, lead = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
+    options = _options(head, softcap, precision, memory, tiles)
+    name = _chosen(implementation, head, options)
+    return _binary_per_example(name, options, head, counts).reshape(lead)
+
+
+def linear_binary_cross_entropy_sum(
+    x: ArrayLike,
+    w: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> Array:
+    r"""The weighted sum of `linear_binary_cross_entropy`, with gradients in the forward pass.
+
+    sum_i weights_i sum_k loss_ik. No label waits for another, so blocks of labels need three
+    products and no further sum of w's gradient.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights of the model, floats `[D, K]`.
+        targets: t in [0, 1], floats, integers or bools, `[..., K]`; they count as constants.
+        weights: of the examples, floats `[...]`; 1 where None.
+        bias: floats `[K]`.
+        pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
+        softcap: c in z <- c tanh(z / c), a positive number.
+        where: bool `[K]` or `[..., K]`: which labels count.
+        valid: bool `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`.
+        memory: budget in bytes for a block of logits.
+        implementation: "xla_chunked" or "reference" (dense).
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Numerics:
+        As `linear_binary_cross_entropy`.
+
+    Derivatives:
+        Of any order in x, w, bias and weights, in both modes.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_binary_cross_entropy_sum
+        >>> x, w = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+        >>> print(f"{linear_binary_cross_entropy_sum(x, w, jnp.array([[1, 0], [0, 1]])):.4f}")
+        1.8265
+
+    Reference:
+        `linear_cross_entropy_sum`.
+    """
+    head, counts, lead = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
+    weights = _weights(weights, counts, lead, products.sum_dtype(head.x.dtype))
+    options = _options(head, softcap, precision, memory, tiles)
+    name = _chosen(implementation, head, options)
+    if name == "reference":
+        return _total(_binary_per_example(name, options, head, counts), weights)
+    return _binary_sum(name, options, head, weights)
+
+
+# -- Derivative rules: softmax --
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _per_example(
+    name: str, options: Options, head: Head, known: Array, counts: Array | None
+) -> tuple[Array | None, ...]:
+    """Nll, lse and, when asked, mean logit and predicted class, by the contract of bad values."""
+    if counts is not None:
+        # Before a NaN can spread: its product with a gradient of 0 would be NaN.
+        head = head._replace(x=jnp.where(counts[:, None], head.x, 0))
+        known = known | ~counts
+    if name == "reference":
+        nll, lse, mean, predicted = reference.softmax_head(head, options)
+    else:
+        nll, lse, mean, predicted = _finished(_rows(name, options, head))
+    # A factor, not a choice: the gradient is to be NaN as well.
+    nll = nll * jnp.where(known, 1, jnp.nan).astype(nll.dtype)
+    return tuple(
+        None if a is None else checks.count(a, counts) for a in (nll, lse, mean, predicted)
+    )
+
+
+def _finished(rows: Rows) -> tuple[Array, Array, Array | None, Array | None]:
+    """What `Rows` say: with S = others + e_y, nll = log S + (maximum - z_y), lse = log S + maximum.
+
+    Where the label leads, e_y is 1 and nll = log1p(others), which keeps what log S loses.
+    """
+    maximum = lax.stop_gradient(rows.maximum)
+    dead = maximum == -jnp.inf
+    own = products.relative_exp(rows.label, maximum)
+    total = jnp.where(dead, 1, rows.others + own)
+    leads = rows.label == maximum
+    ahead = jnp.log1p(rows.others / jnp.where(leads & ~dead, own, 1))
+    nll = jnp.where(leads, ahead, jnp.log(total) + (maximum - rows.label))
+    lse = jnp.where(leads, rows.label + ahead, maximum + jnp.log(total))
+    lse = jnp.where(dead, -jnp.inf, lse)
+    if rows.stats is None:
+        return nll, lse, None, None
+    return nll, lse, rows.stats.mean, rows.stats.predicted
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _rows(name: str, options: Options, head: Head) -> Rows:
+    return IMPLEMENTATIONS[name].forward(head, options)
+
+
+def _rows_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Rows, Rows]:
+    (head,) = primals
+    module, moved, wanted = IMPLEMENTATIONS[name], *_perturbed(tangents[0])
+    rows = _rows(name, options, head)
+    still = jax.tree.map(_no_tangent, rows)
+    if not any(wanted):
+        return rows, still
+    found = linear_map(
+        lambda at, t: module.tangent(*at, t, options),
+        lambda at, c: module.backward(*at, c, wanted, options),
+        (head, lax.stop_gradient(rows)),
+        moved,
+    )
+    if still.stats is not None:
+        still = still._replace(stats=still.stats._replace(mean=found.mean))
+    return rows, still._replace(others=found.others, label=found.label)
+
+
+_rows.defjvp(_rows_jvp, symbolic_zeros=True)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sum(name: str, options: Options, head: Head, counts: Array | None, weights: Array) -> Array:
+    return _sum_rule(name, options, head, counts, weights)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _sum_rule(
+    name: str, options: Options, head: Head, counts: Array | None, weights: Array
+) -> Array:
+    nothing = Wanted(False, False, False)
+    module = IMPLEMENTATIONS[name]
+    return _total(module.value_and_gradients(head, counts, weights, nothing, options)[0], weights)
+
+
+def _sum_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    head, counts, weights = primals
+    moved, wanted = _perturbed(tangents[0])
+    module = IMPLEMENTATIONS[name]
+    nll, gradients = opaque(
+        lambda at: module.value_and_gradients(*at, wanted, options), (head, counts, weights)
+    )
+    return _total(nll, weights), _change(nll, gradients, moved, tangents[2])
+
+
+_sum_rule.defjvp(_sum_jvp, symbolic_zeros=True)
+
+
+# -- Derivative rules: sigmoid --
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _binary_per_example(name: str, options: Options, head: Head, counts: Array | None) -> Array:
+    if name == "reference":
+        values = reference.sigmoid_head(head, options)
+    else:
+        values = _binary_rows(name, options, head)
+    return checks.count(values, counts)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _binary_rows(name: str, options: Options, head: Head) -> Array:
+    return IMPLEMENTATIONS[name].binary_forward(head, options)
+
+
+def _binary_rows_jvp(
+    name: str, options: Options, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    (head,) = primals
+    module, moved, wanted = IMPLEMENTATIONS[name], *_perturbed(tangents[0])
+    values = _binary_rows(name, options, head)
+    if not any(wanted):
+        return values, jnp.zeros_like(values)
+    return values, linear_map(
+        lambda at, t: module.binary_tangent(at, t, options),
+        lambda at, c: module.binary_backward(at, c, wanted, options),
+        head,
+        moved,
+    )
+
+
+_binary_rows.defjvp(_binary_rows_jvp, symbolic_zeros=True)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _binary_sum(name: str, options: Options, head: Head, weights: Array) -> Array:
+    return _binary_sum_rule(name, options, head, weights)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _binary_sum_rule(name: str, options: Options, head: Head, weights: Array) -> Array:
+    return _total(IMPLEMENTATIONS[name].binary_forward(head, options), weights)
+
+
+def _binary_sum_jvp(
+    name: str, options: Options, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    head, weights = primals
+    moved, wanted = _perturbed(tangents[0])
+    module = IMPLEMENTATIONS[name]
+    values, gradients = opaque(
+        lambda at: module.binary_value_and_gradients(*at, wanted, options), (head, weights)
+    )
+    return _total(values, weights), _change(values, gradients, moved, tangents[1])
+
+
+_binary_sum_rule.defjvp(_binary_sum_jvp, symbolic_zeros=True)
+
+
+# -- What the rules share --
+
+
+def _perturbed(tangents: Head) -> tuple[Moved, Wanted]:
+    """The tangents of x, w and bias that are not known to be 0, and which those are."""
+    moved = Moved(*(None if isinstance(t, SymbolicZero) else t for t in tangents.model))
+    return moved, Wanted(*(t is not None for t in moved))
+
+
+def _no_tangent(a: Array) -> Any:
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        return jnp.zeros_like(a)
+    return np.zeros(a.shape, jax.dtypes.float0)
+
+
+def _total(values: Array, weights: Array) -> Array:
+    """The weighted sum; a weight of 0 silences NaN and infinity, as in `weighted_mean`."""
+    return jnp.sum(weights * jnp.where((weights == 0) & ~jnp.isfinite(values), 0, values))
+
+
+def _change(values: Array, gradients: Moved, moved: Moved, weights: Any) -> Array:
+    """The change of a sum along tangents of the model and of the weights."""
+    parts = [
+        jnp.sum(g.astype(values.dtype) * t.astype(values.dtype))
+        for g, t in zip(gradients, moved, strict=True)
+        if g is not None and t is not None
+    ]
+    if not isinstance(weights, SymbolicZero):
+        parts.append(jnp.sum(values * weights))
+    return sum(parts[1:], parts[0]) if parts else jnp.zeros((), values.dtype)
+
+
+# -- Arguments --
+
+
+def _softmax_head(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None,
+    where: ArrayLike | None,
+    valid: ArrayLike | None,
+) -> tuple[Head, Array, Array | None, tuple[int, ...]]:
+    """The head, which labels are labels, which examples count, and the leading shape."""
+    model, mask, lead = _linear_model(x, w, bias, where)
+    scores = jax.ShapeDtypeStruct((*lead, model.w.shape[1]), jnp.float32)
+    index, known = checks.class_labels(labels, scores, len(lead))  # type: ignore[arg-type]
+    counts = checks.valid_rows(valid, lead)
+    counts = None if counts is None else counts.reshape(-1)
+    return Head(*model, mask, index.reshape(-1)), known.reshape(-1), counts, lead
+
+
+def _sigmoid_head(
+    x: ArrayLike,
+    w: ArrayLike,
+    targets: ArrayLike,
+    bias: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    where: ArrayLike | None,
+    valid: ArrayLike | None,
+) -> tuple[Head, Array | None, tuple[int, ...]]:
+    """The head with what does not count taken out, which examples count, the leading shape."""
+    model, mask, lead = _linear_model(x, w, bias, where)
+    k = model.w.shape[1]
+    t = checks.shaped(checks.numbers(targets, "targets"), (*lead, k), "targets", "one per label")
+    t, positive = t.reshape(-1, k), None
+    if pos_weight is not None:
+        p = jnp.asarray(checks.numbers(pos_weight, "pos_weight")).astype(
+            products.sum_dtype(model.w.dtype)
+        )
+        positive = lax.stop_gradient(checks.broadcast(p, (k,), "pos_weight")[None, :])
+    counts = checks.valid_rows(valid, lead)
+    if counts is not None:
+        counts = counts.reshape(-1)
+        t = checks.count_rows(t, counts, 1)
+        model = model._replace(x=checks.count_rows(model.x, counts, 1))
+    return Head(*model, mask, lax.stop_gradient(t), positive), counts, lead
+
+
+def _linear_model(
+    x: ArrayLike, w: ArrayLike, bias: ArrayLike | None, where: ArrayLike | None
+) -> tuple[Model, Array | None, tuple[int, ...]]:
+    """Features as a matrix, w and bias; the mask in its place; the features' leading shape."""
+    rows, w = checks.floating(x, "x"), checks.floating(w, "w")
+    if w.ndim != 2 or 0 in w.shape:
+        raise ValueError(f"w: expected [D, K] with D and K at least 1, got {w.shape}")
+    if rows.ndim < 1 or rows.shape[-1] != w.shape[0]:
+        raise ValueError(f"x: expected [..., D] with D = {w.shape[0]}, got {rows.shape}")
+    lead, k = rows.shape[:-1], w.shape[1]
+    dtype = jnp.promote_types(rows.dtype, w.dtype)
+    offsets, mask = None, None
+    if bias is not None:
+        offsets = checks.shaped(checks.floating(bias, "bias"), (k,), "bias", "one per class")
+        offsets = offsets.astype(products.sum_dtype(dtype))
+    if where is not None:
+        mask = checks.boolean(where, "where")
+        mask = mask if mask.shape == (k,) else checks.broadcast(mask, (*lead, k), "where")
+        mask = mask.reshape(-1, k)
+    model = Model(rows.reshape(-1, w.shape[0]).astype(dtype), w.astype(dtype), offsets)
+    return model, mask, lead
+
+
+def _weights(
+    weights: ArrayLike | None, counts: Array | None, lead: tuple[int, ...], dtype: Any
+) -> Array:
+    """Weights of the rows, 0 where one does not count."""
+    if weights is None:
+        weights = jnp.ones(lead, dtype)
+    weights = checks.floating(weights, "weights").astype(dtype)
+    checks.shaped(weights, lead, "weights", "one per example")
+    return checks.count(weights.reshape(-1), counts)
+
+
+def _options(
+    head: Head,
+    softcap: float | None,
+    precision: Precision,
+    memory: int | None,
+    tiles: Tiles | None,
+    *,
+    stats: bool = False,
+) -> Options:
+    """What is known at compile time, after a look at it."""
+    if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
+        raise ValueError(f"softcap: expected a positive number, got {softcap!r}")
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int)):
+        raise TypeError(f"memory: expected a number of bytes, got {memory!r}")
+    if memory is not None and memory < 1:
+        raise ValueError(f"memory: expected a positive number of bytes, got {memory}")
+    if tiles is not None and not isinstance(tiles, Tiles):
+        raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
+    n, k = max(head.x.shape[0], 1), head.w.shape[1]
+    tiles = sizes.choose(n, k, memory=memory) if tiles is None else tiles
+    return Options(tiles, None if softcap is None else float(softcap), precision, stats)
+
+
+def _chosen(implementation: str | None, head: Head, options: Options) -> str:
+    """The named implementation if it can run, or the first that can."""
+    if head.x.shape[0] == 0 or implementation == "reference":
+        return "reference"
+    if implementation is None:
+        return next(n for n, m in IMPLEMENTATIONS.items() if m.unsupported(head, options) is None)
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join((*IMPLEMENTATIONS, "reference"))
+        raise ValueError(f"implementation: expected one of {known}, got {implementation!r}")
+    reason = IMPLEMENTATIONS[implementation].unsupported(head, options)
+    if reason is not None:
+        raise NotImplementedError(f"implementation {implementation!r}: {reason}")
+    return implementation

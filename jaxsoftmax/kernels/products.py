@@ -1,0 +1,91 @@
+"""Matrix products with sums in float32, and the form that few classes need on a CPU."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxsoftmax.kernels.contract import Precision
+
+# Up to so many classes a product over rows is computed with the classes outermost.
+FEW = 32
+
+# A product over more classes than this is cut: XLA would split it for a GPU and pad a copy of w.
+LONG = 32_768
+
+
+def dot(a: Array, b: Array, axes: tuple[int, int], precision: Precision = None) -> Array:
+    """The product of two matrices over an axis of each, with sums in float32 or float64."""
+    over = ((axes[0],), (axes[1],))
+    sums = sum_dtype(a.dtype)
+    return lax.dot_general(a, b, (over, ((), ())), precision=precision, preferred_element_type=sums)
+
+
+def sum_dtype(dtype: DTypeLike) -> DTypeLike:
+    """The dtype in which sums are taken: float64 for float64, else float32."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def masked_and_capped(
+    z: Array, exists: Array | None, softcap: float | None
+) -> tuple[Array, Array | None]:
+    """Logits, -inf where they are that already or do not exist, and the softcap's derivative.
+
+    cap tanh(z / cap) would bring a masked class back as -cap.
+    """
+    slope = None
+    if softcap is not None:
+        bounded = jnp.tanh(z / softcap)
+        z, slope = jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
+    return z if exists is None else jnp.where(exists, z, -jnp.inf), slope
+
+
+@jax.custom_jvp
+def relative_exp(z: Array, maximum: Array) -> Array:
+    """exp(z - maximum): 1 where they are equal, infinite or not, and 0 for -inf.
+
+    The maximum counts as a constant: what is made of these does not depend on it.
+    """
+    base = jnp.where(maximum == -jnp.inf, 0, maximum)
+    return jnp.where(z == base, 1, jnp.exp(z - base))
+
+
+@relative_exp.defjvp
+def _relative_exp_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
+    e = relative_exp(*primals)
+    return e, e * tangents[0]
+
+
+def weight_gradient(x: Array, dz: Array, precision: Precision = None) -> Array:
+    """x^T dz, `[D, K]`: for few classes as the transpose of dz^T x.
+
+    Short rows leave a CPU's vector units idle. With 10 classes dz^T x, whose rows are long, takes
+    0.4 of the time. XLA moves transposes back into products, so a barrier holds this one.
+    """
+    if dz.shape[1] > FEW:
+        return dot(x, dz, (0, 0), precision)
+    return hold(dot(dz, x, (0, 0), precision)).T
+
+
+def hold(a: Array) -> Array:
+    """The same array, laid out as it is written."""
+    return lax.optimization_barrier(a)
+
+
+def over_classes(dz: Array, w: Array, axis: int, precision: Precision = None) -> Array:
+    """dz w^T, `[R, D]`, with the classes along `axis` of both, a long sum of them in blocks."""
+    k = w.shape[axis]
+    if k <= LONG:
+        return dot(dz, w, (axis, axis), precision)
+
+    def step(total: Array, i: Array) -> tuple[Array, None]:
+        start = jnp.minimum(i * LONG, k - LONG)
+        # Tied to the sum, or the slices of w are all made before the loop over rows.
+        total, here = lax.optimization_barrier((total, w))
+        a, b = (lax.dynamic_slice_in_dim(m, start, LONG, axis) for m in (dz, here))
+        # The last block starts early: what another one has as well does not count twice.
+        fresh = jnp.expand_dims(start + jnp.arange(LONG, dtype=jnp.int32) >= i * LONG, 1 - axis)
+        return total + dot(jnp.where(fresh, a, 0), b, (axis, axis), precision), None
+
+    zero = jnp.zeros((dz.shape[1 - axis], w.shape[1 - axis]), sum_dtype(dz.dtype))
+    return lax.scan(step, zero, jnp.arange(-(-k // LONG), dtype=jnp.int32))[0]

@@ -1,0 +1,38 @@
+"""The dense definition: the logits, and the losses of this package. What the others are held to."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsoftmax import links, losses
+from jaxsoftmax.kernels import products
+from jaxsoftmax.kernels.contract import Head, Options
+
+
+def logits(head: Head, options: Options) -> Array:
+    """z = x w + bias, capped, and -inf where a class does not exist: `[N, K]`."""
+    z = products.dot(head.x, head.w, (1, 0), options.precision)
+    if head.bias is not None:
+        z = z + head.bias[None, :]
+    return products.masked_and_capped(z, head.where, options.softcap)[0]
+
+
+def softmax_head(head: Head, options: Options) -> tuple[Array, Array, Array | None, Array | None]:
+    """Nll, lse and, when asked, the mean logit and the predicted class, `[N]` each."""
+    z = logits(head, options)
+    nll, lse = losses.cross_entropy(z, head.truth), links.logsumexp(z)
+    if not options.stats:
+        return nll, lse, None, None
+    exists = z != -jnp.inf
+    count = jnp.sum(exists, 1, dtype=z.dtype)
+    mean = jnp.sum(jnp.where(exists, z, 0), 1) / jnp.maximum(count, 1)
+    return nll, lse, mean, jnp.argmax(z, 1).astype(jnp.int32)
+
+
+def sigmoid_head(head: Head, options: Options) -> Array:
+    """The sum over existing labels of the sigmoid's cross-entropies, `[N]`."""
+    z = logits(head, options)
+    exists = None if head.where is None else jnp.broadcast_to(head.where, z.shape)
+    values = losses.binary_cross_entropy(
+        z, lax.stop_gradient(head.truth), pos_weight=head.pos_weight, valid=exists
+    )
+    return jnp.sum(values, 1)

@@ -1,0 +1,61 @@
+"""How much is done at a time: tiles from a budget of memory, and a short table of measurements."""
+
+from dataclasses import dataclass
+
+import jax
+
+MEBIBYTE = 2**20
+
+# Budgets in bytes where the user sets none. The per-example route holds one block of logits; the
+# scalar one holds whole rows of them, beside the float32 sum of w's gradient. A CPU has memory, and
+# each chunk of rows makes it read and write that sum once more.
+MEMORY = 128 * MEBIBYTE
+MEMORY_OF_SUM = {"cpu": 2048 * MEBIBYTE, "gpu": 512 * MEBIBYTE, "tpu": 512 * MEBIBYTE}
+
+# Rows at a time in the scalar route, as experiments/benchmark.py --tune measured it on a CPU: fewer
+# make products too small for the machine, and more leave its cache.
+ROWS = 1024
+
+# Neither blocks get smaller, whatever the budget, for then no product is worth its name.
+LEAST_CLASSES, LEAST_ROWS = 128, 8
+
+# What one entry of the logits takes while it is worked on, in bytes: in a block of classes two
+# float32 numbers, in whole rows up to five.
+ENTRY, ENTRY_OF_ROWS = 8, 20
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of blocks: `rows` at a time in the scalar route, `classes` at a time in the other."""
+
+    rows: int
+    classes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a size."""
+        for name, size in (("rows", self.rows), ("classes", self.classes)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"tiles: expected {name} to be a positive integer, got {size!r}")
+
+
+def blocks_of_classes(n: int, k: int, *, memory: int | None) -> int:
+    """Classes at a time such that a block of `[n, classes]` logits fits the budget."""
+    return _blocks((MEMORY if memory is None else memory) // (ENTRY * n), k, LEAST_CLASSES)
+
+
+def chunks_of_rows(n: int, k: int, *, memory: int | None) -> int:
+    """Rows at a time such that a chunk of `[rows, k]` logits fits the budget."""
+    memory = MEMORY_OF_SUM[jax.default_backend()] if memory is None else memory
+    return _blocks(min(memory // (ENTRY_OF_ROWS * k), ROWS), n, LEAST_ROWS)
+
+
+def choose(n: int, k: int, *, memory: int | None) -> Tiles:
+    """Both sizes for `[n, k]` logits and a budget in bytes."""
+    return Tiles(
+        rows=chunks_of_rows(n, k, memory=memory), classes=blocks_of_classes(n, k, memory=memory)
+    )
+
+
+def _blocks(fitting: int, size: int, multiple: int) -> int:
+    """The most that fits, in whole multiples; all of it, if that fits."""
+    return min(size, fitting if fitting >= size else max(fitting // multiple, 1) * multiple)

@@ -1,0 +1,403 @@
+"""The fused losses in pure JAX, on any platform: a block of classes, or of rows, at a time.
+
+Two routes, with different memory and different numbers of products of N D K:
+
+- per example (`forward`, `tangent`, `backward`): blocks of classes, with a running maximum and
+  sum. The reverse pass computes each block's logits again (four products) and writes its part of
+  w's gradient in place. Where one block holds all classes, XLA finds the logits of both passes to
+  be the same and keeps them.
+- a weighted sum (`value_and_gradients`): blocks of rows, each with all its classes, whose gradient
+  is known at once (three products); the gradient of w is summed in float32. For the sigmoid, whose
+  classes know nothing of each other, blocks of classes do.
+
+K need not be a multiple of the block. The last block starts at K - block, with the classes that
+another block has masked, the label's hit included; it goes first, so that the other overwrites
+what it left in w's gradient. A padded w, or a block of its own for the tail, would copy w. Rows
+are cut in the same way.
+
+The logits' own rounding is that of a sum of D products, so plain exponentials of z - max serve
+where rows come in pieces. Whole rows use `derivatives.value_and_gradient`, whose exact
+exponentials cost no more.
+
+Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Wijmans et
+al., "Cut your losses in large-vocabulary language models" (2025).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsoftmax import derivatives, losses
+from jaxsoftmax.kernels import products
+from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
+from jaxsoftmax.kernels.products import relative_exp
+
+
+def unsupported(head: Head, options: Options) -> str | None:
+    """Nothing: it runs everywhere."""
+    del head, options
+    return None
+
+
+class _Block(NamedTuple):
+    """A block of classes: its logits and where it lies."""
+
+    start: Array | int  # the first class
+    w: Array  # [D, B]
+    z: Array  # [N, B], -inf where a class does not exist or another block has it
+    slope: Array | None  # [N, B], the derivative of the softcap
+    exists: Array | None  # [1 or N, B], this block of `where`
+    fresh: Array | None  # [1, B], False where another block has the class
+
+
+# -- Softmax, per example --
+
+
+def forward(head: Head, options: Options) -> Rows:
+    """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
+    zero = _zero(head)
+    stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
+
+    def step(rows: Rows, block: _Block) -> Rows:
+        peak = jnp.max(block.z, 1)
+        maximum = jnp.maximum(rows.maximum, peak)
+        kept = relative_exp(rows.maximum, maximum)
+        hot = _hot(head, block)
+        return Rows(
+            maximum,
+            rows.others * kept + jnp.sum(_exponentials(block, hot, maximum), 1),
+            rows.label + jnp.sum(jnp.where(hot, block.z, 0), 1),
+            None if rows.stats is None else _joined(rows.stats, block, peak, rows.maximum),
+        )
+
+    rows = _over_classes(step, Rows(zero - jnp.inf, zero, zero, stats), head, options)
+    if rows.stats is None:
+        return rows
+    mean = rows.stats.mean / jnp.maximum(rows.stats.classes, 1)
+    return rows._replace(stats=rows.stats._replace(mean=mean))
+
+
+def _joined(stats: Stats, block: _Block, peak: Array, maximum: Array) -> Stats:
+    """Sum and count of the logits that exist so far, and the first class of the largest."""
+    exists = block.z != -jnp.inf
+    first = block.start + jnp.argmax(block.z, 1).astype(jnp.int32)
+    return Stats(
+        stats.mean + jnp.sum(jnp.where(exists, block.z, 0), 1),
+        stats.classes + jnp.sum(exists, 1, dtype=stats.classes.dtype),
+        # Blocks descend, so a tie belongs to the later one, whose classes come first.
+        jnp.where(peak >= maximum, first, stats.predicted),
+    )
+
+
+def tangent(head: Head, rows: Rows, tangents: Moved, options: Options) -> Change:
+    """The derivatives of others, label and mean along tangents of x, w and bias."""
+    zero = _zero(head)
+
+    def step(sums: Change, block: _Block) -> Change:
+        dz = _moved(head, tangents, block, options)
+        hot = _hot(head, block)
+        mean = sums.mean
+        if mean is not None:
+            mean += jnp.sum(jnp.where(block.z == -jnp.inf, 0, dz), 1)
+        return Change(
+            sums.others + jnp.sum(_exponentials(block, hot, rows.maximum) * dz, 1),
+            sums.label + jnp.sum(jnp.where(hot, dz, 0), 1),
+            mean,
+        )
+
+    start = Change(zero, zero, None if rows.stats is None else zero)
+    found = _over_classes(step, start, head, options)
+    return found._replace(mean=_per_class(found.mean, rows))
+
+
+def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
+    """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
+    mean = _per_class(cotangents.mean, rows)
+
+    def gradient(block: _Block) -> tuple[None, Array]:
+        hot = _hot(head, block)
+        e = _exponentials(block, hot, rows.maximum)
+        dz = jnp.where(hot, cotangents.label[:, None], e * cotangents.others[:, None])
+        if mean is not None:
+            dz += jnp.where(block.z == -jnp.inf, 0, mean[:, None])
+        return None, dz
+
+    return _pulled(gradient, None, head, wanted, options)[1]
+
+
+def _per_class(change: Array | None, rows: Rows) -> Array | None:
+    """The change of a mean over the classes that exist, shared among them."""
+    if change is None or rows.stats is None:
+        return None
+    return change / jnp.maximum(rows.stats.classes, 1)
+
+
+# -- Softmax, a weighted sum --
+
+
+def value_and_gradients(
+    head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
+) -> tuple[Array, Moved]:
+    """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
+    n, k = head.x.shape[0], head.w.shape[1]
+    size = -(-n // -(-n // min(options.tiles.rows, n)))
+    # Few classes are laid out class-major: see `products`.
+    axis, w = (0, products.hold(head.w.T)) if k <= products.FEW else (1, head.w)
+    sums = products.sum_dtype(head.x.dtype)
+    start = Moved(
+        jnp.zeros_like(head.x) if wanted.x else None,
+        jnp.zeros(w.shape, sums) if wanted.w else None,
+        jnp.zeros(k, sums) if wanted.bias else None,
+    )
+
+    def step(carry: tuple[Array, Moved], i: Array | int) -> tuple[Array, Moved]:
+        nll, total = carry
+        begin = jnp.minimum(i * size, n - size)
+        chunk = head._replace(
+            x=_slice(head.x, begin, size, 0),
+            w=w,
+            where=_rows_of_mask(head.where, begin, size),
+            truth=_slice(head.truth, begin, size, 0),
+        )
+        held = jnp.ones(size, bool) if valid is None else _slice(valid, begin, size, 0)
+        if valid is not None:
+            chunk = chunk._replace(x=jnp.where(held[:, None], chunk.x, 0))
+        # What another chunk has as well adds nothing to the sums.
+        ours = begin + _count(size) >= i * size
+        scale = jnp.where(ours, _slice(weights, begin, size, 0), 0)
+        value, dz = _row_gradient(chunk, held, options, axis)
+        dz = _times(dz, jnp.expand_dims(scale, axis))
+        nll = lax.dynamic_update_slice_in_dim(nll, value, begin, 0)
+        return nll, _accumulated(total, chunk, dz, begin, options, axis)
+
+    nll, total = _over(step, (jnp.zeros(n, sums), start), -(-n // size))
+    if total.w is not None:
+        total = total._replace(w=(total.w.T if axis == 0 else total.w).astype(head.w.dtype))
+    return nll, total
+
+
+def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
+    """Loss and gradient in the logits of whole rows, with the classes along `axis`."""
+    a, b = (chunk.w, chunk.x) if axis == 0 else (chunk.x, chunk.w)
+    z = products.dot(a, b, (1, 1 - axis), options.precision)
+    z = products.hold(z) if axis == 0 else z
+    if chunk.bias is not None:
+        z = z + jnp.expand_dims(chunk.bias, 1 - axis)
+    where = chunk.where if chunk.where is None or axis == 1 else chunk.where.T
+    z, slope = products.masked_and_capped(z, where, options.softcap)
+    known = jnp.ones_like(valid)
+    value, dz = derivatives.value_and_gradient(z, chunk.truth, known, valid, axis)
+    dz = dz if slope is None else dz * slope
+    return value, dz if where is None else jnp.where(where, dz, 0)
+
+
+def _accumulated(
+    total: Moved, chunk: Head, dz: Array, begin: Array, options: Options, axis: int
+) -> Moved:
+    """Add what a chunk of rows contributes; its gradient in x goes into its place."""
+    x, w, bias = total
+    # At the device's full half-precision rate: the gradient in the logits is cast down first.
+    low = dz.astype(chunk.x.dtype)
+    if x is not None:
+        dx = products.over_classes(low, chunk.w, axis, options.precision).astype(x.dtype)
+        x = lax.dynamic_update_slice_in_dim(x, dx, begin, 0)
+    if w is not None:
+        a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
+        w = w + products.dot(a, b, (1 - axis, 0), options.precision)
+    return Moved(x, w, None if bias is None else bias + jnp.sum(dz, 1 - axis))
+
+
+# -- Sigmoid --
+
+
+def binary_forward(head: Head, options: Options) -> Array:
+    """The sum of each row's losses over its labels that exist."""
+
+    def step(total: Array, block: _Block) -> Array:
+        return total + _binary(losses.binary_cross_entropy, head, block)
+
+    return _over_classes(step, _zero(head), head, options)
+
+
+def binary_tangent(head: Head, tangents: Moved, options: Options) -> Array:
+    """The derivative of `binary_forward` along tangents of x, w and bias."""
+
+    def step(total: Array, block: _Block) -> Array:
+        dz = _moved(head, tangents, block, options)
+        return total + jnp.sum(_binary_gradient(head, block) * dz, 1)
+
+    return _over_classes(step, _zero(head), head, options)
+
+
+def binary_backward(head: Head, cotangents: Array, wanted: Wanted, options: Options) -> Moved:
+    """The transpose of `binary_tangent`."""
+
+    def gradient(block: _Block) -> tuple[None, Array]:
+        return None, _binary_gradient(head, block) * cotangents[:, None]
+
+    return _pulled(gradient, None, head, wanted, options)[1]
+
+
+def binary_value_and_gradients(
+    head: Head, weights: Array, wanted: Wanted, options: Options
+) -> tuple[Array, Moved]:
+    """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
+
+    def gradient(block: _Block) -> tuple[Array, Array]:
+        dz = _times(_binary_gradient(head, block), weights[:, None])
+        return _binary(losses.binary_cross_entropy, head, block), dz
+
+    return _pulled(gradient, _zero(head), head, wanted, options)
+
+
+def _binary(function: Callable[..., Array], head: Head, block: _Block) -> Array:
+    """The row sums of a loss of the block's labels."""
+    return jnp.sum(function(block.z, _truth(head, block), **_which(head, block)), 1)
+
+
+def _binary_gradient(head: Head, block: _Block) -> Array:
+    return derivatives.binary_cross_entropy_gradient(
+        block.z, _truth(head, block), **_which(head, block)
+    )
+
+
+def _truth(head: Head, block: _Block) -> Array:
+    return _slice(head.truth, block.start, block.w.shape[1], 1)
+
+
+def _which(head: Head, block: _Block) -> dict[str, Array | None]:
+    size = block.w.shape[1]
+    weight = None if head.pos_weight is None else _slice(head.pos_weight, block.start, size, 1)
+    live = _both(block.exists, block.fresh)
+    return {
+        "pos_weight": weight,
+        "valid": None if live is None else jnp.broadcast_to(live, block.z.shape),
+    }
+
+
+# -- Blocks of classes --
+
+
+def _block(head: Head, i: Array | int, size: int, options: Options) -> _Block:
+    k = head.w.shape[1]
+    start = i * size if k % size == 0 else jnp.minimum(i * size, k - size)
+    fresh = None if k % size == 0 else (start + _count(size) >= i * size)[None, :]
+    exists = None if head.where is None else _slice(head.where, start, size, 1)
+    w = _slice(head.w, start, size, 1)
+    z = products.dot(head.x, w, (1, 0), options.precision)
+    if head.bias is not None:
+        z = z + _slice(head.bias, start, size, 0)[None, :]
+    z, slope = products.masked_and_capped(z, _both(exists, fresh), options.softcap)
+    return _Block(start, w, z, slope, exists, fresh)
+
+
+def _over_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, options: Options) -> T:
+    """Fold the blocks of classes, the last one first; derivatives compute them again."""
+    k = head.w.shape[1]
+    size = min(options.tiles.classes, k)
+    return _over(lambda carry, i: step(carry, _block(head, i, size, options)), start, -(-k // size))
+
+
+def _over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
+    """Fold count - 1, ..., 1, 0 under a checkpoint; a single step is just taken."""
+    if count == 1:
+        return step(start, 0)
+    once = jax.checkpoint(step, prevent_cse=False)
+    return lax.scan(lambda carry, i: (once(carry, i), None), start, _count(count), reverse=True)[0]
+
+
+def _moved(head: Head, tangents: Moved, block: _Block, options: Options) -> Array:
+    """The tangents of a block of logits."""
+    size = block.w.shape[1]
+    dz = jnp.zeros_like(block.z)
+    if tangents.x is not None:
+        dz += products.dot(tangents.x, block.w, (1, 0), options.precision)
+    if tangents.w is not None:
+        dw = _slice(tangents.w, block.start, size, 1)
+        dz += products.dot(head.x, dw, (1, 0), options.precision)
+    if tangents.bias is not None:
+        dz += _slice(tangents.bias, block.start, size, 0)[None, :]
+    return _through(block, dz)
+
+
+def _pulled(
+    gradient: Callable[[_Block], tuple[Any, Array]],
+    values: Array | None,
+    head: Head,
+    wanted: Wanted,
+    options: Options,
+) -> tuple[Any, Moved]:
+    """Sums of values, and what gradients in the logits give for x, w and bias."""
+    precision = options.precision
+    sums = products.sum_dtype(head.x.dtype)
+    start = Moved(
+        jnp.zeros(head.x.shape, sums) if wanted.x else None,
+        jnp.zeros_like(head.w) if wanted.w else None,
+        jnp.zeros(head.w.shape[1], sums) if wanted.bias else None,
+    )
+
+    def step(carry: tuple[Any, Moved], block: _Block) -> tuple[Any, Moved]:
+        total, (x, w, bias) = carry
+        value, dz = gradient(block)
+        dz = _through(block, dz)
+        # At the device's full half-precision rate: the gradient in the logits is cast down first.
+        low = dz.astype(head.x.dtype)
+        if x is not None:
+            x = x + products.dot(low, block.w, (1, 1), precision)
+        if w is not None:
+            dw = products.weight_gradient(head.x, low, precision).astype(w.dtype)
+            w = lax.dynamic_update_slice_in_dim(w, dw, block.start, 1)
+        if bias is not None:
+            bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0), block.start, 0)
+        return None if value is None else total + value, Moved(x, w, bias)
+
+    values, found = _over_classes(step, (values, start), head, options)
+    return values, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
+
+
+def _through(block: _Block, dz: Array) -> Array:
+    """Gradients or tangents of logits before the softcap and the mask."""
+    dz = dz if block.slope is None else dz * block.slope
+    return dz if block.exists is None else jnp.where(block.exists, dz, 0)
+
+
+def _hot(head: Head, block: _Block) -> Array:
+    """Which of a block's entries are the labels'."""
+    column = block.start + _count(block.w.shape[1])[None, :]
+    hot = column == head.truth[:, None]
+    return hot if block.fresh is None else hot & block.fresh
+
+
+def _exponentials(block: _Block, hot: Array, maximum: Array) -> Array:
+    """exp(z - maximum), and 0 for the label, whose term is added at the end."""
+    return jnp.where(hot, 0, relative_exp(block.z, maximum[:, None]))
+
+
+def _times(dz: Array, weights: Array) -> Array:
+    """Weighted gradients, where a weight of 0 silences a NaN."""
+    return jnp.where(weights == 0, 0, dz * weights)
+
+
+def _count(size: int) -> Array:
+    """0, 1, ..., size - 1 in the labels' dtype."""
+    return jnp.arange(size, dtype=jnp.int32)
+
+
+def _zero(head: Head) -> Array:
+    return jnp.zeros(head.x.shape[0], products.sum_dtype(head.x.dtype))
+
+
+def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    return a if a.shape[axis] == size else lax.dynamic_slice_in_dim(a, start, size, axis)
+
+
+def _rows_of_mask(where: Array | None, start: Array | int, size: int) -> Array | None:
+    """A slice of `[N, K]`, and what is None or `[1, K]` as it is."""
+    return where if where is None or where.shape[0] == 1 else _slice(where, start, size, 0)
+
+
+def _both(a: Array | None, b: Array | None) -> Array | None:
+    return b if a is None else a if b is None else a & b
