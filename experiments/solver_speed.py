@@ -1,0 +1,257 @@
+r"""How long it takes to reach scikit-learn's objective, and a certified optimum.
+
+Command: `python experiments/solver_speed.py [--data-dir DIR] [--only NAME]`, about 5 minutes on two
+cores for each of mnist, fashion_mnist and grid, seconds for small. DIR holds mnist and
+fashion_mnist as TensorFlow Datasets prepares them. `--smoke` runs tiny problems without a record.
+The record is results/solver_speed_NAME.json, one for each NAME.
+
+Question 1 (mnist, fashion_mnist: pixels / 255 in float32, C = 1). How long does `solve` take to
+the objective at which scikit-learn's lbfgs stops (max_iter 1000 and 100), and to a certified gap of
+1e-6 and 1e-5, against scikit-learn's own time at the faster of 1 and 2 BLAS threads? How far from
+the optimum does scikit-learn stop? Compilation, by a run before on the same shapes, stands apart.
+
+Question 2 (grid: 45 values of C from 1e-4 to 1e4 times 5 folds, 5,000 x 256 float64, 50 classes
+from `clusters`). How long does `solve_path` take to certify all 225 fits to 1e-3, against
+scikit-learn's fits at a tolerance that reaches it, against LogisticRegressionCV's defaults, and
+against a loop of our own warm-started single solves? scikit-learn and the loop are timed on one
+fold, times 5, and scikit-learn's single fits on every ninth C, unless `--all`.
+
+Question 3 (small: digits, iris, wine, breast cancer, raw and standardised). Is each certified to
+1e-9, and where does scikit-learn stop at its defaults?
+
+Findings: see the records, each the figures of one run.
+"""
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import scipy.special
+from sklearn import datasets
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from jaxsoftmax import data
+from jaxsoftmax.solvers import solve, solve_path
+
+IMAGES = {"mnist": (1000, 1e-6), "fashion_mnist": (100, 1e-5)}
+NAMES = (*IMAGES, "grid", "small")
+
+
+def main() -> None:
+    """Run the questions that were asked for, print their figures and write their records."""
+    parser = argparse.ArgumentParser(description="Speed of the certified solvers.")
+    parser.add_argument("--data-dir", type=Path, help="prepared TensorFlow Datasets")
+    parser.add_argument("--only", choices=NAMES, help="one of the questions")
+    parser.add_argument("--all", action="store_true", help="time every fit of the grid")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, without a record")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # scikit-learn's, that it has not converged
+    names = [arguments.only] if arguments.only else list(NAMES)
+    if not arguments.data_dir:
+        names = [name for name in names if name not in IMAGES]
+    for name in names:
+        if name in IMAGES:
+            record = images(name, arguments.data_dir)
+        elif name == "grid":
+            record = grid(smoke=arguments.smoke, every=arguments.all)
+        else:
+            record = small(smoke=arguments.smoke)
+        print(f"\n{name}")
+        show(record)
+        if not arguments.smoke:
+            print("written:", measure.write_record(f"solver_speed_{name}", record).name)
+
+
+def objective(w: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, C: float) -> float:
+    """Mean loss + ||w||^2 / (2 C n), in float64 and without a float64 copy of all features."""
+    w, b, total = np.asarray(w, np.float64), np.asarray(b, np.float64), 0.0
+    for rows in np.array_split(np.arange(len(y)), max(1, x.size // 2**24)):
+        z = x[rows].astype(np.float64) @ w + b
+        total += np.sum(scipy.special.logsumexp(z, axis=1) - z[np.arange(len(rows)), y[rows]])
+    return float((total + np.sum(w**2) / (2 * C)) / len(y))
+
+
+def scikit_learn(x: np.ndarray, y: np.ndarray, C: float, **how: Any) -> dict[str, float]:
+    """Seconds at the faster of 1 and 2 BLAS threads, objective and iterations."""
+    seconds = {}
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            start = time.perf_counter()
+            model = LogisticRegression(C=C, **how).fit(x, y)
+            seconds[threads] = time.perf_counter() - start
+    coef, b = model.coef_, model.intercept_
+    if len(coef) == 1:  # one sigmoid is the softmax of the scores 0 and z
+        w = np.stack([np.zeros_like(coef[0]), coef[0]], 1)
+        b = np.array([0.0, b[0]])
+    else:
+        w = coef.T
+    fastest = min(seconds, key=seconds.get)
+    return {
+        "seconds": seconds[fastest],
+        "blas_threads": fastest,
+        "objective": objective(w, b, x, y, C),
+        "iterations": int(model.n_iter_[0]),
+    }
+
+
+# Question 1
+
+
+def images(name: str, data_dir: Path) -> dict[str, Any]:
+    """MNIST or Fashion-MNIST, all training images."""
+    x, y = everything(name, data_dir)
+    iterations, gap = IMAGES[name]
+    theirs = scikit_learn(x, y, 1.0, max_iter=iterations)
+    first = time.perf_counter()
+    solve(x, y, C=1.0, gap=gap)
+    first = time.perf_counter() - first
+    trace: list[tuple[float, np.ndarray]] = []
+    found = solve(x, y, C=1.0, gap=gap, callback=lambda r: trace.append((r["seconds"], r["theta"])))
+    lead = found.seconds - trace[-1][0]  # preparation, and what comes after the last callback
+    reached = None
+    for seconds, theta in trace:
+        packed = np.asarray(theta)[0]
+        if objective(packed[:, :-1].T, packed[:, -1], x, y, 1.0) <= theirs["objective"]:
+            reached = seconds + lead
+            break
+    reached = found.seconds if reached is None else reached
+    return {
+        "scikit-learn": theirs,
+        "scikit-learn above the optimum by at least": theirs["objective"] / found.objective - 1,
+        "seconds to scikit-learn's objective": reached,
+        "times faster to scikit-learn's objective": theirs["seconds"] / reached,
+        "seconds to the certified gap": found.seconds,
+        "times faster to the certified gap": theirs["seconds"] / found.seconds,
+        "first call seconds, with compilation": first,
+        "certified gap": found.gap,
+        "objective": found.objective,
+        "products": found.products,
+        "iterations": found.iterations,
+    }
+
+
+def everything(name: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All 60,000 training images: what `load` deals to training and validation."""
+    loaded = data.load(name, data_dir=data_dir)
+    parts = (loaded.train, loaded.validation)
+    x = np.concatenate([np.asarray(part[0]) for part in parts])
+    return x, np.concatenate([np.asarray(part[1]) for part in parts])
+
+
+# Question 2
+
+
+def clusters(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes around centres that overlap: features float64 [n, d] and labels."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(classes, d))
+    y = rng.integers(0, classes, n)
+    return 0.5 * centres[y] + rng.normal(size=(n, d)), y
+
+
+def grid(*, smoke: bool, every: bool) -> dict[str, Any]:
+    """The whole grid by ours, by a loop of ours, and by scikit-learn."""
+    n, d, classes, count = (200, 8, 3, 5) if smoke else (5000, 256, 50, 45)
+    x, y = clusters(n, d, classes)
+    folds, C = np.arange(n) % 5, np.logspace(-4, 4, count)
+    first = time.perf_counter()
+    solve_path(x, y, C=C[:3], folds=folds, gap=1e-3)
+    first = time.perf_counter() - first
+    path = solve_path(x, y, C=C, folds=folds, gap=1e-3)
+    kept = folds != 0
+    loop = one_by_one(x[kept], y[kept], C) * 5
+    chosen = list(range(0, count, 1 if every else 9))
+    tight = [reaching(x[kept], y[kept], C[i], path.objective[i, 0]) for i in chosen]
+    theirs = sum(seconds for seconds, _ in tight) / len(chosen) * count * 5
+    split = [(np.flatnonzero(kept), np.flatnonzero(~kept))]
+    start = time.perf_counter()
+    cv = LogisticRegressionCV(Cs=C, cv=split, refit=False).fit(x, y)
+    default = (time.perf_counter() - start) * 5
+    paths = np.stack(list(cv.coefs_paths_.values()), 2)[0]  # [C, classes, D + 1], intercept last
+    worse = [
+        objective(at[:, :-1].T, at[:, -1], x[kept], y[kept], c) / best
+        for at, c, best in zip(paths, C, path.objective[:, 0], strict=True)
+    ]
+    return {
+        "all certified": bool(path.converged.all()),
+        "largest certified gap": float(path.gap.max()),
+        "seconds of the path": float(path.seconds.flat[0]),
+        "first call of three values of C, with compilation": first,
+        "seconds of a loop of single solves, one fold times 5": loop,
+        "loop over path": loop / float(path.seconds.flat[0]),
+        "scikit-learn seconds at tolerances that reach the gap": theirs,
+        "scikit-learn tolerances": [tol for _, tol in tight],
+        "times faster than scikit-learn": theirs / float(path.seconds.flat[0]),
+        "LogisticRegressionCV seconds, defaults": default,
+        "times faster than LogisticRegressionCV": default / float(path.seconds.flat[0]),
+        "LogisticRegressionCV objectives over ours, least": min(worse),
+        "LogisticRegressionCV objectives over ours, greatest": max(worse),
+    }
+
+
+def one_by_one(x: np.ndarray, y: np.ndarray, C: np.ndarray) -> float:
+    """Seconds of single solves, each from the one before."""
+    solve(x, y, C=C[0], gap=1e-3)
+    start, params = time.perf_counter(), None
+    for c in C:
+        params = solve(x, y, C=c, gap=1e-3, init=params).params
+    return time.perf_counter() - start
+
+
+def reaching(x: np.ndarray, y: np.ndarray, C: float, best: float) -> tuple[float, float]:
+    """Seconds of scikit-learn's fit at the first tolerance that comes within 1e-3 of ours."""
+    for tol in 10.0 ** -np.arange(4, 12):
+        start = time.perf_counter()
+        model = LogisticRegression(C=C, tol=tol, max_iter=100_000).fit(x, y)
+        seconds = time.perf_counter() - start
+        if objective(model.coef_.T, model.intercept_, x, y, C) <= best * (1 + 1e-3):
+            break
+    return seconds, float(tol)
+
+
+# Question 3
+
+
+def small(*, smoke: bool) -> dict[str, Any]:
+    """The small data sets, raw and standardised."""
+    loads = {
+        "iris": datasets.load_iris,
+        "wine": datasets.load_wine,
+        "breast cancer": datasets.load_breast_cancer,
+        "digits": datasets.load_digits,
+    }
+    record = {}
+    for name, load in list(loads.items())[: 1 if smoke else None]:
+        for form in ("raw", "standardised"):
+            x, y = load(return_X_y=True)
+            x = StandardScaler().fit_transform(x) if form == "standardised" else x
+            solve(x, y, C=1.0, gap=1e-9)
+            found = solve(x, y, C=1.0, gap=1e-9)
+            row = {"certified gap": found.gap, "seconds": found.seconds}
+            if y.max() > 1:  # for two classes a softmax at the same C is another problem
+                theirs = scikit_learn(x, y, 1.0)
+                row["scikit-learn above the optimum"] = theirs["objective"] / found.objective - 1
+                row["scikit-learn seconds"] = theirs["seconds"]
+            record[f"{name}, {form}"] = row
+    return record
+
+
+def show(record: dict[str, Any], indent: str = "") -> None:
+    """Print a record, one figure a line."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            show(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value:.6g}" if isinstance(value, float) else
+                  f"{indent}{name}: {value}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

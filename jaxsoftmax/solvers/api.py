@@ -1,0 +1,331 @@
+"""`solve` and `solve_path`: from a user's arrays to certified solutions."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.losses import cross_entropy
+from jaxsoftmax.solvers import preconditioner, prepare
+from jaxsoftmax.solvers.minimise import Outcome, minimise
+from jaxsoftmax.solvers.solution import Solution
+
+MEMORY = 4 * 2**30  # bytes, for what is made beside the features
+
+
+def solve(
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    loss: Callable = cross_entropy,
+    C: float | None = None,
+    alpha: float | None = None,
+    l1_ratio: float = 0.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    bias: bool = True,
+    init: LinearParams | None = None,
+    gap: float = 1e-6,
+    method: str | None = None,
+    max_iterations: int = 1000,
+    memory: int = MEMORY,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+) -> Solution:
+    r"""Fit a linear classifier to a certified optimum.
+
+    F(w, b) = sum_i s_i l(x_i w + b, y_i) / sum_i s_i
+              + alpha ((1 - l1_ratio) / 2 ||w||^2 + l1_ratio |w|_1),    alpha = 1 / (C sum_i s_i)
+
+    Args:
+        features: floats `[N, D]`, or a SciPy sparse matrix.
+        targets: integer labels `[N]` of `cross_entropy`; numbers in [0, 1], `[N]` or `[N, K]`, of
+            `binary_cross_entropy`.
+        loss: `cross_entropy` or `binary_cross_entropy`.
+        C: scikit-learn's inverse strength of the penalty; C or alpha must be given.
+        alpha: the strength in the mean form; 0 for no penalty, and then no bound.
+        l1_ratio: the share of |w|_1 in the penalty, 0 to 1.
+        weights: s, floats `[N]`.
+        class_weights: `[K]`, or `[2]` for one binary label: factors of s by class.
+        bias: whether the model has one; it is not penalised.
+        init: where to start.
+        gap: the certified relative distance from the optimum at which it stops.
+        method: "newton-cg", "lbfgs" or "proximal"; by default the first, the last with l1.
+        max_iterations: outer iterations.
+        memory: bytes for what is made beside the features.
+        callback: called after each iteration with a dict of figures.
+
+    Returns:
+        A `Solution`: params of NumPy arrays in the dtype of the features, and the certificate.
+
+    Numerics:
+        Products run at HIGHEST precision. The certificate is evaluated in float64 at the params
+        that are returned; float64 is enabled inside this function only.
+
+    Raises:
+        TypeError: features or targets of a wrong dtype. ValueError: shapes or values that do not
+        fit, named. MemoryError: sparse features that are too large once dense, with their bytes.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax import solvers
+        >>> x = np.array([[0.0], [1.0], [2.0], [3.0]])
+        >>> found = solvers.solve(x, np.array([0, 1, 0, 1]), C=1.0)
+        >>> print(found.converged, round(float(found.objective), 6), found.params.w.shape)
+        True 0.62025 (1, 2)
+
+    Reference:
+        `certificate` derives the bound; the inexact Newton method is that of Dembo, Eisenstat and
+        Steihaug (1982).
+    """
+    start = time.perf_counter()
+    with jax.enable_x64():
+        given = prepare.data(
+            features,
+            targets,
+            loss=loss,
+            weights=weights,
+            class_weights=class_weights,
+            memory=memory,
+        )
+        s, t = given.weights[None], given.targets[None]
+        l2, l1 = prepare.penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
+        problem = prepare.lanes(given, s, t, l2, l1)
+        theta = _start(given, s, t, problem.features.shape[1], bias, init)
+        pre = preconditioner.build(problem.features, problem.weights[0], memory)
+        outcome = minimise(
+            problem,
+            given.head,
+            jnp.asarray(theta),
+            gap=gap,
+            method=_method(method, l1_ratio),
+            intercept=bias,
+            pre=pre,
+            limit=max_iterations,
+            dtype=given.features.dtype.name,
+            memory=memory,
+            callback=callback,
+        )
+    return _solution([outcome], given, (), bias, time.perf_counter() - start)
+
+
+def solve_path(
+    features: ArrayLike,
+    targets: Any,
+    *,
+    C: ArrayLike,
+    folds: ArrayLike | None = None,
+    loss: Callable = cross_entropy,
+    l1_ratio: float = 0.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    bias: bool = True,
+    gap: float = 1e-6,
+    method: str | None = None,
+    max_iterations: int = 1000,
+    memory: int = MEMORY,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+) -> Solution:
+    r"""Fit a whole grid: every C, fold and label set, in lockstep over the same features.
+
+    Folds and label sets are lanes of one compiled program, whose products are as wide as all of
+    them; C goes from the strongest penalty to the weakest, each stage from the solutions before.
+
+    Args:
+        features: floats `[N, D]`, or a SciPy sparse matrix.
+        targets: as of `solve`, or a list or tuple of M label sets with the same number of classes.
+        C: `[P]`, in any order.
+        folds: integers `[N]`: fold f is fitted without the examples that carry f; those that carry
+            a negative number are in every fit. Or bools `[F, N]`: which examples each fit is of.
+            None fits all examples once.
+        loss: `cross_entropy` or `binary_cross_entropy`.
+        l1_ratio: the share of |w|_1 in the penalty.
+        weights: floats `[N]`.
+        class_weights: `[K]`, or `[2]` for one binary label.
+        bias: whether the model has one.
+        gap: the certified relative distance from the optimum of every fit.
+        method: as of `solve`.
+        max_iterations: outer iterations of each stage.
+        memory: bytes for what is made beside the features.
+        callback: called after each stage with its C, the number of stages and the seconds.
+
+    Returns:
+        A `Solution` whose fields have the leading axes `[P, F, M]`, without F where there are no
+        folds and without M where there is one label set.
+
+    Raises:
+        As `solve`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax import solvers
+        >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+        >>> path = solvers.solve_path(x, y, C=[0.1, 1.0], folds=[0, 0, 1, 1])
+        >>> print(path.params.w.shape, path.converged.all())
+        (2, 2, 1, 2) True
+    """
+    start = time.perf_counter()
+    with jax.enable_x64():
+        several = isinstance(targets, list | tuple) and np.ndim(targets[0]) > 0
+        sets = [
+            prepare.data(
+                features, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
+            )
+            for t in (targets if several else [targets])
+        ]
+        given = sets[0]._replace(classes=max(one.classes for one in sets))
+        masks, tail = _masks(folds, len(given.features))
+        s = np.concatenate([masks * one.weights for one in sets]) if several else (
+            masks * given.weights
+        )  # fmt: skip
+        s = s.reshape(len(sets), len(masks), -1).swapaxes(0, 1).reshape(-1, s.shape[-1])
+        if not s.any(1).all():
+            raise ValueError("folds: expected every fold to leave examples of positive weight")
+        t = np.stack([one.targets for one in sets])
+        t = np.tile(t, (len(masks), *(1,) * (t.ndim - 1))) if several else t
+        tail = (*tail, len(sets)) if several else tail
+        strengths = np.asarray(C, np.float64)
+        if strengths.ndim != 1 or not len(strengths):
+            raise ValueError(f"C: expected [P] and not empty, got shape {strengths.shape}")
+        found: list[Outcome] = [None] * len(strengths)  # type: ignore[list-item]
+        zeros = np.zeros(len(s))
+        problem = prepare.lanes(given, s, t, zeros, zeros)
+        pre = preconditioner.build(problem.features, jnp.mean(problem.weights, 0), memory)
+        theta = _start(given, s, t, problem.features.shape[1], bias, None)
+        earlier: list[tuple[float, np.ndarray]] = []
+        for stage, i in enumerate(np.argsort(strengths, kind="stable")):
+            l2, l1 = prepare.penalties(s.sum(1), C=strengths[i], alpha=None, l1_ratio=l1_ratio)
+            problem = problem._replace(l2=jnp.asarray(l2), l1=jnp.asarray(l1))
+            found[i] = minimise(
+                problem,
+                given.head,
+                jnp.asarray(_extrapolated(earlier, strengths[i], theta, l1_ratio)),
+                gap=gap,
+                method=_method(method, l1_ratio),
+                intercept=bias,
+                pre=pre,
+                limit=max_iterations,
+                dtype=given.features.dtype.name,
+                memory=memory,
+            )
+            theta = found[i].theta
+            earlier = [*earlier[-1:], (np.log(strengths[i]), theta)]
+            if callback is not None:
+                seconds = time.perf_counter() - start
+                callback(
+                    {
+                        "stage": stage + 1,
+                        "stages": len(strengths),
+                        "C": float(strengths[i]),
+                        "converged": found[i].converged.tolist(),
+                        "seconds": seconds,
+                    }
+                )
+    return _solution(found, given, (len(strengths), *tail), bias, time.perf_counter() - start)
+
+
+def _method(method: str | None, l1_ratio: float) -> str:
+    """The method, where the penalty allows it."""
+    chosen = method or ("proximal" if l1_ratio > 0 else "newton-cg")
+    names = ("newton-cg", "lbfgs", "proximal")
+    if chosen not in names:
+        raise ValueError(f"method: expected one of {', '.join(names)}, got {method!r}")
+    if l1_ratio > 0 and chosen != "proximal":
+        raise ValueError(f"method: expected proximal, as l1_ratio is {l1_ratio}, got {method!r}")
+    return chosen
+
+
+def _masks(folds: ArrayLike | None, n: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Which examples each lane is fitted to, `[F, N]`, and the axis that this gives a result."""
+    if folds is None:
+        return np.ones((1, n)), ()
+    f = np.asarray(folds)
+    if f.dtype == bool and f.ndim == 2 and f.shape[1] == n:
+        return f.astype(np.float64), (len(f),)
+    if f.shape != (n,) or f.dtype.kind not in "iu" or f.max() < 0:
+        raise ValueError(
+            f"folds: expected integers of shape {(n,)}, some of at least 0, got {f.dtype}{f.shape}"
+        )
+    count = int(f.max()) + 1
+    return (f[None] != np.arange(count)[:, None]).astype(np.float64), (count,)
+
+
+def _start(
+    given: prepare.Data,
+    s: np.ndarray,
+    t: np.ndarray,
+    columns: int,
+    bias: bool,
+    init: LinearParams | None,
+) -> np.ndarray:
+    """Packed parameters to start from, `[L, K, D + 1]`."""
+    features = given.features.shape[1]
+    theta = np.zeros((len(s), given.classes, columns + 1))
+    limits = prepare.intercepts(given, s, t) if bias else np.zeros(theta.shape[:2])
+    if init is not None:
+        w = np.asarray(init.w, np.float64)
+        if w.shape != (features, given.classes) or (init.bias is None) == bias:
+            raise ValueError(
+                f"init: expected w {(features, given.classes)} and "
+                f"{'a' if bias else 'no'} bias, got w {w.shape} and bias "
+                f"{None if init.bias is None else np.shape(init.bias)}"
+            )
+        theta[:, :, :features] = w.T
+        if init.bias is not None:
+            theta[:, :, -1] = np.where(np.isfinite(init.bias), init.bias, 0)
+    absent = ~np.isfinite(limits)
+    theta[absent] = 0
+    theta[..., -1] = np.where(absent, limits, theta[..., -1])
+    return theta
+
+
+def _extrapolated(
+    earlier: list[tuple[float, np.ndarray]], strength: float, theta: np.ndarray, l1_ratio: float
+) -> np.ndarray:
+    """Where the path leads, along the line through its last two points in log C."""
+    if len(earlier) < 2 or l1_ratio > 0 or earlier[0][0] == earlier[1][0]:
+        return theta
+    (before, first), (last, second) = earlier
+    reach = min(1.0, (np.log(strength) - last) / (last - before))
+    return np.where(np.isfinite(second), second + reach * (second - np.nan_to_num(first)), second)
+
+
+def _solution(
+    outcomes: list[Outcome],
+    given: prepare.Data,
+    axes: tuple[int, ...],
+    bias: bool,
+    seconds: float,
+) -> Solution:
+    """Outcomes with the given leading axes."""
+    dtype = given.features.dtype
+
+    def stacked(name: str) -> np.ndarray:
+        values = np.stack([getattr(outcome, name) for outcome in outcomes])
+        return values.reshape((*axes, *values.shape[2:]))
+
+    theta = stacked("theta")
+    w: Any = np.swapaxes(theta[..., : given.features.shape[1]], -1, -2).astype(dtype)
+    b: Any = theta[..., -1].astype(dtype) if bias else None
+    figures = {
+        field: stacked(name) if axes else stacked(name).item()
+        for field, name in {
+            "objective": "value",
+            "gap": "gap",
+            "gap_floor": "floor",
+            "gradient_norm": "gradient_norm",
+            "iterations": "iterations",
+            "products": "products",
+            "converged": "converged",
+            "reason": "reason",
+        }.items()
+    }
+    return Solution(
+        params=LinearParams(w, b),
+        seconds=np.full(axes, seconds) if axes else seconds,
+        **figures,
+    )

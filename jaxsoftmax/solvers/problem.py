@@ -1,0 +1,121 @@
+r"""The problem: weighted cross-entropy of a linear model plus penalties, in lanes that share x.
+
+    F(w, b) = sum_i s_i l(w x_i + b, y_i) + l2 / 2 ||w||^2 + l1 |w|_1,    sum_i s_i = 1,
+
+for L lanes at once, which may differ in everything but the features. Parameters are packed,
+`theta: [L, K, D + 1]` with the intercept last, so that a method handles one array. The head is a
+softmax over K classes or K sigmoids. A class without examples has the intercept -inf, the limit in
+which the optimum lies: its scores are -inf, its probabilities and its gradient 0.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax import derivatives, links
+from jaxsoftmax.solvers import products
+
+type Head = Literal["softmax", "sigmoid"]
+
+
+class Problem(NamedTuple):
+    """Arrays that define L problems; T is L, or 1 where the lanes share the targets."""
+
+    features: Array  # [N, D]
+    targets: Array  # softmax: integer [T, N]; sigmoid: [T, K, N] in [0, 1]
+    weights: Array  # s: [L, N], each row of sum 1
+    l2: Array  # [L]
+    l1: Array  # [L]
+
+
+class Point(NamedTuple):
+    """Parameters, and what follows from their scores without another look at the features."""
+
+    theta: Array  # [L, K, D + 1]
+    scores: Array  # z: [L, K, N]
+    value: Array  # F: [L]
+    residual: Array  # s (p - onehot(y)): [L, K, N], the gradient in the scores
+    mass: Array  # [L, K, N]: p of the softmax, p (1 - p) of the sigmoid: what the Hessian needs
+
+
+def where(lanes: Array, then: Point, otherwise: Point) -> Point:
+    """The lanes of one point or the other, by a bool `[L]`."""
+
+    def select(a: Array, b: Array) -> Array:
+        return jnp.where(lanes.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return Point(*map(select, then, otherwise))
+
+
+def scores(problem: Problem, theta: Array) -> Array:
+    """z = w x + b, `[L, K, N]`."""
+    lanes, classes, _ = theta.shape
+    flat = theta.reshape(lanes * classes, -1)
+    z = products.forward(problem.features, flat[:, :-1]) + flat[:, -1:]
+    return z.reshape(lanes, classes, -1)
+
+
+def adjoint(problem: Problem, r: Array) -> Array:
+    """sum_i r_i (x_i, 1), `[L, K, D + 1]`: the adjoint of `scores`."""
+    lanes, classes, size = r.shape
+    flat = r.reshape(lanes * classes, size)
+    packed = jnp.concatenate([products.backward(problem.features, flat), flat.sum(1)[:, None]], 1)
+    return packed.reshape(lanes, classes, -1)
+
+
+def point(problem: Problem, head: Head, theta: Array, z: Array) -> Point:
+    """Everything at parameters whose scores are z."""
+    loss, residual, mass = _head(head, z, problem.targets)
+    s = problem.weights.astype(z.dtype)
+    w = theta[..., :-1]
+    penalty = 0.5 * problem.l2 * jnp.sum(w**2, (1, 2)) + problem.l1 * jnp.sum(jnp.abs(w), (1, 2))
+    # A weight of 0 silences an infinite loss: that of a class which the lane does not have.
+    value = jnp.sum(jnp.where(s == 0, 0, s * loss), -1) + penalty.astype(z.dtype)
+    return Point(theta, z, value, jnp.where(s == 0, 0, s)[:, None] * residual, mass)
+
+
+def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Each example's loss, its gradient in the scores, and the mass that its Hessian needs."""
+    if head == "softmax":
+        index = jnp.broadcast_to(targets, (z.shape[0], z.shape[2]))
+        every = jnp.ones(index.shape, bool)
+        loss, residual = derivatives.value_and_gradient(z, index, every, every, 1)
+        hot = jnp.arange(z.shape[1])[None, :, None] == index[:, None]
+        return loss, residual, jnp.where(hot, 1 + residual, residual)
+    t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
+    p, rest = links._sigmoid(z), links._sigmoid(-z)
+    loss = _term(t, links._softplus(-z)) + _term(1 - t, links._softplus(z))
+    return loss.sum(1), (1 - t) * p - t * rest, p * rest
+
+
+def _term(coefficient: Array, value: Array) -> Array:
+    """coefficient * value, where a coefficient of 0 silences an infinite value."""
+    return jnp.where(coefficient == 0, 0, coefficient * value)
+
+
+def gradient(problem: Problem, at: Point, *, intercept: bool) -> Array:
+    """Gradient of the smooth part, without the l1 penalty."""
+    return _penalised(problem, adjoint(problem, at.residual), at.theta, intercept)
+
+
+def curvature(problem: Problem, head: Head, mass: Array, u: Array) -> Array:
+    """s times the Hessian of each example's loss in its scores, times u: `[L, K, N]`."""
+    s = problem.weights.astype(u.dtype)[:, None]
+    return s * (links.covariance_product(mass, u, 1) if head == "softmax" else mass * u)
+
+
+def hessian_product(
+    problem: Problem, head: Head, mass: Array, v: Array, *, intercept: bool
+) -> Array:
+    """Hessian of the smooth part times v, `[L, K, D + 1]`: two products, and no Hessian."""
+    u = scores(problem, v)
+    return _penalised(problem, adjoint(problem, curvature(problem, head, mass, u)), v, intercept)
+
+
+def _penalised(problem: Problem, packed: Array, theta: Array, intercept: bool) -> Array:
+    """packed + l2 w for the weights; the intercept has no penalty, and 0 where there is none."""
+    l2 = problem.l2.astype(packed.dtype)[:, None, None]
+    w = packed[..., :-1] + l2 * theta[..., :-1].astype(packed.dtype)
+    b = packed[..., -1:] if intercept else jnp.zeros_like(packed[..., -1:])
+    return jnp.concatenate([w, b], -1)

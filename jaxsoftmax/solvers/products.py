@@ -1,0 +1,60 @@
+r"""The two products that a linear model's optimisation consists of.
+
+    forward    v [R, D] -> v x' [R, N]       scores of R rows of weights
+    backward   r [R, N] -> r x  [R, D]       their adjoint
+
+at HIGHEST precision, with the classes outermost, which a CPU does 2 to 5 times faster (`linear`).
+Float32 features meet float64 vectors chunk by chunk: what comes out is right to float64's rounding,
+and no float64 copy of all features ever exists.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+CHUNK_BYTES = 64 * 2**20  # of float64 features at a time
+
+
+def forward(features: Array, v: Array) -> Array:
+    """v x', `[R, N]` in the dtype of v."""
+    if features.dtype == v.dtype:
+        return _dot(v, features, 1)
+    size, starts = _chunks(features)
+
+    def body(i: Array, scores: Array) -> Array:
+        chunk = lax.dynamic_slice_in_dim(features, starts[i], size).astype(v.dtype)
+        return lax.dynamic_update_slice_in_dim(scores, _dot(v, chunk, 1), starts[i], 1)
+
+    return lax.fori_loop(0, len(starts), body, jnp.zeros((len(v), len(features)), v.dtype))
+
+
+def backward(features: Array, r: Array) -> Array:
+    """r x, `[R, D]` in the dtype of r."""
+    if features.dtype == r.dtype:
+        return _dot(r, features, 0)
+    size, starts = _chunks(features)
+
+    def body(i: Array, total: Array) -> Array:
+        chunk = lax.dynamic_slice_in_dim(features, starts[i], size).astype(r.dtype)
+        part = lax.dynamic_slice_in_dim(r, starts[i], size, 1)
+        # The last chunk reaches back into the one before it, so that all are of one size.
+        fresh = starts[i] + jnp.arange(size) >= i * size
+        return total + _dot(jnp.where(fresh, part, 0), chunk, 0)
+
+    start = jnp.zeros((len(r), features.shape[1]), r.dtype)
+    return lax.fori_loop(0, len(starts), body, start)
+
+
+def _dot(a: Array, features: Array, axis: int) -> Array:
+    """A product that XLA's simplifier is kept from transposing back."""
+    a, features = lax.optimization_barrier((a, features))
+    product = lax.dot_general(
+        a, features, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST
+    )
+    return lax.optimization_barrier(product)
+
+
+def _chunks(features: Array) -> tuple[int, Array]:
+    """The rows of a chunk, and where each chunk starts; the last one ends with the features."""
+    n, d = features.shape
+    size = min(n, max(1, CHUNK_BYTES // (8 * d)))
+    return size, jnp.minimum(size * jnp.arange(-(-n // size)), n - size)

@@ -1,0 +1,123 @@
+r"""One step of each method: a direction, how far to go along it, and the new gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax.solvers import lbfgs, newton, proximal, search
+from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.preconditioner import Preconditioner
+
+
+class Sample(NamedTuple):
+    """A cheaper problem with nearly the same Hessian: fewer examples, or float32 features."""
+
+    problem: problems.Problem
+    rows: Array | None  # which examples they are; None for all
+
+
+class Step(NamedTuple):
+    """Where a step leads; the arrays of numbers are `[L]`."""
+
+    point: problems.Point
+    gradient: Array  # of the smooth part: [L, K, D + 1]
+    length: Array  # t, 0 for a lane that found no descent
+    decrement: Array  # -g d / 2, Newton's estimate of the gap before the step
+    products: Array  # passes over all the features: one number
+    memory: Any  # what the method hands to its next step
+
+
+@jax.jit(static_argnames=("head", "intercept"))
+def evaluate(
+    problem: problems.Problem, head: problems.Head, theta: Array, *, intercept: bool
+) -> tuple[problems.Point, Array]:
+    """The point at theta and its gradient: two passes over the features."""
+    at = problems.point(problem, head, theta, problems.scores(problem, theta))
+    return at, problems.gradient(problem, at, intercept=intercept)
+
+
+@jax.jit(static_argnames=("head", "intercept"))
+def newton_cg(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    pre: Preconditioner,
+    goal: Array,
+    memory: None,
+    sample: Sample | None,
+    *,
+    intercept: bool,
+) -> Step:
+    """Newton's direction by conjugate gradients, to a residual within the goal."""
+    of, mass, share = problem, at.mass, 1.0
+    if sample is not None:
+        of = sample.problem
+        mass = at.mass if sample.rows is None else at.mass[..., sample.rows]
+        share = mass.shape[-1] / at.mass.shape[-1]
+    d, count = newton.direction(of, head, mass, g, pre, goal, intercept=intercept)
+    return _along(problem, head, at, g, d, 2 * share * count, None, intercept)
+
+
+@jax.jit(static_argnames=("head", "intercept"))
+def l_bfgs(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    pre: Preconditioner,
+    goal: Array,
+    memory: lbfgs.History | None,
+    sample: Sample | None,
+    *,
+    intercept: bool,
+) -> Step:
+    """The direction of L-BFGS, whose initial inverse Hessian is the preconditioner."""
+    memory = lbfgs.empty(g) if memory is None else memory
+    d = lbfgs.direction(problem, head, at.mass, g, pre, memory, intercept=intercept)
+    d = jnp.where((newton.norm(g) > goal)[:, None, None], d, 0)
+    step = _along(problem, head, at, g, d, 0, None, intercept)
+    memory = lbfgs.remember(memory, step.point.theta - at.theta, step.gradient - g)
+    return step._replace(memory=memory)
+
+
+@jax.jit(static_argnames=("head", "intercept"))
+def proximal_newton(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    pre: Preconditioner,
+    goal: Array,
+    memory: Array | None,
+    sample: Sample | None,
+    *,
+    intercept: bool,
+) -> Step:
+    """A proximal gradient step, which finds the zeros, then Newton's among what is not zero."""
+    at, g, stiffness, first = proximal.shrink(problem, head, at, g, goal, memory, intercept)
+    end, decrement, second = proximal.on_face(problem, head, at, g, pre, goal, intercept)
+    g = problems.gradient(problem, end, intercept=intercept)
+    moved = jnp.any(end.theta != at.theta, (1, 2)) | (first.length > 0)
+    return Step(end, g, moved.astype(g.dtype), decrement, first.products + second + 1, stiffness)
+
+
+def _along(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    d: Array,
+    products: Array | float,
+    memory: Any,
+    intercept: bool,
+) -> Step:
+    end, length = search.along(problem, head, at, d, problems.scores(problem, d))
+    decrement = -0.5 * jnp.sum(g * d, (1, 2))
+    gradient = problems.gradient(problem, end, intercept=intercept)
+    return Step(end, gradient, length, decrement, jnp.asarray(products + 2), memory)
+
+
+METHODS = {"newton-cg": newton_cg, "lbfgs": l_bfgs, "proximal": proximal_newton}

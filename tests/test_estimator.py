@@ -1,0 +1,169 @@
+"""The estimators after scikit-learn's rules, and their certificate."""
+
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from sklearn.base import clone
+from sklearn.datasets import load_iris, make_multilabel_classification
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV
+
+
+@pytest.fixture(scope="module")
+def iris() -> tuple[np.ndarray, np.ndarray]:
+    return load_iris(return_X_y=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the checks provoke what they then catch
+def test_all_of_scikit_learns_checks() -> None:
+    results = check_estimator(SoftmaxClassifier(), on_fail=None, on_skip=None)
+    failed = [(r["check_name"], repr(r["exception"])) for r in results if r["status"] == "failed"]
+    assert not failed
+    assert sum(r["status"] == "passed" for r in results) >= 60
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_the_objective_is_scikit_learns(iris: Any, classes: int, class_weight: Any) -> None:
+    x, y = iris
+    x, y = x[y < classes], y[y < classes]
+    s = np.random.default_rng(0).random(len(y))
+    ours = SoftmaxClassifier(C=0.5, tol=1e-11, class_weight=class_weight).fit(x, y, s)
+    theirs = LogisticRegression(C=0.5, tol=1e-10, max_iter=10_000, class_weight=class_weight)
+    theirs.fit(x, y, s)
+    assert ours.coef_.shape == theirs.coef_.shape
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-5, rtol=0)
+    assert ours.gap_ <= 1e-11
+
+
+def test_predictions_agree_with_each_other(iris: Any) -> None:
+    x, y = iris
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    model = SoftmaxClassifier().fit(x, names)
+    p = model.predict_proba(x)
+    assert np.array_equal(model.classes_[p.argmax(1)], model.predict(x))
+    np.testing.assert_allclose(np.log(p), model.predict_log_proba(x), rtol=1e-9)
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-12)
+    assert model.score(x, names) > 0.95
+
+
+def test_sparse_input_is_dense_input(iris: Any) -> None:
+    x, y = iris
+    x = np.where(x > 2, x, 0)
+    dense, sparse = (
+        SoftmaxClassifier().fit(x, y),
+        SoftmaxClassifier().fit(scipy.sparse.csr_array(x), y),
+    )
+    np.testing.assert_array_equal(dense.coef_, sparse.coef_)
+    np.testing.assert_allclose(
+        dense.predict_proba(x), sparse.predict_proba(scipy.sparse.csr_array(x)), rtol=1e-12
+    )
+
+
+def test_multi_label_targets() -> None:
+    x, y = make_multilabel_classification(n_samples=120, n_classes=3, random_state=0)
+    model = SoftmaxClassifier().fit(x, y)
+    p = model.predict_proba(x)
+    assert p.shape == (120, 3)
+    assert np.array_equal(model.predict(x), (p > 0.5).astype(int))
+    alone = SoftmaxClassifier(tol=1e-9).fit(x, y[:, 1])
+    np.testing.assert_allclose(p[:, 1], alone.predict_proba(x)[:, 1], atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="multiclass-multioutput"):
+        SoftmaxClassifier().fit(x, y + np.arange(3))
+    with pytest.warns(DataConversionWarning):
+        column = SoftmaxClassifier().fit(x, y[:, :1])
+    assert column.predict(x).shape == (120,)
+
+
+def test_one_epoch_of_optax_voids_the_certificate(iris: Any) -> None:
+    x, y = iris
+    model = SoftmaxClassifier(learning_rate=0.05, random_state=0)
+    with pytest.raises(ValueError, match="classes: expected all labels"):
+        model.partial_fit(x, y)
+    for _ in range(60):
+        model.partial_fit(x, y, classes=[0, 1, 2])
+    assert model.score(x, y) > 0.9
+    assert model.solution_ is None
+    assert np.isinf(model.gap_)
+    model.fit(x, y)
+    assert model.gap_ <= 1e-6
+    before = model.coef_.copy()
+    model.partial_fit(x[y < 2], y[y < 2])
+    assert model.coef_.shape == before.shape
+    assert 0 < np.abs(model.coef_ - before).max() < 1
+
+
+def test_warm_start_clone_and_pickle(iris: Any) -> None:
+    x, y = iris
+    model = SoftmaxClassifier(warm_start=True, C=2.0).fit(x, y)
+    first = model.solution_.iterations
+    model.fit(x, y)
+    assert model.solution_.iterations <= 1 < first
+    assert clone(model).get_params() == model.get_params()
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(x), model.predict_proba(x))
+    assert again.gap_ == model.gap_
+
+
+def test_in_a_pipeline_and_a_grid_search(iris: Any) -> None:
+    x, y = iris
+    pipeline = make_pipeline(StandardScaler(), SoftmaxClassifier(tol=1e-4))
+    search = GridSearchCV(pipeline, {"softmaxclassifier__C": [1e-3, 1.0]}, cv=3).fit(x, y)
+    assert search.best_params_ == {"softmaxclassifier__C": 1.0}
+
+
+def test_it_says_where_the_tolerance_was_not_reached(iris: Any) -> None:
+    x, y = iris
+    with pytest.warns(ConvergenceWarning, match="raise max_iterations"):
+        SoftmaxClassifier(max_iter=1).fit(x, y)
+    with pytest.warns(ConvergenceWarning, match="separates the classes"):
+        SoftmaxClassifier(C=np.inf).fit(x[y < 2], y[y < 2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"C": -1.0}, "C: expected a number above 0, got -1.0"),
+        ({"tol": 0}, "tol: expected a number above 0"),
+        ({"l1_ratio": 2}, r"l1_ratio: expected a number in \[0, 1\]"),
+    ],
+)
+def test_bad_settings_are_named(iris: Any, settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SoftmaxClassifier(**settings).fit(*iris)
+
+
+def test_a_grid_of_folds_in_lockstep(iris: Any) -> None:
+    x, y = iris
+    cv = KFold(3, shuffle=True, random_state=0)
+    model = SoftmaxClassifierCV(Cs=[1e-3, 1.0], cv=cv, grid_tol=1e-8).fit(x, y)
+    assert model.path_.converged.all()
+    for i, c in enumerate(model.Cs_):
+        for j, (train, test) in enumerate(cv.split(x, y)):
+            alone = SoftmaxClassifier(C=c, tol=1e-8).fit(x[train], y[train])
+            assert model.scores_[i, j] == alone.score(x[test], y[test])
+    assert model.C_ == 1.0
+    assert model.gap_ <= 1e-6
+    with pytest.raises(NotImplementedError, match="use SoftmaxClassifier"):
+        model.partial_fit(x, y)
+
+
+def test_sample_weights_choose_with_the_weights(iris: Any) -> None:
+    x, y = iris
+    s = (y != 2).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = SoftmaxClassifierCV(Cs=3, cv=2, scoring="neg_log_loss").fit(x, y, s + 0.5)
+    assert model.scores_.shape == (3, 2)
+    assert (model.scores_ < 0).all()

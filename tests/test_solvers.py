@@ -1,0 +1,439 @@
+"""Solutions against SciPy and scikit-learn at tight tolerance, and certificates against truth."""
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.sparse
+import scipy.special
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from jaxsoftmax import binary_cross_entropy, cross_entropy
+from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.solvers import Solution, solve, solve_path
+
+Array = np.ndarray
+
+
+def standardised(load: object) -> tuple[Array, Array]:
+    x, y = load(return_X_y=True)
+    return StandardScaler().fit_transform(x), y
+
+
+def problem(n: int = 90, d: int = 6, classes: int = 3, *, key: int = 0) -> tuple[Array, Array]:
+    """Features and labels that no linear model separates."""
+    rng = np.random.default_rng(key)
+    x = rng.normal(size=(n, d)) * np.exp(rng.normal(size=d))
+    return x, rng.permutation(np.arange(n) % classes)
+
+
+def objective(
+    params: LinearParams,
+    x: Array,
+    y: Array,
+    *,
+    alpha: float,
+    l1_ratio: float = 0.0,
+    weights: Array | None = None,
+) -> float:
+    """F in float64, written down anew."""
+    w = np.asarray(params.w, np.float64)
+    z = x.astype(np.float64) @ w + (0 if params.bias is None else params.bias.astype(np.float64))
+    if y.ndim == 1:
+        values = scipy.special.logsumexp(z, axis=1) - z[np.arange(len(y)), y]
+    else:
+        values = np.sum(np.logaddexp(0, z) - y * z, 1)
+    penalty = (1 - l1_ratio) / 2 * np.sum(w**2) + l1_ratio * np.sum(np.abs(w))
+    return float(np.average(values, weights=weights) + alpha * penalty)
+
+
+def optimum(x: Array, y: Array, *, alpha: float, bias: bool, weights: Array | None = None) -> float:
+    """The least objective that SciPy's trust-region Newton method finds, with an exact Hessian."""
+    n, d = x.shape
+    classes = y.max() + 1 if y.ndim == 1 else y.shape[1]
+    s = np.ones(n) / n if weights is None else weights / weights.sum()
+    t = np.eye(classes)[y] if y.ndim == 1 else y.astype(float)
+    ones = np.concatenate([x, np.full((n, 1), float(bias))], 1)
+    ridge = alpha * np.r_[np.ones(d), 0][:, None] * np.ones(classes)
+
+    def link(v: Array) -> tuple[Array, Array]:
+        z = ones @ v.reshape(d + 1, classes)
+        p = scipy.special.softmax(z, 1) if y.ndim == 1 else scipy.special.expit(z)
+        return z, p
+
+    def value(v: Array) -> float:
+        params = v.reshape(d + 1, classes)
+        given = LinearParams(params[:-1], params[-1] * bias)
+        return objective(given, x, y, alpha=alpha, weights=s)
+
+    def gradient(v: Array) -> Array:
+        r = s[:, None] * (link(v)[1] - t)
+        return (ones.T @ r + ridge * v.reshape(d + 1, classes)).ravel()
+
+    def product(v: Array, u: Array) -> Array:
+        p, dz = link(v)[1], ones @ u.reshape(d + 1, classes)
+        mean = np.sum(p * dz, 1, keepdims=True) if y.ndim == 1 else p * dz
+        c = p * (dz - mean)
+        return (ones.T @ (s[:, None] * c) + ridge * u.reshape(d + 1, classes)).ravel()
+
+    start = np.zeros((d + 1) * classes)
+    found = scipy.optimize.minimize(
+        value, start, jac=gradient, hessp=product, method="trust-ncg", options={"gtol": 1e-11}
+    )
+    return float(found.fun)
+
+
+def assert_certified(found: Solution, best: float, gap: float) -> None:
+    """Converged, within the gap of the true optimum, and with a bound that is true."""
+    assert found.converged, found.reason
+    assert found.gap <= gap
+    true = (found.objective - best) / best
+    assert true <= found.gap + found.gap_floor + 1e-12
+    assert true >= -1e-12
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("alpha", [1e-4, 0.1, 10.0])
+def test_softmax_reaches_the_optimum(alpha: float, bias: bool) -> None:
+    x, y = problem()
+    found = solve(x, y, alpha=alpha, bias=bias, gap=1e-9)
+    assert_certified(found, optimum(x, y, alpha=alpha, bias=bias), 1e-9)
+    assert (found.params.bias is None) != bias
+    np.testing.assert_allclose(
+        found.objective, objective(found.params, x, y, alpha=alpha), rtol=1e-14
+    )
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "lbfgs", "proximal"])
+def test_every_method_reaches_the_same_optimum(method: str) -> None:
+    x, y = problem()
+    found = solve(x, y, C=2.0, gap=1e-8, method=method)
+    assert_certified(found, optimum(x, y, alpha=1 / (2.0 * len(x)), bias=True), 1e-8)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_sigmoid_reaches_the_optimum(labels: int) -> None:
+    x, y = problem(classes=4)
+    t = (y[:, None] == np.arange(labels)).astype(int)
+    found = solve(x, t, loss=binary_cross_entropy, alpha=0.01, gap=1e-9)
+    assert_certified(found, optimum(x, t, alpha=0.01, bias=True), 1e-9)
+    assert found.params.w.shape == (6, labels)
+
+
+def test_soft_targets_of_a_sigmoid() -> None:
+    x, _ = problem()
+    t = np.random.default_rng(1).random((len(x), 2))
+    found = solve(x, t, loss=binary_cross_entropy, alpha=0.01, gap=1e-9)
+    assert_certified(found, optimum(x, t, alpha=0.01, bias=True), 1e-9)
+
+
+def test_weights_and_class_weights_multiply() -> None:
+    x, y = problem()
+    s, c = np.random.default_rng(2).integers(0, 4, len(x)), np.array([1.0, 2.0, 0.5])
+    found = solve(x, y, alpha=0.02, weights=s, class_weights=c, gap=1e-9)
+    assert_certified(found, optimum(x, y, alpha=0.02, bias=True, weights=s * c[y]), 1e-9)
+
+
+def test_a_weight_is_a_number_of_copies_and_c_is_scikit_learns() -> None:
+    x, y = problem()
+    s = np.random.default_rng(3).integers(0, 3, len(x))
+    once = solve(x, y, C=0.3, weights=s, gap=1e-9)
+    copies = solve(np.repeat(x, s, 0), np.repeat(y, s), C=0.3, gap=1e-9)
+    np.testing.assert_allclose(once.objective, copies.objective, rtol=1e-9)
+    theirs = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000).fit(x, y, s)
+    np.testing.assert_allclose(once.params.w.T, theirs.coef_, atol=1e-4)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.3, 1.0])
+def test_l1_has_the_zeros_and_the_objective_of_scikit_learn(l1_ratio: float) -> None:
+    x, y = standardised(load_wine)
+    found = solve(x, y, C=1.0, l1_ratio=l1_ratio, gap=1e-9)
+    theirs = LogisticRegression(
+        C=1.0, l1_ratio=l1_ratio, solver="saga", tol=1e-10, max_iter=100_000, random_state=0
+    ).fit(x, y)
+    params = LinearParams(theirs.coef_.T, theirs.intercept_)
+    best = objective(params, x, y, alpha=1 / len(x), l1_ratio=l1_ratio)
+    assert found.converged
+    assert found.gap <= 1e-9
+    assert found.objective <= best * (1 + 1e-9)
+    assert best <= found.objective * (1 + 1e-9)
+    assert np.array_equal(found.params.w != 0, params.w != 0)
+
+
+def test_l1_large_enough_leaves_nothing_but_the_intercept() -> None:
+    x, y = problem()
+    found = solve(x, y, alpha=100.0, l1_ratio=1.0, gap=1e-10)
+    assert found.converged
+    assert not found.params.w.any()
+    np.testing.assert_allclose(found.objective, np.log(3), rtol=1e-12)
+
+
+@pytest.mark.parametrize("load", [load_iris, load_wine, load_breast_cancer, load_digits])
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "standardised"])
+def test_data_sets_to_nine_digits(load: object, raw: bool) -> None:
+    x, y = load(return_X_y=True) if raw else standardised(load)
+    for dtype in (np.float64, np.float32) if load is load_wine else (np.float64,):
+        found = solve(x.astype(dtype), y, C=1.0, gap=1e-9)
+        assert found.converged, found.reason
+        assert found.gap <= 1e-9
+        assert found.gap_floor < 1e-12
+        assert found.params.w.dtype == dtype
+
+
+# -- The certificate --
+
+
+def test_the_bound_holds_far_from_the_optimum() -> None:
+    x, y = problem()
+    best = optimum(x, y, alpha=0.01, bias=True)
+    for iterations in (1, 2, 3):
+        found = solve(x, y, alpha=0.01, gap=1e-14, max_iterations=iterations)
+        assert not found.converged
+        assert "raise max_iterations" in found.reason
+        assert (found.objective - best) / found.objective <= found.gap + 1e-14
+
+
+def test_the_bound_is_rigorous_about_the_free_intercept() -> None:
+    # Without the repair of the intercept's condition the quadratic term alone would be the bound,
+    # which says 0 at w = 0 on features of zero, whatever the intercept is.
+    y = np.array([0, 0, 0, 1])
+    found = solve(np.zeros((4, 1)), y, alpha=1.0, max_iterations=1, gap=1e-15)
+    share = np.array([0.75, 0.25])
+    np.testing.assert_allclose(found.objective, -np.sum(share * np.log(share)), rtol=1e-12)
+    far = solve(
+        np.zeros((4, 1)),
+        y,
+        alpha=1.0,
+        init=LinearParams(np.zeros((1, 2)), np.array([9.0, 0.0])),
+        gap=1e-12,
+    )
+    np.testing.assert_allclose(far.objective, found.objective, rtol=1e-12)
+
+
+def test_without_a_penalty_the_bound_is_infinite_and_says_why() -> None:
+    x, y = problem()
+    found = solve(x, y, alpha=0.0, gap=1e-10)
+    assert found.converged
+    assert np.isinf(found.gap)
+    assert "set C or alpha > 0" in found.reason
+    np.testing.assert_allclose(found.objective, optimum(x, y, alpha=0.0, bias=True), rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+def test_separable_data_without_a_penalty_give_a_reason(loss: object) -> None:
+    x, y = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
+    found = solve(x, y, loss=loss, alpha=0.0)
+    assert not found.converged
+    assert "separates" in found.reason
+    assert "C or alpha > 0" in found.reason
+    assert np.isfinite(found.params.w).all()
+
+
+# -- Awkward data: an answer or a clear reason --
+
+
+def test_constant_and_duplicated_features_and_rows() -> None:
+    x, y = problem()
+    odd = np.concatenate([x, x[:, :1], np.full((len(x), 1), 7.0)], 1)
+    found = solve(np.repeat(odd, 2, 0), np.repeat(y, 2), alpha=0.01, gap=1e-9)
+    assert_certified(found, optimum(odd, y, alpha=0.01, bias=True), 1e-9)
+    np.testing.assert_allclose(found.params.w[0], found.params.w[6], rtol=1e-6)
+    np.testing.assert_allclose(found.params.w[7], 0, atol=1e-6)
+
+
+def test_one_example_per_class() -> None:
+    found = solve(np.eye(3), np.arange(3), C=1.0, gap=1e-9)
+    assert_certified(found, optimum(np.eye(3), np.arange(3), alpha=1 / 3, bias=True), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_badly_scaled_columns(dtype: type) -> None:
+    x, y = problem()
+    scaled = (x * 10.0 ** np.arange(-6, 6, 2)).astype(dtype)
+    found = solve(scaled, y, C=1.0, gap=1e-8)
+    assert found.converged, found.reason
+    assert found.gap <= 1e-8
+
+
+@pytest.mark.parametrize("C", [1e-10, 1e8])
+def test_extreme_penalties(C: float) -> None:
+    x, y = standardised(load_iris)
+    found = solve(x, y, C=C, gap=1e-6)
+    assert found.converged, found.reason
+
+
+def test_a_class_without_examples_gets_no_mass() -> None:
+    x, y = problem()
+    found = solve(x, 2 * y, C=1.0, gap=1e-9)
+    present = solve(x, y, C=1.0, gap=1e-9)
+    np.testing.assert_allclose(found.objective, present.objective, rtol=1e-9)
+    assert np.array_equal(np.isneginf(found.params.bias), [False, True, False, True, False])
+    labels = solve(x, np.stack([y == 0, y > 5, y < 5], 1), loss=binary_cross_entropy, C=1.0)
+    assert labels.converged
+    assert np.array_equal(labels.params.bias[1:], [-np.inf, np.inf])
+
+
+def test_large_float32_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxsoftmax.solvers import prepare
+
+    monkeypatch.setattr(prepare, "SMALL", 0)
+    x, y = problem(n=2000, d=10)
+    x = x.astype(np.float32)
+    best = optimum(x.astype(np.float64), y, alpha=1 / 2000, bias=True)
+    for gap in (1e-4, 1e-10):
+        assert_certified(solve(x, y, C=1.0, gap=gap), best, gap)
+    # Float64 features meet Newton systems in float32.
+    wide = x.astype(np.float64)
+    assert_certified(solve(wide, y, C=1.0, gap=1e-12), best, 1e-12)
+
+
+def test_wide_features_do_without_a_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxsoftmax.solvers import preconditioner
+
+    monkeypatch.setattr(preconditioner, "WIDEST", 8)
+    x, y = problem(n=60, d=40)
+    found = solve(x, y, alpha=0.01, gap=1e-9)
+    assert_certified(found, optimum(x, y, alpha=0.01, bias=True), 1e-9)
+
+
+def test_sparse_features_and_their_refusal() -> None:
+    x, y = problem()
+    sparse = scipy.sparse.csr_array(np.where(x > 0.5, x, 0))
+    dense = solve(sparse.toarray(), y, C=1.0)
+    assert solve(sparse, y, C=1.0).objective == dense.objective
+    with pytest.raises(MemoryError, match=r"4,320 bytes; memory allows 4,000"):
+        solve(sparse, y, C=1.0, memory=4000)
+
+
+def test_it_starts_where_it_is_told() -> None:
+    x, y = problem()
+    found = solve(x, y, C=1.0, gap=1e-8)
+    again = solve(x, y, C=1.0, gap=1e-8, init=found.params)
+    assert again.iterations <= 1
+    assert again.objective <= found.objective * (1 + 1e-12)
+
+
+def test_a_callback_hears_of_every_iteration() -> None:
+    x, y = problem()
+    heard: list[dict] = []
+    found = solve(x, y, C=1.0, callback=heard.append)
+    assert [h["iteration"] for h in heard] == list(range(1, len(heard) + 1))
+    assert len(heard) in (found.iterations - 1, found.iterations)
+    assert heard[-1]["objective"][0] < heard[0]["objective"][0]
+
+
+def test_no_global_flag_is_changed() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    x, y = problem()
+    solve(x, y, C=1.0)
+    assert not jax.config.jax_enable_x64
+    assert jnp.ones(1).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"C": None}, ValueError, "C, alpha: expected one of the two"),
+        ({"alpha": 1.0}, ValueError, "C, alpha: expected one of the two"),
+        ({"C": -1.0}, ValueError, "C: expected numbers above 0, got -1.0"),
+        ({"C": None, "alpha": -1.0}, ValueError, "alpha: expected"),
+        ({"l1_ratio": 2.0}, ValueError, r"l1_ratio: expected a number in \[0, 1\], got 2.0"),
+        ({"method": "adam"}, ValueError, "method: expected one of newton-cg"),
+        ({"method": "lbfgs", "l1_ratio": 0.5}, ValueError, "method: expected proximal"),
+        ({"weights": np.ones(3)}, ValueError, r"weights: expected shape \(90,\), got \(3,\)"),
+        ({"weights": -np.ones(90)}, ValueError, "weights: expected finite numbers"),
+        ({"class_weights": np.ones(2)}, ValueError, "got 2"),
+        ({"loss": np.mean}, ValueError, "loss: expected jaxsoftmax.cross_entropy"),
+        ({"init": LinearParams(np.zeros((2, 3)), None)}, ValueError, "init: expected w"),
+        ({"targets": np.zeros(90)}, TypeError, "targets: expected integer labels"),
+        ({"targets": np.zeros(3, int)}, ValueError, r"N = 90, got shape \(3,\)"),
+        ({"features": np.zeros((90, 2), int)}, TypeError, "features: expected floats, got int64"),
+        ({"features": np.full((90, 2), np.nan)}, ValueError, r"got nan at \[0, 0\]"),
+        ({"features": np.full((90, 2), 1e200)}, ValueError, "scale them"),
+    ],
+)
+def test_bad_input_is_named(change: dict, error: type, words: str) -> None:
+    x, y = problem()
+    given = {"features": x, "targets": y, "C": 1.0} | change
+    with pytest.raises(error, match=words):
+        solve(given.pop("features"), given.pop("targets"), **given)
+
+
+# -- Paths --
+
+
+def test_a_path_holds_what_single_fits_find() -> None:
+    x, y = problem()
+    folds = np.arange(len(x)) % 3 - (np.arange(len(x)) < 5)  # some are in every fit
+    C = [1.0, 0.01, 100.0]
+    path = solve_path(x, y, C=C, folds=folds, gap=1e-8)
+    assert path.converged.all()
+    assert path.params.w.shape == (3, 3, 6, 3)
+    for i, c in enumerate(C):
+        for fold in range(3):
+            kept = folds != fold
+            one = solve(x[kept], y[kept], C=c, gap=1e-10)
+            true = path.objective[i, fold] / one.objective - 1
+            assert -1e-10 <= true <= path.gap[i, fold] + 1e-10
+
+
+def test_label_sets_share_the_features() -> None:
+    x, y = problem()
+    path = solve_path(x, [y, (y + 1) % 3], C=[0.1, 1.0], folds=np.arange(len(x)) % 2, gap=1e-9)
+    assert path.params.w.shape == (2, 2, 2, 6, 3)
+    np.testing.assert_allclose(path.objective[:, :, 0], path.objective[:, :, 1], rtol=1e-8)
+    np.testing.assert_allclose(
+        path.params.w[:, :, 0], np.roll(path.params.w[:, :, 1], -1, -1), atol=1e-3, rtol=0
+    )
+
+
+def test_lanes_that_are_done_retire(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxsoftmax.solvers import minimise
+
+    monkeypatch.setattr(minimise, "WORTH", 0)
+    x, y = problem(n=200)
+    hard = np.where(x[:, 0] > 0, 1, 0) + np.where(x[:, 1] > 0, 1, 0)  # takes more iterations
+    sets = [y, hard, y, y, y]
+    path = solve_path(x, sets, C=[1.0, 10.0], gap=1e-8)
+    assert path.converged.all()
+    assert (path.iterations[:, 1] > path.iterations[:, 0]).all()
+    for i, c in enumerate([1.0, 10.0]):
+        for m in (0, 1):
+            one = solve(x, sets[m], C=c, gap=1e-10)
+            np.testing.assert_allclose(path.objective[i, m], one.objective, rtol=1e-8)
+
+
+def test_a_path_of_sigmoids_and_of_elastic_nets() -> None:
+    x, y = problem()
+    t = (y[:, None] == np.arange(2)).astype(int)
+    path = solve_path(x, t, C=[0.1, 1.0], folds=np.arange(len(x)) % 2, loss=binary_cross_entropy)
+    assert path.converged.all()
+    assert path.params.w.shape == (2, 2, 6, 2)
+    sparse = solve_path(x, y, C=[0.05, 1.0], l1_ratio=0.9, gap=1e-8)
+    assert sparse.converged.all()
+    assert (sparse.params.w[0] != 0).sum() < (sparse.params.w[1] != 0).sum()
+
+
+def test_bad_grids_are_named() -> None:
+    x, y = problem()
+    with pytest.raises(ValueError, match=r"folds: expected integers of shape \(90,\)"):
+        solve_path(x, y, C=[1.0], folds=np.zeros(3, int))
+    with pytest.raises(ValueError, match=r"C: expected \[P\]"):
+        solve_path(x, y, C=[])
+    with pytest.raises(ValueError, match="every fold to leave examples"):
+        solve_path(x, y, C=[1.0], folds=np.zeros(90, int))
+
+
+def test_scikit_learn_stops_above_the_optimum_and_we_say_by_how_much() -> None:
+    x, y = load_wine(return_X_y=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = LogisticRegression(max_iter=100).fit(x, y)
+    at_theirs = objective(LinearParams(theirs.coef_.T, theirs.intercept_), x, y, alpha=1 / len(x))
+    ours = solve(x, y, C=1.0, gap=1e-9)
+    assert at_theirs > 1.1 * ours.objective
