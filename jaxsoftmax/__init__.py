@@ -12,6 +12,16 @@ from jaxsoftmax.derivatives import (
     cross_entropy_hessian_product,
     gauss_newton_factor,
 )
+from jaxsoftmax.kernels import (
+    LinearLoss,
+    LinearStats,
+    Tiles,
+    linear_binary_cross_entropy,
+    linear_binary_cross_entropy_sum,
+    linear_cross_entropy,
+    linear_cross_entropy_stats,
+    linear_cross_entropy_sum,
+)
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.links import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax, softplus
 from jaxsoftmax.losses import (
@@ -28,6 +38,7 @@ from jaxsoftmax.losses import (
     squared_error,
     weighted_mean,
 )
+from jaxsoftmax.solvers import Solution, solve, solve_path
 from jaxsoftmax.training import (
     FitResult,
     TrainState,
@@ -69,6 +80,15 @@ __all__ = [
     "focal",
     "weighted_mean",
     "check_labels",
+    # linear and loss in one, without the logits
+    "linear_cross_entropy",
+    "linear_cross_entropy_sum",
+    "linear_cross_entropy_stats",
+    "linear_binary_cross_entropy",
+    "linear_binary_cross_entropy_sum",
+    "LinearLoss",
+    "LinearStats",
+    "Tiles",
     # the linear model and its training
     "LinearParams",
     "on_logits",
@@ -79,4 +99,8 @@ __all__ = [
     "evaluate",
     "TrainState",
     "FitResult",
+    # its optimum, certified
+    "solve",
+    "solve_path",
+    "Solution",
 ]

@@ -1,0 +1,143 @@
+"""What the documents of this folder share: command line, data, choice of a rate, look of a figure.
+
+A document computes a record, which is written as results/NAME.json, and draws from it a figure,
+results/NAME.png. A smoke run does both on little data and writes neither.
+"""
+
+import argparse
+import importlib.util
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.style
+import measure
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxsoftmax import LinearParams, data, training
+from jaxsoftmax.dataset import Dataset
+from jaxsoftmax.plots import PALETTE, STYLE
+
+PREPARED = Path(__file__).parent.parent.parent / "shared" / "tfds"
+INK, MUTED, GRID = (PALETTE[name] for name in ("ink", "muted", "grid"))
+# Told apart by the colour-blind and in grey; a document uses them in this order.
+BLUE, ORANGE, GREEN, PURPLE = PALETTE["blue"], PALETTE["orange"], "#1b9e77", "#a6519c"
+
+
+def arguments(docstring: str, *, torch: bool = False) -> argparse.Namespace:
+    """Read the command line: --smoke, --data-dir and, where asked, --torch-python."""
+    parser = argparse.ArgumentParser(description=docstring.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="little data, nothing written")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=PREPARED if PREPARED.exists() else None,
+        help="prepared TensorFlow Datasets (default: ../shared/tfds beside the repository)",
+    )
+    if torch:
+        here = sys.executable if importlib.util.find_spec("torch") else None
+        parser.add_argument("--torch-python", default=here, help="an interpreter with PyTorch")
+    return parser.parse_args()
+
+
+def images(name: str, options: argparse.Namespace) -> Dataset:
+    """Load images by name; in a smoke run the digits, which are in the package."""
+    return data.load("digits" if options.smoke else name, data_dir=options.data_dir)
+
+
+def tuned(
+    loss: training.Loss,
+    dataset: Dataset,
+    *,
+    rates: np.ndarray,
+    epochs: int,
+    batch_size: int = 256,
+    params: LinearParams | None = None,
+    weights: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Fit by SGD at every rate and keep that of the best final validation accuracy.
+
+    All start from `params`, or from zeros, and meet the same minibatches.
+
+    Returns:
+        `{"params", "rate", "history", "validation_accuracy": of each rate}`.
+    """
+    if params is None:
+        zeros = np.zeros((dataset.schema.num_features, len(dataset.schema.classes)), np.float32)
+        params = LinearParams(zeros, zeros[0])
+    result = training.sweep(
+        loss,
+        dataset.train.features,
+        dataset.train.targets,
+        make_optimizer=optax.sgd,
+        hyperparams=np.asarray(rates, np.float32),
+        keys=jax.random.split(jax.random.key(0), len(rates)),
+        epochs=epochs,
+        batch_size=batch_size,
+        params=jax.tree.map(lambda leaf: np.stack([leaf] * len(rates)), params),
+        weights=weights,
+        validation=(dataset.validation.features, dataset.validation.targets),
+    )
+    reached = result.history["validation_accuracy"][:, -1]
+    best = int(reached.argmax())
+    return {
+        "params": jax.tree.map(lambda leaf: leaf[best], result.params),
+        "rate": float(rates[best]),
+        "history": {name: values[best] for name, values in result.history.items()},
+        "validation_accuracy": reached.tolist(),
+    }
+
+
+def publish(name: str, record: dict[str, Any], draw: Callable[[], Figure], *, smoke: bool) -> None:
+    """Draw the figure, and write figure and record unless it is a smoke run."""
+    pixels = io.BytesIO()
+    with matplotlib.style.context(STYLE):
+        draw().savefig(pixels, dpi=140)
+    if smoke:
+        print("a smoke run: nothing is written")
+        return
+    path = measure.write_record(name, record)
+    # 256 colours show no difference and halve the file. It names no version of matplotlib either.
+    image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(path.with_suffix(".png"), optimize=True)
+    print(f"written: {path.name} and {path.with_suffix('.png').name}")
+
+
+def panels(rows: int, columns: int, *, height: float, width: float = 9.6, **how: Any) -> tuple:
+    """Make a figure and its axes, an array of `[rows, columns]`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **how)
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], **how: Any) -> None:
+    """Write a short remark into a panel, at data coordinates."""
+    axes.text(*at, text, color=how.pop("color", MUTED), fontsize=how.pop("fontsize", 8), **how)
+
+
+def show(rows: dict[str, dict[str, float]], form: str = "10.4g") -> None:
+    """Print a table of numbers: a line for each row, a column for each key."""
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, rows)) + 2
+    widths = [max(len(column) + 2, 10) for column in columns]
+    print(" " * width + "".join(c.rjust(w) for c, w in zip(columns, widths, strict=True)))
+    for name, row in rows.items():
+        cells = (format(row[c], form).rjust(w) for c, w in zip(columns, widths, strict=True))
+        print(name.ljust(width) + "".join(cells))
+
+
+def rounded(values: Any, digits: int = 6) -> Any:
+    """Make arrays and numbers short enough for a record: significant digits, lists for arrays."""
+    if isinstance(values, dict):
+        return {key: rounded(value, digits) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [rounded(value, digits) for value in values]
+    if hasattr(values, "tolist"):
+        return rounded(np.asarray(values).tolist(), digits)
+    return float(f"{values:.{digits}g}") if isinstance(values, float) else values

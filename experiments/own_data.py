@@ -1,0 +1,121 @@
+"""A file of one's own, from the first command to the report: malware families.
+
+Command: `python experiments/own_data.py [--malware DIR]`, about 1 minute on two cores. DIR holds
+asm_counts.csv, 51 counts of assembly instructions, sections and registers of 10,868 programs, and
+trainLabels.csv, the family of each, by an identifier; both are of the Microsoft Malware
+Classification Challenge (Kaggle, 2015; arXiv 1802.10135). `--smoke` runs the same commands for two
+epochs, on the digits as a CSV file where DIR is not there, and writes nothing. The record is
+results/own_data.json, with the confusion matrix of the report beside.
+
+Question. What does a person see who brings two CSV files, and how good is what they get?
+
+Findings: four commands take them from the files to labels, probabilities, a table of figures and a
+page to send on. A linear model on the logarithms of counts, standardised, names the right family of
+98.4 % of 1,630 test programs, with a log loss of 0.064. Its probabilities are calibrated to within
+1 % on average; the rarest family, of which there are 42 programs, is recalled least.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import document
+import numpy as np
+
+from jaxsoftmax import data, evaluation, files, metrics, plots, runs
+from jaxsoftmax.recipes import LossName
+
+MALWARE = Path(__file__).parent.parent.parent / "shared" / "data" / "malware"
+FIT = (
+    "jaxsoftmax fit asm_counts.csv --labels trainLabels.csv --id ID --label Class --drop size "
+    "--log1p --standardize --output runs/malware"
+)
+PREDICT = "jaxsoftmax predict runs/malware asm_counts.csv --output families.csv"
+
+
+def main() -> None:
+    """Run the commands as a user would, and keep what they print."""
+    parser = argparse.ArgumentParser(description="A file of one's own, command by command.")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, nothing written")
+    parser.add_argument("--malware", type=Path, default=MALWARE, help="folder of the two files")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base)
+        fit, predict = FIT, PREDICT
+        if options.malware.exists():
+            for name in ("asm_counts.csv", "trainLabels.csv"):
+                (folder / name).write_bytes((options.malware / name).read_bytes())
+        else:
+            write_digits(folder)
+            fit = fit.replace("--drop size ", "")
+        if options.smoke:
+            fit += " --epochs 2"
+        shown = {command: printed(command, folder) for command in (fit, predict)}
+        lines = (folder / "families.csv").read_text().splitlines()[:3]
+        for command, text in shown.items():
+            print(f"$ {command}\n{text}")
+        print("\n".join(lines))
+        if options.smoke:
+            print("a smoke run: nothing is written")
+            return
+        record = {"commands": shown, "families.csv": lines, "metrics": kept(folder)}
+        publish(folder, record)
+
+
+def write_digits(folder: Path) -> None:
+    """The digits as two CSV files of the same names and columns as the malware's."""
+    digits = data.load("digits").train
+    with (folder / "asm_counts.csv").open("w", newline="") as file:
+        columns = [f"p{i}" for i in range(digits.features.shape[1])]
+        csv.writer(file).writerows([["ID", *columns]])
+        csv.writer(file).writerows([i, *row] for i, row in enumerate(16 * digits.features))
+    with (folder / "trainLabels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["Id", "Class"], *enumerate(digits.targets)])
+
+
+def printed(command: str, folder: Path) -> str:
+    """What a command prints when it is run in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines())
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """The figures that the run holds."""
+    return json.loads(runs.read(folder / "runs/malware", runs.METRICS))
+
+
+def publish(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record, and the report's confusion matrix."""
+    model = runs.load(folder / "runs/malware")
+    test = files.load_file(
+        folder / "asm_counts.csv",
+        labels=folder / "trainLabels.csv",
+        id="ID",
+        label="Class",
+        drop=["size"],
+    ).test
+    scores = evaluation.scores(model.params, test.features, preprocessing=model.preprocessing)
+    logits = evaluation.log_confidences(scores, model.schema, LossName(model.header["loss"]))
+    counts = np.asarray(metrics.confusion_matrix(logits, test.targets))
+    document.publish(
+        "own_data",
+        record,
+        lambda: plots.confusion_matrix(counts, model.schema.classes),
+        smoke=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The gradient of cross-entropy is prediction minus truth.
+
+Command: `python experiments/prediction_minus_truth.py [--data-dir DIR]`, about a minute. DIR holds
+Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes nothing.
+The record is results/prediction_minus_truth.json.
+
+Question. The loss of class y is L = log(sum_j exp z_j) - z_y. Its derivative in z_k is
+exp(z_k) / sum_j exp z_j from the first term, and -1 from the second where k = y:
+
+    dL/dz = p - e_y,  p = softmax(z),   and of scores z = W'x + b:  dL/dW = x (p - e_y)'.
+
+Does automatic differentiation of the textbook formula say the same, and do finite differences? Does
+a row of it sum to 0? And what does it look like on real images while a model trains (SGD, rate 0.1,
+minibatches of 256, from zeros), whose gradient at a weight is a mean of images?
+
+Findings: in float64, over 10,000 test images, the closed form differs from p - e by 2.2e-16 at
+most, automatic differentiation of the textbook formula by 5.6e-16, central differences by 8.3e-11,
+and a row sums to 0 within 2.4e-16. The mean of |p - e|, summed over classes, falls from 1.80 at the
+start to 1.39 after 10 updates, 0.84 after 100 and 0.48 after 4,000: it is twice the probability
+that the label lacks. A shirt like a coat keeps pulling half of the way, one that looks like
+trousers the whole way, and the boot has nothing more to say. The first step of each class's weights
+is already a picture of the class, less the mean of all.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import document
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from document import BLUE, INK, ORANGE
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxsoftmax import LinearParams, cross_entropy, cross_entropy_gradient, linear, softmax
+from jaxsoftmax.dataset import Dataset
+
+SGD = optax.sgd(0.1)
+UPDATES = (0, 10, 100, 4000)
+
+
+def main() -> None:
+    """Train, check the identity on the test images, and draw three of them."""
+    options = document.arguments(__doc__)
+    dataset = document.images("fashion_mnist", options)
+    updates = (0, 2, 4, 8) if options.smoke else UPDATES
+    stages = dict(zip(updates, snapshots(dataset, updates), strict=True))
+    rows = chosen(stages[updates[-1]], dataset)
+    record = {
+        "checks": checks(stages[updates[-1]], dataset),
+        "mean |p - e|, summed over classes": {
+            str(n): distance(p, dataset) for n, p in stages.items()
+        },
+        "images": [of_image(row, stages, dataset) for row in rows],
+    }
+    for name, value in record["checks"].items():
+        print(f"{name:66}{value:.3g}")
+    print("mean |p - e| by updates:", record["mean |p - e|, summed over classes"])
+    document.publish(
+        "prediction_minus_truth", document.rounded(record, 4),
+        lambda: draw(record["images"], dataset, rows, first_gradient(stages[0], dataset)),
+        smoke=options.smoke,
+    )  # fmt: skip
+
+
+def snapshots(dataset: Dataset, updates: tuple[int, ...]) -> Iterator[LinearParams]:
+    """The parameters after so many updates."""
+    x, y = jnp.asarray(dataset.train.features), jnp.asarray(dataset.train.targets)
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        params, opt_state = carry
+        rows = jax.random.randint(key, (256,), 0, len(y))
+        slope = jax.grad(lambda p: cross_entropy(linear.logits(p, x[rows]), y[rows]).mean())(params)
+        change, opt_state = SGD.update(slope, opt_state)
+        return (optax.apply_updates(params, change), opt_state), None
+
+    params = linear.init(x.shape[1], len(dataset.schema.classes))
+    carry = params, SGD.init(params)
+    keys = jax.random.split(jax.random.key(0), max(updates))
+    for start, stop in zip((0, *updates), updates, strict=False):
+        carry, _ = jax.lax.scan(step, carry, keys[start:stop])
+        yield carry[0]
+
+
+def checks(params: LinearParams, dataset: Dataset) -> dict[str, float]:
+    """The identity against other ways to a gradient, over all test images, in float64."""
+    with jax.enable_x64():
+        x = jnp.asarray(dataset.test.features, float)
+        y = jnp.asarray(dataset.test.targets)
+        wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), float), params)
+        z = linear.logits(wide, x)
+        identity = softmax(z) - jax.nn.one_hot(y, z.shape[-1], dtype=float)
+        closed = cross_entropy_gradient(z, y)
+        auto = jax.vmap(jax.grad(textbook))(z, y)
+        of_w = jax.grad(lambda w: textbook(linear.logits(wide._replace(w=w), x), y).mean())(wide.w)
+        return {
+            "largest |p - e_y|": float(abs(identity).max()),
+            "closed form less p - e_y, largest": float(abs(closed - identity).max()),
+            "autodiff of the textbook formula less p - e_y, largest": float(
+                abs(auto - identity).max()
+            ),
+            "finite differences less p - e_y, largest": float(
+                abs(differences(z, y) - identity).max()
+            ),
+            "sum over the classes, largest": float(abs(closed.sum(-1)).max()),
+            "dL/dW by autodiff less mean of x (p - e_y)', largest": float(
+                abs(of_w - x.T @ identity / len(x)).max()
+            ),
+        }
+
+
+def textbook(z: jax.Array, y: jax.Array) -> jax.Array:
+    """-log(exp z_y / sum exp z), as written, differentiated by JAX without a rule of ours."""
+    picked = jnp.take_along_axis(z, y[..., None], -1)[..., 0]
+    return -jnp.log(jnp.exp(picked) / jnp.exp(z).sum(-1))
+
+
+def differences(z: jax.Array, y: jax.Array, step: float = 1e-5) -> jax.Array:
+    """Central differences of the textbook formula, class by class."""
+    sides = (z[:, None, :] + sign * step * jnp.eye(z.shape[-1]) for sign in (1, -1))
+    up, down = (textbook(side, jnp.broadcast_to(y[:, None], side.shape[:-1])) for side in sides)
+    return (up - down) / (2 * step)
+
+
+def distance(params: LinearParams, dataset: Dataset) -> float:
+    """Mean over test images of sum_k |p - e|: twice the probability that misses the label."""
+    z = linear.logits(params, dataset.test.features)
+    return float(abs(cross_entropy_gradient(z, dataset.test.targets)).sum(-1).mean())
+
+
+def chosen(params: LinearParams, dataset: Dataset) -> list[int]:
+    """Three test images: the easiest, the least decided and the most wrong of the seventh class.
+
+    In Fashion-MNIST that is the shirt.
+    """
+    z = linear.logits(params, dataset.test.features)
+    p = np.asarray(softmax(z))
+    label = p[np.arange(len(p)), dataset.test.targets]
+    of_class = dataset.test.targets == 6
+    easy = np.where(dataset.test.targets == 9, label, -1).argmax()
+    unsure = np.where(of_class, abs(label - 0.5), np.inf).argmin()
+    return [int(easy), int(unsure), int(np.where(of_class, label, np.inf).argmin())]
+
+
+def of_image(row: int, stages: dict[int, LinearParams], dataset: Dataset) -> dict[str, Any]:
+    """p - e of one image at each stage."""
+    x, y = dataset.test.features[row], dataset.test.targets[row]
+    return {
+        "test image": int(dataset.test.ids[row]),
+        "label": dataset.schema.classes[y],
+        "p - e by updates": {
+            str(n): np.asarray(cross_entropy_gradient(linear.logits(p, x), y))
+            for n, p in stages.items()
+        },
+    }
+
+
+def first_gradient(params: LinearParams, dataset: Dataset) -> np.ndarray:
+    """The gradient of the mean loss in the weights, `[D, K]`."""
+    x, y = dataset.train.features, dataset.train.targets
+    return x.T @ np.asarray(cross_entropy_gradient(linear.logits(params, x), y)) / len(x)
+
+
+# The figure
+
+
+def draw(
+    images: list[dict[str, Any]], dataset: Dataset, rows: list[int], gradient: np.ndarray
+) -> Figure:
+    """A row for each image with its p - e while training; below, the first gradient in W."""
+    figure = Figure(figsize=(9.6, 7.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3.4, 1))
+    stages = len(images[0]["p - e by updates"])
+    axes = above.subplots(3, stages + 1, width_ratios=(0.8, *[1] * stages), sharex="col")
+    for line, image, row in zip(axes, images, rows, strict=True):
+        picture(line[0], dataset.test.features[row], dataset)
+        line[0].set_title(f"{image['label']},\ntest image {image['test image']}")
+        for panel, values in zip(line[1:], image["p - e by updates"].values(), strict=True):
+            bars(panel, values, dataset)
+            panel.tick_params(labelleft=panel is line[1])
+    for panel, n in zip(axes[0, 1:], images[0]["p - e by updates"], strict=True):
+        panel.set_title(f"p - e after {int(n):,} updates")
+    templates = below.subplots(1, len(dataset.schema.classes))
+    limit = abs(gradient).max()
+    for k, panel in enumerate(templates):
+        shape = dataset.schema.shape[:2]
+        panel.imshow(-gradient[:, k].reshape(shape), cmap="PuOr_r", vmin=-limit, vmax=limit)
+        panel.set_title(dataset.schema.classes[k], fontsize=7.5, loc="center")
+        panel.set_axis_off()
+    below.suptitle("the first step for each class's weights: the mean of x (e - p)", fontsize=9)
+    return figure
+
+
+def picture(axes: Axes, pixels: np.ndarray, dataset: Dataset) -> None:
+    """One image."""
+    axes.imshow(pixels.reshape(dataset.schema.shape[:2]), cmap="Greys")
+    axes.set_axis_off()
+
+
+def bars(axes: Axes, values: np.ndarray, dataset: Dataset) -> None:
+    """One bar for each class: the label's is at most 0, the others' at least 0."""
+    axes.bar(range(len(values)), values, color=np.where(np.asarray(values) < 0, ORANGE, BLUE))
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(ylim=(-1.05, 1.05))
+    axes.set_xticks(range(len(values)), dataset.schema.classes, rotation=90, fontsize=7.5)
+    axes.grid(visible=False, axis="x")
+
+
+if __name__ == "__main__":
+    main()

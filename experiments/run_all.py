@@ -1,0 +1,59 @@
+"""Every record, figure and table again, one document after the other.
+
+Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, under an hour on
+two cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by
+default ../shared/tfds beside the repository), PATH is an interpreter that has PyTorch. It goes on
+after a document that fails, and says so at the end. `--smoke` runs each small and writes nothing.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import document
+import gallery
+
+DATA = {
+    "losses_of_a_classifier",
+    "prediction_minus_truth",
+    "scores_and_margin",
+    "temperature",
+    "divergences",
+    "minibatches",
+    "main_job",
+}
+TORCH = {"exactness", "training_speed", "stability"}
+TIMED = ("exactness", "loss_price", "training_speed", "main_job")
+
+
+def main() -> None:
+    """Run all, print each one's minutes, then write the tables and the gallery."""
+    options = document.arguments(__doc__, torch=True)
+    failed = []
+    small = ["--smoke"] if options.smoke else []
+    data = ["--data-dir", options.data_dir] if options.data_dir else []
+    torch = ["--torch-python", options.torch_python] if options.torch_python else []
+    for name in (*TIMED, *gallery.DOCUMENTS):
+        more = small + (data if name in DATA else []) + (torch if name in TORCH else [])
+        if not run(name, more):
+            failed.append(name)
+    for name in ("train_minibatch", *(() if options.smoke else ("tables", "gallery"))):
+        if not run(name, []):
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run(name: str, more: list[str | Path]) -> bool:
+    """Run one document in a process of its own; whether it succeeded."""
+    print(f"\n=== {name}", flush=True)
+    start = time.perf_counter()
+    script = Path(__file__).with_name(f"{name}.py")
+    done = subprocess.run([sys.executable, script, *map(str, more)], check=False)
+    print(f"=== {name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    main()
