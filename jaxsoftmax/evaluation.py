@@ -148,6 +148,7 @@ def figures(
     schema: Schema,
     *,
     loss: LossName,
+    rankings: bool = True,
     intervals: bool = False,
 ) -> dict[str, Any]:
     """Return every figure of the task that the loss gives meaning to, in JSON's types.
@@ -169,6 +170,8 @@ def figures(
         targets: `[N]` or `[N, K]`, as a `Split` has them.
         schema: of the data.
         loss: that the head was fitted with.
+        rankings: whether to tell roc_auc and average_precision, for which all scores are sorted,
+            class by class.
         intervals: whether to add accuracy_interval and nll_interval (or mse_interval): two numbers,
             the 95 % bootstrap interval of 1,000 resamples (of more than 200,000 examples fewer,
             down to 200), the same at each call.
@@ -193,7 +196,8 @@ def figures(
         tell = _of_classes if schema.task is Task.classes else _of_labels
         decided = _class_scores(scores) if tell is _of_classes else scores
         decided = decided if logits is None else logits
-        told = tell(*_padded(decided, targets), probable=logits is not None)
+        probable = logits is not None
+        told = tell(*_padded(decided, targets), probable=probable, rankings=rankings)
     whole = {name: told.whole[name] for name in _ORDER if name in told.whole}
     if schema.task is Task.classes and len(schema.classes) == 2:
         whole |= {name: told.each[name][1] for name in _RANKINGS if name in told.each}
@@ -303,8 +307,10 @@ def _padded(
     )
 
 
-@partial(jax.jit, static_argnames="probable")
-def _of_classes(z: Array, labels: Array, weights: Array, *, probable: bool) -> _Told:
+@partial(jax.jit, static_argnames=("probable", "rankings"))
+def _of_classes(
+    z: Array, labels: Array, weights: Array, *, probable: bool, rankings: bool
+) -> _Told:
     counts = metrics.class_counts(z, labels, weights=weights)
     whole, each = _averages(counts), _per_class(counts)
     means = {"accuracy": metrics.hits(z, labels)}
@@ -313,17 +319,20 @@ def _of_classes(z: Array, labels: Array, weights: Array, *, probable: bool) -> _
     if probable:
         means |= {"nll": losses.cross_entropy(z, labels), "brier": losses.brier(z, labels)}
         whole["ece"] = metrics.expected_calibration_error(z, labels, weights=weights).error
+    if probable and rankings:
         ranked = _rankings(*metrics.one_vs_rest(z, labels), weights)
         each |= ranked
         whole |= {name: metrics.macro(values) for name, values in ranked.items()}
     return _Told(whole | _averaged(means, weights), each, means)
 
 
-@partial(jax.jit, static_argnames="probable")
-def _of_labels(z: Array, targets: Array, weights: Array, *, probable: bool) -> _Told:
+@partial(jax.jit, static_argnames=("probable", "rankings"))
+def _of_labels(
+    z: Array, targets: Array, weights: Array, *, probable: bool, rankings: bool
+) -> _Told:
     counts = metrics.label_counts(z, targets, weights=weights)
     right = (z > 0) == targets
-    ranked = _rankings(z, targets, weights)
+    ranked = _rankings(z, targets, weights) if rankings else {}
     whole, each = _averages(counts), _per_class(counts) | ranked
     whole |= {name: metrics.macro(values) for name, values in ranked.items()}
     means = {"accuracy": jnp.mean(right, 1), "subset_accuracy": jnp.all(right, 1).astype(z.dtype)}
