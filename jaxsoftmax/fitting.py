@@ -241,9 +241,10 @@ def judge(dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName)
     pairs = {name: (z, getattr(dataset, name).targets) for name, z in scores.items()}
     figures = {}
     for name, pair in pairs.items():
-        # What takes seconds of large data is told of the test split alone.
-        extra = {"rankings": name == "test", "intervals": name == "test"}
-        figures[name] = evaluation.figures(*pair, dataset.schema, loss=loss, **extra)
+        whole = name == "test"  # the others lack what takes seconds of large data
+        figures[name] = evaluation.figures(
+            *pair, dataset.schema, loss=loss, rankings=whole, intervals=whole
+        )
     calibration = evaluation.calibrate(
         pairs["validation"], pairs["test"], dataset.schema, loss=loss
     )
