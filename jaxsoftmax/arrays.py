@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +38,7 @@ class Arrays:
             raise FileNotFoundError(f"{path}: no such file") from error
         except IsADirectoryError as error:
             raise IsADirectoryError(f"{path} is a folder, not a file") from error
-        except (ValueError, EOFError, OSError, BadZipFile, TypeError, AttributeError) as error:
+        except Exception as error:  # damage has many: zlib.error, TokenError, NotImplementedError
             if re.search("pickle|Python objects", str(error)):
                 raise ValueError(
                     f"{path} holds Python objects (pickled), which are never read: "
@@ -47,6 +46,9 @@ class Arrays:
                 ) from error
             raise ValueError(f"{path} cannot be read: {error}") from error
         self.names = list(self._arrays)
+        other = [name for name, a in self._arrays.items() if not isinstance(a, np.ndarray)]
+        if other:
+            raise ValueError(f"{path} cannot be read: {other[0]!r} in it is no array")
 
     def label(self) -> str:
         """Return the name of the one array that is called as labels are."""
@@ -164,8 +166,16 @@ class Arrays:
         if array.dtype.kind not in "buifSU":
             raise ValueError(f"{self.path}: {name!r} must be numbers or text, got {array.dtype}")
         if array.dtype.kind == "S":
-            array = np.char.decode(array, "utf-8")
+            array = self._decoded(name, array)
+        if array.dtype.kind == "f":  # of two or sixteen bytes too, which Arrow knows little of
+            array = array.astype(np.float64)
         return pa.array(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+
+    def _decoded(self, name: str, array: np.ndarray) -> np.ndarray:
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: {name!r} is not text in UTF-8") from error
 
     def _described(self) -> str:
         return listed([f"{name} {array.shape}" for name, array in self._arrays.items()])

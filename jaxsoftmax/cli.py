@@ -28,8 +28,9 @@ from jaxsoftmax import (
     runs,
     training,
 )
-from jaxsoftmax.dataset import Dataset, Split, Task
+from jaxsoftmax.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.fitting import Choices, Judgement
+from jaxsoftmax.preprocessing import Preprocessing
 from jaxsoftmax.recipes import LossName
 from jaxsoftmax.training import FitResult
 
@@ -110,7 +111,9 @@ def fit(
         dataset = _load(screen, name, source, data_dir=data_dir, download=download)
         screen.print(console.describe(dataset))
         mapped = {"log1p": log1p, "standardize": standardize}
-        learned = fitting.preprocess(dataset, **mapped)
+        with _of(name):
+            learned = fitting.preprocess(dataset, **mapped)
+        _check(dataset.test, str(test or name), learned, dataset.schema)
         _advise(screen, dataset, task)
         choices = fitting.choose(
             dataset,
@@ -191,10 +194,12 @@ def predict(
     with _failing():
         outputs.check(output, suffixes=predictions.SUFFIXES, overwrite=overwrite)
         model = runs.load(run)
+        loss = _loss(run, model)
         read = {"split": split, "data_dir": data_dir}
         examples, scores = _read(screen, name, model, targets=False, **read)
-        loss = LossName(model.header["loss"])
-        said = predictions.table(scores, examples.ids, model.schema, loss=loss)
+        said = predictions.table(
+            scores, examples.ids, model.schema, loss=loss, identifier=examples.identifier
+        )
         predictions.write(output, said)
         if model.schema.task is not Task.numbers and said.num_columns < 3:
             screen.print(f"no probabilities: a head fitted with {loss} gives none")
@@ -221,13 +226,16 @@ def evaluate(
         if output is not None:
             outputs.check(output, suffixes=[".json"], overwrite=overwrite)
         model = runs.load(run)
+        loss = _loss(run, model)
+        if labels is not None and not data.is_file(name):
+            raise ValueError(f"--labels is for files; {name} is the name of a data set")
         read = {"labels": labels, "split": split, "data_dir": data_dir}
         examples, scores = _read(screen, name, model, targets=True, **read)
         told = evaluation.figures(
             scores,
             examples.targets,
             model.schema,
-            loss=LossName(model.header["loss"]),
+            loss=loss,
             intervals=True,
         )
         for shown in console.figures_tables(told):
@@ -310,6 +318,9 @@ def _load(
     given = {option: value for option, value in source.items() if value}
     with console.reading(screen, name) as progress:
         if data.is_file(name):
+            if data_dir is not None or download:
+                option = "--download" if download else "--data-dir"
+                raise ValueError(f"{option} is for names of data sets; {name} is a file")
             return data.load_file(name, **given, progress=progress)
         for option in given.keys() - {"task"}:
             raise ValueError(f"--{option} is for files; {name} is the name of a data set")
@@ -322,7 +333,31 @@ def _read(
     """Examples, and their scores."""
     with console.reading(screen, name) as progress:
         split = data.read(name, model.schema, targets=targets, progress=progress, **options)
+    _check(split, name, model.preprocessing, model.schema)
     return split, evaluation.scores(model.params, split.features, preprocessing=model.preprocessing)
+
+
+def _check(split: Split, name: str, preprocessing: Preprocessing, schema: Schema) -> None:
+    """Find what preprocessing cannot map, while all examples are there to name it by."""
+    with _of(name):
+        preprocessing.check(split.features, columns=schema.columns, ids=split.ids)
+
+
+@contextmanager
+def _of(name: str) -> Iterator[None]:
+    """Say which data a row belongs to."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}, {error}") from error
+
+
+def _loss(run: Path, model: runs.Model) -> LossName:
+    """The loss that a header names, which anyone may have written."""
+    loss, possible = model.header.get("loss"), recipes.LOSSES[model.schema.task]
+    if loss not in possible:
+        raise ValueError(f"{run / runs.HEADER}: loss must be {' or '.join(possible)}, got {loss!r}")
+    return LossName(loss)
 
 
 def _advise(screen: Console, dataset: Dataset, task: Task | None) -> None:

@@ -24,12 +24,14 @@ class Split(NamedTuple):
 
     features: float32 `[N, D]`. targets: int32 `[N]` classes; bool `[N, K]` labels; float32 `[N]` or
     `[N, K]` numbers. ids: what names the examples to a reader, `[N]`: an identifier column's
-    values, or the numbers of the rows, from 1, as they stand in their file.
+    values, or the numbers of the rows, from 1, as they stand in their file. identifier: the name
+    of that column, or None where the ids are numbers of rows.
     """
 
     features: np.ndarray
     targets: np.ndarray
     ids: np.ndarray
+    identifier: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,31 @@ class Schema:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote; lists come back as tuples."""
+        """Read what `to_json` wrote; lists come back as tuples.
+
+        Raises:
+            TypeError: if something is missing, or of another type.
+            ValueError: if there is no such task.
+        """
+        if not isinstance(content, dict):
+            raise TypeError(f"a schema must be a dict, got {content!r}")
         frozen: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
         }
-        return cls(**{**frozen, "task": Task(frozen["task"])})
+        schema = cls(**{**frozen, "task": Task(str(frozen.get("task")))})
+        schema._check()
+        return schema
+
+    def _check(self) -> None:
+        text = {"classes": self.classes, "columns": self.columns or (), "target": self.target}
+        each = [(name, value, str) for name, value in text.items()]
+        for name, value, kind in (*each, ("shape", self.shape, int)):
+            if type(value) is not tuple or not all(type(one) is kind for one in value):
+                raise TypeError(f"{name} must be a list of {kind.__name__}, got {value!r}")
+        if not isinstance(self.divisor, int | float):
+            raise TypeError(f"divisor must be a number, got {self.divisor!r}")
+        if not isinstance(self.identifier, str | None):
+            raise TypeError(f"identifier must be text, got {self.identifier!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,9 +87,10 @@ def load_file(
     """
     pair = _open_pair(path, labels, id)
     names = _label_names(pair, [label] if isinstance(label, str) else label)
+    columns = pair.label_columns(names)
     plan = _plan(pair, names, drop, features)
     _check_least(pair, plan, 2 if test else 3)
-    learned = targets.learn(pair.label_columns(names), pair.where, task)
+    learned = targets.learn(columns, pair.where, task)
     _check_count(pair, learned.values, plan)
 
     strata = learned.values if learned.task is Task.classes else np.zeros(plan.num_rows, int)
@@ -101,7 +102,7 @@ def load_file(
     )
     ids = pair.ids(plan.num_rows)
     splits = [
-        Split(x, learned.values[parts == part], ids[parts == part])
+        Split(x, learned.values[parts == part], ids[parts == part], pair.identifier)
         for part, x in enumerate(fill(plan, parts, 3, progress))
     ]
     schema = Schema(
@@ -162,7 +163,7 @@ def read_file(
         values = number(columns, pair.where, schema.task, schema.classes)
         _check_count(pair, values, plan)
     (x,) = fill(plan, np.zeros(plan.num_rows, np.int8), 1, progress)
-    return Split(x, values, pair.ids(plan.num_rows))
+    return Split(x, values, pair.ids(plan.num_rows), pair.identifier)
 
 
 class _Pair(NamedTuple):
@@ -210,7 +211,10 @@ class _Pair(NamedTuple):
         """Return what names the examples: the identifier's values, or numbers from 1."""
         if self.identifier is None:
             return np.arange(1, count + 1)
-        return _as_ids(_identifiers(self.source, self.identifier))
+        found = _identifiers(self.source, self.identifier).to_numpy(zero_copy_only=False)
+        if len(found) != count:
+            raise ValueError(f"{self.source.path}: expected {count} ids, got {len(found)}")
+        return found
 
 
 def _open(path: Path, identifier: str | None) -> Table | Arrays:
@@ -235,8 +239,9 @@ def _open_pair(
     if not (isinstance(source, Table) and isinstance(origin, Table)):
         return _Pair(source, origin, mine)
     if identifier is None:
+        how = "name" if needed else "to evaluate them, fit with the name of"
         raise ValueError(
-            f"{path} and {labels}: name the column that joins them (id); the first has "
+            f"{path} and {labels}: {how} the column that joins them (id); the first has "
             f"{listed(source.names)}, the second {listed(origin.names)}"
         )
     theirs = _find_identifier(origin, identifier)
@@ -259,15 +264,14 @@ def _find_identifier(
 
 def _identifiers(source: Table | Arrays, name: str) -> pa.Array:
     """Read a column of ids as large text or int64."""
-    column = next(iter(source.columns([name]).values()))
+    columns = source.columns([name])
+    if len(columns) != 1:
+        raise ValueError(f"{source.path}: ids must be [N], got {len(columns)} columns of {name!r}")
+    (column,) = columns.values()
     if column.null_count:
         row = column.is_null().index(True).as_py()
         raise ValueError(f"{source.where(row)}, column {name!r}: the id is missing")
     return column.cast(pa.int64() if types.is_integer(column.type) else pa.large_string())
-
-
-def _as_ids(column: pa.Array) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False)
 
 
 def _joined(source: Table, mine: str, origin: Table, theirs: str) -> _Pair:
@@ -297,6 +301,8 @@ def _label_names(pair: _Pair, label: Sequence[str]) -> list[str]:
     if label:
         return list(label)
     if isinstance(pair.origin, Arrays):
+        if pair.origin is pair.source and pair.source.path.suffix.lower() == ".npy":
+            raise ValueError(f"{pair.source.path}: name the file of its labels (labels)")
         return [pair.origin.label()]
     names = pair.origin.names
     if pair.origin is not pair.source:
@@ -323,19 +329,35 @@ def _plan(pair: _Pair, names: Sequence[str], drop: Sequence[str], features: str 
             raise ValueError(
                 f"{source.path} has no {name!r} to drop; it has {listed(source.names)}"
             )
-    no_features = {name.casefold() for name in (*names, pair.identifier) if name}
-    without = [name for name in source.names if name.casefold() in no_features or name in drop]
+    without = [*drop, *_no_features(pair, names)]
     if isinstance(source, Arrays):
-        return source.features(features, without=without if features is None else ())
+        if features in without:
+            raise ValueError(f"{source.path}: {features!r} cannot be features as well")
+        return source.features(features, without=without)
     if features is not None:
         raise ValueError(f"features names an array of .npz; {source.path} has columns")
     return source.features(without=without)
 
 
+def _no_features(pair: _Pair, labels: Sequence[str]) -> list[str]:
+    """The names in the first file that are the id's or a label's.
+
+    Another table may call its label `Class` that the first, which has it too, calls `class`. Arrays
+    of another file may have the names of the features.
+    """
+    found = [] if pair.identifier is None else [pair.identifier]
+    if pair.origin is pair.source:
+        return [*found, *labels]
+    if isinstance(pair.source, Arrays):
+        return found
+    alike = {name.casefold() for name in labels}
+    return [*found, *(name for name in pair.source.names if name.casefold() in alike)]
+
+
 def _plan_for(pair: _Pair, schema: Schema) -> Features:
     """Take for features those of the schema."""
     source = pair.source
-    without = [name for name in (*schema.target, pair.identifier) if name is not None]
+    without = _no_features(pair, schema.target)
     if isinstance(source, Arrays):
         if len(source.names) == 1:
             without = []

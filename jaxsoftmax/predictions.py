@@ -16,19 +16,27 @@ from jaxsoftmax.recipes import LossName
 SUFFIXES = (".csv", ".parquet")
 
 
-def table(scores: np.ndarray, ids: np.ndarray, schema: Schema, *, loss: LossName) -> pa.Table:
+def table(
+    scores: np.ndarray,
+    ids: np.ndarray,
+    schema: Schema,
+    *,
+    loss: LossName,
+    identifier: str | None = None,
+) -> pa.Table:
     """Put predictions beside what names their examples.
 
-    The first column has the name of the identifier, or `row`. Of classes follow `label`, integers
-    where all names of classes are, and `p_NAME`, the probability of each class. Of labels follows
-    each under its name, 0 or 1, then `p_NAME` of each. Of numbers each under its name. Where the
-    loss gives no probabilities there are none.
+    The first column is the identifier, or `row`. Of classes follow `label`, integers where all
+    names of classes are, and `p_NAME`, the probability of each class. Of labels follows each under
+    its name, 0 or 1, then `p_NAME` of each. Of numbers each under its name. Where the loss gives no
+    probabilities there are none.
 
     Args:
         scores: `[N, K]`, or `[N, 1]` of a binary sigmoid.
         ids: `[N]`.
         schema: of the model.
         loss: that it was fitted with.
+        identifier: the name of the column that the ids came from; None of numbers of rows.
 
     Returns:
         A table of N rows.
@@ -40,12 +48,13 @@ def table(scores: np.ndarray, ids: np.ndarray, schema: Schema, *, loss: LossName
         >>> import numpy as np
         >>> from jaxsoftmax import predictions
         >>> from jaxsoftmax.dataset import Schema, Task
-        >>> schema = Schema(Task.classes, ("0", "1"), shape=(3,), identifier="ID")
-        >>> made = predictions.table(np.array([[0.0]]), np.array(["a"]), schema, loss="sigmoid")
+        >>> schema, ids = Schema(Task.classes, ("0", "1"), shape=(3,)), np.array(["a"])
+        >>> made = predictions.table(
+        ...     np.array([[0.0]]), ids, schema, loss="sigmoid", identifier="ID")
         >>> made.to_pylist()
         [{'ID': 'a', 'label': 0, 'p_0': 0.5, 'p_1': 0.5}]
     """
-    columns: list[tuple[str, pa.Array]] = [(schema.identifier or "row", pa.array(ids))]
+    columns: list[tuple[str, pa.Array]] = [(identifier or "row", pa.array(ids))]
     said = evaluation.predicted(scores, schema)
     if schema.task is Task.classes:
         columns.append(("label", _class_names(schema.classes).take(pa.array(said))))

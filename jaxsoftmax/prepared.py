@@ -1,6 +1,7 @@
 """Data sets that TensorFlow Datasets has prepared: an image or a vector each, and a class."""
 
 import io
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ KNOWN = {
     "cifar10": "CIFAR-10, Krizhevsky (2009), no licence stated",
 }
 """What is known of some: where they come from, and their licence."""
+
+_NAME = re.compile(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
+"""A name, perhaps with a configuration and a version."""
 
 _PREPARE = """\
   pip install 'jaxsoftmax[prepare]'
@@ -104,7 +108,7 @@ def _builder(name: str, data_dir: str | Path | None, *, download: bool) -> Any:
     import tensorflow_datasets as tfds  # here, so that `import jaxsoftmax` stays quick
 
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    version = _version(name, folder)
+    version = _version(name, folder) if _NAME.fullmatch(name) else None
     if version is None:
         if not _is_listed(name):
             known = ", ".join(("digits", *KNOWN))
@@ -140,7 +144,7 @@ def _is_listed(name: str) -> bool:
     import tensorflow_datasets as tfds
 
     base = name.partition(":")[0].partition("/")[0]
-    return base in tfds.list_builders(with_community_datasets=False)
+    return bool(_NAME.fullmatch(name)) and base in tfds.list_builders(with_community_datasets=False)
 
 
 def _prepare(name: str, folder: Path) -> Path:
@@ -313,4 +317,4 @@ def _classes(
 
 def subset(split: Split, chosen: np.ndarray) -> Split:
     """Take some of the examples."""
-    return Split(*(array[chosen] for array in split))
+    return Split(split.features[chosen], split.targets[chosen], split.ids[chosen])

@@ -50,7 +50,39 @@ class Preprocessing(NamedTuple):
         if not self.log1p and self.mean is None:
             return features
         result = features if in_place else np.empty_like(features)
-        names = _Names(columns, ids)
+        for rows, part in self._mapped(features, _Names(columns, ids)):
+            result[rows] = part
+        return result
+
+    def check(
+        self,
+        features: np.ndarray,
+        *,
+        columns: Sequence[str] | None = None,
+        ids: Sequence[object] | np.ndarray | None = None,
+    ) -> None:
+        """Raise what `apply` would, which may be called with a part of the examples at a time.
+
+        Args:
+            features: as in `apply`.
+            columns: as in `apply`.
+            ids: as in `apply`.
+
+        Raises:
+            ValueError: as `apply`.
+
+        Example:
+            >>> import numpy as np
+            >>> from jaxsoftmax import preprocessing
+            >>> preprocessing.Preprocessing(log1p=True).check(np.array([[0.0], [-1.0]]))
+            Traceback (most recent call last):
+            ValueError: row 2, feature 1: log1p needs values above -1, got -1.0
+        """
+        if self.log1p or self.mean is not None:
+            for _ in self._mapped(features, _Names(columns, ids)):
+                pass
+
+    def _mapped(self, features: np.ndarray, names: "_Names") -> Iterator[tuple[slice, np.ndarray]]:
         for rows in _parts(features):
             part = _transformed(features[rows], self.log1p, names, rows.start)
             if self.mean is not None:
@@ -62,8 +94,7 @@ class Preprocessing(NamedTuple):
                     f"{names.first(beyond, rows.start)}: no number of float32 after "
                     "standardisation; the training data's scale there is far smaller"
                 )
-            result[rows] = part
-        return result
+            yield rows, part
 
 
 IDENTITY = Preprocessing()

@@ -335,7 +335,11 @@ def _entry(folder: Path, header: Mapping[str, Any], name: str) -> dict[str, str]
     entry = files.get(name) if isinstance(files, dict) else None
     if entry is None:
         raise FileNotFoundError(f"{folder} has no {name}")
-    if not isinstance(entry, dict) or not _is_numbered(str(entry.get("name")), name):
+    if (
+        not isinstance(entry, dict)
+        or not _is_numbered(str(entry.get("name")), name)
+        or "sha256" not in entry
+    ):
         raise ValueError(f"{folder / HEADER} must name a file for {name}, got {entry!r}")
     return entry
 

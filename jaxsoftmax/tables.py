@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ class Table:
         """Read a whole column."""
         with _naming(self.path):
             table = self._file.read([name]) if self._whole is None else self._whole
-            array = _plain(table[name].combine_chunks())
+            array = plain(table[name].combine_chunks())
         if types.is_binary(array.type) and self._whole is not None:
             row = next(i for i, cell in enumerate(array) if not _is_utf8(cell.as_py()))
             raise ValueError(f"{self.where(row)}, column {name!r}: not text in UTF-8")
@@ -77,10 +77,10 @@ class Table:
         """Name a row, counted from 0: its file, its number from 1, and its line in a CSV."""
         if self._whole is None:
             return f"{self.path}, row {row + 1}"
-        with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.reader(file, delimiter=_delimiter(self.path))
-            next(islice((cells for cells in reader if cells), row + 1, None))  # past the header
-            return f"{self.path}, row {row + 1} (line {reader.line_num})"
+        with suppress(ValueError):  # a cell before it is too long for the line to be known
+            line, _ = next(islice(_lines(self.path), row + 1, None))  # past the header
+            return f"{self.path}, row {row + 1} (line {line})"
+        return f"{self.path}, row {row + 1}"
 
     def features(
         self, *, without: Sequence[str] = (), only: Sequence[str] | None = None, divisor: float = 1
@@ -152,11 +152,11 @@ class Table:
             return _Group(name, (name,), types.is_integer(kind))
         if not (is_list(kind) and is_number(kind.value_type)):
             self._refuse(name)
-        if types.is_fixed_size_list(kind):
-            length = kind.list_size
-        else:
-            length = len(next(self.batches([name], 1))[name][0].as_py() or ())
-        names = tuple(f"{name}[{i}]" for i in range(length))
+        first = next(self.batches([name], 1))[name][0].as_py()
+        if not first:
+            fault = "no value" if first is None else "a list without numbers"
+            raise ValueError(f"{self.where(0)}, column {name!r}: {fault}")
+        names = tuple(f"{name}[{i}]" for i in range(len(first)))
         return _Group(name, names, types.is_integer(kind.value_type))
 
     def _refuse(self, name: str) -> None:
@@ -212,12 +212,12 @@ class Table:
             start += len(batch)
 
     def _numbers(self, group: "_Group", array: pa.Array, start: int) -> np.ndarray:
-        array = _plain(array)
+        array = plain(array)
         if array.null_count:
             row = start + array.is_null().index(True).as_py()
             raise ValueError(f"{self.where(row)}, column {group.column!r}: no value")
         if not is_list(array.type):
-            return _to_numpy(array)[:, None]
+            return to_numpy(array)[:, None]
         other = pc.not_equal(pc.list_value_length(array), len(group.names))
         if pc.any(other).as_py():
             row = other.index(True).as_py()
@@ -225,11 +225,11 @@ class Table:
                 f"{self.where(start + row)}, column {group.column!r}: "
                 f"expected {len(group.names)} numbers as in the first row, got {len(array[row])}"
             )
-        cells = _plain(array.flatten())
+        cells = plain(array.flatten())
         if cells.null_count:
             row, place = divmod(cells.is_null().index(True).as_py(), len(group.names))
             raise ValueError(f"{self.where(start + row)}, column {group.names[place]!r}: no value")
-        return _to_numpy(cells).reshape(len(array), -1)
+        return to_numpy(cells).reshape(len(array), -1)
 
     def _raise_not_finite(
         self, groups: list["_Group"], batch: pa.RecordBatch, block: np.ndarray, start: int
@@ -273,18 +273,24 @@ def is_list(kind: pa.DataType) -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def plain(array: pa.Array) -> pa.Array:
     """Turn dictionaries and views into what they stand for."""
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if types.is_dictionary(array.type):
-        return _plain(array.dictionary_decode())
+        return plain(array.dictionary_decode())
     if types.is_string_view(array.type):
         return array.cast(pa.large_string())
+    if types.is_float16(array.type):  # of which Arrow computes little
+        return pa.array(
+            array.to_numpy(zero_copy_only=False).astype(np.float32),
+            mask=np.asarray(array.is_null()),
+        )
     return array
 
 
-def _to_numpy(array: pa.Array) -> np.ndarray:
+def to_numpy(array: pa.Array) -> np.ndarray:
+    """Turn numbers, or true and false, none of them missing, into an array."""
     if types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     elif types.is_decimal(array.type):
@@ -329,12 +335,14 @@ def _read_csv(path: Path, identifier: str | None) -> pa.Table:
         )
     as_text = [name for name in header if identifier and name.casefold() == identifier.casefold()]
     try:
-        table = _parse_csv(path, as_text, threads=True)
+        table = _parse_csv(path, as_text)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             raise ValueError(f"{path} has no rows") from error
+        if "straddling" in str(error):
+            raise ValueError(f"{path}: a row of over 8 MB; is a quote never closed?") from error
         if "Expected" in str(error):
-            _raise_ragged(path, as_text)
+            _raise_ragged(path)
         raise
     for name in as_text if len(set(header)) == len(header) else ():
         table = table.set_column(table.schema.get_field_index(name), name, _whole(table[name]))
@@ -342,9 +350,7 @@ def _read_csv(path: Path, identifier: str | None) -> pa.Table:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.reader(file, delimiter=_delimiter(path))
-        header = next((cells for cells in rows if cells), [])
+    _, header = next(_lines(path), (0, []))
     if any("\ufffd" in name for name in header):
         raise ValueError(f"{path}: not text in UTF-8")
     if not header:
@@ -352,35 +358,37 @@ def _header(path: Path) -> list[str]:
     return header
 
 
-def _parse_csv(path: Path, as_text: list[str], *, threads: bool, refuse: Any = None) -> pa.Table:
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read rows slowly, the header first: the line that each ends in, and its cells."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file, delimiter=_delimiter(path))
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            line = reader.line_num
+            raise ValueError(f"{path}, line {line}: {error}; is a quote never closed?") from error
+
+
+def _parse_csv(path: Path, as_text: list[str]) -> pa.Table:
     return pa.csv.read_csv(
         path,
-        pa.csv.ReadOptions(use_threads=threads, block_size=2**23),
-        pa.csv.ParseOptions(
-            delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=refuse
-        ),
+        pa.csv.ReadOptions(block_size=2**23),
+        pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
         pa.csv.ConvertOptions(column_types=dict.fromkeys(as_text, pa.string())),
     )
 
 
-def _raise_ragged(path: Path, as_text: list[str]) -> None:
-    """Read again by one thread, which counts rows: the header is number 1."""
-    found: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        found.append(row)
-        return "error"
-
-    try:
-        _parse_csv(path, as_text, threads=False, refuse=refuse)
-    except pa.ArrowInvalid as error:
-        if not found:
-            raise
-        row = found[0]
-        raise ValueError(
-            f"{path}, row {row.number - 1}: expected {row.expected_columns} cells, "
-            f"as the header has, got {row.actual_columns}: {_short(row.text)}"
-        ) from error
+def _raise_ragged(path: Path) -> None:
+    """Read again, for the number of the row."""
+    width = len(_header(path))
+    for row, (line, cells) in enumerate(_lines(path)):
+        if len(cells) != width:
+            raise ValueError(
+                f"{path}, row {row} (line {line}): expected {width} cells, as the header has, "
+                f"got {len(cells)}: {_short(_delimiter(path).join(cells))}"
+            )
 
 
 def _whole(text: pa.ChunkedArray) -> pa.ChunkedArray:

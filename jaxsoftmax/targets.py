@@ -10,7 +10,7 @@ import pyarrow.types as types
 
 from jaxsoftmax.blocks import fault
 from jaxsoftmax.dataset import Task
-from jaxsoftmax.tables import is_list, is_number, listed
+from jaxsoftmax.tables import is_list, is_number, listed, plain, to_numpy
 
 type Columns = Mapping[str, pa.Array]
 type Where = Callable[[int | None], str]
@@ -63,6 +63,7 @@ def learn(columns: Columns, where: Where, task: Task | None = None) -> Targets:
             raise ValueError(f"{where(None)}: column {name!r} has one class only, {classes[0]!r}")
     elif task is Task.labels and is_list(column.type):
         classes = _class_names(name, *_flattened(name, column, where))
+        _check_no_vectors(name, column, classes, where)
         if not classes:
             raise ValueError(f"{where(None)}: column {name!r} has no label in any row")
     else:
@@ -118,8 +119,8 @@ def _natural_task(columns: Columns, where: Where) -> Task:
         if is_list(column.type):
             return Task.labels
         if types.is_floating(column.type) or types.is_decimal(column.type):
-            whole = pc.all(pc.equal(pc.floor(column), column)).as_py()
-            return Task.classes if whole else Task.numbers
+            stored = _stored(column)
+            return Task.classes if (np.floor(stored) == stored).all() else Task.numbers
         return Task.classes
     for name, column in columns.items():
         if not is_number(column.type):
@@ -127,11 +128,7 @@ def _natural_task(columns: Columns, where: Where) -> Task:
                 f"{where(None)}: several label columns must be labels (0 or 1) or numbers, "
                 f"but {name!r} holds {column.type}"
             )
-    binary = all(
-        types.is_boolean(column.type)
-        or pc.all(pc.is_in(column, pa.array([0, 1]).cast(column.type))).as_py()
-        for column in columns.values()
-    )
+    binary = all(np.isin(_stored(column), (0, 1)).all() for column in columns.values())
     return Task.labels if binary else Task.numbers
 
 
@@ -149,6 +146,7 @@ def _check_missing(columns: Columns, where: Where) -> None:
 
 def _class_names(name: str, column: pa.Array, where: Where) -> tuple[str, ...]:
     """Every value once: in the order of numbers if they are numbers, else of text."""
+    _check_nameable(name, column, where)
     values = column.dictionary_encode().dictionary
     names = set(_names(name, column, values, where))
     return tuple(sorted(names, key=int if _is_whole(column.type) else None))
@@ -156,6 +154,7 @@ def _class_names(name: str, column: pa.Array, where: Where) -> tuple[str, ...]:
 
 def _numbered(name: str, column: pa.Array, where: Where, classes: tuple[str, ...]) -> np.ndarray:
     """Give each value its class, by way of every value once."""
+    _check_nameable(name, column, where)
     encoded = column.dictionary_encode()
     place = {known: i for i, known in enumerate(classes)}
     numbers = [place.get(value, -1) for value in _names(name, column, encoded.dictionary, where)]
@@ -173,7 +172,7 @@ def _names(name: str, column: pa.Array, values: pa.Array, where: Where) -> list[
     """Write values as the names of classes: 3 and 3.0 are '3', true is 'true'."""
     kind = values.type
     if types.is_floating(kind) or types.is_decimal(kind):
-        stored = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        stored = _stored(column)
         bad = np.flatnonzero(~np.isfinite(stored) | (stored != np.floor(stored)))
         if bad.size:
             row = int(bad[0])
@@ -183,10 +182,6 @@ def _names(name: str, column: pa.Array, values: pa.Array, where: Where) -> list[
         return [str(int(value)) for value in values.to_pylist()]
     if types.is_boolean(kind):
         return [str(value).lower() for value in values.to_pylist()]
-    if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-        raise ValueError(
-            f"{where(None)}: column {name!r} holds {kind}: labels must be text or numbers"
-        )
     return [str(value) for value in values.to_pylist()]
 
 
@@ -195,8 +190,7 @@ def _floats(name: str, column: pa.Array, where: Where) -> np.ndarray:
         raise ValueError(
             f"{where(None)}: column {name!r} holds {column.type}, where numbers are expected"
         )
-    kind = pa.uint8() if types.is_boolean(column.type) else pa.float64()
-    stored = column.cast(kind, safe=False).to_numpy(zero_copy_only=False)
+    stored = _stored(column)
     with np.errstate(over="ignore"):
         values = stored.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values))
@@ -207,13 +201,36 @@ def _floats(name: str, column: pa.Array, where: Where) -> np.ndarray:
 
 def _flattened(name: str, column: pa.Array, where: Where) -> tuple[pa.Array, Where]:
     """Return the members of all lists, and what names the row of one."""
-    rows, members = pc.list_parent_indices(column), column.flatten()
+    rows, members = pc.list_parent_indices(column), plain(column.flatten())
 
     def where_is(member: int | None) -> str:
         return where(None if member is None else rows[member].as_py())
 
     _check_missing({name: members}, where_is)
     return members, where_is
+
+
+def _check_nameable(name: str, column: pa.Array, where: Where) -> None:
+    kind = column.type
+    if not (_is_text(kind) or is_number(kind) or types.is_temporal(kind) or types.is_null(kind)):
+        raise ValueError(
+            f"{where(None)}: column {name!r} holds {kind}: labels must be text or numbers"
+        )
+
+
+def _check_no_vectors(name: str, column: pa.Array, classes: tuple[str, ...], where: Where) -> None:
+    """Refuse lists such as [0, 1, 1], which name the labels 0 and 1 and hardly mean them."""
+    lengths = pc.unique(pc.list_value_length(column))
+    equal = len(lengths) == 1 and lengths[0].as_py() > 1
+    if equal and (set(classes) <= {"0", "1"} or set(classes) <= {"false", "true"}):
+        raise ValueError(
+            f"{where(None)}: column {name!r} holds lists of {lengths[0]} zeros and ones, where "
+            "a list names the labels that an example has: give each label a column of its own"
+        )
+
+
+def _stored(column: pa.Array) -> np.ndarray:
+    return to_numpy(column).astype(np.float64)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -509,6 +509,32 @@ def test_errors_of_fit(arguments: list[str], status: int, message: str) -> None:
     assert not list(Path("runs").glob("*")), "nothing is left behind"
 
 
+@pytest.mark.parametrize("option", [("--data-dir", "x"), ("--download",)])
+def test_options_that_are_for_names(option: tuple[str, ...]) -> None:
+    write("flowers.csv", **flowers())
+    result = call("fit", *FLOWERS, *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for names of data sets; flowers.csv is a file" in result.output
+
+
+def test_what_has_no_logarithm_is_told_with_its_file() -> None:
+    counts = flowers() | {"petal": range(200), "sepal": range(200), "noise": range(200)}
+    negative = counts | {"noise": [1] * 199 + [-2]}
+    fault = "row no. 199, column 'noise': log1p needs values above -1, got -2"
+    write("counts.csv", **counts)
+    write("negative.csv", **negative)
+    options = ("--label", "kind", "--id", "id", "--log1p", "--epochs", "1")
+    assert f"negative.csv, {fault}" in call("fit", "negative.csv", *options).output
+    assert f"negative.csv, {fault}" in (
+        call("fit", "counts.csv", "--test", "negative.csv", *options).output
+    )
+    fit("counts.csv", *options)
+    for command in ("predict", "evaluate"):
+        result = call(command, "run", "negative.csv")
+        assert result.exit_code == 2
+        assert result.output == f"jaxsoftmax: negative.csv, {fault}.0\n"
+
+
 def test_losses_that_do_not_suit_the_data() -> None:
     write("flowers.csv", **flowers())
     result = call("fit", "flowers.csv", "--label", "petal", "--drop", "kind", "--drop", "id",
@@ -548,9 +574,21 @@ def test_errors_of_predict() -> None:
     assert "output must end in .csv or .parquet" in error("more.csv", "--output", "p.txt")
     assert "there is no folder nowhere" in error("more.csv", "--output", "nowhere/p.csv")
     header = json.loads(Path("run/model.json").read_text())
+    for loss in (None, "softmin"):
+        Path("run/model.json").write_text(json.dumps(header | {"loss": loss}))
+        assert "run/model.json: loss must be softmax or" in error("more.csv")
     Path("run/model.json").write_text(json.dumps(header | {"format_version": 9}))
     assert "format_version 2, got 9" in error("more.csv")
     assert "holds no run" in call("predict", "elsewhere", "more.csv").output
+
+
+@pytest.mark.usefixtures("flower_run")
+def test_rows_without_their_id_have_numbers() -> None:
+    change(id=None)
+    assert call("predict", "run", "more.csv").exit_code == 0
+    said = table("predictions.csv")
+    assert said.column_names[0] == "row"
+    assert said["row"].to_pylist() == list(range(1, 21))
 
 
 @pytest.mark.usefixtures("flower_run")
@@ -584,6 +622,7 @@ def test_errors_of_evaluate() -> None:
     assert "tulip" in shown
     assert "20" in shown, "the row"
     change()
+    assert "--labels is for files; digits" in error("digits", "--labels", "more.csv")
     assert "output must end in .json" in error("more.csv", "--output", "p.csv")
 
 

@@ -86,6 +86,15 @@ def test_unknown_name_lists_the_known_ones() -> None:
         data.load("digitz")
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "mnist*", "/", "mnist:", "a b", "mnist/"])
+def test_what_is_no_name_is_not_looked_for(tmp_path: Path, name: str) -> None:
+    info = tmp_path / "data" / "mnist" / "3.0.1" / "dataset_info.json"
+    info.parent.mkdir(parents=True)
+    info.touch()
+    with pytest.raises(ValueError, match="nor a name of TensorFlow Datasets"):
+        data.load(name, data_dir=tmp_path / "data")
+
+
 def test_missing_data_set_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         data.load("mnist", data_dir=tmp_path)

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def whole(dataset: Dataset) -> Split:
     """All examples, in the order of their ids."""
     splits = [getattr(dataset, name) for name in SPLITS]
     order = np.argsort(np.concatenate([split.ids for split in splits]))
-    return Split(*(np.concatenate(arrays)[order] for arrays in zip(*splits, strict=True)))
+    arrays = zip(*((split.features, split.targets, split.ids) for split in splits), strict=True)
+    return Split(*(np.concatenate(parts)[order] for parts in arrays))
 
 
 def flowers(count: int = 40) -> dict[str, Any]:
@@ -207,6 +209,21 @@ def test_ids(tmp_path: Path, suffix: str, ids: list[Any], expected: list[Any]) -
         assert split.ids.tolist() == [(expected * 2)[row] for row in rows]
 
 
+def test_names_that_differ_in_case_are_other_columns(tmp_path: Path) -> None:
+    columns = {"Id": list("abcdef"), "ID": range(6), "Y": range(6), "y": ["p", "q"] * 3}
+    dataset = data.load_file(table(tmp_path / "x.csv", columns), label="y", id="Id")
+    assert dataset.schema.columns == ("ID", "Y")
+    assert dataset.train.identifier == "Id"
+
+
+def test_data_without_the_ids_have_numbers_of_rows(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.csv", {"id": list("abcdef"), "a": range(6), "y": ["p", "q"] * 3})
+    schema = data.load_file(path, label="y", id="id").schema
+    assert data.read(path, schema, targets=False).identifier == "id"
+    more = data.read(table(tmp_path / "more.csv", {"a": [7, 8]}), schema, targets=False)
+    assert (more.identifier, more.ids.tolist()) == (None, [1, 2])
+
+
 def test_an_array_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.arange(12.0).reshape(6, 2), y=[0, 1] * 3, name=[f"n{i}" for i in range(6)])
@@ -267,6 +284,8 @@ def test_npy_with_labels_in_a_table(tmp_path: Path) -> None:
         (np.array([[0, 1], [1, 1], [0, 0]]), Task.labels, ("y[0]", "y[1]")),
         (np.array([[0.5, 1], [1, 1], [0, 0]]), Task.numbers, ("y[0]", "y[1]")),
         (np.array([10, 9, 2], ">i8"), Task.classes, ("2", "9", "10")),
+        (np.array([1, 2, 1], np.float16), Task.classes, ("1", "2")),
+        (np.array([1.5, 2, 1], np.longdouble), Task.numbers, ("y",)),
     ],
 )
 def test_tasks_of_arrays(
@@ -282,6 +301,20 @@ def test_tasks_of_arrays(
     assert again.targets.dtype == everything.targets.dtype
     if task is not Task.classes:
         np.testing.assert_array_equal(everything.targets, np.concatenate([labels] * 4))
+
+
+def test_features_and_labels_of_one_name(tmp_path: Path) -> None:
+    x, y = np.arange(24.0).reshape(12, 2), np.arange(12) % 3
+    for folder, array in (("features", x), ("labels", y)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "data.npy", array)
+        np.savez(tmp_path / folder / "data.npz", data=array)
+    for name, label in (("data.npy", ()), ("data.npz", "data")):
+        files = tmp_path / "features" / name, tmp_path / "labels" / name
+        dataset = data.load_file(files[0], labels=files[1], label=label)
+        np.testing.assert_array_equal(whole(dataset).features, x)
+        more = data.read(files[0], dataset.schema, targets=True, labels=files[1])
+        np.testing.assert_array_equal(more.targets, y)
 
 
 # The task, from the columns of labels.
@@ -327,6 +360,25 @@ def test_tasks_of_arrays(
             Task.classes,
             ("a", "b"),
             [1, 0, 1],
+        ),
+        (
+            {"y": pa.array(np.array([3, 2, 0], np.float16))},
+            Task.classes,
+            ("0", "2", "3"),
+            [2, 1, 0],
+        ),
+        ({"y": pa.array(np.array([0.5, 2, 1], np.float16))}, Task.numbers, ("y",), [0.5, 2, 1]),
+        (
+            {"y": [decimal.Decimal(k) for k in "010"], "z": [True, False, True]},
+            Task.labels,
+            ("y", "z"),
+            [[0, 1], [1, 0], [0, 1]],
+        ),
+        (
+            {"y": pa.array([["b"], ["a"], []], pa.list_(pa.dictionary(pa.int8(), pa.string())))},
+            Task.labels,
+            ("a", "b"),
+            [[0, 1], [1, 0], [0, 0]],
         ),
         ({"y": pa.array(["b", "a", "b"], pa.large_string())}, Task.classes, ("a", "b"), [1, 0, 1]),
         ({"y": pa.array(["b", "a", "b"], pa.string_view())}, Task.classes, ("a", "b"), [1, 0, 1]),
@@ -434,6 +486,10 @@ def test_a_join_needs_an_id(tmp_path: Path) -> None:
         data.load_file(x, labels=y, label="y")
     with pytest.raises(ValueError, match=r"x.csv has no 'no', which is to be the id; it has 'i'"):
         data.load_file(x, labels=y, label="y", id="no")
+    whole_file = table(tmp_path / "z.csv", {"i": range(6), "a": range(6), "y": [0, 1] * 3})
+    schema = data.load_file(whole_file, label="y", drop=["i"]).schema
+    with pytest.raises(ValueError, match=r"to evaluate them, fit with the name of the column"):
+        data.read(x, schema, targets=True, labels=y)
 
 
 def test_labels_of_another_number(tmp_path: Path) -> None:
@@ -552,8 +608,8 @@ def test_named_data_are_read_for_a_model() -> None:
         ("a,y\n1,0\n", r"expected at least 3 examples, got 1"),
         ("a,y\n1,0\n2,1\n", r"expected at least 3 examples, got 2"),
         ("a,b,a,y\n1,2,3,0\n", r"x.csv: its header has the name 'a' twice"),
-        ("a,y\n1,0\n2\n3,1\n", r"x.csv, row 2: expected 2 cells, .* got 1: '2'"),
-        ('a,y\n"1\n",0\n2,1,7\n', r"x.csv, row 2: expected 2 cells, .* got 3: '2,1,7'"),
+        ("a,y\n1,0\n2\n3,1\n", r"row 2 \(line 3\): expected 2 cells, .* got 1: '2'"),
+        ('a,y\n"1\n",0\n2,1,7\n', r"row 2 \(line 4\): expected 2 .* got 3: '2,1,7'"),
         ("a;y\n1;0\n", r"one column is called 'a;y': columns must be parted by commas"),
         ("a\ty\n1\t0\n", r"one column is called 'a\\ty': .* or tabs \(.tsv\)"),
         ("a,y\n1,0\n,1\n3,0\n4,1\n", r"x.csv, row 2 \(line 3\), column 'a': no value"),
@@ -578,6 +634,12 @@ def test_named_data_are_read_for_a_model() -> None:
         ("a,y\n1,1.5\n2,nan\n3,0\n", r"row 2 \(line 3\), column 'y': the label is missing"),
         ("a,y\n1,1.5\n2,inf\n3,0\n", r"row 2 \(line 3\), column 'y': inf is not finite"),
         ("a,y\n1,p\n2,q\n3,r\n", r"3 examples of 3 classes leave too few to hold out"),
+        # Cells longer than the standard library reads, and a quote that makes one.
+        (f"a,b,y\n1,2,{'z' * 140_000}\n,2,q\n" + "3,2,q\n" * 5, r"row 2, column 'a': no value"),
+        (f"a,y\n{'z' * 140_000},q\n", r"x.csv, row 1, column 'a': 'zz.* is not a number"),
+        ('"a,y\n' + "1,p\n" * 40_000, r"x.csv, line \d+: field larger .* a quote never closed"),
+        ('a,y\n"1,p\n' + "1,q\n" * 40_000, r"x.csv, line \d+: field larger .* never closed"),
+        ('a,y\n"1,p\n' + "1,q\n" * 5_000_000, r"x.csv: a row of over 8 MB; is a quote never"),
     ],
 )
 def test_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -596,6 +658,8 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ([[1.0], [1.0, 2.0], [1.0]], r"row 2, column 'a': expected 1 numbers .* got 2"),
         ([[1.0, 0.0], [1.0, None], [1.0, 0.0]], r"row 2, column 'a\[1\]': no value"),
         ([[1.0], None, [1.0]], r"row 2, column 'a': no value"),
+        ([None, [1.0], [1.0]], r"row 1, column 'a': no value"),
+        ([[], [1.0], []], r"row 1, column 'a': a list without numbers"),
         ([[1.0, 0.0], [1.0, -np.inf], [1.0, 0.0]], r"row 2, column 'a\[1\]': -inf is not finite"),
         ([["x"], ["y"], ["z"]], r"row 1, column 'a': \['x'\] is not a number"),
         ([None, None, None], r"row 1, column 'a': no value, as in all rows"),
@@ -631,6 +695,16 @@ def test_a_fault_far_down_is_named(tmp_path: Path) -> None:
         ({"y": [0.0, 1.0, np.nan]}, Task.classes, "row 3, column 'y': nan is a number"),
         ({"y": [0.0, np.inf, 1.0]}, None, "row 2, column 'y': inf is a number"),
         ({"y": [1e300, 0.5, 0.1]}, None, r"row 1, column 'y': 1e\+300 is beyond float32"),
+        (
+            {"y": [[0, 1], [1, 1], [0, 0]]},
+            None,
+            "lists of 2 zeros and ones, .* a column of its own",
+        ),
+        ({"y": [[True, False], [True, True], [False, True]]}, None, "lists of 2 zeros and ones"),
+        ({"y": [{"z": 1}, {"z": 2}, {"z": 1}]}, None, "x.parquet: column 'y' holds struct"),
+        ({"y": [[[1]], [[2]], [[1]]]}, None, "x.parquet: column 'y' holds list"),
+        ({"y": [[{"z": 1}], [], []]}, None, "x.parquet: column 'y' holds struct"),
+        ({"y": pa.array([b"a", b"b", b"a"], pa.binary(1))}, None, "holds fixed_size_binary"),
     ],
 )
 def test_labels_refused(
@@ -663,6 +737,49 @@ def test_damaged_files(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{name} cannot be read"):
             data.load_file(path, label="y")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "packed.npz", "x.npy", "x.parquet"])
+def test_damage_anywhere_is_told_in_a_line(tmp_path: Path, name: str) -> None:
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    x, y = rng.random((40, 3)), np.arange(40) % 3
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    np.savez_compressed(tmp_path / "packed.npz", x=x, y=y)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    table(tmp_path / "x.parquet", {"a": x[:, 0], "y": y})
+    labels = tmp_path / "y.npy" if name == "x.npy" else None
+    label = () if labels else "y"
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    length = 128 if labels else len(content)  # the header; a number is a number
+    told = []
+    for _ in range(300):
+        damaged = content.copy()
+        damaged[rng.integers(length, size=3)] = rng.integers(256, size=3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            data.load_file(path, labels=labels, label=label)
+        except ValueError as error:
+            told.append(str(error))
+    assert len(told) > 30
+    assert all(name in error for error in told)
+
+
+def test_what_is_no_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((9, 2)), y=[0, 1, 2] * 3)
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"x.npy cannot be read: 'x' in it is no array"):
+        data.load_file(tmp_path / "x.npy", labels=tmp_path / "x.npy")
+    with zipfile.ZipFile(tmp_path / "notes.npz", "w") as file:
+        file.writestr("notes.txt", "none here")
+    with pytest.raises(ValueError, match=r"notes.npz cannot be read: 'notes.txt' in it is no"):
+        data.load_file(tmp_path / "notes.npz")
+
+
+def test_a_ragged_row_that_is_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "a,y\n1,p\n2,caf\xe9,q\n3,q\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\): expected 2 cells, .* got 3: '2,caf"):
+        data.load_file(path, label="y")
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
@@ -732,6 +849,18 @@ def test_arrays_of_labels_refused(tmp_path: Path) -> None:
         data.load_file(path, label="no")
     with pytest.raises(ValueError, match=r"has no array 'no'; it has 'x \(9, 2\)"):
         data.load_file(path, label="y", features="no")
+    with pytest.raises(ValueError, match=r"x.npz: 'x' cannot be features as well"):
+        data.load_file(path, label="x", features="x")
+    np.savez(path, x=np.zeros((9, 2)), y=[0, 1, 2] * 3, i=range(5), j=np.zeros((9, 2)))
+    for name, message in (("i", "expected 9 ids, got 5"), ("j", r"ids must be \[N\], got 2")):
+        with pytest.raises(ValueError, match=f"x.npz: {message}"):
+            data.load_file(path, label="y", features="x", id=name)
+    np.savez(path, x=np.zeros((9, 2)), y=[b"\xff", b"a", b"b"] * 3)
+    with pytest.raises(ValueError, match=r"x.npz: 'y' is not text in UTF-8"):
+        data.load_file(path)
+    np.save(tmp_path / "x.npy", np.zeros((9, 2)))
+    with pytest.raises(ValueError, match=r"x.npy: name the file of its labels \(labels\)"):
+        data.load_file(tmp_path / "x.npy")
     np.savez(path, x=np.zeros((9, 2)), y=np.zeros((9, 2, 2)))
     with pytest.raises(ValueError, match=r"'y' must be \[N\] or \[N, K\] .* got shape \(9, 2, 2\)"):
         data.load_file(path, label="y")

@@ -110,3 +110,13 @@ def test_what_float32_cannot_hold_is_named() -> None:
     learned = preprocessing.fit(train, log1p=False, standardize=True)
     with pytest.raises(ValueError, match="row 1, feature 1: no number of float32"):
         learned.apply(np.array([[1e10]], np.float32))
+
+
+def test_a_check_finds_what_is_applied_by_parts() -> None:
+    x = np.zeros((700_000, 3), np.float32)
+    x[650_000, 1] = -2
+    learned = preprocessing.fit(x[:10], log1p=True, standardize=True)
+    with pytest.raises(ValueError, match=r"^row 650001, feature 2: log1p"):
+        learned.check(x)
+    learned.check(x[:650_000])
+    preprocessing.IDENTITY.check(x)

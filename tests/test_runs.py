@@ -412,8 +412,24 @@ def rewrite(folder: Path, **change: object) -> None:
         ({"schema": {**SCHEMA.to_json(), "task": "dance"}}, "no schema or preprocessing"),
         ({"schema": {**SCHEMA.to_json(), "shape": [6]}}, r"must hold w: \(6, 3\).*\(5, 3\)"),
         ({"schema": {**SCHEMA.to_json(), "classes": ["a"]}}, r"must hold w: \(5, 1\).*\(5, 3\)"),
+        ({"schema": None}, r"no schema .*must be a dict, got None"),
+        *(
+            ({"schema": {**SCHEMA.to_json(), name: value}}, f"no schema .*{name} must be")
+            for name, value in (
+                ("classes", None),
+                ("classes", ["a", 2, "c"]),
+                ("shape", "5"),
+                ("shape", [[5]]),
+                ("columns", 5),
+                ("columns", [None] * 5),
+                ("target", "y"),
+                ("divisor", "1"),
+                ("identifier", 1),
+            )
+        ),
         ({"preprocessing": None}, "no schema or preprocessing"),
         ({"files": {}}, r"has no model\.safetensors"),
+        ({"files": {"model.safetensors": {"name": "model.safetensors"}}}, "must name a file for"),
         ({"files": {"model.safetensors": "x"}}, "must name a file for model.safetensors, got 'x'"),
         (
             {"files": {"model.safetensors": {"name": "../model.safetensors", "sha256": ""}}},
