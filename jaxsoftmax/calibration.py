@@ -11,20 +11,23 @@ is Platt's method label by label.
 
 Where validation data do not determine an answer, the result says `converged=False`: if all examples
 are right, the likelihood grows with the scale forever, and the temperature stops at 1 / limit; a
-class without examples loses offset forever, and L-BFGS stops where the gradient is negligible.
+class without examples loses offset forever, and Newton's method stops where that gains nothing.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax import checks, links, losses, metrics
 from jaxsoftmax.losses import weighted_mean
+
+PRODUCTS = 4  # conjugate gradients of one Newton step, at most, times the number of parameters
+HALVINGS = 30  # of a step that does not descend
 
 
 class Fit(NamedTuple):
@@ -32,7 +35,9 @@ class Fit(NamedTuple):
 
     `nll` and `ece` are the mean negative log-likelihood (for a sigmoid of all labels together) and
     the expected calibration error, each `(before, after)`. `converged` is False where the data do
-    not determine the optimum; the calibration is then finite and no worse than none.
+    not determine the optimum; the calibration is then finite and no worse than none. `decrement` is
+    Newton's estimate g' H^-1 g / 2 of how far that mean is above its minimum: without a penalty
+    there is no proof of it.
     """
 
     scale: Array  # [], or [K] of vector scaling
@@ -40,6 +45,7 @@ class Fit(NamedTuple):
     nll: tuple[float, float]
     ece: tuple[float, float]
     converged: bool
+    decrement: float
 
     def apply(self, logits: ArrayLike) -> Array:
         """Calibrated logits of the same shape; a masked class, -inf, stays masked.
@@ -53,7 +59,7 @@ class Fit(NamedTuple):
         Example:
             >>> import jax.numpy as jnp
             >>> from jaxsoftmax import calibration
-            >>> fitted = calibration.Fit(jnp.array(0.5), jnp.array(0.0), (1, 1), (0, 0), True)
+            >>> fitted = calibration.Fit(jnp.array(0.5), jnp.array(0.0), (1, 1), (0, 0), True, 0.0)
             >>> print(fitted.apply(jnp.array([4.0, -jnp.inf])))
             [  2. -inf]
         """
@@ -107,8 +113,9 @@ def temperature_scaling(
     if not 1 <= limit < float("inf"):
         raise ValueError(f"limit: expected a finite number of at least 1, got {limit}")
     z, t, w = _validation(logits, targets, weights)
-    scale, inside = _inverse_temperature(z, t, w, limit)
-    return _fit(z, t, w, scale, jnp.zeros_like(scale), converged=bool(inside))
+    scale, inside, decrement = _inverse_temperature(z, t, w, limit)
+    zero = jnp.zeros_like(scale)
+    return _fit(z, t, w, scale, zero, converged=bool(inside), decrement=float(decrement))
 
 
 def vector_scaling(
@@ -116,7 +123,7 @@ def vector_scaling(
     targets: ArrayLike,
     *,
     weights: ArrayLike | None = None,
-    iterations: int = 500,
+    iterations: int = 100,
 ) -> Fit:
     r"""Scale and shift each class's logit by least negative log-likelihood, a_k z_k + c_k.
 
@@ -126,7 +133,7 @@ def vector_scaling(
         logits: of validation data, floats, `[N, K]`, or `[N]` of one binary label.
         targets: as of `temperature_scaling`.
         weights: floats, `[N]`.
-        iterations: of L-BFGS, at most.
+        iterations: Newton steps, at most.
 
     Returns:
         `Fit` with scale `[K]` and bias `[K]`, which sums to 0 for a softmax; scalars for `[N]`. It
@@ -134,8 +141,10 @@ def vector_scaling(
 
     Numerics:
         Starts at the temperature's optimum, which also sets the scale of the problem, and is never
-        worse. Converged where no entry of the mean loss's gradient is above 1e-5, and neither are
-        all examples right (of a label, for sigmoids) nor a class without examples.
+        worse. Newton's systems are solved by conjugate gradients after each class's own 2 by 2
+        block of the Hessian, which for sigmoids is all of it. Converged where the Newton decrement
+        is within rounding of the mean loss, and neither are all examples right (of a label, for
+        sigmoids) nor a class without examples.
 
     Raises:
         TypeError: as `temperature_scaling`.
@@ -155,14 +164,17 @@ def vector_scaling(
     if iterations < 1:
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
     z, t, w = _validation(logits, targets, weights)
-    start, inside = _inverse_temperature(z, t, w, limit=1000.0)
+    start, inside, _ = _inverse_temperature(z, t, w, limit=1000.0)
     start = jnp.where(inside | (start > 1), start, 1)  # worse than chance: scales turn negative
-    (a, c), slope = _lbfgs(_affine(start, jnp.zeros_like(start), z), t, w, iterations)
-    tempered = jnp.full_like(a, start)
-    settled = float(slope) <= 1e-5 and _determined(_affine(a * start, c, z), t, w)
-    if not float(_nll(a * start, c, z, t, w)) <= float(_nll(tempered, jnp.zeros_like(c), z, t, w)):
-        a, c = jnp.ones_like(a), jnp.zeros_like(c)  # rounding, at a start that was the optimum
-    return _fit(z, t, w, a * start, c, converged=settled)
+    (a, c), value, decrement = _newton(_affine(start, jnp.zeros_like(start), z), t, w, iterations)
+    a = a * start
+    settled = bool(decrement <= 4 * jnp.finfo(z.dtype).eps * value)
+    settled = settled and _determined(_affine(a, c, z), t, w)
+    tempered = _nll(start, jnp.zeros_like(start), z, t, w)
+    if not float(_nll(a, c, z, t, w)) <= float(tempered):
+        # Rounding, at a start that was the optimum.
+        a, c = jnp.full_like(a, start), jnp.zeros_like(c)
+    return _fit(z, t, w, a, c, converged=settled, decrement=float(decrement))
 
 
 def _affine(scale: Array, bias: Array, z: Array) -> Array:
@@ -186,8 +198,8 @@ def _nll(scale: Array, bias: Array, z: Array, t: Array, w: Array) -> Array:
 
 
 @jax.jit
-def _inverse_temperature(z: Array, t: Array, w: Array, limit: float) -> tuple[Array, Array]:
-    """The root of the mean loss's slope in b, which increases, or an end; and whether a root."""
+def _inverse_temperature(z: Array, t: Array, w: Array, limit: float) -> tuple[Array, Array, Array]:
+    """The root of the mean loss's slope in b, or an end; whether a root; the Newton decrement."""
     if _is_softmax(z, t):
         top = jnp.max(z, -1, keepdims=True)
         z = z - jnp.where(top == -jnp.inf, 0, top)  # an offset is no confidence, but rounds
@@ -211,39 +223,104 @@ def _inverse_temperature(z: Array, t: Array, w: Array, limit: float) -> tuple[Ar
 
     root = lax.while_loop(unfinished, search, (low, high, one, high, 0))[2]
     up, down = slope(low) > 0, (slope(high) <= 0) & (slope(low) < 0)
-    return jnp.where(down, high, jnp.where(up, low, root)), ~(up | down)
+    b = jnp.where(down, high, jnp.where(up, low, root))
+    s = slope(b)
+    decrement = jnp.where(s == 0, 0, 0.5 * s**2 / curvature(b))
+    return b, ~(up | down), decrement
+
+
+class _Iterate(NamedTuple):
+    params: Array  # [2, K], or [2] of one label: a and c
+    value: Array
+    direction: Array  # Newton's
+    decrement: Array
+    moved: Array  # whether the last step found descent
+    steps: Array | int
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _lbfgs(z: Array, t: Array, w: Array, iterations: int) -> tuple[tuple[Array, Array], Array]:
-    """Scale and bias of least loss from (1, 0), and the largest entry of the gradient there."""
+def _newton(z: Array, t: Array, w: Array, iterations: int) -> tuple[Array, Array, Array]:
+    """Scale and bias of least loss from (1, 0), that loss, and the Newton decrement there."""
 
-    def objective(params: tuple[Array, Array]) -> Array:
-        return _nll(*params, z, t, w)
+    def objective(params: Array) -> Array:
+        return _nll(params[0], params[1], z, t, w)
 
-    solver = optax.lbfgs()
-    value_and_gradient = optax.value_and_grad_from_state(objective)
-    start = jnp.ones(z.shape[1:], z.dtype), jnp.zeros(z.shape[1:], z.dtype)
+    def at(params: Array, moved: Array, steps: Array | int) -> _Iterate:
+        value, g = jax.value_and_grad(objective)(params)
+        d = _direction(objective, params, g, _blocks(_affine(params[0], params[1], z), z, t, w))
+        return _Iterate(params, value, d, -0.5 * jnp.sum(g * d), moved, steps)
 
-    def largest(gradient: tuple[Array, Array]) -> Array:
-        return jnp.maximum(*(jnp.max(jnp.abs(g)) for g in gradient))
+    def unfinished(last: _Iterate) -> Array:
+        eps = jnp.finfo(z.dtype).eps
+        far = last.decrement > eps * jnp.maximum(last.value, eps)
+        return far & last.moved & (last.steps < iterations)
 
-    def unfinished(carry: tuple) -> Array:
-        _, _, slope, count = carry
-        return (slope > 1e-6) & (count < iterations)
+    def step(last: _Iterate) -> _Iterate:
+        length = _length(objective, last)
+        return at(last.params + length * last.direction, length > 0, last.steps + 1)
 
-    def step(carry: tuple) -> tuple:
-        params, state, _, count = carry
-        value, gradient = value_and_gradient(params, state=state)
-        updates, state = solver.update(
-            gradient, state, params, value=value, grad=gradient, value_fn=objective
-        )
-        params = optax.apply_updates(params, updates)
-        return params, state, largest(optax.tree.get(state, "grad")), count + 1
+    ones = jnp.ones(z.shape[1:], z.dtype)
+    start = at(jnp.stack([ones, jnp.zeros_like(ones)]), jnp.array(True), 0)
+    end = lax.while_loop(unfinished, step, start)
+    a, c = end.params
+    c = c - jnp.mean(c) if _is_softmax(z, t) else c  # a softmax does not see a shift of all
+    return jnp.stack([a, c]), end.value, end.decrement
 
-    carry = start, solver.init(start), jnp.asarray(jnp.inf, z.dtype), 0
-    params = lax.while_loop(unfinished, step, carry)[0]
-    return params, largest(jax.grad(objective)(params))
+
+def _length(objective: Callable[[Array], Array], last: _Iterate) -> Array:
+    """1, or the first of its halves at which the loss falls as it should; 0 where none does."""
+    slack = 4 * jnp.finfo(last.value.dtype).eps * last.value  # what rounding adds at the optimum
+
+    def fails(trial: tuple[Array, Array | int]) -> Array:
+        length, count = trial
+        enough = last.value - 2e-4 * length * last.decrement + slack
+        return ~(objective(last.params + length * last.direction) <= enough) & (count < HALVINGS)
+
+    one = jnp.ones((), last.value.dtype)
+    length, count = lax.while_loop(fails, lambda trial: (0.5 * trial[0], trial[1] + 1), (one, 0))
+    return jnp.where(count < HALVINGS, length, 0)
+
+
+def _blocks(scores: Array, z: Array, t: Array, w: Array) -> Array:
+    """Each class's own part of the Hessian up to a factor: of a a, a c and c c, `[3, K]`."""
+    z = jnp.where(z == -jnp.inf, 0, z)
+    p = links.softmax(scores) if _is_softmax(z, t) else links.sigmoid(scores)
+    h = p * (1 - p) * (w / jnp.sum(w)).reshape(-1, *(1,) * (z.ndim - 1))
+    aa, ac, cc = jnp.sum(h * z * z, 0), jnp.sum(h * z, 0), jnp.sum(h, 0)
+    # Logits that are all equal make a and c one parameter: a little more keeps the block regular.
+    little = 4 * jnp.finfo(z.dtype).eps
+    return jnp.stack([aa, ac, cc]) + little * jnp.stack([aa, jnp.zeros_like(ac), cc])
+
+
+def _direction(
+    objective: Callable[[Array], Array], params: Array, g: Array, blocks: Array
+) -> Array:
+    """-H^-1 g by conjugate gradients, nearly; Hessian products are derivatives of the gradient."""
+    aa, ac, cc = blocks
+    determinant = aa * cc - ac * ac
+    usable = determinant > 0
+
+    def inverse(r: Array) -> Array:
+        solved = jnp.stack([cc * r[0] - ac * r[1], aa * r[1] - ac * r[0]])
+        return jnp.where(usable, solved / jnp.where(usable, determinant, 1), 0)
+
+    def unfinished(state: tuple) -> Array:
+        *_, rz, count = state
+        return (rz > 1e-8 * first) & (count < PRODUCTS * params.size)
+
+    def body(state: tuple) -> tuple:
+        d, r, p, rz, count = state
+        h = jax.jvp(jax.grad(objective), (params,), (p,))[1]
+        bend = jnp.sum(p * h)
+        step = jnp.where(bend > 0, rz / jnp.where(bend > 0, bend, 1), 0)
+        d, r = d + step * p, r - step * h
+        m = inverse(r)
+        following = jnp.where(bend > 0, jnp.sum(r * m), 0)  # nothing but rounding is left
+        return d, r, m + following / rz * p, following, count + 1
+
+    m = inverse(-g)
+    first = jnp.sum(-g * m)
+    return lax.while_loop(unfinished, body, (jnp.zeros_like(g), -g, m, first, 0))[0]
 
 
 def _determined(z: Array, t: Array, w: Array) -> bool:
@@ -267,14 +344,23 @@ def _ece(z: Array, t: Array, w: Array) -> float:
     return float(metrics.reliability(links.sigmoid(z), t, weights=each).error)
 
 
-def _fit(z: Array, t: Array, w: Array, scale: Array, bias: Array, *, converged: bool) -> Fit:
+def _fit(
+    z: Array,
+    t: Array,
+    w: Array,
+    scale: Array,
+    bias: Array,
+    *,
+    converged: bool,
+    decrement: float,
+) -> Fit:
     """The result; no calibration at all where rounding makes the likelihood worse than before."""
     one, zero = jnp.ones_like(scale), jnp.zeros_like(bias)
     before, after = float(_nll(one, zero, z, t, w)), float(_nll(scale, bias, z, t, w))
     if not after <= before:
         scale, bias, after = one, zero, before
     ece = _ece(z, t, w), _ece(_affine(scale, bias, z), t, w)
-    return Fit(scale, bias, (before, after), ece, converged)
+    return Fit(scale, bias, (before, after), ece, converged, decrement)
 
 
 def _validation(

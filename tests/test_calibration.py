@@ -159,6 +159,21 @@ def test_float64(scaling: Callable[..., Fit], data: Arrays) -> None:
     np.testing.assert_allclose(single.nll, double.nll, rtol=1e-6)
 
 
+@BOTH
+def test_the_decrement_is_negligible_at_the_optimum(
+    scaling: Callable[..., Fit], data: Arrays
+) -> None:
+    fitted = scaling(*data)
+    assert 0 <= fitted.decrement <= 1e-7 * fitted.nll[1]
+
+
+def test_the_decrement_tells_how_far_the_optimum_is(data: Arrays) -> None:
+    best, early = vector_scaling(*data), vector_scaling(*data, iterations=1)
+    assert not early.converged
+    # Of a function that is nearly quadratic here, Newton's estimate is right to a tenth or two.
+    np.testing.assert_allclose(early.decrement, early.nll[1] - best.nll[1], rtol=0.25)
+
+
 # -- What it does to the data --
 
 
