@@ -25,14 +25,20 @@ from jaxsoftmax import LinearParams, data, training
 from jaxsoftmax.dataset import Dataset
 from jaxsoftmax.plots import PALETTE, STYLE
 
-PREPARED = Path(__file__).parent.parent.parent / "shared" / "tfds"
+SHARED = Path(__file__).parent.parent.parent / "shared"
+PREPARED = SHARED / "tfds"
 INK, MUTED, GRID = (PALETTE[name] for name in ("ink", "muted", "grid"))
 # Told apart by the colour-blind and in grey; a document uses them in this order.
 BLUE, ORANGE, GREEN, PURPLE = PALETTE["blue"], PALETTE["orange"], "#1b9e77", "#a6519c"
 
 
-def arguments(docstring: str, *, torch: bool = False) -> argparse.Namespace:
-    """Read the command line: --smoke, --data-dir and, where asked, --torch-python."""
+def arguments(
+    docstring: str, *, torch: bool = False, files: str | None = None
+) -> argparse.Namespace:
+    """Read the command line: --smoke, --data-dir and, where asked, --torch-python and --files.
+
+    files: the name of the folder that --files means where it is not given.
+    """
     parser = argparse.ArgumentParser(description=docstring.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="little data, nothing written")
     parser.add_argument(
@@ -44,6 +50,13 @@ def arguments(docstring: str, *, torch: bool = False) -> argparse.Namespace:
     if torch:
         here = sys.executable if importlib.util.find_spec("torch") else None
         parser.add_argument("--torch-python", default=here, help="an interpreter with PyTorch")
+    if files:
+        parser.add_argument(
+            "--files",
+            type=Path,
+            default=SHARED / "data" / files,
+            help=f"folder of the files (default: ../shared/data/{files} beside the repository)",
+        )
     return parser.parse_args()
 
 

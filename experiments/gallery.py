@@ -23,6 +23,8 @@ DOCUMENTS = (
     "divergences",
     "stability",
     "minibatches",
+    "malware_families",
+    "protein_classes",
 )
 
 

@@ -2,8 +2,9 @@
 
 Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, under an hour on
 two cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by
-default ../shared/tfds beside the repository), PATH is an interpreter that has PyTorch. It goes on
-after a document that fails, and says so at the end. `--smoke` runs each small and writes nothing.
+default ../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the Kaggle
+tasks' files are found in ../shared/data. It goes on after a document that fails, and says so at the
+end. `--smoke` runs each small and writes nothing.
 """
 
 import subprocess
@@ -21,6 +22,7 @@ DATA = {
     "temperature",
     "divergences",
     "minibatches",
+    "image_classification",
     "main_job",
 }
 TORCH = {"exactness", "training_speed", "stability"}
@@ -38,7 +40,8 @@ def main() -> None:
         more = small + (data if name in DATA else []) + (torch if name in TORCH else [])
         if not run(name, more):
             failed.append(name)
-    for name in ("train_minibatch", *(() if options.smoke else ("tables", "gallery"))):
+    scripts = ("train_minibatch", "train_large_head")
+    for name in (*scripts, *(() if options.smoke else ("tables", "gallery"))):
         if not run(name, []):
             failed.append(name)
     if failed:

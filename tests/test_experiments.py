@@ -39,11 +39,15 @@ def test_smoke(path: Path) -> None:
     assert after == before  # a smoke run leaves no record
 
 
-def test_the_script_to_copy_learns() -> None:
-    script = str(FOLDER / "train_minibatch.py")
+@pytest.mark.parametrize(
+    ("name", "accuracy", "least"),
+    [("train_minibatch", "test accuracy", 95), ("train_large_head", "5: .*, accuracy", 50)],
+)
+def test_the_scripts_to_copy_learn(name: str, accuracy: str, least: float) -> None:
+    script = str(FOLDER / f"{name}.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert float(re.search(r"test accuracy ([\d.]+)%", done.stdout)[1]) > 95
+    assert float(re.search(rf"{accuracy} ([\d.]+)%", done.stdout)[1]) > least
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
