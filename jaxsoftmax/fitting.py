@@ -14,6 +14,9 @@ from jaxsoftmax.preprocessing import Preprocessing
 from jaxsoftmax.recipes import LossName, OptimizerName, Settings
 from jaxsoftmax.training import FitResult
 
+MANY = 200_000
+"""Examples above which only the test split is told what needs a sort of all scores."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -241,9 +244,13 @@ def judge(dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName)
     pairs = {name: (z, getattr(dataset, name).targets) for name, z in scores.items()}
     figures = {}
     for name, pair in pairs.items():
-        whole = name == "test"  # the others lack what takes seconds of large data
+        last = name == "test"
         figures[name] = evaluation.figures(
-            *pair, dataset.schema, loss=loss, rankings=whole, intervals=whole
+            *pair,
+            dataset.schema,
+            loss=loss,
+            rankings=last or len(pair[0]) <= MANY,
+            intervals=last,
         )
     calibration = evaluation.calibrate(
         pairs["validation"], pairs["test"], dataset.schema, loss=loss
