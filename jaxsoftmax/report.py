@@ -270,6 +270,8 @@ def _features(answers: _Answers) -> str:
     schema = answers.schema
     if schema.columns is not None:
         return f"{schema.num_features:,}: {_names(answers.columns)}"
+    if len(schema.shape) == 1:
+        return f"{schema.num_features:,}"
     return f"{schema.num_features:,}, of shape {' × '.join(map(str, schema.shape))}"
 
 

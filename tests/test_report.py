@@ -351,6 +351,27 @@ def test_fits_a_phone(browser: Browser, made: Made) -> None:
     )
 
 
+def test_a_shadow_tells_that_a_table_goes_on(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "table.html"
+    report.write(path, contents.table())
+    browser.open(path, width=360)
+    wide = "[...document.querySelectorAll('.scroll')].findIndex(e => e.scrollWidth > e.clientWidth)"
+    place = browser.run(f"return {wide}")
+
+    def edges() -> list[bool]:
+        """Whether the left and the right edge are darker than the page, between the letters."""
+        shown = Image.open(BytesIO(browser.picture(browser.boxes(".scroll")[place]))).convert("L")
+        columns = (np.asarray(shown)[:, [1, -2]] < 250).mean(0)
+        return (columns > 0.9).tolist()
+
+    assert edges() == [False, True]
+    scroll = "document.querySelectorAll('.scroll')[arguments[0]].scrollLeft = arguments[1]"
+    browser.run(scroll, place, 40)
+    assert edges() == [True, True]
+    browser.run(scroll, place, 10_000)
+    assert edges() == [True, False]
+
+
 CONTRASTS = """
   const parse = c => c.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -430,6 +451,11 @@ def test_figures_are_not_cut_by_a_page(browser: Browser, made: Made) -> None:
         "return [...document.querySelectorAll('figure')].map(e => getComputedStyle(e).breakInside)"
     )
     assert set(rules) == {"avoid"}
+    tables = browser.run(
+        """return [...document.querySelectorAll('.scroll')].map(
+          e => [e.querySelectorAll('tbody tr').length, getComputedStyle(e).breakInside])"""
+    )
+    assert all((rule == "avoid") == (rows <= 15) for rows, rule in tables), tables
     # A4 less margins is some 25 cm high.
     assert all(box["height"] < 25 / 2.54 * 96 for box in browser.boxes("figure svg"))
 
