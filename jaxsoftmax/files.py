@@ -268,10 +268,13 @@ def _identifiers(source: Table | Arrays, name: str) -> pa.Array:
     if len(columns) != 1:
         raise ValueError(f"{source.path}: ids must be [N], got {len(columns)} columns of {name!r}")
     (column,) = columns.values()
-    if column.null_count:
-        row = column.is_null().index(True).as_py()
+    column = column.cast(pa.int64() if types.is_integer(column.type) else pa.large_string())
+    is_text = types.is_large_string(column.type)
+    absent = pc.fill_null(pc.equal(column, ""), True) if is_text else column.is_null()
+    row = absent.index(True).as_py()
+    if row >= 0:
         raise ValueError(f"{source.where(row)}, column {name!r}: the id is missing")
-    return column.cast(pa.int64() if types.is_integer(column.type) else pa.large_string())
+    return column
 
 
 def _joined(source: Table, mine: str, origin: Table, theirs: str) -> _Pair:

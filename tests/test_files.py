@@ -224,6 +224,14 @@ def test_data_without_the_ids_have_numbers_of_rows(tmp_path: Path) -> None:
     assert (more.identifier, more.ids.tolist()) == (None, [1, 2])
 
 
+@pytest.mark.parametrize("ids", [["a", "", "b"], ["1", "", "2"]])
+def test_an_id_that_is_missing(tmp_path: Path, ids: list[str]) -> None:
+    rows = "".join(f"{i},{k},{'pq'[k % 2]}\n" for k, i in enumerate(ids * 3))
+    path = write(tmp_path / "x.csv", f"id,a,y\n{rows}")
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\), column 'id': the id is missing"):
+        data.load_file(path, label="y", id="id")
+
+
 def test_an_array_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.arange(12.0).reshape(6, 2), y=[0, 1] * 3, name=[f"n{i}" for i in range(6)])
