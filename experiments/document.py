@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxsoftmax import LinearParams, data, training
-from jaxsoftmax.dataset import Dataset
+from jaxsoftmax.data.dataset import Dataset
 from jaxsoftmax.plots import PALETTE, STYLE
 
 SHARED = Path(__file__).parent.parent.parent / "shared"

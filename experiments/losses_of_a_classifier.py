@@ -45,7 +45,7 @@ from jaxsoftmax import (
     softmax,
     squared_error,
 )
-from jaxsoftmax.dataset import Dataset
+from jaxsoftmax.data.dataset import Dataset
 
 LOSSES = {"squared error": squared_error, "softmax, squared error": brier,
           "softmax, cross-entropy": cross_entropy}  # fmt: skip

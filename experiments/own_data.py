@@ -28,7 +28,8 @@ from typing import Any
 import document
 import numpy as np
 
-from jaxsoftmax import data, evaluation, files, metrics, plots, runs
+from jaxsoftmax import data, evaluation, metrics, plots, runs
+from jaxsoftmax.data import files
 from jaxsoftmax.recipes import LossName
 
 MALWARE = Path(__file__).parent.parent.parent / "shared" / "data" / "malware"

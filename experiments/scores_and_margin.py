@@ -44,7 +44,7 @@ from jaxsoftmax import (
     squared_error,
 )
 from jaxsoftmax.calibration import temperature_scaling
-from jaxsoftmax.dataset import Dataset
+from jaxsoftmax.data.dataset import Dataset
 
 
 def hinge_against_the_rest(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -92,6 +92,25 @@ def training() -> list[str]:
     return markdown(("median time", "times `train_epoch`'s or `sweep`'s"), rows)
 
 
+def fused() -> list[str]:
+    """How many times as fast as its peers the scalar route is, and temporary memory."""
+    peers = {"optax": "Optax, dense", "torch": "torch, dense", "torch fused": "torch, fused"}
+    rows = []
+    for name, found in record("benchmark_cpu")["shapes"].items():
+        shape, *parameters = name.removesuffix(" float32").split("/")
+        memory = found["temporary_bytes"]
+        ratios = found["speed of the baseline over each"]
+        rows.append(
+            [
+                shape.replace("x", " x ") + (", w and bias alone" if parameters else ""),
+                *(f"{ratios[peer]:.2f}" for peer in peers),
+                *(f"{memory[part] / 1e6:,.0f} MB" for part in ("sum", "per example", "optax")),
+            ]
+        )
+    heads = ("N x D x K", *peers.values(), "memory of the sum", "per example", "Optax")
+    return markdown(heads, sorted(rows, key=lambda row: -int(row[0].split(" ")[0])))
+
+
 def main_job() -> list[str]:
     """Accuracy of the command's defaults."""
     rows = [
@@ -127,6 +146,7 @@ TABLES = {
     "exactness": exactness,
     "price": price,
     "training": training,
+    "fused": fused,
     "main job": main_job,
     "own data": own_data,
 }

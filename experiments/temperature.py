@@ -29,16 +29,8 @@ from document import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxsoftmax import (
-    brier,
-    cross_entropy,
-    entropy,
-    linear,
-    metrics,
-    on_logits,
-    softmax,
-)
-from jaxsoftmax.dataset import Dataset
+from jaxsoftmax import brier, cross_entropy, entropy, linear, metrics, on_logits, softmax
+from jaxsoftmax.data.dataset import Dataset
 
 TEMPERATURES = np.geomspace(0.01, 100, 41).astype(np.float32)
 TRAINED = (0.01, 0.1, 1.0, 10.0, 100.0)

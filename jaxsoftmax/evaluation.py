@@ -23,9 +23,9 @@ import numpy as np
 from jax import Array
 
 from jaxsoftmax import calibration, links, losses, metrics, recipes, training
-from jaxsoftmax.dataset import Schema, Task
+from jaxsoftmax.data.dataset import Schema, Task
+from jaxsoftmax.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.recipes import LossName
 
 
@@ -76,7 +76,7 @@ def log_confidences(scores: np.ndarray, schema: Schema, loss: LossName) -> np.nd
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax import evaluation
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
         >>> print(evaluation.log_confidences(np.array([[2.0]]), schema, "sigmoid"))
         [[0. 2.]]
@@ -104,7 +104,7 @@ def probabilities(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndar
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax import evaluation
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
         >>> print(evaluation.probabilities(np.array([[0.0]]), schema, "sigmoid"))
         [[0.5 0.5]]
@@ -130,7 +130,7 @@ def predicted(scores: np.ndarray, schema: Schema) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax import evaluation
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
         >>> print(evaluation.predicted(np.array([[2.0], [-1.0]]), schema))
         [1 0]
@@ -182,7 +182,7 @@ def figures(
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax import evaluation
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
         >>> scores, targets = np.array([[2.0], [-1.0], [3.0]]), np.array([1, 0, 0])
         >>> told = evaluation.figures(scores, targets, schema, loss="sigmoid")
@@ -470,7 +470,7 @@ def calibrate(
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax import evaluation
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
         >>> few = np.array([[2.0], [-1.0], [3.0]]), np.array([1, 0, 0])
         >>> evaluation.calibrate(few, few, schema, loss="sigmoid")["temperature"]

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsoftmax import evaluation, linear, preprocessing, recipes, training
-from jaxsoftmax.dataset import Dataset
+from jaxsoftmax import evaluation, linear, recipes, training
+from jaxsoftmax.data import preprocessing
+from jaxsoftmax.data.dataset import Dataset
+from jaxsoftmax.data.preprocessing import Preprocessing
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.preprocessing import Preprocessing
 from jaxsoftmax.recipes import LossName, OptimizerName, Settings
 from jaxsoftmax.training import FitResult
 
@@ -177,7 +178,8 @@ def score(dataset: Dataset, params: LinearParams, learned: Preprocessing) -> dic
         `[N, K]` of "train", "validation" and "test".
 
     Example:
-        >>> from jaxsoftmax import data, fitting, linear, preprocessing
+        >>> from jaxsoftmax import data, fitting, linear
+        >>> from jaxsoftmax.data import preprocessing
         >>> digits = data.load("digits")
         >>> scores = fitting.score(digits, linear.init(64, 10), preprocessing.IDENTITY)
         >>> scores["test"].shape
@@ -234,7 +236,8 @@ def judge(dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName)
         A `Judgement`.
 
     Example:
-        >>> from jaxsoftmax import data, fitting, linear, preprocessing
+        >>> from jaxsoftmax import data, fitting, linear
+        >>> from jaxsoftmax.data import preprocessing
         >>> digits = data.load("digits")
         >>> scores = fitting.score(digits, linear.init(64, 10), preprocessing.IDENTITY)
         >>> judged = fitting.judge(digits, scores, loss="softmax")

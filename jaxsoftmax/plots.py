@@ -1,6 +1,7 @@
 """Figures of a fit, each a matplotlib `Figure` of its own, for a notebook or for the report.
 
     learning_curves        loss and accuracy by epoch
+    regularisation_curve   held-out loss by the strength of the penalty
     confusion_matrix       of true and predicted classes, readable from 2 to 100 of them
     reliability_diagram    probabilities against frequencies, before and after a calibration
     class_templates        the weights of a model of images, as images
@@ -26,6 +27,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 from jaxsoftmax.metrics import Reliability
 
@@ -102,6 +104,39 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
         column[0].legend(loc="best")
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure
+
+
+def regularisation_curve(C: ArrayLike, loss: ArrayLike, *, error: ArrayLike) -> Figure:
+    """Held-out loss against the inverse strength of the penalty.
+
+    Args:
+        C: `[P]`, rising.
+        loss: of held-out examples, `[P]`; the least is marked.
+        error: its standard error, `[P]`.
+
+    Returns:
+        A figure.
+
+    Example:
+        >>> from jaxsoftmax import plots
+        >>> figure = plots.regularisation_curve([0.1, 1, 10], [2, 1, 1.5], error=[0.1, 0.1, 0.2])
+        >>> len(figure.axes)
+        1
+    """
+    strengths, losses, errors = (np.asarray(a, float) for a in (C, loss, error))
+    with _figure(WIDTH, 2.6) as figure:
+        axes = figure.subplots()
+        axes.fill_between(strengths, losses - errors, losses + errors, color=BLUE, alpha=0.2)
+        axes.plot(strengths, losses, color=BLUE, marker="o", markersize=3)
+        if np.isfinite(losses).any():
+            best = int(np.nanargmin(losses))
+            axes.plot(strengths[best], losses[best], "o", color=ORANGE, label="least")
+            axes.legend(loc="best")
+        axes.set_xscale("log")
+        _scale_losses(axes)
+        axes.set_xlabel("C, weaker penalties to the right")
+        axes.set_title("held-out loss")
     return figure
 
 

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from jaxsoftmax import losses
-from jaxsoftmax.dataset import Dataset, Schema, Task
+from jaxsoftmax.data.dataset import Dataset, Schema, Task
 from jaxsoftmax.training import Loss, on_logits, weight_decay_mask
 
 
@@ -131,7 +131,7 @@ def default_optimizer(schema: Schema) -> OptimizerName:
 
     Example:
         >>> from jaxsoftmax import recipes
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> recipes.default_optimizer(Schema(Task.numbers, ("price",), shape=(3,)))
         <OptimizerName.lbfgs: 'lbfgs'>
     """
@@ -179,7 +179,7 @@ def default_loss(schema: Schema) -> LossName:
 
     Example:
         >>> from jaxsoftmax import recipes
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> recipes.default_loss(Schema(Task.classes, ("no", "yes"), shape=(3,)))
         <LossName.sigmoid: 'sigmoid'>
     """
@@ -202,7 +202,7 @@ def num_scores(schema: Schema, loss: LossName) -> int:
 
     Example:
         >>> from jaxsoftmax import recipes
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> recipes.num_scores(Schema(Task.classes, ("no", "yes"), shape=(3,)), "sigmoid")
         1
     """
@@ -229,7 +229,7 @@ def make_loss(name: LossName, schema: Schema) -> Loss:
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import linear, recipes
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("a", "b", "c", "d"), shape=(3,))
         >>> loss = recipes.make_loss(recipes.LossName.softmax, schema)
         >>> print(loss(linear.init(3, 4), jnp.ones((1, 3)), jnp.array([2])))

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
 from safetensors.numpy import save as to_safetensors
 
-from jaxsoftmax.dataset import Schema
+from jaxsoftmax.data.dataset import Schema
+from jaxsoftmax.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.preprocessing import IDENTITY, Preprocessing
 
 FORMAT = "jaxsoftmax-linear"
 VERSION = 2
@@ -130,7 +130,7 @@ def save(
     Example:
         >>> import tempfile, pathlib, numpy as np
         >>> from jaxsoftmax import runs
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> from jaxsoftmax.linear import LinearParams
         >>> schema = Schema(Task.classes, ("a", "b"), shape=(2,))
         >>> model = runs.Model(LinearParams(w=np.eye(2), bias=None), schema)
@@ -191,7 +191,7 @@ def add(folder: Path, name: str, write: Callable[[Path], object]) -> Path:
     Example:
         >>> import tempfile, pathlib, numpy as np
         >>> from jaxsoftmax import runs
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> from jaxsoftmax.linear import LinearParams
         >>> schema = Schema(Task.classes, ("a", "b"), shape=(2,))
         >>> model = runs.Model(LinearParams(w=np.eye(2), bias=None), schema)

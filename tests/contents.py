@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxsoftmax
 from jaxsoftmax import data, evaluation, fitting, report
-from jaxsoftmax.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.recipes import LossName
 
 # Names that break pages, figures, or both.

@@ -23,9 +23,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner, Result
 
 import jaxsoftmax
-from jaxsoftmax import console, data, evaluation, runs
-from jaxsoftmax.cli import app
-from jaxsoftmax.dataset import Schema, Task
+from jaxsoftmax import data, evaluation, runs
+from jaxsoftmax.cli import console
+from jaxsoftmax.cli.app import app
+from jaxsoftmax.data.dataset import Schema, Task
 from jaxsoftmax.recipes import LossName, OptimizerName
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxsoftmax import data
-from jaxsoftmax.dataset import Task
+from jaxsoftmax.data.dataset import Task
 
 ROOT = Path(__file__).parent.parent
 DATA_DIR = Path(os.environ.get("JAXSOFTMAX_DATA_DIR", ROOT / "../shared/tfds"))
@@ -44,7 +44,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_digits_split_follows_its_rule() -> None:
     digits = data.load("digits")
-    with (ROOT / "jaxsoftmax/digits.npz").open("rb") as file:
+    with (ROOT / "jaxsoftmax/data/digits.npz").open("rb") as file:
         stored = np.load(file)
         images, labels = stored["images"], stored["labels"]
     seen: Counter[int] = Counter()
@@ -459,7 +459,7 @@ def test_real_data_sets(name: str, sizes: tuple[int, ...], mean: float, names: s
 
 
 def test_licence_of_the_digits_is_beside_them() -> None:
-    text = (ROOT / "jaxsoftmax/digits.LICENSE").read_text()
+    text = (ROOT / "jaxsoftmax/data/digits.LICENSE").read_text()
     assert re.search(r"Alpaydin.*Kaynak", text)
     assert "Attribution 4.0" in text
     assert "BSD 3-Clause" in text

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxsoftmax import evaluation, linear, preprocessing
-from jaxsoftmax.dataset import Schema, Task
+from jaxsoftmax import evaluation, linear
+from jaxsoftmax.data import preprocessing
+from jaxsoftmax.data.dataset import Schema, Task
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.recipes import LossName
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxsoftmax import data
-from jaxsoftmax.dataset import Dataset, Split, Task
+from jaxsoftmax.data.dataset import Dataset, Split, Task
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("JAXSOFTMAX_SHARED_DATA", ROOT / "../shared/data"))

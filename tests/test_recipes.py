@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxsoftmax import data, linear, recipes
-from jaxsoftmax.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.recipes import LossName, OptimizerName, Settings
 

@@ -18,10 +18,10 @@ from browser import Browser, chromium
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxsoftmax import evaluation, page, plots, report
-from jaxsoftmax.dataset import Schema, Split, Task
+from jaxsoftmax import evaluation, plots, report
+from jaxsoftmax.data.dataset import Schema, Split, Task
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.report import Content
+from jaxsoftmax.report import Content, page
 
 FIGURES = {
     "digits": {"learning-curves", "confusion-matrix", "reliability", "templates", "worst-mistakes"},

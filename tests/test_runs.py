@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 
 import jaxsoftmax
 from jaxsoftmax import linear, runs
-from jaxsoftmax.dataset import Schema, Task
+from jaxsoftmax.data.dataset import Schema, Task
+from jaxsoftmax.data.preprocessing import Preprocessing
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.preprocessing import Preprocessing
 
 HISTORY = {"loss": np.array([1.5, 0.1], np.float32), "accuracy": np.array([0.5, 1.0])}
 SCHEMA = Schema(Task.classes, ("a", "b", "ç"), shape=(5,), columns=tuple("vwxyz"), target=("t",))

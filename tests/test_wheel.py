@@ -58,7 +58,7 @@ def test_holds_what_it_must(wheel: Path) -> None:
         for path in (ROOT / "jaxsoftmax").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"jaxsoftmax/digits.npz", "jaxsoftmax/py.typed"} <= modules <= held
+    assert {"jaxsoftmax/data/digits.npz", "jaxsoftmax/py.typed"} <= modules <= held
     outside = {name for name in held if not name.startswith("jaxsoftmax")}
     assert not outside, "the wheel holds the package and its metadata"
     for name in ("LICENSE", "digits.LICENSE"):

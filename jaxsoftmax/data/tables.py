@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pyarrow.types as types
 
-from jaxsoftmax.blocks import Features, divide, fault, rows_at_once
+from jaxsoftmax.data.blocks import Features, divide, fault, rows_at_once
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 

@@ -1,4 +1,4 @@
-"""Data sets: by name, from files, and more of the same for a model that is fitted already."""
+"""Where examples come from: a name, or what a fitted model is to be used on."""
 
 from importlib import resources
 from pathlib import Path
@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jaxsoftmax import prepared
-from jaxsoftmax.dataset import Dataset, Progress, Schema, Split, Task
-from jaxsoftmax.files import is_file, load_file, read_file
-from jaxsoftmax.splits import folds
-from jaxsoftmax.targets import number
-
-__all__ = ["folds", "is_file", "load", "load_file", "names", "read"]
+from jaxsoftmax.data import prepared
+from jaxsoftmax.data.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.data.files import is_file, read_file
+from jaxsoftmax.data.splits import folds
+from jaxsoftmax.data.targets import number
 
 
 def names() -> tuple[str, ...]:

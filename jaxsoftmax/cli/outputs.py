@@ -20,7 +20,7 @@ def check(path: Path, *, suffixes: Sequence[str], overwrite: bool = False) -> No
 
     Example:
         >>> import pathlib
-        >>> from jaxsoftmax import outputs
+        >>> from jaxsoftmax.cli import outputs
         >>> outputs.check(pathlib.Path("said.xlsx"), suffixes=[".csv", ".parquet"])
         Traceback (most recent call last):
         ValueError: output must end in .csv or .parquet, got said.xlsx
@@ -44,7 +44,7 @@ def write(path: Path, make: Callable[[Path], object]) -> None:
 
     Example:
         >>> import pathlib, tempfile
-        >>> from jaxsoftmax import outputs
+        >>> from jaxsoftmax.cli import outputs
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "said.txt"
         ...     outputs.write(path, lambda partial: partial.write_text("yes"))

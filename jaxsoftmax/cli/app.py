@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,21 +16,12 @@ import typer
 from rich.console import Console
 
 import jaxsoftmax
-from jaxsoftmax import (
-    console,
-    data,
-    evaluation,
-    fitting,
-    options,
-    outputs,
-    predictions,
-    recipes,
-    runs,
-    training,
-)
-from jaxsoftmax.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax import data, evaluation, fitting, probing, recipes, runs, training
+from jaxsoftmax.cli import console, options, outputs, predictions
+from jaxsoftmax.data.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax.data.preprocessing import Preprocessing
 from jaxsoftmax.fitting import Choices, Judgement
-from jaxsoftmax.preprocessing import Preprocessing
+from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.recipes import LossName
 from jaxsoftmax.training import FitResult
 
@@ -138,37 +129,125 @@ def fit(
                     f"interrupted after epoch {result.epochs}: keeping the model of epoch "
                     f"{result.best_epoch}, the best so far by validation loss"
                 )
-            with console.working(screen, "measuring"):
-                scores = fitting.score(dataset, result.params, learned)
-                dataset = fitting.lightened(dataset)
-                judged = fitting.judge(dataset, scores, loss=choices.loss)
-            header = {
-                "jaxsoftmax": jaxsoftmax.__version__,
-                "jax": jax.__version__,
-                "created": datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
-                "command": _command(name, source | mapped | {"data_dir": data_dir}, choices),
-                "data": {"name": dataset.name, "source": dataset.source},
-                **choices.to_json(),
-                "interrupted": interrupted,
-                "kept_epoch": _kept_epoch(result, choices, interrupted),
-            }
-            metrics = {
-                **judged.figures,
-                "calibration": judged.calibration,
-                "epochs": result.epochs,
-                "kept_epoch": header["kept_epoch"],
-                "seconds": round(seconds, 3),
-            }
-            model = runs.Model(result.params, dataset.schema, learned, header)
-            runs.save(folder, model, metrics=metrics, history=result.history)
-    screen.print(console.splits_table(judged.figures, dataset.schema.task))
-    screen.print(console.headline(judged.figures["test"]))
-    screen.print(f"{seconds:.1f} s of training")
-    try:
-        if not no_report and interrupts.came <= interrupted:  # no other one came since
-            _report(screen, folder, dataset.test, scores["test"], result, judged)
-    finally:
-        typer.echo(folder if quiet else f"run: {folder}")  # the console would fold a long path
+            kept_epoch = _kept_epoch(result, choices, interrupted)
+            given = source | mapped | {"data_dir": data_dir} | choices.to_json()
+            kept = _keep(
+                screen,
+                folder,
+                dataset,
+                result.params,
+                learned,
+                header={
+                    "command": _command("fit", name, given),
+                    **choices.to_json(),
+                    "interrupted": interrupted,
+                    "kept_epoch": kept_epoch,
+                },
+                metrics={
+                    "epochs": result.epochs,
+                    "kept_epoch": kept_epoch,
+                    "seconds": round(seconds, 3),
+                },
+                history=result.history,
+            )
+    wanted = not no_report and interrupts.came <= interrupted  # no other one came since
+    _show(screen, kept, seconds, report=wanted, quiet=quiet)
+    if interrupts.came:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(no_args_is_help=True)
+def probe(
+    name: options.Data,
+    label: options.Label = None,
+    labels: options.Labels = None,
+    identifier: options.Identifier = None,
+    drop: options.Drop = None,
+    features: options.Features = None,
+    task: options.TaskOption = None,
+    test: options.Test = None,
+    log1p: options.LogOnePlus = False,
+    standardize: options.Standardize = False,
+    loss: options.ProbeLoss = None,
+    strongest: options.Strongest = 1e-4,
+    weakest: options.Weakest = 1e4,
+    points: options.Points = 17,
+    folds: options.Folds = 5,
+    gap: options.Gap = 1e-6,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    output: options.RunOutput = None,
+    overwrite: options.OverwriteRun = False,
+    no_report: options.NoReport = False,
+    quiet: options.QuietRun = False,
+) -> None:
+    """Probe the features of DATA: choose the penalty by folds, fit the optimum, keep the run.
+
+    Every C of a grid is fitted on every fold of the training examples;
+    the C of least held-out loss is then fitted to all of them. Each fit
+    stops at a proven distance from its optimum. The run is one of fit,
+    with the curve of held-out losses in its report.
+    """
+    screen = console.make(quiet=quiet)
+    source = {
+        "label": label,
+        "labels": labels,
+        "id": identifier,
+        "drop": drop,
+        "features": features,
+        "task": task,
+        "test": test,
+    }
+    with _failing():
+        grid = probing.grid(strongest, weakest, points)
+        dataset = _load(screen, name, source, data_dir=data_dir, download=download)
+        screen.print(console.describe(dataset))
+        mapped = {"log1p": log1p, "standardize": standardize}
+        with _of(name):
+            learned = fitting.preprocess(dataset, **mapped)
+        _check(dataset.test, str(test or name), learned, dataset.schema)
+        _advise(screen, dataset, task)
+        chosen = loss or recipes.default_loss(dataset.schema)
+        named = Path("runs") / f"{dataset.name}-probe"
+        with _interrupts() as interrupts, _given_back(_claim(output, named, overwrite)) as folder:
+            begun = time.perf_counter()
+            with interrupts.heard():
+                with console.sweeping(screen, points, folds) as report:
+                    path = probing.sweep(dataset, loss=chosen, C=grid, folds=folds, callback=report)
+                with console.working(screen, f"fitting C = {path.best:.4g}"):
+                    solution = probing.fit(dataset, loss=chosen, C=path.best, gap=gap)
+            seconds = time.perf_counter() - begun
+            screen.print(console.certified(path.best, solution))
+            sweep = {"strongest": strongest, "weakest": weakest, "points": points, "folds": folds}
+            given = source | mapped | {"data_dir": data_dir, "loss": chosen} | sweep | {"gap": gap}
+            kept = _keep(
+                screen,
+                folder,
+                dataset,
+                solution.params,
+                learned,
+                header={
+                    "command": _command("probe", name, given),
+                    "loss": chosen,
+                    "C": path.best,
+                    **sweep,
+                    "certified_gap": solution.gap,
+                },
+                metrics={
+                    "path": path.to_json(),
+                    "solution": {
+                        "objective": solution.objective,
+                        "gap": solution.gap,
+                        "converged": solution.converged,
+                        "reason": solution.reason,
+                        "products": solution.products,
+                    },
+                    "seconds": round(seconds, 3),
+                },
+                history={},
+                path=path.to_json(),
+            )
+    _show(screen, kept, seconds, report=not no_report and not interrupts.came, quiet=quiet)
     if interrupts.came:
         raise typer.Exit(INTERRUPTED)
 
@@ -410,10 +489,64 @@ def _kept_epoch(result: FitResult, choices: Choices, interrupted: bool) -> int:
     return int(result.best_epoch) if best else result.epochs
 
 
-def _command(name: str, given: Mapping[str, Any], choices: Choices) -> str:
+class _Kept(NamedTuple):
+    """A run that is kept, and what is still to be shown of it."""
+
+    folder: Path
+    dataset: Dataset
+    scores: dict[str, np.ndarray]
+    params: LinearParams
+    judged: Judgement
+    history: Mapping[str, np.ndarray]
+    path: Mapping[str, Any] | None
+
+
+def _keep(
+    screen: Console,
+    folder: Path,
+    dataset: Dataset,
+    params: LinearParams,
+    learned: Preprocessing,
+    *,
+    header: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    history: Mapping[str, np.ndarray],
+    path: Mapping[str, Any] | None = None,
+) -> _Kept:
+    """Judge a model on every split, and save it with its figures."""
+    with console.working(screen, "measuring"):
+        scores = fitting.score(dataset, params, learned)
+        dataset = fitting.lightened(dataset)
+        judged = fitting.judge(dataset, scores, loss=header["loss"])
+    about = {
+        "jaxsoftmax": jaxsoftmax.__version__,
+        "jax": jax.__version__,
+        "created": datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+        "data": {"name": dataset.name, "source": dataset.source},
+    }
+    model = runs.Model(params, dataset.schema, learned, {**about, **header})
+    told = {**judged.figures, "calibration": judged.calibration, **metrics}
+    runs.save(folder, model, metrics=told, history=history)
+    return _Kept(folder, dataset, scores, params, judged, history, path)
+
+
+def _show(screen: Console, kept: _Kept, seconds: float, *, report: bool, quiet: bool) -> None:
+    """Print the figures, write the report, and say where the run is, whatever comes between."""
+    screen.print(console.splits_table(kept.judged.figures, kept.dataset.schema.task))
+    screen.print(console.headline(kept.judged.figures["test"]))
+    screen.print(f"{seconds:.1f} s of training")
+    try:
+        if report:
+            _report(screen, kept)
+    finally:
+        folder = kept.folder
+        typer.echo(folder if quiet else f"run: {folder}")  # the console would fold a long path
+
+
+def _command(verb: str, name: str, given: Mapping[str, Any]) -> str:
     """The command that repeats a run, with everything said that a later version might change."""
-    words = ["jaxsoftmax", "fit", name]
-    for option, value in {**given, **choices.to_json()}.items():
+    words = ["jaxsoftmax", verb, name]
+    for option, value in given.items():
         flag = f"--{option.replace('_', '-')}"
         if value is True:
             words.append(flag)
@@ -423,14 +556,7 @@ def _command(name: str, given: Mapping[str, Any], choices: Choices) -> str:
     return shlex.join(words)
 
 
-def _report(
-    screen: Console,
-    folder: Path,
-    test: Split,
-    scores: np.ndarray,
-    result: FitResult,
-    judged: Judgement,
-) -> None:
+def _report(screen: Console, kept: _Kept) -> None:
     try:
         from jaxsoftmax import report
     except ModuleNotFoundError as error:
@@ -438,18 +564,19 @@ def _report(
             raise
         screen.print("no report without matplotlib: pip install 'jaxsoftmax[plots]'")
         return
-    model = runs.load(folder)
+    model = runs.load(kept.folder)
     content = report.Content(
         header=model.header,
         schema=model.schema,
-        figures=judged.figures,
-        history=result.history,
+        figures=kept.judged.figures,
+        history=kept.history,
         params=model.params,
-        scores=scores,
-        test=test,
-        calibration=judged.calibration,
+        scores=kept.scores["test"],
+        test=kept.dataset.test,
+        calibration=kept.judged.calibration,
         preprocessing=model.preprocessing,
+        path=kept.path,
     )
     with console.working(screen, "writing the report"):
-        path = runs.add(folder, runs.REPORT, lambda path: report.write(path, content))
+        path = runs.add(kept.folder, runs.REPORT, lambda path: report.write(path, content))
     screen.print(f"report: {path}")

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from jaxsoftmax import arrays, tables, targets
-from jaxsoftmax.arrays import Arrays
-from jaxsoftmax.blocks import Features, fill
-from jaxsoftmax.dataset import Dataset, Progress, Schema, Split, Task
-from jaxsoftmax.splits import TEST, TRAIN, VALIDATION, stratified
-from jaxsoftmax.tables import Table, listed
-from jaxsoftmax.targets import number
+from jaxsoftmax.data import arrays, tables, targets
+from jaxsoftmax.data.arrays import Arrays
+from jaxsoftmax.data.blocks import Features, fill
+from jaxsoftmax.data.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.data.splits import TEST, TRAIN, VALIDATION, stratified
+from jaxsoftmax.data.tables import Table, listed
+from jaxsoftmax.data.targets import number
 
 SUFFIXES = (*tables.SUFFIXES, *arrays.SUFFIXES)
 

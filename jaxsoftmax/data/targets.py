@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from jaxsoftmax.blocks import fault
-from jaxsoftmax.dataset import Task
-from jaxsoftmax.tables import is_list, is_number, listed, plain, to_numpy
+from jaxsoftmax.data.blocks import fault
+from jaxsoftmax.data.dataset import Task
+from jaxsoftmax.data.tables import is_list, is_number, listed, plain, to_numpy
 
 type Columns = Mapping[str, pa.Array]
 type Where = Callable[[int | None], str]
@@ -46,7 +46,7 @@ def learn(columns: Columns, where: Where, task: Task | None = None) -> Targets:
 
     Example:
         >>> import pyarrow as pa
-        >>> from jaxsoftmax import targets
+        >>> from jaxsoftmax.data import targets
         >>> targets.learn({"kind": pa.array(["cat", "ant", "cat"])}, "row {}".format)
         Targets(task=<Task.classes: 'classes'>, classes=('ant', 'cat'), values=array([1, 0, 1], ...
     """

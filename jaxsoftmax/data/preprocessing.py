@@ -42,7 +42,7 @@ class Preprocessing(NamedTuple):
 
         Example:
             >>> import numpy as np
-            >>> from jaxsoftmax import preprocessing
+            >>> from jaxsoftmax.data import preprocessing
             >>> halves = preprocessing.Preprocessing(mean=np.array([1.0]), scale=np.array([2.0]))
             >>> print(halves.apply(np.array([[1.0], [2.0]], np.float32)).ravel())
             [0.  0.5]
@@ -73,7 +73,7 @@ class Preprocessing(NamedTuple):
 
         Example:
             >>> import numpy as np
-            >>> from jaxsoftmax import preprocessing
+            >>> from jaxsoftmax.data import preprocessing
             >>> preprocessing.Preprocessing(log1p=True).check(np.array([[0.0], [-1.0]]))
             Traceback (most recent call last):
             ValueError: row 2, feature 1: log1p needs values above -1, got -1.0
@@ -132,7 +132,7 @@ def fit(
 
     Example:
         >>> import numpy as np
-        >>> from jaxsoftmax import preprocessing
+        >>> from jaxsoftmax.data import preprocessing
         >>> x = np.array([[1.0, 7.0], [3.0, 7.0]], np.float32)
         >>> learned = preprocessing.fit(x, log1p=False, standardize=True)
         >>> print(learned.mean, learned.scale, learned.apply(x).tolist())

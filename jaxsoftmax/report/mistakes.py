@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxsoftmax.dataset import Task
+from jaxsoftmax.data.dataset import Task
 
 
 class Mistake(NamedTuple):
@@ -49,8 +49,8 @@ def worst(
 
     Example:
         >>> import numpy as np
-        >>> from jaxsoftmax import mistakes
-        >>> from jaxsoftmax.dataset import Task
+        >>> from jaxsoftmax.report import mistakes
+        >>> from jaxsoftmax.data.dataset import Task
         >>> scores = np.array([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]])
         >>> for found in mistakes.worst(Task.classes, scores, np.array([0, 0, 1]), w=np.eye(2)):
         ...     print(found.example, found.predicted, found.certainty, found.direction)
@@ -121,7 +121,7 @@ def arguments(mistake: Mistake, features: np.ndarray, *, limit: int = 5) -> list
 
     Example:
         >>> import numpy as np
-        >>> from jaxsoftmax import mistakes
+        >>> from jaxsoftmax.report import mistakes
         >>> found = mistakes.Mistake(0, 1, 0, 1, 0.9, direction=np.array([1.0, -2.0, 3.0]))
         >>> mistakes.arguments(found, np.array([5.0, 1.0, 2.0]))
         [(2, 6.0), (0, 5.0)]

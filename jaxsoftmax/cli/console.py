@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxsoftmax.dataset import Dataset, Task
-from jaxsoftmax.dataset import Progress as Callback
+from jaxsoftmax.data.dataset import Dataset, Task
+from jaxsoftmax.data.dataset import Progress as Callback
 from jaxsoftmax.evaluation import TITLES, sections, written
+from jaxsoftmax.solvers import Solution
 
 WORST = 20
 """So many classes are shown; of more the worst."""
@@ -29,7 +31,7 @@ def make(*, quiet: bool) -> Console:
         A rich console that neither folds lines nor colours numbers.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> console.make(quiet=True).print("nothing")
     """
     return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
@@ -44,7 +46,7 @@ def reading(console: Console, name: str) -> Iterator[Callback]:
         name: of what is read.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> with console.reading(console.make(quiet=True), "digits") as progress:
         ...     progress(3, 9)
     """
@@ -65,7 +67,7 @@ def fitting(console: Console, epochs: int) -> Iterator[Callable[[Mapping[str, An
         FloatingPointError: from the callback, if the loss is no number.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> with console.fitting(console.make(quiet=True), 9) as report:
         ...     report({"epoch": 1, "loss": 0.5})
     """
@@ -90,6 +92,35 @@ def fitting(console: Console, epochs: int) -> Iterator[Callable[[Mapping[str, An
 
 
 @contextmanager
+def sweeping(
+    console: Console, points: int, folds: int
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a callback that shows each C of a path, as a moving bar or a plain line.
+
+    Args:
+        console: to show it on.
+        points: how many C there are.
+        folds: how many fits each has.
+
+    Example:
+        >>> from jaxsoftmax.cli import console
+        >>> with console.sweeping(console.make(quiet=True), 9, 5) as report:
+        ...     report({"stage": 1, "C": 0.01, "converged": [True] * 5})
+    """
+    live = _live(console)
+    with Progress(*_columns(), console=console, disable=not live) as bar:
+        task = bar.add_task("sweeping C", total=points, figures="")
+
+        def report(stage: Mapping[str, Any]) -> None:
+            certified = f"C = {stage['C']:.4g}: {sum(stage['converged'])} of {folds} certified"
+            bar.update(task, completed=stage["stage"], figures=certified)
+            if not live:
+                console.print(f"{stage['stage']}/{points}, {certified}")
+
+        yield report
+
+
+@contextmanager
 def working(console: Console, what: str) -> Iterator[None]:
     """Show that something takes its time, on a terminal.
 
@@ -98,7 +129,7 @@ def working(console: Console, what: str) -> Iterator[None]:
         what: takes its time.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> with console.working(console.make(quiet=True), "measuring"):
         ...     pass
     """
@@ -119,7 +150,8 @@ def describe(dataset: Dataset) -> str:
         Where it comes from, and how much it is.
 
     Example:
-        >>> from jaxsoftmax import console, data
+        >>> from jaxsoftmax import data
+        >>> from jaxsoftmax.cli import console
         >>> print(console.describe(data.load("digits")).splitlines()[1])
         1,085 train, 357 validation, 355 test examples of 64 features, 10 classes
     """
@@ -144,7 +176,7 @@ def sentence(choices: Mapping[str, Any]) -> str:
         Names and values.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> console.sentence({"loss": "softmax", "batch_size": 32, "patience": None})
         'loss softmax, batch size 32'
     """
@@ -157,6 +189,30 @@ def sentence(choices: Mapping[str, Any]) -> str:
     )
 
 
+def certified(best: float, solution: Solution) -> str:
+    """Tell how near a solution is to the optimum.
+
+    Args:
+        best: the C that was chosen.
+        solution: at it.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax import solvers
+        >>> from jaxsoftmax.cli import console
+        >>> solution = solvers.solve(np.array([[0.0], [1.0]]), np.array([0, 1]), C=1.0)
+        >>> console.certified(1.0, solution).partition(":")[0]
+        'C = 1'
+    """
+    if np.isfinite(solution.gap):
+        proof = f"within {solution.gap:.1e} of the optimum, proven"
+        return f"C = {best:.4g}: objective {solution.objective:.6f}, {proof}"
+    return f"C = {best:.4g}: {solution.reason}"
+
+
 def headline(told: Mapping[str, Any]) -> str:
     """Tell the figure that says most, with its interval.
 
@@ -167,7 +223,7 @@ def headline(told: Mapping[str, Any]) -> str:
         One line.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> console.headline({"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]})
         'test accuracy 50.00%, 95 % interval 40.00% to 60.00%'
     """
@@ -194,7 +250,7 @@ def splits_table(figures: Mapping[str, Mapping[str, Any]], task: Task) -> Table:
         A table for the console.
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> figures = {"test": {"loss": 0.5, "accuracy": 0.75}}
         >>> console.splits_table(figures, console.Task.classes).row_count
         1
@@ -216,7 +272,7 @@ def figures_tables(told: Mapping[str, Any]) -> list[Table | str]:
         the worst 20 by F1 or R².
 
     Example:
-        >>> from jaxsoftmax import console
+        >>> from jaxsoftmax.cli import console
         >>> told = {"mse": 2.0, "per_number": [{"name": "price", "mse": 2.0}]}
         >>> [table.row_count for table in console.figures_tables(told)]
         [1, 1]

@@ -27,7 +27,7 @@ def text(value: object) -> str:
         HTML, safe between tags and in attributes.
 
     Example:
-        >>> from jaxsoftmax import page
+        >>> from jaxsoftmax.report import page
         >>> page.text("<a&b>")
         '&lt;a&amp;b&gt;'
     """
@@ -49,7 +49,7 @@ def isolated(name: str) -> str:
         The name between Unicode's first strong isolate and its end.
 
     Example:
-        >>> from jaxsoftmax import page
+        >>> from jaxsoftmax.report import page
         >>> ascii(page.isolated("a"))
         "'\\u2068a\\u2069'"
     """
@@ -72,7 +72,7 @@ def table(
         HTML.
 
     Example:
-        >>> from jaxsoftmax import page
+        >>> from jaxsoftmax.report import page
         >>> "<td class=r>0.5</td>" in page.table("Figures", ["", "loss"], [["a", 0.5]], align="lr")
         True
     """
@@ -111,7 +111,7 @@ def folded(title: str, inside: str) -> str:
         HTML.
 
     Example:
-        >>> from jaxsoftmax import page
+        >>> from jaxsoftmax.report import page
         >>> page.folded("All", "<p>1</p>")
         '<details><summary>All</summary>\n<p>1</p></details>\n'
     """
@@ -128,7 +128,7 @@ def command(line: str) -> str:
         HTML.
 
     Example:
-        >>> from jaxsoftmax import page
+        >>> from jaxsoftmax.report import page
         >>> page.command("fit digits --seed 0")
         '<pre><span>fit digits</span> <span>--seed 0</span></pre>\n'
     """
@@ -150,7 +150,8 @@ def figure(drawn: Figure, *, name: str, label: str, caption: str, colors: Mappin
         HTML. The same figure gives the same bytes.
 
     Example:
-        >>> from jaxsoftmax import page, plots
+        >>> from jaxsoftmax import plots
+        >>> from jaxsoftmax.report import page
         >>> drawn = plots.residuals([1.0, 2.0], [1.0, 2.5], ["price"])
         >>> shown = page.figure(drawn, name="r", label="A", caption="B", colors={"ink": "#22272e"})
         >>> "fill: var(--ink)" in shown, "#22272e" in shown

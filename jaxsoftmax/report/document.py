@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxsoftmax import evaluation, links, metrics, mistakes, page, plots
-from jaxsoftmax.dataset import Schema, Split, Task
+from jaxsoftmax import evaluation, links, metrics, plots
+from jaxsoftmax.data.dataset import Schema, Split, Task
+from jaxsoftmax.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.mistakes import Mistake
-from jaxsoftmax.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.recipes import LossName
+from jaxsoftmax.report import mistakes, page
+from jaxsoftmax.report.mistakes import Mistake
 
 NOTHING = "–"
 LETTERS = 60  # to which names are cut
@@ -42,6 +43,7 @@ class Content:
         test: the test examples, their features as stored, before preprocessing.
         calibration: from `evaluation.calibrate`, or None.
         preprocessing: what the model does to features first.
+        path: of a probe, `probing.Path.to_json`.
     """
 
     header: Mapping[str, Any]
@@ -53,6 +55,7 @@ class Content:
     test: Split
     calibration: Mapping[str, Any] | None = None
     preprocessing: Preprocessing = IDENTITY
+    path: Mapping[str, Any] | None = None
 
 
 def write(path: str | Path, content: Content) -> None:
@@ -66,7 +69,7 @@ def write(path: str | Path, content: Content) -> None:
         >>> import pathlib, tempfile
         >>> import numpy as np
         >>> from jaxsoftmax import report
-        >>> from jaxsoftmax.dataset import Schema, Split, Task
+        >>> from jaxsoftmax.data.dataset import Schema, Split, Task
         >>> from jaxsoftmax.linear import LinearParams
         >>> x = np.ones((3, 1), np.float32)
         >>> content = report.Content(
@@ -299,6 +302,21 @@ def _learning(answers: _Answers) -> str:
         label="Loss and accuracy by epoch, of training and of validation data.",
         caption="Training figures are means over the epoch, while the model changes; validation "
         f"figures are of the model at the epoch's end.{kept}",
+    )
+
+
+def _regularisation(answers: _Answers) -> str:
+    path = answers.content.path
+    if path is None:
+        return ""
+    best = answers.header["C"]
+    return _show(
+        plots.regularisation_curve(path["C"], path["loss"], error=path["error"]),
+        name="regularisation",
+        label=f"Held-out loss by C; the least is at C = {best:.4g}.",
+        caption=f"The loss of training examples that a fit had not seen, over "
+        f"{answers.header['folds']} folds, with its standard error; every fit within "
+        f"{max(path['gap']):.0e} of its optimum. The model kept is the optimum at C = {best:.4g}.",
     )
 
 
@@ -618,6 +636,7 @@ def _show(figure: Figure, *, name: str, label: str, caption: str) -> str:
 _SECTIONS = (
     ("data", "Data", _data),
     ("learning", "Learning curves", _learning),
+    ("regularisation", "Regularisation", _regularisation),
     ("metrics", "Metrics", _quality),
     ("confusion", "Confusion matrix", _confusion),
     ("predictions", "Residuals", _residuals),

@@ -54,7 +54,7 @@ def stratified(
 
     Example:
         >>> import numpy as np
-        >>> from jaxsoftmax import splits
+        >>> from jaxsoftmax.data import splits
         >>> part = splits.stratified(
         ...     np.repeat([0, 1], [12, 8]), validation_share=0.25, test_share=0.25, seed=0)
         >>> print(np.bincount(part[:12]), np.bincount(part[12:]))

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from jaxsoftmax import evaluation, outputs
-from jaxsoftmax.dataset import Schema, Task
+from jaxsoftmax import evaluation
+from jaxsoftmax.cli import outputs
+from jaxsoftmax.data.dataset import Schema, Task
 from jaxsoftmax.recipes import LossName
 
 SUFFIXES = (".csv", ".parquet")
@@ -46,8 +47,8 @@ def table(
 
     Example:
         >>> import numpy as np
-        >>> from jaxsoftmax import predictions
-        >>> from jaxsoftmax.dataset import Schema, Task
+        >>> from jaxsoftmax.cli import predictions
+        >>> from jaxsoftmax.data.dataset import Schema, Task
         >>> schema, ids = Schema(Task.classes, ("0", "1"), shape=(3,)), np.array(["a"])
         >>> made = predictions.table(
         ...     np.array([[0.0]]), ids, schema, loss="sigmoid", identifier="ID")
@@ -80,7 +81,7 @@ def write(path: Path, predictions: pa.Table) -> None:
 
     Example:
         >>> import pathlib, tempfile, pyarrow as pa
-        >>> from jaxsoftmax import predictions
+        >>> from jaxsoftmax.cli import predictions
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "said.csv"
         ...     predictions.write(path, pa.table({"row": [1], "label": ["a"]}))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsoftmax.dataset import Dataset, Progress, Schema, Split, Task
-from jaxsoftmax.splits import TEST, TRAIN, VALIDATION, folds, stratified
+from jaxsoftmax.data.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.data.splits import TEST, TRAIN, VALIDATION, folds, stratified
 
 KNOWN = {
     "mnist": "MNIST, LeCun, Cortes & Burges (1998), CC BY-SA 3.0",

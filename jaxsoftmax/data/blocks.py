@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxsoftmax.dataset import Progress
+from jaxsoftmax.data.dataset import Progress
 
 NUMBERS = 2**18
 """How many numbers make a block: few enough for a processor's cache."""

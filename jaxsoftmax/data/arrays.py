@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jaxsoftmax.blocks import Features, divide, fault, rows_at_once
-from jaxsoftmax.tables import listed
+from jaxsoftmax.data.blocks import Features, divide, fault, rows_at_once
+from jaxsoftmax.data.tables import listed
 
 SUFFIXES = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")

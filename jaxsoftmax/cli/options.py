@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jaxsoftmax import data
-from jaxsoftmax.dataset import Task
+from jaxsoftmax.data.dataset import Task
 from jaxsoftmax.recipes import LossName, OptimizerName
 
 DATA, FIT, RUN = "Data", "Fit", "Run"  # the panels of `fit --help`
@@ -185,6 +185,45 @@ Seed = Annotated[
         min=0,
         max=2**32 - 1,
         help="Of the first weights and the order of minibatches.",
+        rich_help_panel=FIT,
+    ),
+]
+
+# How a probe goes.
+
+ProbeLoss = Annotated[
+    LossName | None,
+    typer.Option(
+        metavar="LOSS",
+        help="softmax or sigmoid.",
+        show_default="softmax; sigmoid of two classes, and of labels",
+        rich_help_panel=FIT,
+    ),
+]
+Strongest = Annotated[
+    float,
+    typer.Option(metavar="C", help="The least C, the strongest penalty.", rich_help_panel=FIT),
+]
+Weakest = Annotated[
+    float,
+    typer.Option(metavar="C", help="The greatest C, the weakest penalty.", rich_help_panel=FIT),
+]
+Points = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, help="Values of C, in equal ratios.", rich_help_panel=FIT
+    ),
+]
+Folds = Annotated[
+    int,
+    typer.Option(metavar="N", min=2, help="Of the training examples.", rich_help_panel=FIT),
+]
+Gap = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        help="Proven distance from the optimum of the model that is kept, relative to the "
+        "objective.",
         rich_help_panel=FIT,
     ),
 ]
