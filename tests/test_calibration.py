@@ -170,8 +170,9 @@ def test_the_decrement_is_negligible_at_the_optimum(
 def test_the_decrement_tells_how_far_the_optimum_is(data: Arrays) -> None:
     best, early = vector_scaling(*data), vector_scaling(*data, iterations=1)
     assert not early.converged
-    # Of a function that is nearly quadratic here, Newton's estimate is right to a tenth or two.
-    np.testing.assert_allclose(early.decrement, early.nll[1] - best.nll[1], rtol=0.25)
+    # Newton's estimate is that of a quadratic function, which the loss only nearly is here.
+    left = early.nll[1] - best.nll[1]
+    assert 0.5 * left < early.decrement < 2 * left
 
 
 # -- What it does to the data --
