@@ -7,7 +7,9 @@ and 1 as y has one sigmoid for each label.
 """
 
 import functools
+import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -17,7 +19,8 @@ import scipy.sparse  # type: ignore[import-untyped]
 import scipy.special  # type: ignore[import-untyped]
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
-from sklearn.metrics import check_scoring
+from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.metrics import check_scoring, make_scorer
 from sklearn.model_selection import check_cv
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
@@ -30,7 +33,7 @@ from jaxsoftmax.losses import binary_cross_entropy, cross_entropy
 from jaxsoftmax.solvers import Solution, solve, solve_path
 
 
-class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
+class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
     """Logistic regression, binary, multi-class or multi-label, with a certificate.
 
     Args:
@@ -148,7 +151,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
-        scores = X @ self.coef_.T + self.intercept_
+        product = X @ self.coef_.T  # sparse where both are, after `sparsify`
+        product = product.toarray() if scipy.sparse.issparse(product) else product
+        scores = product + self.intercept_
         return scores.ravel() if scores.shape[1] == 1 and not self._multilabel else scores
 
     def predict(self, X: Any) -> np.ndarray:
@@ -279,7 +284,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
     def _initial(self) -> LinearParams | None:
         if not hasattr(self, "coef_"):
             return None
-        coef: Any = self.coef_.T
+        coef: Any = self.coef_
+        coef = coef.toarray().T if scipy.sparse.issparse(coef) else coef.T
         intercept: Any = self.intercept_ if self.fit_intercept else None
         return LinearParams(coef, intercept)
 
@@ -404,17 +410,35 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
             max_iterations=self.max_iter,
         )
         self.scores_ = np.empty((len(self.Cs_), len(splits)))
-        scorer = check_scoring(self, self.scoring)
         path = self.path_.params
-        for at in np.ndindex(*self.scores_.shape):
-            self._take(LinearParams(path.w[at], None if path.bias is None else path.bias[at]), None)
-            held_out = splits[at[1]][1]
-            self.scores_[at] = scorer(self, X[held_out], y[held_out])
+        for fold, (_, held_out) in enumerate(splits):
+            given = None if sample_weight is None else np.asarray(sample_weight)[held_out]
+            for i in range(len(self.Cs_)):
+                bias = None if path.bias is None else path.bias[i, fold]
+                self._take(LinearParams(path.w[i, fold], bias), None)
+                self.scores_[i, fold] = self.score(X[held_out], y[held_out], given)
         best = int(self.scores_.mean(1).argmax())
         self.C_ = float(self.Cs_[best])
         del self.coef_, self.intercept_
         self._solved(X, targets, weights, self.C_, None)
         return self
+
+    def score(self, X: Any, y: Any, sample_weight: Any | None = None) -> float:
+        """What `scoring` says, which is also what C was chosen by.
+
+        Args:
+            X: `[n, D]`.
+            y: labels `[n]`, or 0 and 1 `[n, K]`.
+            sample_weight: `[n]`.
+
+        Returns:
+            The score.
+        """
+        scorer = check_scoring(self, self.scoring or "accuracy")
+        if not self._multilabel:
+            scorer = _of_all_classes(scorer, self.classes_)
+        given = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return scorer(self, X, y, **given)
 
     def partial_fit(self, *arguments: Any, **named: Any) -> Self:
         """Not of a grid.
@@ -437,8 +461,24 @@ def _check_settings(model: SoftmaxClassifier) -> None:
         value = getattr(model, name)
         if not isinstance(value, int | float | np.number) or not value > 0:
             raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-    if not 0 <= model.l1_ratio <= 1:
+    if not isinstance(model.l1_ratio, int | float | np.number) or not 0 <= model.l1_ratio <= 1:
         raise ValueError(f"l1_ratio: expected a number in [0, 1], got {model.l1_ratio!r}")
+
+
+def _of_all_classes(scorer: Callable, classes: np.ndarray) -> Callable:
+    """The scorer, told of all classes where it asks: a held-out part may not show each of them."""
+    asked = inspect.signature(getattr(scorer, "_score_func", len)).parameters
+    if "labels" not in asked:
+        return scorer
+    known = {"labels": classes} | scorer._kwargs  # type: ignore[attr-defined]
+    if "pos_label" in asked and len(classes) == 2:
+        known = {"pos_label": classes[1]} | known
+    return make_scorer(
+        scorer._score_func,  # type: ignore[attr-defined]
+        greater_is_better=scorer._sign > 0,  # type: ignore[attr-defined]
+        response_method=scorer._response_method,  # type: ignore[attr-defined]
+        **known,
+    )
 
 
 def _first_state(model: SoftmaxClassifier, features: int, width: int, optimizer: Any) -> Any:

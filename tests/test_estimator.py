@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -69,6 +70,20 @@ def test_sparse_input_is_dense_input(iris: Any) -> None:
     np.testing.assert_allclose(
         dense.predict_proba(x), sparse.predict_proba(scipy.sparse.csr_array(x)), rtol=1e-12
     )
+
+
+def test_sparse_coefficients_predict_as_dense_ones_and_warm_start(iris: Any) -> None:
+    x, y = iris
+    model = SoftmaxClassifier(C=0.1, l1_ratio=1.0, warm_start=True).fit(x, y)
+    scores, iterations = model.decision_function(x), model.solution_.iterations
+    model.sparsify()
+    assert scipy.sparse.issparse(model.coef_)
+    assert model.coef_.nnz < 12
+    np.testing.assert_allclose(model.decision_function(x), scores, rtol=1e-12)
+    np.testing.assert_allclose(
+        model.decision_function(scipy.sparse.csr_array(x)), scores, rtol=1e-12
+    )
+    assert model.fit(x, y).solution_.iterations < iterations
 
 
 def test_multi_label_targets() -> None:
@@ -137,6 +152,7 @@ def test_it_says_where_the_tolerance_was_not_reached(iris: Any) -> None:
         ({"C": -1.0}, "C: expected a number above 0, got -1.0"),
         ({"tol": 0}, "tol: expected a number above 0"),
         ({"l1_ratio": 2}, r"l1_ratio: expected a number in \[0, 1\]"),
+        ({"l1_ratio": None}, r"l1_ratio: expected a number in \[0, 1\], got None"),
     ],
 )
 def test_bad_settings_are_named(iris: Any, settings: dict, words: str) -> None:
@@ -166,4 +182,34 @@ def test_sample_weights_choose_with_the_weights(iris: Any) -> None:
         warnings.simplefilter("error")
         model = SoftmaxClassifierCV(Cs=3, cv=2, scoring="neg_log_loss").fit(x, y, s + 0.5)
     assert model.scores_.shape == (3, 2)
+    assert (model.scores_ < 0).all()
+
+
+def test_a_weight_counts_in_the_held_out_part_too(iris: Any) -> None:
+    x, y = iris
+    s = np.random.default_rng(0).integers(1, 4, len(y))
+    fold = np.arange(len(y)) % 2
+    # The same splits of copies: each example's copies lie together.
+    weighted = SoftmaxClassifierCV(Cs=[0.01, 1.0], cv=_splits(fold), scoring="neg_log_loss")
+    copies = clone(weighted).set_params(cv=_splits(np.repeat(fold, s)))
+    weighted.fit(x, y, s)
+    copies.fit(np.repeat(x, s, 0), np.repeat(y, s))
+    # Both are within grid_tol of one optimum; unweighted scores differ by 6e-3 and more.
+    np.testing.assert_allclose(weighted.scores_, copies.scores_, rtol=2e-3)
+
+
+def _splits(fold: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
+
+
+def test_score_is_what_c_was_chosen_by(iris: Any) -> None:
+    x, y = iris
+    model = SoftmaxClassifierCV(Cs=[0.1, 1.0], cv=3, scoring="neg_log_loss").fit(x, y)
+    expected = -log_loss(y, model.predict_proba(x))
+    assert model.score(x, y) == expected
+
+
+def test_folds_need_not_hold_every_class(iris: Any) -> None:
+    x, y = iris
+    model = SoftmaxClassifierCV(Cs=[0.1], cv=KFold(3), scoring="neg_log_loss").fit(x, y)
     assert (model.scores_ < 0).all()
