@@ -1,0 +1,171 @@
+"""Toxic comments: six labels and clean, from hashed words and letters; ROC-AUC and rare labels.
+
+Command: `python experiments/toxic_comments.py [--files DIR]`, about 5 minutes on two cores.
+DIR holds comments.parquet, 20,000 of the 159,571 training comments of the Toxic Comment
+Classification Challenge (Kaggle, 2018); or, as TensorFlow Datasets prepares them, all of
+wikipedia_toxicity_subtypes, which has been run on made comments only. The first 12,000 train, the
+next 3,000 validate, the last 5,000 test. `--smoke` takes made comments, and writes nothing. The
+record is results/toxic_comments.json.
+
+Question. What does a linear head on hashed words, on hashed letters (runs of 2 to 5 within words),
+or on both reach by the challenge's metric, the mean of the six labels' ROC-AUC? Is it
+scikit-learn's one-vs-rest on the same split, and what do weights for the positives and thresholds
+of the labels' own change, where a threat is 3 comments of 1,000? "Clean" is a seventh label: none
+of the six. C is the best of five by validation ROC-AUC.
+
+Findings: the mean ROC-AUC of the six is 0.940 by words, 0.965 by letters and 0.970 by both (95 %
+interval 0.964 to 0.974): letters see a word under its spellings. The rarest labels rank best,
+severe_toxic with 0.985 and threat with 0.980, and are said least: at one half none of 14 threats
+and 4.0 % of the hate. Macro F1, clean counted, is 0.458 there, 0.584 by pos_weight, 0.604 by
+thresholds and 0.616 by both, three that the intervals (0.538 to 0.652) do not tell apart; saying
+all always has 0.195. Micro F1 hardly moves, from 0.909 to 0.900 and 0.903. The three stand on one
+curve: of the insults, precision and recall are 0.86 and 0.43, 0.63 and 0.69, 0.56 and 0.77.
+scikit-learn's one-vs-rest is the same head, stopped earlier, 0.38 % above the optimum at the best C
+and 2.0 % at the weakest penalty, with scores up to 1.8 apart; it ranks as well, 0.967 over all
+seven.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import comments
+import document
+import jax
+import label_heads
+import numpy as np
+import scipy.sparse
+from comments import Comments
+from document import BLUE, GREEN, INK, ORANGE
+from label_heads import Part
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+from jaxsoftmax import metrics
+
+NAMES = (*comments.LABELS, "clean")
+STRENGTHS = 10.0 ** np.arange(-1, 1.5, 0.5)
+WIDTH = 2**12  # hashed columns of words, and as many of letters
+TRAIN, VALIDATION = 0.6, 0.15
+KINDS = {
+    "words": {"analyzer": "word", "ngram_range": (1, 2)},
+    "letters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
+}
+COLORS = {"words": ORANGE, "letters": GREEN, "words and letters": BLUE}
+
+
+def main() -> None:
+    """Read, hash, fit in every way, compare."""
+    options = document.arguments(__doc__, files="toxic")
+    found = made() if options.smoke else read(options.files)
+    width, strengths = (2**8, STRENGTHS[2:4]) if options.smoke else (WIDTH, STRENGTHS)
+    hashed = {kind: features(found, kind, width) for kind in KINDS}
+    hashed["words and letters"] = scipy.sparse.hstack(list(hashed.values()), format="csr")
+    ranked = {kind: ranking(x, found.targets, strengths) for kind, x in hashed.items()}
+    document.show({kind: {k: of[k] for k in ("columns", "mean")} for kind, of in ranked.items()})
+    parts = split(hashed["words and letters"], with_clean(found.targets))
+    record, z = label_heads.study(*parts, strengths=strengths, names=NAMES)
+    label_heads.show(record)
+    record |= {"ROC-AUC of the six labels by features": document.rounded(ranked)}
+    document.publish("toxic_comments", record, lambda: draw(record, z, parts[2].targets),
+                     smoke=options.smoke)  # fmt: skip
+
+
+def read(folder: Path) -> Comments:
+    """The table of a folder, or what TensorFlow Datasets prepared in it."""
+    table = folder / "comments.parquet"
+    return comments.load(table) if table.exists() else comments.load_prepared(folder)
+
+
+def made() -> Comments:
+    """Made comments, for a smoke run: a word for each label among others."""
+    rng = np.random.default_rng(0)
+    targets = rng.random((400, 6)) < 0.2
+    words = np.array(["red", "green", "blue", "grey", "black", "white"])
+    others = rng.choice(["one", "two", "three", "four", "five"], (400, 6))
+    texts = [" ".join([*words[t], *o]) for t, o in zip(targets, others, strict=True)]
+    return Comments(texts, targets.astype(int))
+
+
+def features(found: Comments, kind: str, width: int) -> scipy.sparse.csr_matrix:
+    """Hashed counts, their logarithms weighted by rarity among the training comments, rows of 1."""
+    counts = HashingVectorizer(n_features=width, alternate_sign=False, norm=None, **KINDS[kind])
+    table = counts.transform(found.texts)
+    rarity = TfidfTransformer(sublinear_tf=True).fit(table[: int(TRAIN * len(found.texts))])
+    return rarity.transform(table).astype(np.float32)
+
+
+def with_clean(targets: np.ndarray) -> np.ndarray:
+    """The six labels and the seventh, none of them: `[N, 7]`."""
+    return np.c_[targets, targets.sum(1) == 0].astype(int)
+
+
+def split(x: scipy.sparse.csr_matrix, targets: np.ndarray) -> tuple[Part, Part, Part]:
+    """Training, validation and test comments, in the order of the file, which is random."""
+    ends = [int(TRAIN * len(targets)), int((TRAIN + VALIDATION) * len(targets))]
+    rows = np.split(np.arange(len(targets)), ends)
+    train, validation, test = (Part(x[row], targets[row]) for row in rows)
+    return train, validation, test
+
+
+def ranking(
+    x: scipy.sparse.csr_matrix, targets: np.ndarray, strengths: np.ndarray
+) -> dict[str, Any]:
+    """Test ROC-AUC of the six labels, and their mean with its interval, at the best C."""
+    train, validation, test = split(x, targets)
+    heads = label_heads.fitted(train, strengths)
+    auc = [
+        label_heads.mean_auc(z, validation.targets)
+        for z in label_heads.scores(heads, validation.features)
+    ]
+    z = label_heads.scores(heads, test.features)[int(np.argmax(auc))]
+    found = metrics.bootstrap(
+        mean_auc, (z, test.targets), key=jax.random.key(0), resamples=200
+    )  # fmt: skip
+    return {
+        "columns": x.shape[1],
+        "columns of a comment": x.nnz / x.shape[0],
+        "best C": strengths[int(np.argmax(auc))],
+        "mean": float(found.estimate),
+        "interval of the mean": [float(found.low), float(found.high)],
+        "labels": label_heads.auc_of_labels(z, test.targets),
+    }
+
+
+def mean_auc(z: jax.Array, targets: jax.Array) -> jax.Array:
+    """The challenge's metric."""
+    return label_heads.auc_of_labels(z, targets).mean()
+
+
+# The figure
+
+
+def draw(record: dict[str, Any], z: dict[str, np.ndarray], targets: np.ndarray) -> Figure:
+    """ROC-AUC by features, F1 of the labels, its mean, and a threat's precision and recall."""
+    figure, axes = document.panels(2, 2, height=7.2)
+    by_features(axes[0, 0], record["ROC-AUC of the six labels by features"])
+    label_heads.f1_of_labels(axes[0, 1], record)
+    axes[0, 1].legend(loc="center right", fontsize=8)
+    label_heads.macro_f1_of_ways(axes[1, 0], record)
+    label_heads.operating_points(axes[1, 1], z, targets, record, NAMES.index("insult"))
+    return figure
+
+
+def by_features(axes: Axes, ranked: dict[str, Any]) -> None:
+    """ROC-AUC of each label and their mean, of three kinds of features."""
+    names = [*comments.LABELS, "mean of the six"]
+    for shift, (kind, of) in zip((-0.2, 0, 0.2), ranked.items(), strict=True):
+        rows = np.arange(len(names)) + shift
+        axes.plot([*of["labels"], of["mean"]], rows, "o", color=COLORS[kind], markersize=4,
+                  label=f"{kind} ({of['columns']:,})")  # fmt: skip
+        axes.plot(of["interval of the mean"], rows[[-1, -1]], color=COLORS[kind])
+    axes.set_yticks(range(len(names)), names)
+    axes.axhline(len(names) - 1.5, color=INK, linewidth=0.8)
+    axes.set(ylim=(len(names) - 0.5, -0.5))
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.08), ncols=3, fontsize=8)
+    axes.set_title("ROC-AUC on test comments, by features (hashed columns)")
+
+
+if __name__ == "__main__":
+    main()
