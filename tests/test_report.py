@@ -21,7 +21,7 @@ from PIL import Image
 from jaxsoftmax import evaluation, plots, report
 from jaxsoftmax.data.dataset import Schema, Split, Task
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.report import Content, page
+from jaxsoftmax.report import Content, document, page
 
 FIGURES = {
     "digits": {"learning-curves", "confusion-matrix", "reliability", "templates", "worst-mistakes"},
@@ -192,7 +192,7 @@ def page_name(name: str) -> str:
 def test_pushes_add_up() -> None:
     """Of a table, what argued for the first mistake are the largest parts of the lead."""
     content = contents.table()
-    answers = report._Answers(content)
+    answers = document._Answers(content)
     text = report.html(content)
     told = re.search(r"<td class=w[^>]*>(.*?)</td>", text, re.S)[1]
     pushes = [float(each) for each in re.findall(r"\(\+([\d.]+)\)", told)]
