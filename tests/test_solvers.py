@@ -299,13 +299,64 @@ def test_wide_features_do_without_a_gram_matrix(monkeypatch: pytest.MonkeyPatch)
     assert_certified(found, optimum(x, y, alpha=0.01, bias=True), 1e-9)
 
 
-def test_sparse_features_and_their_refusal() -> None:
+def hashed(n: int = 300, d: int = 4000, classes: int = 3) -> tuple[scipy.sparse.csr_array, Array]:
+    """Counts in few columns of many, some of them empty, and labels that depend on some of them."""
+    rng = np.random.default_rng(5)
+    columns = (d * rng.random((n, 12)) ** 4).astype(int)
+    entries = (np.ones(columns.size), (np.repeat(np.arange(n), 12), columns.ravel()))
+    x = scipy.sparse.csr_array(entries, shape=(n, d))
+    x.sum_duplicates()
+    z = x[:, :classes].toarray() + rng.gumbel(size=(n, classes))
+    return x, z.argmax(1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5])
+def test_sparse_features_are_not_made_dense(dtype: type, l1_ratio: float) -> None:
+    x, y = hashed()
+    x = x.astype(dtype)
+    memory = x.toarray().nbytes - 1
+    sparse = solve(x, y, C=1.0, l1_ratio=l1_ratio, gap=1e-7, memory=memory)
+    dense = solve(x.toarray(), y, C=1.0, l1_ratio=l1_ratio, gap=1e-9)
+    assert sparse.converged, sparse.reason
+    assert sparse.gap <= 1e-7
+    assert sparse.params.w.dtype == dtype
+    assert sparse.params.w.shape == (4000, 3)
+    np.testing.assert_allclose(sparse.objective, dense.objective, rtol=1e-7)
+    x.data[0] = np.nan
+    with pytest.raises(ValueError, match="got nan at entry"):
+        solve(x, y, C=1.0)
+
+
+def test_large_sparse_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxsoftmax.solvers import prepare
+
+    monkeypatch.setattr(prepare, "SMALL", 0)
+    x, y = hashed()
+    best = solve(x.toarray(), y, C=1.0, gap=1e-12).objective
+    for dtype in (np.float32, np.float64):
+        assert_certified(solve(x.astype(dtype), y, C=1.0, gap=1e-9), best, 1e-9)
+
+
+def test_a_path_over_sparse_features() -> None:
+    x, y = hashed()
+    folds = np.arange(len(y)) % 2
+    t = y == 0
+    path = solve_path(x, t, C=[0.1, 10.0], folds=folds, loss=binary_cross_entropy, gap=1e-7)
+    assert path.converged.all()
+    for i, c in enumerate([0.1, 10.0]):
+        kept = folds != 1
+        one = solve(x.toarray()[kept], t[kept], C=c, loss=binary_cross_entropy, gap=1e-10)
+        np.testing.assert_allclose(path.objective[i, 1], one.objective, rtol=1e-7)
+
+
+def test_features_that_are_sparse_in_name_only_are_made_dense() -> None:
     x, y = problem()
-    sparse = scipy.sparse.csr_array(np.where(x > 0.5, x, 0))
-    dense = solve(sparse.toarray(), y, C=1.0)
-    assert solve(sparse, y, C=1.0).objective == dense.objective
-    with pytest.raises(MemoryError, match=r"4,320 bytes; memory allows 4,000"):
-        solve(sparse, y, C=1.0, memory=4000)
+    few = scipy.sparse.csr_array(np.where(x > 0.5, x, 0))
+    dense = solve(few.toarray(), y, C=1.0)
+    assert solve(few, y, C=1.0).objective == dense.objective
+    with pytest.raises(MemoryError, match=rf"need {few.nnz * 32:,} bytes; memory allows 4,000"):
+        solve(few, y, C=1.0, memory=4000)
 
 
 def test_it_starts_where_it_is_told() -> None:

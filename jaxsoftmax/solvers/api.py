@@ -42,7 +42,8 @@ def solve(
               + alpha ((1 - l1_ratio) / 2 ||w||^2 + l1_ratio |w|_1),    alpha = 1 / (C sum_i s_i)
 
     Args:
-        features: floats `[N, D]`, or a SciPy sparse matrix.
+        features: floats `[N, D]`, or a SciPy sparse matrix, which stays sparse where one entry in
+            a hundred or fewer is not 0, or where `memory` does not hold it dense.
         targets: integer labels `[N]` of `cross_entropy`; numbers in [0, 1], `[N]` or `[N, K]`, of
             `binary_cross_entropy`.
         loss: `cross_entropy` or `binary_cross_entropy`.
@@ -68,7 +69,7 @@ def solve(
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: shapes or values that do not
-        fit, named. MemoryError: sparse features that are too large once dense, with their bytes.
+        fit, named. MemoryError: sparse features whose entries alone exceed `memory`.
 
     Example:
         >>> import numpy as np
@@ -178,7 +179,7 @@ def solve_path(
             for t in (targets if several else [targets])
         ]
         given = sets[0]._replace(classes=max(one.classes for one in sets))
-        masks, tail = _masks(folds, len(given.features))
+        masks, tail = _masks(folds, given.features.shape[0])
         s = np.concatenate([masks * one.weights for one in sets]) if several else (
             masks * given.weights
         )  # fmt: skip

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax import links
-from jaxsoftmax.solvers import newton
+from jaxsoftmax.solvers import newton, products
 from jaxsoftmax.solvers import problem as problems
 
 SHIFTS = 12  # Newton steps of the intercept
@@ -230,7 +230,7 @@ def _floor(
     eps = jnp.finfo(jnp.float64).eps
     w, b = at.theta[..., :-1], at.theta[..., -1]
     s, q = _weights(problem), jnp.exp(log_q)
-    size = jnp.max(jnp.abs(problem.features), 0).astype(jnp.float64)
+    size = products.largest(problem.features).astype(jnp.float64)
     terms = jnp.sum(jnp.sum(s * jnp.abs(q - target), -1) ** 2, (1, 2)) * jnp.sum(size**2)
     terms = terms + problem.l2**2 * jnp.sum(w**2, (1, 2))
     smooth = jnp.where(problem.l2 > 0, problem.l2, 1)

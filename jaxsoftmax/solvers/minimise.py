@@ -18,6 +18,7 @@ from jax import Array
 from jaxsoftmax.solvers import certificate, prepare, steps
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.preconditioner import Preconditioner
+from jaxsoftmax.solvers.sparse import Sparse
 
 WORTH = 2**25  # features times classes times lanes: above, a narrower program is worth compiling
 SAMPLE = 4  # a quarter of the examples gives the Hessian of the first iterations
@@ -114,7 +115,7 @@ class _Run:
         if size <= prepare.SMALL:
             return None
         if self.numbers == jnp.float32:
-            return _sampled(self.whole)
+            return None if isinstance(self.whole.features, Sparse) else _sampled(self.whole)
         if self.original.features.dtype == jnp.float64:
             return steps.Sample(
                 self.whole._replace(features=self.whole.features.astype(jnp.float32)), None
@@ -282,6 +283,7 @@ class _Run:
 
 def _sampled(problem: problems.Problem) -> steps.Sample:
     """A random part of the examples, the same one each time."""
+    assert not isinstance(problem.features, Sparse)  # whose rows are not at hand
     n = problem.features.shape[0]
     rows = jnp.asarray(np.sort(np.random.default_rng(1).permutation(n)[: n // SAMPLE]))
     weights = problem.weights[:, rows]

@@ -8,8 +8,8 @@ is
     U diag(1 / (c_k e + l2)) U',
 
 which costs two small products for any c and l2: one factorisation serves all classes, iterations,
-penalties and folds. Where D is too large for a Gram matrix, its diagonal takes the part of e and
-the identity that of U.
+penalties and folds. Where D is too large for a Gram matrix, or the features are sparse, its
+diagonal takes the part of e and the identity that of U.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,8 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers import products
+from jaxsoftmax.solvers.sparse import Sparse
 
 WIDEST = 2048  # features: an eigendecomposition of more takes longer than it saves
 ROWS = 8  # examples per feature, and at least LEAST, that the Gram matrix is estimated from
@@ -34,8 +36,10 @@ class Preconditioner(NamedTuple):
     mean: Array  # m: [D]
 
 
-def build(features: Array, weights: Array, memory: int) -> Preconditioner:
+def build(features: Array | Sparse, weights: Array, memory: int) -> Preconditioner:
     """Eigenvectors of the centred Gram matrix, or its diagonal where D or `memory` forbids it."""
+    if isinstance(features, Sparse):
+        return _of_columns(features, weights)
     n, d = features.shape
     diagonal = d > WIDEST or 4 * 8 * d * d > memory
     rows = n if diagonal else min(n, max(LEAST, ROWS * d))
@@ -53,6 +57,15 @@ def build(features: Array, weights: Array, memory: int) -> Preconditioner:
     return Preconditioner(
         jnp.asarray(vectors, dtype), jnp.asarray(np.maximum(values, 0), dtype), mean
     )
+
+
+@jax.jit
+def _of_columns(x: Sparse, s: Array) -> Preconditioner:
+    """The variance of each column, of whose entries only those that are not 0 are looked at."""
+    s = (s / jnp.sum(s)).astype(x.dtype)[None]
+    mean = products.backward(x, s)[0]
+    spread = products.squares(x, s)[0] - mean**2
+    return Preconditioner(None, jnp.maximum(spread, 0), mean)
 
 
 @jax.jit(static_argnames="diagonal")

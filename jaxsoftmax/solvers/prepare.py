@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxsoftmax import losses
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers import sparse
 
 SMALL = 2**24  # features times classes: up to here float64 costs nothing worth a thought
 LARGEST = {"float32": 1e15, "float64": 1e100}  # so that no sum of squares overflows
@@ -19,7 +20,7 @@ EXACT = 8192  # examples: above, none are added to make shapes, and compilations
 class Data(NamedTuple):
     """Checked arrays on the host: x [N, D]; targets [N] labels or [N, K] numbers; s [N]."""
 
-    features: np.ndarray
+    features: Any  # a NumPy array or a SciPy CSR matrix
     targets: np.ndarray
     weights: np.ndarray
     classes: int
@@ -37,14 +38,15 @@ def data(
 ) -> Data:
     """Check what the user passed; every error names the argument."""
     x = _features(features, memory)
+    n = x.shape[0]
     head = _head(loss)
     t = np.asarray(targets)
-    if t.ndim not in (1, 2) or len(t) != len(x) or (head == "softmax" and t.ndim != 1):
+    if t.ndim not in (1, 2) or len(t) != n or (head == "softmax" and t.ndim != 1):
         expected = "[N]" if head == "softmax" else "[N] or [N, K]"
-        raise ValueError(f"targets: expected {expected} with N = {len(x)}, got shape {t.shape}")
-    s = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
-    if s.shape != (len(x),):
-        raise ValueError(f"weights: expected shape {(len(x),)}, got {s.shape}")
+        raise ValueError(f"targets: expected {expected} with N = {n}, got shape {t.shape}")
+    s = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    if s.shape != (n,):
+        raise ValueError(f"weights: expected shape {(n,)}, got {s.shape}")
     if not (np.isfinite(s) & (s >= 0)).all() or not s.any():
         raise ValueError("weights: expected finite numbers of at least 0, and some above 0")
     if head == "softmax":
@@ -59,16 +61,9 @@ def data(
     return Data(x, t, s, classes, head)
 
 
-def _features(features: Any, memory: int) -> np.ndarray:
-    if hasattr(features, "toarray"):  # a SciPy sparse matrix or array
-        dtype = np.float64 if features.dtype == np.float64 else np.float32
-        needed = int(np.prod(features.shape)) * np.dtype(dtype).itemsize
-        if needed > memory:
-            raise MemoryError(
-                f"features: sparse features are made dense, which needs {needed:,} bytes; memory "
-                f"allows {memory:,}: raise it, select or hash columns, or fit by minibatches"
-            )
-        features = features.toarray().astype(dtype)
+def _features(features: Any, memory: int) -> Any:
+    if hasattr(features, "tocsr"):  # a SciPy sparse matrix or array
+        return _sparse(features, memory)
     x = np.asarray(features)
     if x.dtype.name == "bfloat16" or x.dtype == np.float16:
         x = x.astype(np.float32)
@@ -76,15 +71,37 @@ def _features(features: Any, memory: int) -> np.ndarray:
         raise TypeError(f"features: expected floats, got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"features: expected [N, D] and not empty, got shape {x.shape}")
+    _check_values(x)
+    return x
+
+
+def _check_values(x: np.ndarray, where: str = "") -> None:
     # One sum says whether all are finite; only where it overflows too each entry is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(x.sum()) or np.isfinite(x).all()
     if not finite:
         at = np.argwhere(~np.isfinite(x))[0].tolist()
-        raise ValueError(f"features: expected finite numbers, got {x[tuple(at)]} at {at}")
-    largest, most = max(x.max(), -x.min()), LARGEST[x.dtype.name]
+        raise ValueError(f"features: expected finite numbers, got {x[tuple(at)]} at {where}{at}")
+    largest, most = max(x.max(initial=0), -x.min(initial=0)), LARGEST[x.dtype.name]
     if largest > most:
         raise ValueError(f"features: expected numbers up to {most:g}, got {largest:g}; scale them")
+
+
+def _sparse(x: Any, memory: int) -> Any:
+    """CSR where that is what a product is faster with, or what `memory` allows; else dense."""
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"features: expected [N, D] and not empty, got shape {x.shape}")
+    x = x.tocsr().astype(np.float64 if x.dtype == np.float64 else np.float32)
+    x.sum_duplicates()
+    size = int(np.prod(x.shape, dtype=np.int64))
+    if x.nnz >= sparse.DENSE * size and size * x.dtype.itemsize <= memory:
+        return _features(x.toarray(), memory)
+    if sparse.needed(x) > memory:
+        raise MemoryError(
+            f"features: {x.nnz:,} entries need {sparse.needed(x):,} bytes; memory allows "
+            f"{memory:,}: raise it, select columns, or fit by minibatches"
+        )
+    _check_values(x.data, "entry ")
     return x
 
 
@@ -160,9 +177,10 @@ def lanes(
     given: Data, weights: np.ndarray, targets: np.ndarray, l2: np.ndarray, l1: np.ndarray
 ) -> problems.Problem:
     """The problem of lanes with weights [L, N] and targets [T, N] or [T, N, K], on the device."""
-    n, d = given.features.shape
-    rows, columns = _bucket(n), (max(8, 1 << (d - 1).bit_length()) if d <= 64 else d)
-    x = given.features
+    x, (n, d) = given.features, given.features.shape
+    dense = isinstance(x, np.ndarray)  # sparse features are not padded
+    rows = _bucket(n) if dense else n
+    columns = max(8, 1 << (d - 1).bit_length()) if d <= 64 and dense else d
     if x.size * given.classes * len(weights) <= SMALL:
         x = x.astype(np.float64)
     if (rows, columns) != (n, d):
@@ -172,7 +190,7 @@ def lanes(
     if given.head == "sigmoid":
         t = np.moveaxis(t, 1, 2)
     return problems.Problem(
-        features=jnp.asarray(x),
+        features=jnp.asarray(x) if dense else sparse.stored(x),
         targets=jnp.asarray(t.astype(np.int32 if given.head == "softmax" else np.float64)),
         weights=jnp.asarray(np.pad(s, ((0, 0), (0, rows - n)))),
         l2=jnp.asarray(l2),

@@ -15,6 +15,7 @@ from jax import Array
 
 from jaxsoftmax import derivatives, links
 from jaxsoftmax.solvers import products
+from jaxsoftmax.solvers.sparse import Sparse
 
 type Head = Literal["softmax", "sigmoid"]
 
@@ -22,7 +23,7 @@ type Head = Literal["softmax", "sigmoid"]
 class Problem(NamedTuple):
     """Arrays that define L problems; T is L, or 1 where the lanes share the targets."""
 
-    features: Array  # [N, D]
+    features: Array | Sparse  # [N, D]
     targets: Array  # softmax: integer [T, N]; sigmoid: [T, K, N] in [0, 1]
     weights: Array  # s: [L, N], each row of sum 1
     l2: Array  # [L]

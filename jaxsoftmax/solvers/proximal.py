@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import newton, preconditioner
+from jaxsoftmax.solvers import newton, preconditioner, products
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.preconditioner import Preconditioner
 
@@ -117,7 +117,7 @@ def _diagonal(problem: problems.Problem, head: problems.Head, mass: Array) -> Ar
     """The Hessian's diagonal, without the penalty, under each class's mean curvature."""
     c = preconditioner.curvatures(problem, head, mass)[..., None]
     s = problem.weights.astype(problem.features.dtype)
-    squares = s @ problem.features**2
+    squares = products.squares(problem.features, s)
     h = jnp.concatenate([squares, jnp.ones_like(squares[:, :1])], 1)[:, None].astype(c.dtype)
     eps = jnp.finfo(c.dtype).eps
     return jnp.maximum(c, eps) * jnp.maximum(h, eps * jnp.max(h, -1, keepdims=True))
