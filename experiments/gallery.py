@@ -23,7 +23,9 @@ DOCUMENTS = (
     "divergences",
     "stability",
     "minibatches",
+    "image_classification",
     "malware_families",
+    "toxic_comments",
     "protein_classes",
 )
 
