@@ -1,6 +1,7 @@
 """The main job from end to end: fit, predict and evaluate, as a person and a script run them."""
 
 import csv
+import gc
 import json
 import os
 import pty
@@ -8,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +25,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner, Result
 
 import jaxsoftmax
-from jaxsoftmax import data, evaluation, runs
+from jaxsoftmax import data, evaluation, fitting, runs
 from jaxsoftmax.cli import console
 from jaxsoftmax.cli.app import app
-from jaxsoftmax.data.dataset import Schema, Task
+from jaxsoftmax.data.dataset import Dataset, Schema, Task
 from jaxsoftmax.recipes import LossName, OptimizerName
 
 ROOT = Path(__file__).parent.parent
@@ -496,6 +498,27 @@ def test_an_interrupt_before_the_first_epoch_leaves_nothing(environment: dict[st
     assert errors == "jaxsoftmax: interrupted, nothing is kept\n"
     assert "run:" not in shown
     assert not Path("run").exists()
+
+
+def test_features_that_were_fitted_are_let_go_of_before_the_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, still = [], []
+    fitted, judged = fitting.fit, fitting.judge
+
+    def fit(dataset: Dataset, *arguments: Any, **options: Any) -> Any:
+        held.append(weakref.ref(dataset.train.features))
+        return fitted(dataset, *arguments, **options)
+
+    def judge(*arguments: Any, **options: Any) -> Any:
+        gc.collect()
+        still.append(held[0]() is not None)
+        return judged(*arguments, **options)
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(fitting, "judge", judge)
+    assert call("fit", "digits", "--epochs", "1", "--no-report").exit_code == 0
+    assert still == [False]
 
 
 # Errors: one line, and an exit status.

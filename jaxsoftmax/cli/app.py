@@ -131,10 +131,12 @@ def fit(
                 )
             kept_epoch = _kept_epoch(result, choices, interrupted)
             given = source | mapped | {"data_dir": data_dir} | choices.to_json()
+            scores, dataset = _scored(screen, dataset, result.params, learned)
             kept = _keep(
                 screen,
                 folder,
                 dataset,
+                scores,
                 result.params,
                 learned,
                 header={
@@ -220,10 +222,12 @@ def probe(
             screen.print(console.certified(path.best, solution))
             sweep = {"strongest": strongest, "weakest": weakest, "points": points, "folds": folds}
             given = source | mapped | {"data_dir": data_dir, "loss": chosen} | sweep | {"gap": gap}
+            scores, dataset = _scored(screen, dataset, solution.params, learned)
             kept = _keep(
                 screen,
                 folder,
                 dataset,
+                scores,
                 solution.params,
                 learned,
                 header={
@@ -501,10 +505,19 @@ class _Kept(NamedTuple):
     path: Mapping[str, Any] | None
 
 
+def _scored(
+    screen: Console, dataset: Dataset, params: LinearParams, learned: Preprocessing
+) -> tuple[dict[str, np.ndarray], Dataset]:
+    """The scores, and the data without what was fitted, which its caller lets go of for them."""
+    with console.working(screen, "scoring"):
+        return fitting.score(dataset, params, learned), fitting.lightened(dataset)
+
+
 def _keep(
     screen: Console,
     folder: Path,
     dataset: Dataset,
+    scores: dict[str, np.ndarray],
     params: LinearParams,
     learned: Preprocessing,
     *,
@@ -515,8 +528,6 @@ def _keep(
 ) -> _Kept:
     """Judge a model on every split, and save it with its figures."""
     with console.working(screen, "measuring"):
-        scores = fitting.score(dataset, params, learned)
-        dataset = fitting.lightened(dataset)
         judged = fitting.judge(dataset, scores, loss=header["loss"])
     about = {
         "jaxsoftmax": jaxsoftmax.__version__,

@@ -210,9 +210,7 @@ Weakest = Annotated[
 ]
 Points = Annotated[
     int,
-    typer.Option(
-        metavar="N", min=1, help="Values of C, in equal ratios.", rich_help_panel=FIT
-    ),
+    typer.Option(metavar="N", min=1, help="Values of C, in equal ratios.", rich_help_panel=FIT),
 ]
 Folds = Annotated[
     int,
