@@ -28,6 +28,13 @@ def strict() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def let_go() -> Iterator[None]:
+    """Programs of a finished module: a process may map only so much memory, and each maps some."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=(np.float32, np.float64), ids=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> Iterator[type]:
     """Each of the two dtypes, with float64 enabled where it needs to be."""
