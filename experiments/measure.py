@@ -1,14 +1,16 @@
 """The harness that every experiment shares: interleaved timing, the environment, the record.
 
 Timings on a shared machine drift. So the functions that are compared take turns within one
-process, each round in another order, and what is reported is the median of the ratios within a
-round: a slow minute slows both sides of a ratio. The minimum stands beside the median, because
-disturbance only ever adds time.
+process, each round in an order drawn anew, so that none always finds the cache as the same other
+one left it, and what is reported is the median of the ratios within a round: a slow minute slows
+both sides of a ratio. The minimum stands beside the median, because disturbance only ever adds
+time.
 """
 
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -46,9 +48,9 @@ def paired(
         timer()
     names = list(timers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
+    draw = random.Random(0)
+    for _ in range(rounds):
+        for name in draw.sample(names, len(names)):
             seconds[name].append(timers[name]())
     base = seconds[names[0]]
     ratios = {
