@@ -58,7 +58,8 @@ def solve(
         method: "newton-cg", "lbfgs" or "proximal"; by default the first, the last with l1.
         max_iterations: outer iterations.
         memory: bytes for what is made beside the features.
-        callback: called after each iteration with a dict of figures.
+        callback: called after each iteration with a dict of figures: the seconds since the call,
+            the objective, the estimate of its distance from the optimum, the parameters.
 
     Returns:
         A `Solution`: params of NumPy arrays in the dtype of the features, and the certificate.
@@ -109,6 +110,7 @@ def solve(
             limit=max_iterations,
             dtype=given.features.dtype.name,
             memory=memory,
+            start=start,
             callback=callback,
         )
     return _solution([outcome], given, (), bias, time.perf_counter() - start)
@@ -212,6 +214,7 @@ def solve_path(
                 limit=max_iterations,
                 dtype=given.features.dtype.name,
                 memory=memory,
+                start=start,
             )
             theta = found[i].theta
             earlier = [*earlier[-1:], (np.log(strengths[i]), theta)]

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoftmax.solvers import certificate, prepare, steps
+from jaxsoftmax.solvers import blocks, certificate, prepare, steps
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.blocks import Blocks
 from jaxsoftmax.solvers.preconditioner import Preconditioner
 from jaxsoftmax.solvers.sparse import Sparse
 
@@ -51,15 +52,19 @@ def minimise(
     limit: int,
     dtype: str,
     memory: int,
+    start: float,
     callback: Callable[[dict[str, Any]], object] | None = None,
 ) -> Outcome:
-    """Minimise every lane to a certified relative gap; `dtype` is that of the result."""
-    outcome, start = Outcome(theta), time.perf_counter()
+    """Minimise every lane to a certified relative gap; `dtype` is that of the result.
+
+    A callback is told the seconds since `start`, on the performance counter.
+    """
+    outcome = Outcome(theta)
     lanes = np.arange(len(theta))
     for tier in _tiers(problem, memory):
         if not lanes.size:
             break
-        run = _Run(problem, head, gap, method, intercept, pre, dtype, outcome, lanes, tier)
+        run = _Run(problem, head, gap, method, intercept, pre, dtype, outcome, lanes, tier, memory)
         while run.lanes.size and run.iteration() < limit and not run.stuck():
             if callback is not None:
                 callback(run.report() | {"seconds": time.perf_counter() - start})
@@ -95,11 +100,13 @@ class _Run:
         outcome: Outcome,
         lanes: np.ndarray,
         tier: tuple[Any, Any],
+        memory: int,
     ) -> None:
         features, self.numbers = tier
         self.original = problem
         self.whole = problem._replace(features=problem.features.astype(features))
-        self.pre = jax.tree.map(lambda a: a.astype(features), pre)
+        self.of_all = jax.tree.map(lambda a: a.astype(features), pre)
+        self.memory = memory
         self.head, self.gap, self.dtype, self.outcome = head, gap, dtype, outcome
         self.method, self.how = steps.METHODS[method], {"intercept": intercept}
         self.lanes = lanes
@@ -111,8 +118,7 @@ class _Run:
 
     def _cheaper(self) -> steps.Sample | None:
         """A quarter of the examples while far from the optimum; float32 for float64 features."""
-        size = self.whole.features.size * self.outcome.theta.shape[1] * len(self.lanes)
-        if size <= prepare.SMALL:
+        if self._small():
             return None
         if self.numbers == jnp.float32:
             return None if isinstance(self.whole.features, Sparse) else _sampled(self.whole)
@@ -121,6 +127,11 @@ class _Run:
                 self.whole._replace(features=self.whole.features.astype(jnp.float32)), None
             )
         return None
+
+    def _small(self) -> bool:
+        """Whether a step takes less time than to think about it."""
+        size = self.whole.features.size * self.outcome.theta.shape[1] * len(self.lanes)
+        return size <= prepare.SMALL
 
     def _sample(self) -> steps.Sample | None:
         """The cheaper problem of the lanes that are left."""
@@ -139,6 +150,8 @@ class _Run:
         self.point, self.g = steps.evaluate(self.problem, self.head, theta, **self.how)
         self.state: Any = None
         self.count = 2
+        self.pre: Preconditioner | Blocks = self.of_all
+        self.spent = 0  # on Newton systems since the preconditioner was made
         if (
             self.cheap is not None
             and self.cheap.rows is not None
@@ -156,13 +169,25 @@ class _Run:
         self.point, self.g, self.state = step.point, step.gradient, step.memory
         self.count = int(step.products)
         self.outcome.iterations[self.lanes] += 1
+        self.spent += self.count
         decrement = np.asarray(step.decrement, float)
         near = not np.any(decrement[self.real] > FAR * np.abs(self.value[self.real]))
         if near and self.cheap is not None and self.cheap.rows is not None:
             self.cheap = None
         self._measure(decrement)
         self._finish()
+        self._sharpen()
         return int(self.outcome.iterations.max())
+
+    def _sharpen(self) -> None:
+        """Make the preconditioner of where the lanes are, once as much was spent as it takes."""
+        if self.method is not steps.newton_cg or self._small() or not self.lanes.size:
+            return
+        lanes, classes = self.point.theta.shape[:2]
+        if self.spent < blocks.price(self.problem, lanes, classes, self.memory):
+            return
+        found = blocks.build(self.problem, self.head, self.point.mass)
+        self.pre, self.spent = found or self.pre, 0
 
     def _measure(self, decrement: np.ndarray) -> None:
         """Fetch the figures on which the loop decides, and note which lanes make progress."""

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import preconditioner
+from jaxsoftmax.solvers import blocks, preconditioner
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.blocks import Blocks
 from jaxsoftmax.solvers.preconditioner import Preconditioner
 
 LIMIT = 500  # products of one direction
@@ -27,7 +28,7 @@ def direction(
     head: problems.Head,
     mass: Array,
     g: Array,
-    pre: Preconditioner,
+    pre: Preconditioner | Blocks,
     goal: Array,
     *,
     intercept: bool,
@@ -46,13 +47,16 @@ def direction(
     r = (-g / scale).astype(dtype)
     goal = (goal / scale[:, 0, 0]).astype(dtype)
     mass, pre = mass.astype(dtype), jax.tree.map(lambda a: a.astype(dtype), pre)
-    c = preconditioner.curvatures(problem, head, mass)
+    if not isinstance(pre, Blocks):
+        c = preconditioner.curvatures(problem, head, mass)
 
     def kept(a: Array) -> Array:
         a = a if intercept else a.at[..., -1].set(0)
         return a if free is None else jnp.where(free, a, 0)
 
     def precondition(r: Array) -> Array:
+        if isinstance(pre, Blocks):
+            return kept(blocks.apply(pre, head, problem.l2, r))
         return kept(preconditioner.apply(pre, c, problem.l2, r))
 
     def body(at: _Iterate) -> _Iterate:

@@ -102,16 +102,28 @@ def gradient(problem: Problem, at: Point, *, intercept: bool) -> Array:
 
 def curvature(problem: Problem, head: Head, mass: Array, u: Array) -> Array:
     """s times the Hessian of each example's loss in its scores, times u: `[L, K, N]`."""
-    s = problem.weights.astype(u.dtype)[:, None]
-    return s * (links.covariance_product(mass, u, 1) if head == "softmax" else mass * u)
+    return _curvature(head, problem.weights.astype(u.dtype), mass, u)
+
+
+def _curvature(head: Head, s: Array, mass: Array, u: Array) -> Array:
+    return s[:, None] * (links.covariance_product(mass, u, 1) if head == "softmax" else mass * u)
 
 
 def hessian_product(
     problem: Problem, head: Head, mass: Array, v: Array, *, intercept: bool
 ) -> Array:
     """Hessian of the smooth part times v, `[L, K, D + 1]`: two products, and no Hessian."""
-    u = scores(problem, v)
-    return _penalised(problem, adjoint(problem, curvature(problem, head, mass, u)), v, intercept)
+    lanes, classes, _ = v.shape
+    flat = v.reshape(lanes * classes, -1)
+
+    def between(u: Array, mass: Array, s: Array) -> Array:
+        u = (u + flat[:, -1:]).reshape(lanes, classes, -1)
+        return _curvature(head, s, mass, u).reshape(lanes * classes, -1)
+
+    s = problem.weights.astype(v.dtype)
+    w, b = products.there_and_back(problem.features, flat[:, :-1], between, mass, s)
+    packed = jnp.concatenate([w, b[:, None]], 1).reshape(v.shape)
+    return _penalised(problem, packed, v, intercept)
 
 
 def _penalised(problem: Problem, packed: Array, theta: Array, intercept: bool) -> Array:

@@ -6,7 +6,13 @@ r"""The two products that a linear model's optimisation consists of.
 at HIGHEST precision, with the classes outermost, which a CPU does 2 to 5 times faster (`linear`).
 Float32 features meet float64 vectors chunk by chunk: what comes out is right to float64's rounding,
 and no float64 copy of all features ever exists. Sparse features have products of their own.
+
+A Hessian's product is one after the other, with something small in between. `there_and_back` does
+both for a chunk of rows while it is in the cache, which takes two thirds of the time at 60,000 x
+784 and 10 classes.
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -15,6 +21,7 @@ from jaxsoftmax.solvers import sparse
 from jaxsoftmax.solvers.sparse import Sparse
 
 CHUNK_BYTES = 64 * 2**20  # of float64 features at a time
+CACHED_BYTES = 4 * 2**20  # of features that a CPU's cache keeps from one product to the next
 
 
 def forward(features: Array | Sparse, v: Array) -> Array:
@@ -49,6 +56,51 @@ def backward(features: Array | Sparse, r: Array) -> Array:
 
     start = jnp.zeros((len(r), features.shape[1]), r.dtype)
     return lax.fori_loop(0, len(starts), body, start)
+
+
+def there_and_back(
+    features: Array | Sparse, v: Array, between: Callable[..., Array], *rows: Array
+) -> tuple[Array, Array]:
+    """r x and the sums of r over the examples, `[R, D]` and `[R]`, for r = between(v x', *rows).
+
+    `between` acts on each example alone; the last axis of each of `rows` is that of the examples.
+    """
+    if isinstance(features, Sparse) or features.dtype != v.dtype:
+        return _one_after_the_other(features, v, between, *rows)
+    return lax.platform_dependent(
+        features, v, *rows,
+        cpu=lambda x, v, *rows: _in_chunks(x, v, between, *rows),
+        default=lambda x, v, *rows: _one_after_the_other(x, v, between, *rows),
+    )  # fmt: skip
+
+
+def _one_after_the_other(
+    features: Array | Sparse, v: Array, between: Callable[..., Array], *rows: Array
+) -> tuple[Array, Array]:
+    r = between(forward(features, v), *rows)
+    return backward(features, r), r.sum(1)
+
+
+def _in_chunks(
+    features: Array, v: Array, between: Callable[..., Array], *rows: Array
+) -> tuple[Array, Array]:
+    n, d = features.shape
+    count = -(-n // max(1, CACHED_BYTES // (features.dtype.itemsize * d)))
+    size = -(-n // count)
+    if count == 1:
+        return _one_after_the_other(features, v, between, *rows)
+
+    def step(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        start = jnp.minimum(i * size, n - size)
+        x = lax.dynamic_slice_in_dim(features, start, size)
+        part = [lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1) for a in rows]
+        # The last chunk reaches back into the one before it, so that all are of one size.
+        fresh = start + jnp.arange(size) >= i * size
+        r = jnp.where(fresh, between(_dot(v, x, 1), *part), 0)
+        return sums[0] + _dot(r, x, 0), sums[1] + r.sum(1)
+
+    zero = jnp.zeros((len(v), d), v.dtype), jnp.zeros(len(v), v.dtype)
+    return lax.fori_loop(0, count, step, zero)
 
 
 def squares(features: Array | Sparse, s: Array) -> Array:

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxsoftmax.solvers import lbfgs, newton, proximal, search
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.blocks import Blocks
 from jaxsoftmax.solvers.preconditioner import Preconditioner
 
 
@@ -44,7 +45,7 @@ def newton_cg(
     head: problems.Head,
     at: problems.Point,
     g: Array,
-    pre: Preconditioner,
+    pre: Preconditioner | Blocks,
     goal: Array,
     memory: None,
     sample: Sample | None,
