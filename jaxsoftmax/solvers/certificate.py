@@ -35,8 +35,16 @@ from jaxsoftmax import links
 from jaxsoftmax.solvers import newton, products
 from jaxsoftmax.solvers import problem as problems
 
-SHIFTS = 12  # Newton steps of the intercept
+SHIFTS = 12  # Newton steps of the intercept at most
+SLACK = 1e-9  # of the intercept's condition, left to the repair, which moves the gap by its square
 WIDE = 128  # classes: beyond, the intercept's Hessian is replaced by its diagonal
+
+
+class _Shift(NamedTuple):
+    shift: Array  # [L, K]
+    mass: Array  # of the scores with this shift: [L, K, N]
+    excess: Array  # sum_i s_i (p_i - y_i): [L, K]
+    steps: Array
 
 
 class Certificate(NamedTuple):
@@ -125,10 +133,15 @@ def _outcomes(head: problems.Head, targets: Array, *scores: Array) -> tuple[Arra
     if head == "softmax":
         hot = jnp.arange(shape[1])[None, :, None] == targets[:, None]
         target = jnp.broadcast_to(hot, shape)[:, :, None].astype(jnp.float64)
-        return target, *(links.log_softmax(z, axis=1)[:, :, None] for z in scores)
+        return target, *(_log_softmax(z)[:, :, None] for z in scores)
     t = jnp.broadcast_to(targets, shape).astype(jnp.float64)
     pairs = (jnp.stack([links.log_sigmoid(z), links.log_sigmoid(-z)], 1) for z in scores)
     return jnp.stack([t, 1 - t], 1), *pairs
+
+
+def _log_softmax(z: Array) -> Array:
+    """To float64's rounding of z itself, of which the gap needs no more: `links` takes longer."""
+    return z - jax.nn.logsumexp(z, axis=1, keepdims=True)
 
 
 def _weights(problem: problems.Problem) -> Array:
@@ -145,11 +158,19 @@ def _shift(problem: problems.Problem, head: problems.Head, z: Array) -> Array:
     """What to add to the intercepts, `[L, K]`, so that sum_i s_i (p_i - y_i) is nearly 0."""
     s = problem.weights.astype(z.dtype)[:, None]
     coupled = head == "softmax" and z.shape[1] <= WIDE
+    if head == "softmax":
+        hot = jnp.arange(z.shape[1])[None, :, None] == problem.targets[:, None]
+        shares = jnp.sum(jnp.where(hot, s, 0), -1)
 
-    def step(_: int, shift: Array) -> Array:
-        at = problems.point(problem, head, jnp.zeros((*z.shape[:2], 1)), z + shift[..., None])
-        excess = at.residual.sum(-1)
-        p = at.mass
+    def predicted(shift: Array) -> tuple[Array, Array]:
+        moved = z + shift[..., None]
+        if head == "softmax":
+            p = jax.nn.softmax(moved, axis=1)
+            return p, jnp.sum(s * p, -1) - shares
+        at = problems.point(problem, head, jnp.zeros((*z.shape[:2], 1)), moved)
+        return at.mass, at.residual.sum(-1)
+
+    def step(shift: Array, p: Array, excess: Array) -> Array:
         diagonal = jnp.sum(s * (p * (1 - p) if head == "softmax" else p), -1)
         diagonal = diagonal + jnp.finfo(z.dtype).eps
         if not coupled:  # Newton's step for each alone, halved where classes share their mass
@@ -163,7 +184,16 @@ def _shift(problem: problems.Problem, head: problems.Head, z: Array) -> Array:
         move = jnp.linalg.solve(hessian, excess[..., None])[..., 0]
         return shift - jnp.clip(jnp.where(jnp.isfinite(move), move, 0), -1, 1)
 
-    return lax.fori_loop(0, SHIFTS, step, jnp.zeros(z.shape[:2], z.dtype))
+    def body(state: _Shift) -> _Shift:
+        shift = step(state.shift, state.mass, state.excess)
+        return _Shift(shift, *predicted(shift), state.steps + 1)
+
+    def unfinished(state: _Shift) -> Array:
+        return (state.steps < SHIFTS) & jnp.any(jnp.abs(state.excess) > SLACK)
+
+    zero = jnp.zeros(z.shape[:2], z.dtype)
+    start = _Shift(zero, *predicted(zero), jnp.array(0))
+    return lax.while_loop(unfinished, body, start).shift
 
 
 def _repaired(s: Array, log_q: Array, target: Array) -> Array:
@@ -174,10 +204,13 @@ def _repaired(s: Array, log_q: Array, target: Array) -> Array:
     share = over / jnp.where(over > 0, jnp.sum(s * q, -1, keepdims=True), 1)
     moved = jnp.sum(share * q, 1, keepdims=True)
     total = jnp.sum(under, 1, keepdims=True)
-    gain = moved * under / jnp.where(total > 0, total, 1)
+    part = under / jnp.where(total > 0, total, 1)
+    gain = moved * part
     relative = jnp.where(gain > 0, gain / jnp.where(q > 0, q, 1), 0)
     return jnp.where(
-        (gain > 0) & (q == 0), jnp.log(gain), log_q + jnp.log1p(-share) + jnp.log1p(relative)
+        (gain > 0) & (q == 0),
+        jnp.log(moved) + jnp.log(part),
+        log_q + jnp.log1p(-share) + jnp.log(1 + relative),  # beside log q, log1p gains nothing
     )
 
 

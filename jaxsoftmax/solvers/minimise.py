@@ -65,6 +65,8 @@ def minimise(
         if not lanes.size:
             break
         run = _Run(problem, head, gap, method, intercept, pre, dtype, outcome, lanes, tier, memory)
+        if run.ready().all():  # a path may have led to where nothing is left to do
+            run.finish()
         while run.lanes.size and run.iteration() < limit and not run.stuck():
             if callback is not None:
                 callback(run.report() | {"seconds": time.perf_counter() - start})
@@ -175,7 +177,7 @@ class _Run:
         if near and self.cheap is not None and self.cheap.rows is not None:
             self.cheap = None
         self._measure(decrement)
-        self._finish()
+        self.finish()
         self._sharpen()
         return int(self.outcome.iterations.max())
 
@@ -224,11 +226,15 @@ class _Run:
             return False
         return idle
 
-    def _finish(self) -> None:
-        """Certify the lanes whose estimate says that they are done; go on with the others."""
+    def ready(self) -> np.ndarray:
+        """Which slots hold no lane that has still to go on, by what is known without a product."""
         target = self.gap * self.trust[self.slots] * np.abs(self.value)
-        ready = self.real & ((self.estimate <= 0.9 * target) | ~np.isfinite(self.value))
-        ready |= self.real & np.asarray(self._separated())
+        done = (self.estimate <= 0.9 * target) | ~np.isfinite(self.value)
+        return ~self.real | done | np.asarray(self._separated())
+
+    def finish(self) -> None:
+        """Certify the lanes whose estimate says that they are done; go on with the others."""
+        ready = self.real & self.ready()
         if not ready.any():
             return
         self.certify(self.slots[ready])
