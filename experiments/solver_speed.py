@@ -19,7 +19,18 @@ fold, times 5, and scikit-learn's single fits on every ninth C, unless `--all`.
 Question 3 (small: digits, iris, wine, breast cancer, raw and standardised). Is each certified to
 1e-9, and where does scikit-learn stop at its defaults?
 
-Findings: see the records, each the figures of one run.
+Findings, on two cores.
+- MNIST: scikit-learn stops 0.27 % above the optimum; `solve` is there 7.8 times as fast, and has
+  certified 1e-6 (2.8e-7, in fact) 5.7 times as fast. Fashion-MNIST: 11 times as fast to where 100
+  iterations of scikit-learn get, 12 % above the optimum, and a gap certified to 1e-5 in 1.2 times
+  their time.
+- The grid: all 225 fits certified, 15 times as fast as scikit-learn at tolerances that reach the
+  same and 2.1 times as fast as a loop of single solves. LogisticRegressionCV's defaults take 1.9
+  times as long, and end at up to 267 times the least objective where C is large; where it is small
+  they are up to 0.03 % below ours, which were asked for 0.1 %. Half of the path's time goes into
+  certificates.
+- The small sets are certified to 1e-9 in 0.01 to 0.2 seconds, which is up to 4 times as long as
+  scikit-learn takes to stop, 90 % above the optimum on raw wine and 7.6 % on raw digits.
 """
 
 import argparse
