@@ -87,8 +87,8 @@ def linear_cross_entropy(
         memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
             as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
             Under vmap it is the budget of each lane.
-        implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense); None is the
-            first of them.
+        implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense); None is
+            the first of them.
         tiles: block sizes, in place of a budget.
 
     Returns:
