@@ -19,14 +19,16 @@ of them computes exponentials. XLA combines the tiles' statistics in float32, an
 gradient blocks: its products run at the device's full rate.
 
 - forward: N D K once; 12 N K / 256 bytes of statistics.
-- backward: the logits again, 2 N K bytes of gradients written and read twice, in blocks.
+- backward: the logits again, 2 N K bytes of gradients written and read twice, in blocks; the
+  bias's gradient is their sum.
 - value_and_gradients: chunks of rows whose exponentials, relative to each tile's maximum, are
   stored in half precision by the pass that finds the maxima. One pass over them then makes the
   gradient, so there are three products of N D K.
 
 An additive vector of one number a class carries the bias, and -inf where a class does not exist.
-Derivatives of the backward pass, `tangent` and the sigmoid are those of `xla_chunked`: forward
-mode has two products for one, and nothing here would make them faster.
+`tangent`, and the derivatives of the reverse passes, are those of `xla_chunked`: forward mode has
+two products for one, and nothing here would make them faster. The sigmoid has no kernel yet, and is
+`xla_chunked`'s too.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Hsu et al.,
 "Liger Kernel: efficient Triton kernels for LLM training" (2024).
@@ -60,7 +62,7 @@ TILING = (8, 64)  # what shared memory is swizzled by
 PARTS = range(CLASSES // PART)
 HALF = ROWS // 2  # of a tile's rows, for each consumer
 PRODUCER = 2  # the consumers are 0 and 1
-LEAD = 3  # stages that consumer 0 is ahead of consumer 1
+LEAD = 2  # stages that consumer 0 is ahead of consumer 1: more leave none to be copied in time
 BAND = 16  # tiles of rows that are done for each tile of classes, so that both stay in the cache
 
 # `Tiles` are chosen for 8 bytes an entry of a block and 20 of a chunk; here a block's gradient has
@@ -447,6 +449,9 @@ def value_and_gradients(
     (n, d), sums = head.x.shape, jnp.float32
     if valid is not None:
         head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
+    if not any(wanted):
+        nll = _losses(forward(head, options))[0]
+        return nll if valid is None else jnp.where(valid, nll, 0), Moved(None, None, None)
     size = _rows_at_a_time(n, d, options)
     alone = size == n
     zero = Moved(
@@ -554,7 +559,7 @@ def _columns(head: Head) -> Array:
 
 
 def _finite(a: Array) -> Array:
-    """The largest number for +inf: its difference from itself is 0."""
+    """The largest number in place of +inf, so that its difference from itself is 0."""
     return jnp.minimum(a, LARGEST)
 
 
