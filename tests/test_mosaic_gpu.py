@@ -59,6 +59,7 @@ def test_every_scale_and_label(dtype: type):
         (129, 72, 320),  # one row and some features more, and a part of a tile of classes
         (127, 264, 576),  # more stages of features than are on their way; three blocks of classes
         (300, 8, 128),  # three chunks of rows, the last one's start moved
+        (7, 5, 301),  # neither features nor classes that the copies are made for
     ],
     ids=str,
 )
@@ -255,8 +256,6 @@ def test_refusals():
             linear_cross_entropy(x, w, labels, implementation="mosaic_gpu", **options)
 
     refused("bfloat16 or float16 .* got float32", x.astype(jnp.float32), w.astype(jnp.float32))
-    refused("classes of 64, got 16 and 127", x, w[:, :127])
-    refused("multiple of 8 .*, got 15 and 128", x[:, :15], w[:15])
     refused("where.*one for all examples", x, w, where=np.ones((4, 128), bool))
     with target.assumed("gpu"):
         refused("Hopper GPU.*got", x, w)

@@ -26,6 +26,8 @@ gradient blocks: its products run at the device's full rate.
   gradient, so there are three products of N D K.
 
 An additive vector of one number a class carries the bias, and -inf where a class does not exist.
+Copies are of tiles of 8 by 64: where D is no multiple of 8, or K none of 64, x and w are padded
+first, which is fast beside the products of many rows but takes a copy of w.
 `tangent`, and the derivatives of the reverse passes, are those of `xla_chunked`: forward mode has
 two products for one, and nothing here would make them faster. The sigmoid has no kernel yet, and is
 `xla_chunked`'s too.
@@ -75,13 +77,10 @@ HOPPER = ("H100", "H200", "H800", "H20")  # also GH200
 
 
 def unsupported(head: Head, options: Options) -> str | None:
-    """What wgmma multiplies, what the copy engine can address, and which GPUs have both."""
-    (d, k), dtype = head.w.shape, head.x.dtype
+    """What wgmma multiplies, and which GPUs have it."""
+    k, dtype = head.w.shape[1], head.x.dtype
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
-    if d % TILING[0] or k % TILING[1]:
-        units = " and of classes of ".join(map(str, TILING))
-        return f"it needs a number of features that is a multiple of {units}, got {d} and {k}"
     if head.where is not None and head.where.shape[0] != 1:
         return f"it needs `where` of shape ({k},), one for all examples, got {head.where.shape}"
     if not options.target.interpret and not any(name in _device() for name in HOPPER):
@@ -368,6 +367,7 @@ def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Ar
 
 def forward(head: Head, options: Options) -> Rows:
     """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
+    head = _aligned(head)
     n, k = head.x.shape[0], head.w.shape[1]
     numbers = jax.ShapeDtypeStruct((pl.cdiv(k, CLASSES), _up(n, ROWS)), jnp.float32)
     outputs = [numbers] * (6 if options.stats else 3)
@@ -394,6 +394,7 @@ def _joined(top: Array, others: Array, own: Array, *stats: Array) -> Rows:
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
+    shape, head = head.w.shape, _aligned(head)
     n, k = head.x.shape[0], head.w.shape[1]
     size = min(_up(MORE_CLASSES * options.tiles.classes, CLASSES), k)
     columns, sums = _columns(head), jnp.float32
@@ -429,7 +430,8 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
         return Moved(x, w, bias), None
 
     found = _each(step, zero, pl.cdiv(k, size))
-    return found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
+    found = found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
+    return _cut(found, shape)
 
 
 @backward.defjvp
@@ -446,7 +448,8 @@ def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    (n, d), sums = head.x.shape, jnp.float32
+    shape, head, sums = head.w.shape, _aligned(head), jnp.float32
+    n, d = head.x.shape
     if valid is not None:
         head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
     if not any(wanted):
@@ -484,7 +487,7 @@ def value_and_gradients(
     nll, found = _each(step, (jnp.zeros(n, sums), zero), pl.cdiv(n, size))
     if found.w is not None:
         found = found._replace(w=found.w.astype(head.w.dtype))
-    return nll if valid is None else jnp.where(valid, nll, 0), found
+    return nll if valid is None else jnp.where(valid, nll, 0), _cut(found, shape)
 
 
 def _rows_at_a_time(n: int, d: int, options: Options) -> int:
@@ -547,6 +550,32 @@ def _each[T](step: Callable[[T, Array | int], tuple[T, None]], start: T, count: 
     if count == 1:
         return step(start, 0)[0]
     return lax.scan(step, start, jnp.arange(count, dtype=jnp.int32), reverse=True)[0]
+
+
+def _aligned(head: Head) -> Head:
+    """With features and classes that do not count up to whole tiles: a copy of w, where needed."""
+    d, k = head.w.shape
+    features, classes = -d % TILING[0], -k % TILING[1]
+    if not features and not classes:
+        return head
+    where = jnp.ones((1, k), bool) if head.where is None else head.where
+    return head._replace(
+        x=jnp.pad(head.x, ((0, 0), (0, features))),
+        w=jnp.pad(head.w, ((0, features), (0, classes))),
+        bias=None if head.bias is None else jnp.pad(head.bias, (0, classes)),
+        where=jnp.pad(where, ((0, 0), (0, classes))),
+    )
+
+
+def _cut(found: Moved, shape: tuple[int, ...]) -> Moved:
+    """The gradients of a head before it was aligned."""
+    d, k = shape
+    x, w, bias = found
+    return Moved(
+        None if x is None else x[:, :d],
+        None if w is None else w[:d, :k],
+        None if bias is None else bias[:k],
+    )
 
 
 def _columns(head: Head) -> Array:
