@@ -19,12 +19,12 @@ e's place. That takes 2 bytes an entry where XLA's rows take about 20, so for th
 chunk has more rows, and w's float32 sum is read and written less often. The second rounding to half
 precision is within the contract.
 
-What `forward` moves: w is read N / ROWS times and x K / CLASSES times, a byte of bfloat16 for 512
-operations, and a few numbers a row are written. Edges need no padding: what a block holds beyond K
-is masked, beyond D set to 0, and beyond N never written. A TPU keeps a matrix in the order that its
-tiles of 8 x 128 pad less. Where that is class-major, as for D = 2304 and K = 256001, w is taken
-transposed, which is the array as it lies; the other order would be a copy of w. A mask `[N, K]` is
-copied to bytes.
+What `forward` moves: w is read once for each tile of rows and x once for each tile of classes,
+in bfloat16 a byte for 683 operations (341 on v4, whose VMEM is small), and a few numbers a row are
+written. Edges need no padding: what a block holds beyond K is masked, beyond D set to 0, and beyond
+N never written. A TPU keeps a matrix in the order that its tiles of 8 x 128 pad less. Where that is
+class-major, as for D = 2304 and K = 256001, w is taken transposed, which is the array as it lies;
+the other order would be a copy of w. A mask `[N, K]` is copied to bytes.
 
 `tangent`, the sigmoid's functions, whose blocks wait for no maximum, and derivatives of higher
 order are `xla_chunked`'s.
@@ -54,9 +54,20 @@ binary_forward, binary_tangent = xla_chunked.binary_forward, xla_chunked.binary_
 binary_backward = xla_chunked.binary_backward
 binary_value_and_gradients = xla_chunked.binary_value_and_gradients
 
-# Tiles of at most so many rows, classes and bytes of features: 14 MiB of VMEM with both buffers of
-# each block, and v4 has 16. Each operand is used ROWS or CLASSES times for once that it is read.
-ROWS, CLASSES, FEATURE_BYTES = 1024, 1024, 1536
+
+class _Limits(NamedTuple):
+    """At most so many rows, bytes of classes and of features in a tile; and bytes of VMEM."""
+
+    rows: int
+    classes: int
+    features: int
+    vmem: int
+
+
+# Both buffers of each block and a column of 128 lanes for each number of a row fit. v4 has 16 MiB,
+# and later ones 64 at least.
+SMALL = _Limits(1024, 1024, 1536, 16 * tiles.MEBIBYTE)
+LARGE = _Limits(2048, 2048, 1536, 48 * tiles.MEBIBYTE)
 
 GROUP = 32  # rows that are finished at a time
 SUBLANES, LANES = 8, 128
@@ -171,6 +182,7 @@ def value_and_gradients(
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
     if valid is not None:
         head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
+        weights = checks.count(weights, valid)
     if not any(wanted):
         return checks.count(_loss(forward(head, options))[0], valid), Moved(None, None, None)
     # As many rows as give exponentials in x's dtype the bytes of XLA's rows, in equal parts.
@@ -280,17 +292,24 @@ class _Grid(NamedTuple):
         return None if where is None else self.block(None if where.shape[0] == 1 else 0, 1)
 
     def references(self) -> Any:
-        """The numbers for each row and tile of classes."""
-        return pl.BlockSpec((self.tile.rows, self.steps.classes), lambda i, *_: (i, 0))
+        """The numbers for each row and tile of classes, and its neighbours."""
+        return pl.BlockSpec((self.tile.rows, LANES), lambda i, j, *_: (i, j // LANES))
+
+
+def _limits() -> _Limits:
+    """Of the device that this is traced for, or the least where none is known."""
+    known = pltpu.is_tpu_device()
+    return LARGE if known and pltpu.get_tpu_info().vmem_capacity_bytes > LARGE.vmem else SMALL
 
 
 def _grid(head: Head, options: Options) -> _Grid:
     """Row tiles of equal size, and as few classes and features as there are."""
     (n, d), k = head.x.shape, head.w.shape[1]
+    limits, size = _limits(), head.x.dtype.itemsize
     tile = _Sizes(
-        _multiple(-(-n // -(-n // min(ROWS, options.tiles.rows))), GROUP),
-        _multiple(min(CLASSES, options.tiles.classes, k), LANES),
-        min(d, FEATURE_BYTES // head.x.dtype.itemsize),
+        _multiple(-(-n // -(-n // limits.rows)), GROUP),
+        min(limits.classes // size, _multiple(k, LANES)),
+        min(d, limits.features // size),
     )
     return _Grid(tile, _Sizes(n, k, d), _lies_by_class(d, k), options)
 
@@ -333,7 +352,8 @@ def _run(
         ),
         out_shape=outputs,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_limits().vmem,
         ),
         interpret=grid.options.target.interpret,
         **how,
@@ -483,7 +503,7 @@ def _carry(grid: _Grid, j: Array, head: Any, scores: Any, rows: Any, kept: Any) 
         e = e if slope is None else e * slope
         kept.exponentials[...] = e.astype(kept.exponentials.dtype)
         past = kept.reference[...]
-        kept.reference[...] = jnp.where(_index(past.shape, 1) == j, maximum, past)
+        kept.reference[...] = jnp.where(_index(past.shape, 1) == j % LANES, maximum, past)
 
 
 # -- Gradients in the logits --
@@ -557,7 +577,7 @@ def _scale(
     grid: _Grid, j: Array, e: Any, factor: Any, own: Any, truth: Any, where: Any, dz: Any, _: Any
 ) -> None:
     """Scale a group's exponentials by the rows' factors, and put in the label's entry."""
-    here = _sum(jnp.where(_index(factor.shape, 1) == j, factor[...], 0))
+    here = _sum(jnp.where(_index(factor.shape, 1) == j % LANES, factor[...], 0))
     scale = jnp.broadcast_to(here, e.shape)
     found = jnp.where(scale == 0, 0, e[...].astype(jnp.float32) * scale)
     column = j * grid.tile.classes + _index(e.shape, 1)
