@@ -16,18 +16,19 @@ from contract import LABELS, SCALES, SHAPES, TILES, assert_no_worse, case, fused
 from jaxsoftmax import binary_cross_entropy, cross_entropy, focal, weighted_mean
 from jaxsoftmax.kernels import (
     Tiles,
-    dispatch,
     linear_binary_cross_entropy,
     linear_binary_cross_entropy_sum,
     linear_cross_entropy,
     linear_cross_entropy_stats,
     linear_cross_entropy_sum,
+    target,
     tiles,
+    xla_chunked,
 )
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-IMPLEMENTATIONS = (*dispatch.IMPLEMENTATIONS, "reference")
+IMPLEMENTATIONS = ("xla_chunked", "reference")  # tests/test_mosaic_*.py hold the others to it
 INF, NAN = np.inf, np.nan
 
 
@@ -486,7 +487,7 @@ def test_arguments_are_checked():
         (ValueError, "memory: expected", lambda: run(x, w, labels, memory=0)),
         (TypeError, "tiles: expected", lambda: run(x, w, labels, tiles=(1, 2))),
         (ValueError, "rows to be", lambda: Tiles(rows=0, classes=1)),
-        (ValueError, "xla_chunked, reference", lambda: run(x, w, labels, implementation="cuda")),
+        (ValueError, "mosaic_tpu, reference", lambda: run(x, w, labels, implementation="cuda")),
         (
             ValueError,
             "weights: expected shape",
@@ -504,9 +505,11 @@ def test_arguments_are_checked():
 
 def test_a_named_implementation_runs_or_says_why(monkeypatch: pytest.MonkeyPatch):
     x, w, labels = random_head(4, 3, 5)
-    monkeypatch.setattr(dispatch.xla_chunked, "unsupported", lambda head, options: "no such device")
+    monkeypatch.setattr(xla_chunked, "unsupported", lambda head, options: "no such device")
     with pytest.raises(NotImplementedError, match=r"xla_chunked.*no such device"):
         linear_cross_entropy(x, w, labels, implementation="xla_chunked")
+    with target.assumed("cpu"), pytest.raises(NotImplementedError, match=r"needs .*'tpu'.*'cpu'"):
+        linear_cross_entropy(x, w, labels, implementation="mosaic_tpu")
 
 
 def test_mixed_dtypes_and_precision():

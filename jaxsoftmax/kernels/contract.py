@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from jax import Array, lax
 
+from jaxsoftmax.kernels.target import Target
 from jaxsoftmax.kernels.tiles import Tiles
 
 type Precision = lax.PrecisionLike
@@ -98,6 +99,7 @@ class Options:
     """What is known at compile time."""
 
     tiles: Tiles
+    target: Target
     softcap: float | None = None
     precision: Precision = None
     stats: bool = False  # whether Rows has Stats

@@ -14,7 +14,9 @@ is differentiable to any order in both modes:
     grad of `linear_cross_entropy_sum`     gradients in the forward pass (`value_and_gradients`)
 """
 
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,14 +27,16 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxsoftmax import checks
-from jaxsoftmax.kernels import products, reference, xla_chunked
+from jaxsoftmax.kernels import products, reference, target
 from jaxsoftmax.kernels import tiles as sizes
 from jaxsoftmax.kernels.contract import Head, Model, Moved, Options, Precision, Rows, Wanted
 from jaxsoftmax.kernels.linear_map import linear_map, opaque
 from jaxsoftmax.kernels.tiles import Tiles
 
-# In the order in which they are tried; the dense definition runs only when it is named.
-IMPLEMENTATIONS = {"xla_chunked": xla_chunked}
+# In the order in which they are tried, with the platform that each needs. The kernels for
+# accelerators come after what runs everywhere until a record says that they are faster, so they run
+# when they are named; and so does the dense definition.
+IMPLEMENTATIONS = {"xla_chunked": None, "mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}
 
 
 class LinearLoss(NamedTuple):
@@ -83,7 +87,8 @@ def linear_cross_entropy(
         memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
             as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
             Under vmap it is the budget of each lane.
-        implementation: "xla_chunked" or "reference" (dense); None tries them in that order.
+        implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense); None is
+            the first of them.
         tiles: block sizes, in place of a budget.
 
     Returns:
@@ -167,7 +172,7 @@ def linear_cross_entropy_stats(
         valid: bool `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
         memory: budget in bytes for a block of logits.
-        implementation: "xla_chunked" or "reference" (dense).
+        implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
     Returns:
@@ -241,7 +246,7 @@ def linear_cross_entropy_sum(
         precision: of the products, as in `jax.lax.dot_general`.
         memory: budget in bytes for a chunk of logits; where it is None 512 MiB, and 2 GiB on a
             CPU. The sum of w's gradient, in float32, comes on top.
-        implementation: "xla_chunked" or "reference" (dense).
+        implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
     Returns:
@@ -316,7 +321,7 @@ def linear_binary_cross_entropy(
         valid: bool `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
         memory: budget in bytes for a block of logits.
-        implementation: "xla_chunked" or "reference" (dense).
+        implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
     Returns:
@@ -382,7 +387,7 @@ def linear_binary_cross_entropy_sum(
         valid: bool `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
         memory: budget in bytes for a block of logits.
-        implementation: "xla_chunked" or "reference" (dense).
+        implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
     Returns:
@@ -460,12 +465,12 @@ def _finished(rows: Rows) -> tuple[Array, Array, Array | None, Array | None]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _rows(name: str, options: Options, head: Head) -> Rows:
-    return IMPLEMENTATIONS[name].forward(head, options)
+    return _module(name).forward(head, options)
 
 
 def _rows_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Rows, Rows]:
     (head,) = primals
-    module, moved, wanted = IMPLEMENTATIONS[name], *_perturbed(tangents[0])
+    module, moved, wanted = _module(name), *_perturbed(tangents[0])
     rows = _rows(name, options, head)
     still = jax.tree.map(_no_tangent, rows)
     if not any(wanted):
@@ -494,14 +499,14 @@ def _sum_rule(
     name: str, options: Options, head: Head, counts: Array | None, weights: Array
 ) -> Array:
     nothing = Wanted(False, False, False)
-    module = IMPLEMENTATIONS[name]
+    module = _module(name)
     return _total(module.value_and_gradients(head, counts, weights, nothing, options)[0], weights)
 
 
 def _sum_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     head, counts, weights = primals
     moved, wanted = _perturbed(tangents[0])
-    module = IMPLEMENTATIONS[name]
+    module = _module(name)
     nll, gradients = opaque(
         lambda at: module.value_and_gradients(*at, wanted, options), (head, counts, weights)
     )
@@ -525,14 +530,14 @@ def _binary_per_example(name: str, options: Options, head: Head, counts: Array |
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _binary_rows(name: str, options: Options, head: Head) -> Array:
-    return IMPLEMENTATIONS[name].binary_forward(head, options)
+    return _module(name).binary_forward(head, options)
 
 
 def _binary_rows_jvp(
     name: str, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (head,) = primals
-    module, moved, wanted = IMPLEMENTATIONS[name], *_perturbed(tangents[0])
+    module, moved, wanted = _module(name), *_perturbed(tangents[0])
     values = _binary_rows(name, options, head)
     if not any(wanted):
         return values, jnp.zeros_like(values)
@@ -554,7 +559,7 @@ def _binary_sum(name: str, options: Options, head: Head, weights: Array) -> Arra
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _binary_sum_rule(name: str, options: Options, head: Head, weights: Array) -> Array:
-    return _total(IMPLEMENTATIONS[name].binary_forward(head, options), weights)
+    return _total(_module(name).binary_forward(head, options), weights)
 
 
 def _binary_sum_jvp(
@@ -562,7 +567,7 @@ def _binary_sum_jvp(
 ) -> tuple[Array, Array]:
     head, weights = primals
     moved, wanted = _perturbed(tangents[0])
-    module = IMPLEMENTATIONS[name]
+    module = _module(name)
     values, gradients = opaque(
         lambda at: module.binary_value_and_gradients(*at, wanted, options), (head, weights)
     )
@@ -705,7 +710,8 @@ def _options(
         raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
     n, k = max(head.x.shape[0], 1), head.w.shape[1]
     tiles = sizes.choose(n, k, memory=memory) if tiles is None else tiles
-    return Options(tiles, None if softcap is None else float(softcap), precision, stats)
+    cap = None if softcap is None else float(softcap)
+    return Options(tiles, target.current(), cap, precision, stats)
 
 
 def _chosen(implementation: str | None, head: Head, options: Options) -> str:
@@ -713,11 +719,25 @@ def _chosen(implementation: str | None, head: Head, options: Options) -> str:
     if head.x.shape[0] == 0 or implementation == "reference":
         return "reference"
     if implementation is None:
-        return next(n for n, m in IMPLEMENTATIONS.items() if m.unsupported(head, options) is None)
+        return next(name for name in IMPLEMENTATIONS if _unsupported(name, head, options) is None)
     if implementation not in IMPLEMENTATIONS:
         known = ", ".join((*IMPLEMENTATIONS, "reference"))
         raise ValueError(f"implementation: expected one of {known}, got {implementation!r}")
-    reason = IMPLEMENTATIONS[implementation].unsupported(head, options)
+    reason = _unsupported(implementation, head, options)
     if reason is not None:
         raise NotImplementedError(f"implementation {implementation!r}: {reason}")
     return implementation
+
+
+def _unsupported(name: str, head: Head, options: Options) -> str | None:
+    """Why an implementation cannot run what is asked for, or None."""
+    needed, here = IMPLEMENTATIONS[name], options.target.platform
+    if needed not in (None, here):
+        return f"it needs the platform {needed!r}, and the program is traced for {here!r}"
+    return _module(name).unsupported(head, options)
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    """Loaded when it is first needed: Pallas takes longer to import than the rest."""
+    return import_module(f"jaxsoftmax.kernels.{name}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-import jax
+from jaxsoftmax.kernels import target
 
 MEBIBYTE = 2**20
 
@@ -45,7 +45,7 @@ def blocks_of_classes(n: int, k: int, *, memory: int | None) -> int:
 
 def chunks_of_rows(n: int, k: int, *, memory: int | None) -> int:
     """Rows at a time such that a chunk of `[rows, k]` logits fits the budget."""
-    memory = MEMORY_OF_SUM[jax.default_backend()] if memory is None else memory
+    memory = MEMORY_OF_SUM[target.current().platform] if memory is None else memory
     return _blocks(min(memory // (ENTRY_OF_ROWS * k), ROWS), n, LEAST_ROWS)
 
 

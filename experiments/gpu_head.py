@@ -1,0 +1,420 @@
+"""Linear heads of language models' size on a GPU: the share of the products' own rate.
+
+Command: `python experiments/gpu_head.py [--torch-python PATH]` on an H100 or H200, under 10
+minutes with every shape and library; `--shapes 2048x4096x128256 ...` and `--rounds` choose. The
+record is results/gpu_head.json, written again after each shape. `--smoke` interprets the kernels on
+a CPU at a tiny shape, in under a minute, and writes nothing. `--compile h200 b200` compiles the
+kernels for GPUs that are not here, and prints registers, shared memory and spills; it needs
+`jax[cuda13]`, in an environment of its own.
+
+Question. Value and gradients of a head of M examples, H features and V classes in bfloat16, whose
+logits have a standard deviation of about 1, need three products of M H V, or four where each
+example's loss has a cotangent of its own. What share of the rate of these products alone, taken in
+the same run, is reached, and how do other libraries that are installed here compare? The bars:
+- sum: `linear_cross_entropy_sum`, counted as 6 M H V: 0.93;
+- per example: `linear_cross_entropy`, nll and lse with random cotangents, counted as 8 M H V: 0.93;
+- forward: `linear_cross_entropy` alone, counted as 2 M H V against its one product: 0.95;
+- logits: value and gradient of `cross_entropy` where logits exist already, one read and one write:
+  0.90 of the bytes per second of a copy;
+- and faster than torch, Liger, cut-cross-entropy, QuACK and tokamax, side by side.
+
+Findings. None of the bars has been measured yet: no GPU was at hand. The kernels pass the
+contract's tests in interpret mode, and compile for an H200 without the device: 168 registers a
+thread at entry and 225 KiB of shared memory a block. Under jax 0.11.2 the consumers then take 232
+registers, and 12 bytes a thread are spilled in the sum's kernel and none in the others. Under jax
+0.12.0.1 the assembler is run in a way that ignores the instruction by which they take more, and
+spills 332 bytes there, 40 in the gradient and none in the forward pass. The inner loop is four
+products of 64 x 256 x 16 in a row and one wait; a tile's end is some 1,400 instructions a warp,
+about 2 % of a tile's time at H = 4096 if nothing hid it.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import measure
+import optax
+
+from jaxsoftmax import cross_entropy, kernels
+from jaxsoftmax.kernels import target
+
+SHAPES = ("2048x4096x128256", "4096x4096x128256", "8192x4096x262144", "8192x2304x256000")
+SMOKE = ("5x16x128",)
+BARS = {"sum": 0.93, "per example": 0.93, "forward": 0.95}
+BAR_OF_LOGITS = 0.90
+PRODUCTS = {"sum": 3, "per example": 4, "forward": 1}
+PEERS = ("torch", "liger", "cut", "quack")  # in a process of their own, where they are installed
+# A call of a millisecond is timed several times over, so that its start does not count.
+SECONDS = 0.05
+# What blocks may take where a budget is said.
+MEMORY = 2**32
+
+
+class Shape(NamedTuple):
+    """Examples, features and classes."""
+
+    m: int
+    h: int
+    v: int
+
+    @property
+    def operations(self) -> int:
+        """Of one product."""
+        return 2 * self.m * self.h * self.v
+
+
+def main() -> None:
+    """Measure, or compile."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="*", default=SHAPES)
+    parser.add_argument("--rounds", type=int, default=7, help="paired rounds a shape")
+    parser.add_argument("--torch-python", default=sys.executable, help="where the peers are")
+    parser.add_argument("--compile", nargs="+", metavar="TARGET", help="h200, b200")
+    parser.add_argument("--json", action="store_true", help="print what was compiled as JSON")
+    parser.add_argument("--smoke", action="store_true", help="a tiny run on the CPU, no record")
+    arguments = parser.parse_args()
+    if arguments.compile:
+        compile_for(arguments.compile, as_json=arguments.json)
+    elif arguments.smoke:
+        jax.config.update("jax_platforms", "cpu")
+        with target.assumed("gpu", interpret=True):
+            run(SMOKE, rounds=1, python=None, small=True)
+    else:
+        # The other libraries need the rest.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+        run(arguments.shapes, rounds=arguments.rounds, python=arguments.torch_python, small=False)
+
+
+def run(texts: tuple[str, ...], *, rounds: int, python: str | None, small: bool) -> None:
+    """Measure every shape; the record grows with each."""
+    record: dict[str, Any] = {"logits": logits(small), "shapes": {}}
+    entry = record["logits"]
+    print(f"copy {entry['copy bytes per second'] / 1e9:.0f} GB/s, cross-entropy over logits "
+          f"{entry['share']:.3f} of it (bar {BAR_OF_LOGITS})")  # fmt: skip
+    for text in texts:
+        shape = Shape(*map(int, text.split("x")))
+        record["shapes"][text] = measured(shape, rounds, python, small)
+        show(text, shape, record["shapes"][text])
+        if not small:
+            path = measure.write_record("gpu_head", record)
+            print("written:", path.name, flush=True)
+
+
+def measured(shape: Shape, rounds: int, python: str | None, small: bool) -> dict[str, Any]:
+    """Paired times, shares of the products' rate, memory and errors at one shape."""
+    head = data(shape)
+    built = {name: compiled(function, head) for name, function in PROGRAMS.items()}
+    calls = {name: partial(program, *head) for name, program in built.items()}
+    jax.block_until_ready(calls["sum"]())
+    repeat = 1 if small else max(1, round(SECONDS / measure.clock(calls["sum"])))
+    timed = {name: partial(repeated, call, repeat) for name, call in calls.items()}
+    others = None if python is None else Peers(python, shape)
+    clocks = {} if others is None else {n: partial(others.seconds, n, repeat) for n in others.names}
+    timing = measure.paired(timed, rounds=rounds, clocks=clocks)
+    if others is not None:
+        others.close()
+    medians = {name: s["median"] / repeat for name, s in timing["seconds"].items()}
+    rates = {3: 3 * shape.operations / medians["three products"]}
+    rates[1] = shape.operations / medians["one product"]
+    rates[4] = 4 * shape.operations / (medians["three products"] + medians["one product"])
+    return timing | {
+        "repeat": repeat,
+        "milliseconds": {name: 1e3 * s for name, s in medians.items()},
+        "products per second": {str(count): rate for count, rate in rates.items()},
+        "operations per second": {
+            n: c * shape.operations / medians[n] for n, c in PRODUCTS.items()
+        },
+        "share": {n: c * shape.operations / medians[n] / rates[c] for n, c in PRODUCTS.items()},
+        "temporary_bytes": {name: measure.temporary_bytes(p) for name, p in built.items()},
+        "errors": errors(head, built),
+        "peers": None if others is None else others.versions,
+    }
+
+
+def repeated(call: Callable[[], Any], times: int) -> Any:
+    """The last of several results; a device runs its programs one after the other."""
+    for _ in range(times - 1):
+        call()
+    return call()
+
+
+# -- The functions --
+
+
+def data(shape: Shape) -> tuple[jax.Array, ...]:
+    """Normal features, weights such that logits have standard deviation 1, labels, cotangents."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (shape.m, shape.h), jnp.bfloat16)
+    w = jax.random.normal(keys[1], (shape.h, shape.v), jnp.bfloat16)
+    w = w * jnp.asarray(shape.h**-0.5, jnp.bfloat16)
+    labels = jax.random.randint(keys[2], (shape.m,), 0, shape.v, jnp.int32)
+    nll, lse = jax.random.normal(keys[3], (2, shape.m))
+    return x, w, labels, nll / shape.m, lse / shape.m
+
+
+def total(
+    implementation: str, options: dict, x: Any, w: Any, labels: Any, nll: Any, lse: Any
+) -> Any:
+    """The mean as a weighted sum, and its gradients."""
+    del nll, lse
+
+    def value(x: Any, w: Any) -> Any:
+        weights = jnp.full(labels.shape, 1 / labels.size)
+        return kernels.linear_cross_entropy_sum(
+            x, w, labels, weights=weights, implementation=implementation, **options
+        )
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+def per_example(implementation: str, x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """Both outputs, and gradients with a random cotangent for each."""
+    loss = partial(kernels.linear_cross_entropy, memory=MEMORY // 8, implementation=implementation)
+    found, back = jax.vjp(lambda x, w: loss(x, w, labels), x, w)
+    return found, back(type(found)(nll, lse))
+
+
+def forward(implementation: str, x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """The values alone."""
+    del nll, lse
+    return kernels.linear_cross_entropy(x, w, labels, implementation=implementation)
+
+
+def dense(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """What one writes without a library of heads."""
+    del nll, lse
+
+    def value(x: Any, w: Any) -> Any:
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x @ w, labels))
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+def tokamax(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """Another JAX library's, which has a kernel for TPUs and chunks of XLA elsewhere."""
+    from tokamax import linear_softmax_cross_entropy_loss as loss
+
+    del nll, lse
+
+    def value(x: Any, w: Any) -> Any:
+        return loss(x, labels, w, reduction="mean", implementation="chunked_xla")
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+def three_products(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """No loss at all: what any method with gradients must multiply."""
+    del labels, nll, lse
+    z = jax.lax.optimization_barrier(x @ w)
+    return z @ w.T, x.T @ z
+
+
+def one_product(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """What the values alone must multiply."""
+    del labels, nll, lse
+    return x @ w
+
+
+OURS: dict[str, Callable[..., Any]] = {
+    # All rows at once, without a sum of w's gradient in float32.
+    "sum": partial(total, "mosaic_gpu", {"tiles": kernels.Tiles(rows=8192, classes=8192)}),
+    "per example": partial(per_example, "mosaic_gpu"),
+    "forward": partial(forward, "mosaic_gpu"),
+}
+PROGRAMS: dict[str, Callable[..., Any]] = OURS | {
+    "sum, usual memory": partial(total, "mosaic_gpu", {}),
+    "sum, xla": partial(total, "xla_chunked", {"memory": MEMORY}),
+    "per example, xla": partial(per_example, "xla_chunked"),
+    "dense": dense,
+    "three products": three_products,
+    "one product": one_product,
+}
+if importlib.util.find_spec("tokamax"):
+    PROGRAMS["tokamax"] = tokamax
+
+
+def compiled(function: Callable[..., Any], head: tuple[jax.Array, ...]) -> jax.stages.Compiled:
+    """For these arguments."""
+    return jax.jit(function).lower(*head).compile()
+
+
+def errors(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
+    """Largest errors of values, and how far gradients are from the dense ones, by their norms."""
+    x, w, labels, *_ = head
+    rows = slice(0, 128)
+    # A GPU's default takes float32 to TF32.
+    z = jnp.matmul(*(a.astype(jnp.float32) for a in (x[rows], w)), precision="highest")
+    lse = jax.nn.logsumexp(z, 1)
+    nll = lse - jnp.take_along_axis(z, labels[rows, None], 1)[:, 0]
+    values = built["forward"](*head)
+    found = built["sum"](*head)[1]
+    others = built["dense"](*head)[1]
+
+    def off(a: jax.Array, b: jax.Array) -> float:
+        norm = jnp.linalg.norm(b.astype(jnp.float32))
+        return float(jnp.linalg.norm(a.astype(jnp.float32) - b.astype(jnp.float32)) / norm)
+
+    return {
+        "nll": float(jnp.max(jnp.abs(values.nll[rows] - nll))),
+        "lse": float(jnp.max(jnp.abs(values.lse[rows] - lse))),
+        "dx from dense": off(found[0], others[0]),
+        "dw from dense": off(found[1], others[1]),
+    }
+
+
+def logits(small: bool) -> dict[str, float]:
+    """Value and gradient of cross-entropy over logits, and a copy, in bytes a second."""
+    m, v = (8, 64) if small else (8192, 131_072)
+    z = jax.random.normal(jax.random.key(1), (m, v), jnp.bfloat16)
+    labels = jax.random.randint(jax.random.key(2), (m,), 0, v)
+    run = jax.jit(jax.value_and_grad(lambda z: jnp.mean(cross_entropy(z, labels))))
+    calls = {"logits": partial(run, z), "copy": partial(jax.jit(lambda a: -a), z)}
+    timing = measure.paired(calls, rounds=3 if small else 15)["seconds"]
+    rates = {name: 2 * z.nbytes / s["median"] for name, s in timing.items()}
+    return {f"{name} bytes per second": rate for name, rate in rates.items()} | {
+        "share": rates["logits"] / rates["copy"]
+    }
+
+
+class Peers:
+    """Heads of other libraries, in a process that has PyTorch."""
+
+    def __init__(self, python: str, shape: Shape) -> None:
+        """Start it; its first line says which there are."""
+        script = str(Path(__file__).with_name("gpu_peers.py"))
+        self.process = subprocess.Popen(
+            [python, script, *map(str, shape), *PEERS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        self.versions: dict[str, str] = json.loads(line or "{}")
+        self.names = [name for name in PEERS if name in self.versions]
+
+    def seconds(self, name: str, times: int) -> float:
+        """Run so many passes there, and return the seconds that they took."""
+        self.process.stdin.write(f"{name} {times}\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        return float(self.process.stdout.readline())  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """End the process, which gives its memory back."""
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.wait()
+
+
+def show(text: str, shape: Shape, entry: dict[str, Any]) -> None:
+    """One line a function."""
+    rates = {n: f"{r / 1e12:.1f}" for n, r in entry["products per second"].items()}
+    print(f"\n{text}: products at {rates} TFLOP/s, errors {entry['errors']}")
+    for name, milliseconds in entry["milliseconds"].items():
+        count = PRODUCTS.get(name.split(",")[0], 1 if name == "one product" else 3)
+        rate = count * shape.operations / milliseconds / 1e9
+        share, memory = entry["share"].get(name), entry["temporary_bytes"].get(name)
+        bar = "" if share is None else f"  {share:.3f} of the products, bar {BARS[name]}"
+        bar += "" if memory is None else f"  {memory / 1e6:.0f} MB"
+        print(f"{name:18}{milliseconds:10.3f} ms{rate:8.1f} TFLOP/s{bar}")
+
+
+# -- Compilation without the device --
+
+
+def compile_for(targets: list[str], *, as_json: bool) -> None:
+    """Each kernel's registers, shared memory and spills, as the assembler reports them."""
+    jax.config.update("jax_platforms", "cpu")
+    found: dict[str, Any] = {}
+    for name in targets:
+        found[name] = resources(name)
+        if not as_json:
+            for kernel, entry in found[name].items():
+                print(f"{name} {kernel:26} {entry}")
+    if as_json:
+        print(json.dumps(found))
+
+
+def resources(name: str) -> dict[str, Any]:
+    """What the kernels of each program need on a device that is only described."""
+    import compile_targets
+
+    described = compile_targets.GPUS[name]
+    place = jax.sharding.SingleDeviceSharding(compile_targets.device_of(name))
+    device = jax.sharding.AbstractDevice(
+        device_kind=described["name"], num_cores=described["core_count"], platform="cuda"
+    )
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in eval_data()]
+    found: dict[str, Any] = {}
+    with target.assumed("gpu"), jax.sharding.use_abstract_mesh(mesh):
+        for program, function in COMPILED.items():
+            with dumped() as folder:
+                try:
+                    built = jax.jit(function).lower(*shapes).compile()
+                except NotImplementedError as refusal:
+                    return {"refused": str(refusal)}
+                megabytes = measure.temporary_bytes(built) / 1e6
+                for path in sorted(folder.glob("*.ptxas")):
+                    kernel = re.sub(r"_\d+$", "", path.stem)
+                    entry = used(path.read_text(), path.with_suffix(".resources.txt").read_text())
+                    found[f"{program}: {kernel}"] = entry | {"program's temporary MB": megabytes}
+    return found
+
+
+def eval_data() -> Any:
+    """The shapes of the largest head's arrays."""
+    return jax.eval_shape(lambda: data(Shape(8192, 4096, 262_144)))
+
+
+def with_everything(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+    """Statistics, softcap, bias and mask, the most that a tile's end has to do."""
+    del lse
+    options = {
+        "bias": nll.sum() * jnp.ones(w.shape[1]),
+        "where": labels.sum() > jnp.arange(w.shape[1]),
+    }
+    return kernels.linear_cross_entropy_stats(
+        x, w, labels, softcap=30.0, implementation="mosaic_gpu", **options
+    )
+
+
+COMPILED = OURS | {"everything": with_everything}
+
+
+@contextlib.contextmanager
+def dumped() -> Iterator[Path]:
+    """A folder into which the compiler writes what its assembler says."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ["MOSAIC_GPU_DUMP_TO"]
+
+
+def used(assembler: str, requested: str) -> dict[str, int]:
+    """Registers a thread, bytes of shared memory a block, bytes spilled a thread."""
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", assembler)]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", assembler)]
+    static = [int(n) for n in re.findall(r"used \d+ registers.*?(\d+) bytes smem", assembler)]
+    scratch = [int(n) for n in re.findall(r"smem_scratch_bytes=(\d+)", requested)]
+    return {
+        "registers": max(registers),
+        "shared_bytes": max(scratch) + max(static, default=0),
+        "spilled_bytes": max(spilled, default=0),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Which device a program is traced for: the one that is here, unless a scope says otherwise.
+
+Kernels for one kind of device refuse to run on another. A test interprets them on a CPU, and a
+program can be compiled for a device of which only a description is at hand:
+
+    with target.assumed("tpu", interpret=True): ...
+    with target.assumed("gpu"): jitted.lower(...).compile()
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True)
+class Target:
+    """A platform ("cpu", "gpu" or "tpu"), and whether its kernels are interpreted on the CPU."""
+
+    platform: str
+    interpret: bool = False
+
+
+_assumed: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+def current() -> Target:
+    """What a program that is traced now will run on."""
+    return _assumed.get() or Target(jax.default_backend())
+
+
+@contextmanager
+def assumed(platform: str, *, interpret: bool = False) -> Iterator[None]:
+    """Trace for this platform, whatever is here."""
+    token = _assumed.set(Target(platform, interpret))
+    try:
+        yield
+    finally:
+        _assumed.reset(token)

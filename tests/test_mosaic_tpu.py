@@ -1,0 +1,173 @@
+"""The TPU kernels, interpreted on the CPU: the contract, and edges of tiles that hold NaN."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_kernels
+from contract import TILES
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxsoftmax.kernels import (
+    linear_cross_entropy,
+    linear_cross_entropy_sum,
+    mosaic_tpu,
+    target,
+    xla_chunked,
+)
+from jaxsoftmax.kernels.contract import Change, Head, Options, Wanted
+
+NAME = "mosaic_tpu"
+# Tiles of 32 rows, and of 128 classes and features in float32 or 256 in bfloat16; with `TILES`
+# backward has one tile of classes at a time, and the sum 20 or 40 rows.
+SMALL = mosaic_tpu.SMALL._replace(rows=32, classes=512, features=512)
+SHAPES = ((1, 3, 1), (5, 4, 127), (32, 8, 128), (33, 5, 129), (45, 7, 300))
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(mosaic_tpu, "SMALL", SMALL)
+    with (
+        target.assumed("tpu", interpret=True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
+
+
+# -- The contract --
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_worse_than_the_dense_computation(shape: tuple[int, int, int]):
+    test_kernels.check(shape, np.float32, NAME)
+
+
+@pytest.mark.parametrize("shape", [(33, 5, 257), (45, 300, 300)], ids=str)
+def test_half_precision(shape: tuple[int, int, int]):
+    test_kernels.check(shape, jnp.bfloat16, NAME)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        test_kernels.test_masks_and_bad_values,
+        test_kernels.test_weight_zero_silences,
+        test_kernels.test_infinite_logits_share_the_mass,
+        test_kernels.test_sigmoid_masks,
+        partial(test_kernels.test_sigmoid, scale=30.0),
+    ],
+    ids=lambda f: getattr(f, "__name__", "test_sigmoid"),
+)
+def test_promises(promise: Callable[[str], None]):
+    promise(NAME)
+
+
+@pytest.mark.parametrize("function", test_kernels.FUNCTIONS[:2], ids=lambda f: f.__name__)
+def test_transformations(function: Callable):
+    x, w, _ = test_kernels.random_head(3, 4, 130)
+    rng = np.random.default_rng(5)
+    bias = jnp.asarray(rng.standard_normal(130), jnp.float32)
+    v = tuple(jnp.asarray(rng.standard_normal(a.shape), a.dtype) for a in (x, w, bias))
+    found, wanted = (
+        jax.jit(partial(transformed, partial(function, tiles=TILES, implementation=name)))(
+            (x, w, bias), v
+        )
+        for name in (NAME, "reference")
+    )
+    for name, want in wanted.items():
+        close(found[name], want, name)
+
+
+def transformed(f: Callable, model: tuple, v: tuple) -> dict:
+    """What the kernels' own rules decide: a batch of them, and derivatives of higher order."""
+    grad = jax.grad(lambda *at: jnp.sum(f(*at)), (0, 1, 2))
+    x, *parameters = model
+    return {
+        "Hessian product": jax.jvp(grad, model, v)[1],
+        "vmap of grad": jax.vmap(grad, (None, 0, 0))(
+            x, *(jnp.stack([a, -0.5 * a]) for a in parameters)
+        ),
+    }
+
+
+def close(found: object, wanted: object, name: str = "") -> None:
+    """To 2e-6 of the largest entry of each array."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        scale = 1 + float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * scale, err_msg=name)
+
+
+# -- Tiles --
+
+
+ALL = Wanted(True, True, True)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def per_example(module: ModuleType, options: Options, head: Head, cotangents: jax.Array) -> tuple:
+    rows = module.forward(head, options)
+    return rows, module.backward(head, rows, Change(*cotangents), ALL, options)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def weighted_sum(module: ModuleType, options: Options, head: Head, weights: jax.Array) -> tuple:
+    return module.value_and_gradients(head, weights[0] < 1, weights[1], ALL, options)
+
+
+def full_head(rows: int) -> tuple[Head, jax.Array]:
+    """All that a tile can have, in tiles that reach beyond rows, classes and features."""
+    n, d, k = 37, 131, 150
+    x, w, labels = test_kernels.random_head(n, d, k)
+    rng = np.random.default_rng(3)
+    where = rng.random((rows, k)) < 0.8
+    where[np.arange(n) % rows, labels] = True
+    bias, weights = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (k, (3, n)))
+    # Small enough that the cap leaves no two logits the same.
+    return Head(x / 12, w, bias, jnp.asarray(where), labels), weights
+
+
+@pytest.mark.parametrize("rows", [1, 37], ids=["a mask", "a mask for each row"])
+def test_edges(rows: int):
+    head, weights = full_head(rows)
+    options = Options(TILES, target.current(), softcap=3.0)
+    for run, how in ((per_example, replace(options, stats=True)), (weighted_sum, options)):
+        close(run(mosaic_tpu, how, head, weights), run(xla_chunked, how, head, weights))
+
+
+def test_memory_that_nobody_has_written():
+    # The other interpreter follows copies between memories, and begins with NaN in all of them.
+    head, weights = full_head(1)
+    nan = pltpu.InterpretParams(uninitialized_memory="nan")
+    options = Options(TILES, target.Target("tpu", nan), softcap=3.0, stats=True)
+    found = per_example(mosaic_tpu, options, head, weights)
+    close(found, per_example(xla_chunked, options, head, weights))
+
+
+def test_more_tiles_than_lanes():
+    # A row's maximum as far as it is known is kept for 132 tiles of classes.
+    x, w, labels = test_kernels.random_head(5, 3, 131 * 128 + 5)
+    run = jax.value_and_grad(linear_cross_entropy_sum, (0, 1))
+    options = {"tiles": TILES, "memory": None}
+    close(
+        run(x, w, labels, implementation=NAME, **options),
+        run(x, w, labels, implementation="reference", **options),
+    )
+
+
+# -- What it cannot do --
+
+
+def test_unsupported():
+    x, w, labels = test_kernels.random_head(4, 3, 5)
+    run = partial(linear_cross_entropy, implementation=NAME)
+    with pytest.raises(NotImplementedError, match=r"needs .*bfloat16 or float32, got float16"):
+        run(x.astype(jnp.float16), w.astype(jnp.float16), labels)
+    with pytest.raises(NotImplementedError, match=r"needs a precision of .*TF32"):
+        run(x, w, labels, precision=jax.lax.DotAlgorithmPreset.TF32_TF32_F32)
+    assert run(x, w, labels, precision="highest").nll.shape == (4,)
