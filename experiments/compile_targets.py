@@ -1,7 +1,7 @@
 """What the fused loss needs on accelerators that are not here: compiled for them, not run.
 
-Command: `python experiments/compile_targets.py`, about a minute, for TPU v4, v5e, v5p, v6e and 7x;
-it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU names
+Command: `python experiments/compile_targets.py`, about five minutes, for TPU v4, v5e, v5p, v6e and
+7x; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU names
 (`pip install --target FOLDER libtpu`). For an H200 and a B200, in an environment of its own whose
 CUDA wheels are large: `pip install "jax[cuda13]"`, then
 `python experiments/compile_targets.py h200 b200`. `--smoke` compiles tiny shapes and writes no
@@ -22,6 +22,16 @@ takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421
   splits the long sum and pads a copy of w for it, 1,180 MB, where K is odd;
 - those blocks are tied to the running sum by a barrier, or all slices of w are made, and kept,
   before the loop over rows.
+
+The kernels of `mosaic_tpu` need no logits in memory. Per example they take x's gradient in float32
+and a block of the logits' gradient in bfloat16, 218 MB on v4, v5e and v6e, 277 on v5p and 342 on
+7x; the sum w's gradient in float32 and the exponentials of 1,024 rows, 2,889 to 2,906 (7x: 3,423).
+On 7x at 256000 it is 2,700 and 5,258, for the reason above. Each kernel's VMEM: at most 11.2 MiB of
+v4's 16, and 37 of the 64 that the later ones have at least. What it took:
+- w is taken transposed where a TPU keeps it class-major, or each kernel's call copies it, 1,180 MB;
+- w's gradient is held in w's own order, or XLA takes the other one for the loop and copies it;
+- the factors that make exponentials gradients are applied by a kernel, or XLA spreads them to
+  float32 as large as the chunk's logits, twice.
 """
 
 import argparse
@@ -30,6 +40,8 @@ import os
 import re
 import sys
 from collections import Counter
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
 # libtpu asks a cloud's metadata server for the machine it is on, and allows one process at a time;
@@ -48,7 +60,7 @@ import jax.numpy as jnp
 import measure
 from jax.experimental import topologies
 
-from jaxsoftmax.kernels import linear_cross_entropy, linear_cross_entropy_sum
+from jaxsoftmax.kernels import linear_cross_entropy, linear_cross_entropy_sum, target
 
 TPUS = {
     "v4": "v4:2x2x1",
@@ -114,15 +126,16 @@ def main() -> None:
     n, d, classes = SMOKE if arguments.smoke else (N, D, CLASSES)
     targets, classes = arguments.targets or [*TPUS], arguments.classes or classes
     found: dict[str, Any] = {}
-    for target in targets:
-        device = device_of(target)
+    for name in targets:
+        device, programs = device_of(name), PROGRAMS | (TPU_KERNELS if name in TPUS else {})
         for k in classes:
-            for name, program in PROGRAMS.items():
+            for title, program in programs.items():
                 entry = compiled(program, device, n, d, k)
-                found.setdefault(target, {}).setdefault(name, {})[str(k)] = entry
+                found.setdefault(name, {}).setdefault(title, {})[str(k)] = entry
                 if not arguments.json:
                     megabytes = entry["temporary_bytes"] / 1e6
-                    print(f"{target:5} {name:12}{k:8}{megabytes:10.1f} MB  {entry['products']}")
+                    more = [entry["products"], entry.get("vmem_bytes", "")]
+                    print(f"{name:5} {title:24}{k:8}{megabytes:10.1f} MB ", *more)
     if arguments.json:
         print(json.dumps(found))
     elif not arguments.smoke:
@@ -156,24 +169,28 @@ def prototext(fields: dict[str, Any]) -> str:
     return " ".join(one(*field) for field in fields.items())
 
 
-def per_example(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+def per_example(x: Any, w: Any, labels: Any, nll: Any, lse: Any, **options: Any) -> Any:
     """Both outputs, and gradients of x and w with a cotangent for each."""
-    values, back = jax.vjp(lambda x, w: linear_cross_entropy(x, w, labels), x, w)
+    values, back = jax.vjp(lambda x, w: linear_cross_entropy(x, w, labels, **options), x, w)
     return values, back(type(values)(nll, lse))
 
 
-def scalar(x: Any, w: Any, labels: Any, weights: Any, unused: Any) -> Any:
+def scalar(x: Any, w: Any, labels: Any, weights: Any, unused: Any, **options: Any) -> Any:
     """The weighted sum, and its gradients in x and w."""
     del unused
 
     def value(x: Any, w: Any) -> Any:
         # The budget is said, for the default is that of the machine that compiles.
-        return linear_cross_entropy_sum(x, w, labels, weights=weights, memory=2**29)
+        return linear_cross_entropy_sum(x, w, labels, weights=weights, memory=2**29, **options)
 
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
 PROGRAMS = {"per example": per_example, "sum": scalar}
+TPU_KERNELS = {
+    f"{name}, mosaic_tpu": partial(program, implementation="mosaic_tpu")
+    for name, program in PROGRAMS.items()
+}
 
 
 def compiled(program: Any, device: Any, n: int, d: int, k: int) -> dict[str, Any]:
@@ -185,15 +202,39 @@ def compiled(program: Any, device: Any, n: int, d: int, k: int) -> dict[str, Any
 
     row = shape((n,), jnp.float32)
     half = jnp.bfloat16
-    built = (
-        jax.jit(program)
-        .lower(shape((n, d), half), shape((d, k), half), shape((n,), jnp.int32), row, row)
-        .compile()
-    )
-    return {
+    with traced_for(device):
+        lowered = jax.jit(program).lower(
+            shape((n, d), half), shape((d, k), half), shape((n,), jnp.int32), row, row
+        )
+    built = lowered.compile()
+    text = built.as_text()
+    found = {
         "temporary_bytes": measure.temporary_bytes(built),
-        "products": dict(products(built.as_text())),
+        "products": dict(products(text)),
     }
+    used = vmem_bytes(text)
+    return found | {"vmem_bytes": used} if used else found
+
+
+def traced_for(device: Any) -> AbstractContextManager:
+    """The scope in which a TPU's kernels know what they are for, and how large its VMEM is."""
+    scope = ExitStack()
+    if device.platform == "tpu":
+        known = jax.sharding.AbstractDevice(
+            device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu"
+        )
+        kinds = (jax.sharding.AxisType.Auto,)
+        mesh = jax.sharding.AbstractMesh((1,), ("one",), kinds, abstract_device=known)
+        scope.enter_context(target.assumed("tpu"))
+        scope.enter_context(jax.sharding.use_abstract_mesh(mesh))
+    return scope
+
+
+def vmem_bytes(text: str) -> list[int]:
+    """What each Pallas kernel of a compiled program takes of a TPU's VMEM, with its pipeline."""
+    kernels = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    used = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
+    return [int(size) for line in kernels for size in re.findall(used, line)]
 
 
 def products(text: str) -> Counter[str]:

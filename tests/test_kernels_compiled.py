@@ -7,7 +7,9 @@ experiments/compile_targets.py has the programs, and does the same for GPUs.
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,18 +20,46 @@ CASES = {"v4": (256_001,), "v5e": (256_000, 256_001), "v5p": (256_001,), "v6e": 
 CASES |= {"7x": (256_001,)}
 
 
+# What a kernel may take of VMEM, in MiB: all that v4 has, and most of what the later ones have.
+VMEM = {"v4": 16, "v5e": 48, "v5p": 48, "v6e": 48, "7x": 48}
+
+
+@cache
+def compiled(target: str) -> dict[str, Any]:
+    command = [sys.executable, str(SCRIPT), target, "--json", "--classes"]
+    command += map(str, CASES[target])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])[target]
+
+
 @pytest.mark.libtpu
 @pytest.mark.parametrize("target", CASES)
 def test_memory_and_products(target: str) -> None:
-    classes = CASES[target]
-    command = [sys.executable, str(SCRIPT), target, "--json", "--classes", *map(str, classes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])[target]
-    for k in classes:
+    found = compiled(target)
+    for k in CASES[target]:
         per_example, total = found["per example"][str(k)], found["sum"][str(k)]
         assert per_example["temporary_bytes"] <= (128 if target == "v5e" else 256) * MEGABYTE
         assert total["temporary_bytes"] <= 4 * 2304 * k + 512 * MEGABYTE
         # Four products and three, and not one of them in float32.
         assert per_example["products"] == {"bf16 x bf16": 4}
         assert total["products"] == {"bf16 x bf16": 3}
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("target", CASES)
+def test_kernels(target: str) -> None:
+    found = compiled(target)
+    for k in CASES[target]:
+        per_example, total = (
+            found[f"{name}, mosaic_tpu"][str(k)] for name in ("per example", "sum")
+        )
+        # A block of gradients and x's sum; a chunk's exponentials and w's sum; w is not copied.
+        assert per_example["temporary_bytes"] <= 384 * MEGABYTE
+        assert total["temporary_bytes"] <= 4 * 2304 * k + 1100 * MEGABYTE
+        # XLA's products: two in the loop and two after it, and two; the rest are the kernels'.
+        assert per_example["products"] == {"bf16 x bf16": 4}
+        assert total["products"] == {"bf16 x bf16": 2}
+        for program, kernels in ((per_example, 3), (total, 2)):
+            assert len(program["vmem_bytes"]) == kernels
+            assert max(program["vmem_bytes"]) <= VMEM[target] * 2**20
