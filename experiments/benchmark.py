@@ -23,9 +23,9 @@ about level with it where the products are all that counts (1.04 and 1.07 at the
 never slower than torch's, dense or fused; the fused one, in chunks of its own choice, takes 16.80
 times as long at 512 x 1024 x 131072.
 - At 8192 x 768 x 1000 it runs at 98 % of the rate of a square product. At 8192 x 128 x 1000, where
-  it was to be 1.5 times as fast as Optax, its time moves by a third from run to run (the ratio
-  from 1.4 to 1.6 in four), and this run was one of the slow: 0.89 of the rate of the three products alone.
-  Each call's temporaries are fresh pages, which is the likely cause.
+  it was to be 1.5 times as fast as Optax, its time moves by a third from run to run (in four the
+  ratio was 1.4 to 1.6), and this run was one of the slow: 0.89 of the rate of the three products
+  alone. Each call's temporaries are fresh pages, which is the likely cause.
 - Where features are data their one read is the limit: classes outermost, in chunks of 1,024 rows,
   each used for the scores and for the gradient while it is in the cache.
 - The per-example route computes the logits twice, four products in place of three, and is 1.02 to
