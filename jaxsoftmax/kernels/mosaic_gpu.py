@@ -38,6 +38,7 @@ Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,7 @@ MORE_CLASSES, MORE_ROWS = 4, 5
 
 LOG2E = float(np.log2(np.e))
 LARGEST = float(np.finfo(np.float32).max)
+ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
 HOPPER = ("H100", "H200", "H800", "H20")  # also GH200
 
 
@@ -178,8 +180,13 @@ def _tiles(
     arguments = (x, head.w, jnp.full(1, start, jnp.int32), columns, labels, *rows)
     if not options.target.interpret:
         return kernel(*arguments)
+
+    def interpreted(*arguments: Array) -> Sequence[Array]:
+        with ONE_AT_A_TIME:
+            return jax.block_until_ready(jax.jit(kernel)(*arguments))
+
     # The interpreter's effects are ordered, which no primitive with a rule of its own lets through.
-    return jax.pure_callback(jax.jit(kernel), tuple(outputs), *arguments, vmap_method="sequential")
+    return jax.pure_callback(interpreted, tuple(outputs), *arguments, vmap_method="sequential")
 
 
 def _body(
