@@ -445,19 +445,11 @@ def _per_example(
 
 
 def _finished(rows: Rows) -> tuple[Array, Array, Array | None, Array | None]:
-    """What `Rows` say: with S = others + e_y, nll = log S + (maximum - z_y), lse = log S + maximum.
-
-    Where the label leads, e_y is 1 and nll = log1p(others), which keeps what log S loses.
-    """
+    """What `Rows` say: nll, lse = log S + maximum, and, when asked, mean logit and prediction."""
+    nll, total = products.row_loss(rows)
     maximum = lax.stop_gradient(rows.maximum)
-    dead = maximum == -jnp.inf
-    own = products.relative_exp(rows.label, maximum)
-    total = jnp.where(dead, 1, rows.others + own)
-    leads = rows.label == maximum
-    ahead = jnp.log1p(rows.others / jnp.where(leads & ~dead, own, 1))
-    nll = jnp.where(leads, ahead, jnp.log(total) + (maximum - rows.label))
-    lse = jnp.where(leads, rows.label + ahead, maximum + jnp.log(total))
-    lse = jnp.where(dead, -jnp.inf, lse)
+    lse = jnp.where(rows.label == maximum, rows.label + nll, maximum + jnp.log(total))
+    lse = jnp.where(maximum == -jnp.inf, -jnp.inf, lse)
     if rows.stats is None:
         return nll, lse, None, None
     return nll, lse, rows.stats.mean, rows.stats.predicted

@@ -460,7 +460,7 @@ def value_and_gradients(
     if valid is not None:
         head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
     if not any(wanted):
-        nll = _losses(forward(head, options))[0]
+        nll = products.row_loss(forward(head, options))[0]
         return nll if valid is None else jnp.where(valid, nll, 0), Moved(None, None, None)
     size = _rows_at_a_time(n, d, options)
     alone = size == n
@@ -517,7 +517,7 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
         _statistics, chunk, 0, _columns(chunk), (), [numbers] * 3 + [stored], options
     )
     rows = _joined(*(a[:, :n] for a in found))
-    nll, total = _losses(rows)
+    nll, total = products.row_loss(rows)
     scale = (weights / total)[:, None]
     factor = relative_exp(found[0][:, :n].T, _finite(rows.maximum)[:, None]) * scale
     factor = jnp.broadcast_to(factor[:, :, None], (n, tiles, CLASSES)).reshape(n, -1)
@@ -529,16 +529,6 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     exists = rows.label[:, None] != -jnp.inf
     dz = jnp.where(hot, jnp.where(exists, own, 0), dz)
     return nll, jnp.where(weights[:, None] == 0, 0, dz)
-
-
-def _losses(rows: Rows) -> tuple[Array, Array]:
-    """-log p of the label, by log1p where it leads, and the sum of all exponentials."""
-    dead = rows.maximum == -jnp.inf
-    own = relative_exp(rows.label, rows.maximum)
-    total = jnp.where(dead, 1, rows.others + own)
-    ahead = jnp.log1p(rows.others / jnp.where(dead, 1, own))
-    behind = jnp.log(total) + (rows.maximum - rows.label)
-    return jnp.where(rows.label == rows.maximum, ahead, behind), total
 
 
 @value_and_gradients.defjvp

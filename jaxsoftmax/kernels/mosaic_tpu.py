@@ -184,7 +184,8 @@ def value_and_gradients(
         head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
         weights = checks.count(weights, valid)
     if not any(wanted):
-        return checks.count(_loss(forward(head, options))[0], valid), Moved(None, None, None)
+        nll, _ = products.row_loss(forward(head, options))
+        return checks.count(nll, valid), Moved(None, None, None)
     # As many rows as give exponentials in x's dtype the bytes of XLA's rows, in equal parts.
     n, size = head.x.shape[0], options.tiles.rows * tiles.ENTRY_OF_ROWS // head.x.dtype.itemsize
     size = -(-n // -(-n // size))
@@ -216,7 +217,7 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     """Loss of each row, and its weighted gradient in the logits in x's dtype."""
     grid = _grid(chunk, options)
     rows, kept = _pass(chunk, grid, keep=True)
-    nll, total = _loss(rows)
+    nll, total = products.row_loss(rows)
     silent = weights == 0  # A weight of 0 silences a NaN.
     scale = jnp.where(silent, 0, weights / total)
     own = jnp.where(silent, 0, -rows.others * scale)
@@ -225,14 +226,6 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     factor = relative_exp(kept.reference, rows.maximum[:, None]) * scale[:, None]
     factor = jnp.where(silent[:, None], 0, factor)
     return nll, _scaled(chunk, kept.exponentials, factor, own, grid)
-
-
-def _loss(rows: Rows) -> tuple[Array, Array]:
-    """-log p_y, without a difference of nearly equal numbers, and the sum of exponentials."""
-    total = rows.others + relative_exp(rows.label, rows.maximum)
-    total = jnp.where(rows.maximum == -jnp.inf, 1, total)
-    behind = jnp.log(total) + (rows.maximum - rows.label)
-    return jnp.where(rows.label == rows.maximum, jnp.log1p(rows.others), behind), total
 
 
 def _rows_added(total: Moved, chunk: Head, dz: Array, begin: Array, options: Options) -> Moved:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxsoftmax.kernels.contract import Precision
+from jaxsoftmax.kernels.contract import Precision, Rows
 
 # Up to so many classes a product over rows is computed with the classes outermost.
 FEW = 32
@@ -54,6 +54,21 @@ def relative_exp(z: Array, maximum: Array) -> Array:
 def _relative_exp_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
     e = relative_exp(*primals)
     return e, e * tangents[0]
+
+
+def row_loss(rows: Rows) -> tuple[Array, Array]:
+    """-log p of the label, and S = others + e_y, 1 for a row that is masked whole.
+
+    nll = log S + (maximum - z_y); where the label leads, e_y is 1 and nll = log1p(others), which
+    keeps what log S loses.
+    """
+    maximum = lax.stop_gradient(rows.maximum)
+    dead = maximum == -jnp.inf
+    own = relative_exp(rows.label, maximum)
+    total = jnp.where(dead, 1, rows.others + own)
+    leads = rows.label == maximum
+    ahead = jnp.log1p(rows.others / jnp.where(leads & ~dead, own, 1))
+    return jnp.where(leads, ahead, jnp.log(total) + (maximum - rows.label)), total
 
 
 def weight_gradient(x: Array, dz: Array, precision: Precision = None) -> Array:
