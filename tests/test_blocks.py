@@ -97,6 +97,17 @@ def test_a_class_without_examples_stays_where_it_is() -> None:
     assert z[:, [0, 1, 3]].any()
 
 
+def test_examples_that_are_all_certain_leave_the_penalty() -> None:
+    with jax.enable_x64():
+        given, at = standing("softmax", (0.5,))
+        certain = jnp.zeros_like(at.mass).at[:, 0].set(1)
+        found = blocks.build(given, "softmax", certain)
+        g = jnp.ones(at.theta.shape)
+        z = np.asarray(blocks.apply(found, "softmax", given.l2, g))
+    np.testing.assert_allclose(z[..., :-1], 1 / 0.5, rtol=1e-4)
+    assert np.isfinite(z).all()
+
+
 def test_what_is_not_to_be_inverted_costs_too_much() -> None:
     with jax.enable_x64():
         given, _ = standing("softmax", (0.1,))

@@ -81,7 +81,9 @@ def apply(blocks: Blocks, head: problems.Head, l2: Array, r: Array) -> Array:
 def _mean(blocks: Blocks, r: Array) -> Array:
     """The mean over the classes that have examples, for each of them."""
     there = blocks.present[..., None]
-    return there * (there * r).sum(1, keepdims=True) / there.sum(1, keepdims=True)
+    # Where every example is certain to the last bit, no class has any curvature left.
+    count = jnp.maximum(there.sum(1, keepdims=True), 1)
+    return there * (there * r).sum(1, keepdims=True) / count
 
 
 def _size(n: int, d: int) -> int:
