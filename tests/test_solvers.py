@@ -2,6 +2,8 @@
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -13,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxsoftmax import binary_cross_entropy, cross_entropy
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.solvers import Solution, solve, solve_path
+from jaxsoftmax.solvers import Solution, certificate, prepare, solve, solve_path, steps
+from jaxsoftmax.solvers import problem as problems
 
 Array = np.ndarray
 
@@ -194,6 +197,35 @@ def test_the_bound_holds_far_from_the_optimum() -> None:
         assert not found.converged
         assert "raise max_iterations" in found.reason
         assert (found.objective - best) / found.objective <= found.gap + 1e-14
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-2, 1.0, 30.0])
+def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float) -> None:
+    # Near the optimum the intercepts are left alone, far from it Newton moves them or fails.
+    x, y = problem()
+    rng = np.random.default_rng(1)
+    loss = cross_entropy if head == "softmax" else binary_cross_entropy
+    targets = y if head == "softmax" else (y[:, None] == np.arange(3)).astype(int)
+    best = solve(x, targets, loss=loss, alpha=0.01, gap=1e-14)
+    packed = np.concatenate([best.params.w.T, best.params.bias[:, None]], 1)[None]
+    with jax.enable_x64():
+        lanes = prepare.lanes(
+            prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9),
+            np.ones((1, len(x))), targets[None], np.array([0.01]), np.zeros(1),
+        )  # fmt: skip
+        unused = lanes.features.shape[1] - x.shape[1]  # columns of zeros
+        moved = packed + distance * rng.normal(size=packed.shape)
+        theta = jnp.asarray(np.insert(moved, [x.shape[1]] * unused, 0, -1))
+        at, g = steps.evaluate(lanes, head, theta, intercept=True)
+        for goal in (0.0, 1e9):
+            found = certificate.certify(lanes, head, at, g, jnp.full(1, goal), intercept=True)
+            true = found.value[0] - best.objective
+            assert true <= found.gap[0] + found.floor[0]
+            if distance < 1:
+                assert found.gap[0] <= 200 * true + 1e-14
+            if goal:
+                np.testing.assert_array_equal(found.theta, theta)
 
 
 def test_the_bound_is_rigorous_about_the_free_intercept() -> None:
@@ -431,6 +463,17 @@ def test_a_path_holds_what_single_fits_find() -> None:
             one = solve(x[kept], y[kept], C=c, gap=1e-10)
             true = path.objective[i, fold] / one.objective - 1
             assert -1e-10 <= true <= path.gap[i, fold] + 1e-10
+
+
+def test_each_c_has_the_gap_that_was_asked_for() -> None:
+    x, y = problem()
+    asked = np.array([1e-3, 1e-12, 1e-2])
+    path = solve_path(x, y, C=[1.0, 0.01, 100.0], gap=asked)
+    assert path.converged.all()
+    assert (path.gap <= asked).all()
+    assert path.gap[1] < 1e-12 < path.gap[2]
+    with pytest.raises(ValueError, match=r"gap: expected one number or \(2,\), got shape \(3,\)"):
+        solve_path(x, y, C=[1.0, 2.0], gap=asked)
 
 
 def test_label_sets_share_the_features() -> None:

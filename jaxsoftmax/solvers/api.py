@@ -127,7 +127,7 @@ def solve_path(
     weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     bias: bool = True,
-    gap: float = 1e-6,
+    gap: ArrayLike = 1e-6,
     method: str | None = None,
     max_iterations: int = 1000,
     memory: int = MEMORY,
@@ -150,7 +150,8 @@ def solve_path(
         weights: floats `[N]`.
         class_weights: `[K]`, or `[2]` for one binary label.
         bias: whether the model has one.
-        gap: the certified relative distance from the optimum of every fit.
+        gap: the certified relative distance from the optimum of every fit; `[P]` gives each C its
+            own, for strong penalties take little to be solved to many digits.
         method: as of `solve`.
         max_iterations: outer iterations of each stage.
         memory: bytes for what is made beside the features.
@@ -194,6 +195,11 @@ def solve_path(
         strengths = np.asarray(C, np.float64)
         if strengths.ndim != 1 or not len(strengths):
             raise ValueError(f"C: expected [P] and not empty, got shape {strengths.shape}")
+        if np.shape(gap) not in ((), strengths.shape):
+            raise ValueError(
+                f"gap: expected one number or {strengths.shape}, got shape {np.shape(gap)}"
+            )
+        gaps = np.broadcast_to(np.asarray(gap, np.float64), strengths.shape)
         found: list[Outcome] = [None] * len(strengths)  # type: ignore[list-item]
         zeros = np.zeros(len(s))
         problem = prepare.lanes(given, s, t, zeros, zeros)
@@ -207,7 +213,7 @@ def solve_path(
                 problem,
                 given.head,
                 jnp.asarray(_extrapolated(earlier, strengths[i], theta, l1_ratio)),
-                gap=gap,
+                gap=float(gaps[i]),
                 method=_method(method, l1_ratio),
                 intercept=bias,
                 pre=pre,

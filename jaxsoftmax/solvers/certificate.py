@@ -16,9 +16,15 @@ or for l2 = 0, where |G| <= l1 is needed, sum w G + l1 |w|, after q has been mov
 as it takes. y_i is the one-hot code, or the labels' 0 and 1 with KL that of each sigmoid. Every
 term is non-negative and is computed without a difference of large numbers.
 
-q is the model's own prediction at trial parameters, after a shift of the intercept by a small
-Newton iteration; what remains of the condition is repaired by moving mass from the classes that
-have too much to those that have too little. Nothing about the trial parameters needs to be true.
+q is the model's own prediction at trial parameters, whose intercepts a few steps of Newton's method
+have made nearly optimal. The next step would be beta, with H beta = -sum_i s_i (p_i - y_i); instead
+
+    q_ik = p_ik (1 + beta_k - sum_j p_ij beta_j)
+
+which meets the condition exactly and is as near to p as the square of beta is small. What remains,
+with very many classes and where Newton's method fails, is repaired by moving mass from the classes
+that have too much to those that have too little. Nothing about the trial parameters needs to be
+true.
 
 Reference: the duality of logistic regression is Jaakkola and Haussler's, "Probabilistic kernel
 regression models" (1999); the rule for l1 is that of Ndiaye, Fercoq, Gramfort and Salmon, "Gap safe
@@ -36,15 +42,16 @@ from jaxsoftmax.solvers import newton, products
 from jaxsoftmax.solvers import problem as problems
 
 SHIFTS = 12  # Newton steps of the intercept at most
-SLACK = 1e-9  # of the intercept's condition, left to the repair, which moves the gap by its square
+NEAR = 1e-12  # its Newton decrement, relative to the objective, that is left to the correction
+SLACK = 1e-9  # of the intercept's condition, left to the repair, which moves the gap by more
 WIDE = 128  # classes: beyond, the intercept's Hessian is replaced by its diagonal
 
 
-class _Shift(NamedTuple):
-    shift: Array  # [L, K]
-    mass: Array  # of the scores with this shift: [L, K, N]
-    excess: Array  # sum_i s_i (p_i - y_i): [L, K]
-    steps: Array
+class _Centre(NamedTuple):
+    point: problems.Point
+    move: Array  # Newton's next step of the intercepts: [L, K]
+    far: Array  # whether it is worth being made: [L]
+    steps: Array | int
 
 
 class Certificate(NamedTuple):
@@ -57,42 +64,104 @@ class Certificate(NamedTuple):
     gradient_norm: Array  # [L], of a subgradient of least length
 
 
-@jax.jit(static_argnames=("head", "intercept", "dtype"))
+@jax.jit(static_argnames=("head", "intercept"))
 def certify(
     problem: problems.Problem,
     head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    goal: Array,
+    *,
+    intercept: bool,
+) -> Certificate:
+    """Bound F at a float64 point with gradient g by its own predictions: at least one product.
+
+    The intercepts are made better where they take more than a tenth of the goal, a gap `[L]`.
+    """
+    if not intercept:
+        return _certificate(problem, at, g, *_judged(problem, head, at, at, None))
+    near, beta = _centred(problem, head, at, 0.1 * goal)
+    moved = jnp.any(near.theta != at.theta)
+    g = lax.cond(moved, lambda: problems.gradient(problem, near, intercept=True), lambda: g)
+
+    def exactly() -> tuple[Array, Array]:
+        return _judged(problem, head, near, near, beta)
+
+    if not _coupled(head, at):
+        return _certificate(problem, near, g, *exactly())
+    # Where |beta| < 1/2, no q is negative.
+    simple = (problem.l1 == 0) & (problem.l2 > 0) & (jnp.max(jnp.abs(beta), -1) < 0.5)
+    found = lax.cond(jnp.all(simple), lambda: _by_itself(problem, head, near, g, beta), exactly)
+    return _certificate(problem, near, g, *found)
+
+
+@jax.jit(static_argnames=("head", "intercept", "dtype"))
+def certify_rounded(
+    problem: problems.Problem,
+    head: problems.Head,
     theta: Array,
-    trial: Array | None = None,
+    trial: Array | None,
     *,
     intercept: bool,
     dtype: str,
 ) -> Certificate:
     """Bound F at theta, rounded to dtype, by the predictions at the trial parameters or its own."""
-    theta = theta.astype(dtype).astype(jnp.float64)
-    z = problems.scores(problem, theta)
-    shift = _shift(problem, head, z) if intercept else jnp.zeros(z.shape[:2])
-    trial_z = z + shift[..., None]
-    b = (theta[..., -1] + shift).astype(dtype).astype(jnp.float64)
-    z = z + jnp.where(jnp.isfinite(b), b - theta[..., -1], 0)[..., None]
-    at = problems.point(problem, head, theta.at[..., -1].set(b), z)
+
+    def centred(theta: Array) -> tuple[problems.Point, Array | None]:
+        theta = theta.astype(jnp.float64)
+        at = problems.point(problem, head, theta, problems.scores(problem, theta))
+        return _centred(problem, head, at, NEAR * jnp.abs(at.value)) if intercept else (at, None)
+
+    by, beta = centred(theta.astype(dtype))
+    at = _with_intercept(problem, head, by, by.theta[..., -1].astype(dtype))
     if trial is not None:
-        trial_z = problems.scores(problem, trial.astype(jnp.float64))
-        trial_z = trial_z + (_shift(problem, head, trial_z)[..., None] if intercept else 0)
-    target, log_p, log_q = _outcomes(head, problem.targets, z, trial_z)
-    if intercept:
-        log_q = _repaired(_weights(problem), log_q, target)
+        by, beta = centred(trial)
+    g = problems.gradient(problem, at, intercept=intercept)
+    return _certificate(problem, at, g, *_judged(problem, head, at, by, beta))
+
+
+def _certificate(
+    problem: problems.Problem, at: problems.Point, g: Array, gap: Array, floor: Array
+) -> Certificate:
+    gap = jnp.where((problem.l2 > 0) | (problem.l1 > 0), gap, jnp.inf)
+    return Certificate(at.theta, at.value, gap, floor, newton.norm(steepest(problem, at.theta, g)))
+
+
+def _judged(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    by: problems.Point,
+    beta: Array | None,
+) -> tuple[Array, Array]:
+    """The bound and its floor by the predictions of a point whose intercepts would move by beta."""
+    target, log_p, log_q = _outcomes(head, problem.targets, at.scores, by.scores)
+    if beta is not None:
+        log_q = _balanced(_weights(problem), log_q, target, _of_outcomes(head, beta))
     g = problems.adjoint(problem, _residual(problem, head, log_q, target))[..., :-1]
     pull = _pull(problem, g)
     g, log_q = pull * g, _mixed(log_q, target, pull[..., None])
     gap = _divergence(_weights(problem), log_q, log_p) + _fenchel(problem, at.theta[..., :-1], g)
-    slope = problems.gradient(problem, at, intercept=intercept)
-    return Certificate(
-        at.theta,
-        at.value,
-        jnp.where((problem.l2 > 0) | (problem.l1 > 0), gap, jnp.inf),
-        _floor(problem, at, log_q, target, intercept),
-        newton.norm(steepest(problem, at.theta, slope)),
-    )
+    off = _weights(problem) * (jnp.exp(log_q) - target)
+    left = jnp.zeros_like(gap) if beta is None else jnp.sum(jnp.abs(jnp.sum(off, -1)), (1, 2))
+    return gap, _floor(problem, at, jnp.sum(jnp.sum(jnp.abs(off), -1) ** 2, (1, 2)), left)
+
+
+def _by_itself(
+    problem: problems.Problem, head: problems.Head, at: problems.Point, g: Array, beta: Array
+) -> tuple[Array, Array]:
+    """The bound and its floor from p's gradient g, for an l2 penalty and a small beta.
+
+    With q = p (1 + e), e_ik = beta_k - sum_j p_ij beta_j, the divergence is at most the sum of
+    s p e^2 = beta' H beta = -beta' sum_i s_i (p_i - y_i).
+    """
+    move = jnp.broadcast_to(beta[..., None], at.mass.shape)
+    move = problems.adjoint(problem, problems.curvature(problem, head, at.mass, move))
+    length = newton.norm((g + move)[..., :-1])
+    gap = -jnp.sum(beta * at.residual.sum(-1), -1) + length**2 / (2 * problem.l2)
+    rows = jnp.abs(at.residual).sum(-1)
+    left = jnp.finfo(rows.dtype).eps * rows.sum(-1)
+    return gap, _floor(problem, at, jnp.sum(rows**2, -1), left)
 
 
 def steepest(problem: problems.Problem, theta: Array, g: Array) -> Array:
@@ -154,46 +223,82 @@ def _residual(problem: problems.Problem, head: problems.Head, log_q: Array, targ
     return difference[:, :, 0] if head == "softmax" else difference[:, 0]
 
 
-def _shift(problem: problems.Problem, head: problems.Head, z: Array) -> Array:
-    """What to add to the intercepts, `[L, K]`, so that sum_i s_i (p_i - y_i) is nearly 0."""
-    s = problem.weights.astype(z.dtype)[:, None]
-    coupled = head == "softmax" and z.shape[1] <= WIDE
+def _centred(
+    problem: problems.Problem, head: problems.Head, at: problems.Point, enough: Array
+) -> tuple[problems.Point, Array]:
+    """The point after Newton's steps of its intercepts, and the next one, worth at most enough."""
+
+    def measured(point: problems.Point, steps: Array | int) -> _Centre:
+        excess = point.residual.sum(-1)
+        move = _intercept_step(problem, head, point.mass, excess)
+        far = -jnp.sum(move * excess, -1) > enough
+        if not _coupled(head, at):  # the step is not Newton's, and what remains is repaired
+            far = jnp.any(jnp.abs(excess) > SLACK, -1)
+        return _Centre(point, move, far, steps)
+
+    def body(last: _Centre) -> _Centre:
+        b = last.point.theta[..., -1] + jnp.clip(last.move, -1, 1)
+        return measured(_with_intercept(problem, head, last.point, b), last.steps + 1)
+
+    def unfinished(last: _Centre) -> Array:
+        return (last.steps < SHIFTS) & jnp.any(last.far)
+
+    end = lax.while_loop(unfinished, body, measured(at, jnp.array(0)))
+    return end.point, end.move
+
+
+def _with_intercept(
+    problem: problems.Problem, head: problems.Head, at: problems.Point, b: Array
+) -> problems.Point:
+    """The point with other intercepts, `[L, K]`; -inf stays."""
+    b, old = b.astype(at.scores.dtype), at.theta[..., -1]
+    z = at.scores + jnp.where(jnp.isfinite(b), b - old, 0)[..., None]
+    return problems.point(problem, head, at.theta.at[..., -1].set(b), z)
+
+
+def _coupled(head: problems.Head, at: problems.Point) -> bool:
+    """Whether the intercept's Hessian is worth solving; that of sigmoids is diagonal."""
+    return head == "sigmoid" or at.mass.shape[1] <= WIDE
+
+
+def _intercept_step(
+    problem: problems.Problem, head: problems.Head, p: Array, excess: Array
+) -> Array:
+    """Newton's step of the intercepts, `[L, K]`, or one that is safe where it is too expensive."""
+    s = problem.weights.astype(p.dtype)[:, None]
+    eps = jnp.finfo(p.dtype).eps
+    if head == "sigmoid":
+        return -excess / (jnp.sum(s * p, -1) + eps)
+    if p.shape[1] > WIDE:  # halved, because the classes share their mass
+        return -0.5 * excess / (jnp.sum(s * p * (1 - p), -1) + eps)
+    shared = jnp.einsum("lkn,ljn->lkj", s * p, p)
+    on = jnp.eye(p.shape[1], dtype=bool)
+    # The Hessian's rows have the sum 0, and this sum is without cancellation.
+    diagonal = jnp.sum(jnp.where(on, 0, shared), -1) + eps
+    # Equal shifts of all classes change nothing: what is added makes that direction stiff.
+    stiff = jnp.mean(diagonal, -1)[:, None, None] / p.shape[1]
+    hessian = jnp.where(on, diagonal[..., None], -shared) + stiff
+    move = jnp.linalg.solve(hessian, -excess[..., None])[..., 0]
+    return jnp.where(jnp.isfinite(move), move, 0)
+
+
+def _of_outcomes(head: problems.Head, move: Array) -> Array:
+    """Steps of the intercepts as those of the outcomes, `[L, O, M, 1]`."""
     if head == "softmax":
-        hot = jnp.arange(z.shape[1])[None, :, None] == problem.targets[:, None]
-        shares = jnp.sum(jnp.where(hot, s, 0), -1)
+        return move[:, :, None, None]
+    return jnp.stack([move, jnp.zeros_like(move)], 1)[..., None]
 
-    def predicted(shift: Array) -> tuple[Array, Array]:
-        moved = z + shift[..., None]
-        if head == "softmax":
-            p = jax.nn.softmax(moved, axis=1)
-            return p, jnp.sum(s * p, -1) - shares
-        at = problems.point(problem, head, jnp.zeros((*z.shape[:2], 1)), moved)
-        return at.mass, at.residual.sum(-1)
 
-    def step(shift: Array, p: Array, excess: Array) -> Array:
-        diagonal = jnp.sum(s * (p * (1 - p) if head == "softmax" else p), -1)
-        diagonal = diagonal + jnp.finfo(z.dtype).eps
-        if not coupled:  # Newton's step for each alone, halved where classes share their mass
-            move = excess / diagonal * (0.5 if head == "softmax" else 1)
-            return shift - jnp.clip(move, -1, 1)
-        hessian = -jnp.einsum("lkn,ljn->lkj", s * p, p)
-        # Equal shifts of all classes change nothing: what is added makes that direction stiff.
-        ones = jnp.ones_like(hessian) * jnp.mean(diagonal, -1)[:, None, None] / z.shape[1]
-        on = jnp.eye(z.shape[1], dtype=bool)
-        hessian = jnp.where(on, diagonal[..., None], hessian) + ones
-        move = jnp.linalg.solve(hessian, excess[..., None])[..., 0]
-        return shift - jnp.clip(jnp.where(jnp.isfinite(move), move, 0), -1, 1)
-
-    def body(state: _Shift) -> _Shift:
-        shift = step(state.shift, state.mass, state.excess)
-        return _Shift(shift, *predicted(shift), state.steps + 1)
-
-    def unfinished(state: _Shift) -> Array:
-        return (state.steps < SHIFTS) & jnp.any(jnp.abs(state.excess) > SLACK)
-
-    zero = jnp.zeros(z.shape[:2], z.dtype)
-    start = _Shift(zero, *predicted(zero), jnp.array(0))
-    return lax.while_loop(unfinished, body, start).shift
+def _balanced(s: Array, log_q: Array, target: Array, beta: Array) -> Array:
+    """log q with sum_i s_i (q_i - y_i) = 0, near q: what the step beta does to first order."""
+    q = jnp.exp(log_q)
+    tilt = beta - jnp.sum(q * beta, 1, keepdims=True)
+    # Half of everything may go: more, where Newton's method has not come near, is no probability.
+    most = jnp.max(jnp.abs(tilt), (1, 3), keepdims=True)
+    log_q = log_q + jnp.log1p(tilt * jnp.minimum(1, 0.5 / jnp.where(most > 0, most, 1)))
+    excess = jnp.sum(s * (jnp.exp(log_q) - target), -1, keepdims=True)
+    left = jnp.any(jnp.abs(excess) > 64 * jnp.finfo(q.dtype).eps)
+    return lax.cond(left, lambda: _repaired(s, log_q, target), lambda: log_q)
 
 
 def _repaired(s: Array, log_q: Array, target: Array) -> Array:
@@ -252,22 +357,17 @@ def _fenchel(problem: problems.Problem, w: Array, g: Array) -> Array:
     return jnp.sum(flat + jnp.where(l2 > 0, square, 0), (1, 2))
 
 
-def _floor(
-    problem: problems.Problem, at: problems.Point, log_q: Array, target: Array, intercept: bool
-) -> Array:
+def _floor(problem: problems.Problem, at: problems.Point, squares: Array, left: Array) -> Array:
     """What rounding may have done to the gap: an estimate of its size.
 
     The terms of G and l2 w are each right to an ulp, so that their sum is uncertain by a few ulp of
-    its largest terms; what rounding leaves of the intercept's condition counts by the intercept.
+    its largest terms, whose squares come without the features'; what rounding leaves of the
+    intercept's condition counts by the intercept.
     """
     eps = jnp.finfo(jnp.float64).eps
     w, b = at.theta[..., :-1], at.theta[..., -1]
-    s, q = _weights(problem), jnp.exp(log_q)
-    size = products.largest(problem.features).astype(jnp.float64)
-    terms = jnp.sum(jnp.sum(s * jnp.abs(q - target), -1) ** 2, (1, 2)) * jnp.sum(size**2)
+    terms = squares * jnp.sum(products.largest(problem.features).astype(jnp.float64) ** 2)
     terms = terms + problem.l2**2 * jnp.sum(w**2, (1, 2))
     smooth = jnp.where(problem.l2 > 0, problem.l2, 1)
-    left = jnp.sum(jnp.abs(jnp.sum(s * (q - target), -1)), (1, 2))
     far = 1 + jnp.max(jnp.where(jnp.isfinite(b), jnp.abs(b), 0), 1)
-    rounding = 4 * eps**2 * terms / smooth + 4 * eps * at.value
-    return rounding + left * far if intercept else rounding
+    return 4 * eps**2 * terms / smooth + 4 * eps * at.value + left * far

@@ -25,6 +25,7 @@ WORTH = 2**25  # features times classes times lanes: above, a narrower program i
 SAMPLE = 4  # a quarter of the examples gives the Hessian of the first iterations
 FAR = 1e-2  # as long as Newton's decrement is above this share of the objective
 PATIENCE = 3  # iterations without progress after which precision, or the lane, has come to its end
+DRIFT = 3  # steps that move the scores before they are computed anew for a certificate
 LOOSE, TIGHT = 0.3, 1e-3  # of a Newton system: residual relative to the gradient
 
 
@@ -151,7 +152,7 @@ class _Run:
         theta = jnp.asarray(self.outcome.theta[self.slots], self.numbers)
         self.point, self.g = steps.evaluate(self.problem, self.head, theta, **self.how)
         self.state: Any = None
-        self.count = 2
+        self.count, self.steps = 2, 0
         self.pre: Preconditioner | Blocks = self.of_all
         self.spent = 0  # on Newton systems since the preconditioner was made
         if (
@@ -169,7 +170,7 @@ class _Run:
             self._sample(), **self.how,
         )  # fmt: skip
         self.point, self.g, self.state = step.point, step.gradient, step.memory
-        self.count = int(step.products)
+        self.count, self.steps = int(step.products), self.steps + 1
         self.outcome.iterations[self.lanes] += 1
         self.spent += self.count
         decrement = np.asarray(step.decrement, float)
@@ -273,12 +274,8 @@ class _Run:
             return
         slots = [int(np.flatnonzero(self.real & (self.slots == lane))[0]) for lane in lanes]
         padded = np.resize(slots, len(self.slots))  # so that one width is compiled
-        theta = self.point.theta[padded]
         problem = take(self.original, self.slots[padded])
-        # Rounded parameters are judged by the predictions of those that were not.
-        rounded = self.dtype == "float32" and theta.dtype == jnp.float64
-        trial = theta if rounded else None
-        found = certificate.certify(problem, self.head, theta, trial, dtype=self.dtype, **self.how)
+        found = self._certificate(problem, padded)
         free = np.asarray((problem.l2 == 0) & (problem.l1 == 0))
         separated = np.asarray(self._separated())[padded] & free
         out = self.outcome
@@ -298,6 +295,23 @@ class _Run:
                 out.converged[lane] = self.estimate[padded[i]] <= self.gap * size
             else:
                 out.converged[lane] = out.gap[lane] <= self.gap
+
+    def _certificate(self, problem: problems.Problem, slots: np.ndarray) -> certificate.Certificate:
+        """What can be proven of some slots, whose problem this is."""
+        if self.dtype == "float32":
+            theta = self.point.theta[slots]
+            # Rounded parameters are judged by the predictions of those that were not.
+            trial = theta if theta.dtype == jnp.float64 else None
+            return certificate.certify_rounded(
+                problem, self.head, theta, trial, dtype=self.dtype, **self.how
+            )
+        point, g = self.point, self.g
+        if not np.array_equal(slots, np.arange(len(self.slots))):
+            point, g = jax.tree.map(lambda a: a[slots], (point, g))
+        if self.steps > DRIFT:
+            point, g = steps.evaluate(problem, self.head, point.theta, **self.how)
+        goal = jnp.asarray(self.gap * np.abs(self.value[slots]))
+        return certificate.certify(problem, self.head, point, g, goal, **self.how)
 
     def report(self) -> dict[str, Any]:
         """What a callback is told of the lanes that are not done."""
