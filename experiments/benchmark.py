@@ -34,6 +34,8 @@ times as long at 512 x 1024 x 131072.
 
 import argparse
 import importlib.util
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -153,6 +155,7 @@ def measured(
         "bytes per second": least_bytes(shape, dtype) / medians[first],
         "bytes": least_bytes(shape, dtype),
         "temporary_bytes": {n: measure.temporary_bytes(p) for n, p in programs.items()},
+        "page_faults": {n: page_faults(calls[n]) for n in programs},
         "torch": next((p.versions for p in processes.values()), None),
     }
 
@@ -232,6 +235,20 @@ def copy_rate() -> float:
     a = jnp.zeros(2**26)
     timing = measure.paired({"copy": partial(jax.jit(lambda a: a + 1), a)}, rounds=5)
     return 2 * a.nbytes / timing["seconds"]["copy"]["minimum"]
+
+
+def page_faults(function: Callable[[], Any], calls: int = 9) -> float:
+    """Pages that the system maps anew during one call, the median of several.
+
+    An allocation above glibc's threshold, at most 32 MB, is given back at once and costs its pages
+    in each call.
+    """
+    counts = []
+    for _ in range(calls):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        jax.block_until_ready(function())
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return statistics.median(counts)
 
 
 def least_bytes(shape: Shape, dtype: str) -> int:

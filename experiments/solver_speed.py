@@ -3,7 +3,8 @@ r"""How long it takes to reach scikit-learn's objective, and a certified optimum
 Command: `python experiments/solver_speed.py [--data-dir DIR] [--only NAME]`, about 5 minutes on two
 cores for each of mnist, fashion_mnist and grid, seconds for small. DIR holds mnist and
 fashion_mnist as TensorFlow Datasets prepares them. `--smoke` runs tiny problems without a record.
-The record is results/solver_speed_NAME.json, one for each NAME.
+The record is results/solver_speed_NAME.json, one for each NAME; where JAX finds a GPU, its name
+ends in _gpu.
 
 Question 1 (mnist, fashion_mnist: pixels / 255 in float32, C = 1). How long does `solve` take to
 the objective at which scikit-learn's lbfgs stops (max_iter 1000 and 100), and to a certified gap of
@@ -39,6 +40,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import measure
 import numpy as np
 import scipy.special
@@ -76,7 +78,9 @@ def main() -> None:
         print(f"\n{name}")
         show(record)
         if not arguments.smoke:
-            print("written:", measure.write_record(f"solver_speed_{name}", record).name)
+            platform = jax.default_backend()
+            where = name if platform == "cpu" else f"{name}_{platform}"
+            print("written:", measure.write_record(f"solver_speed_{where}", record).name)
 
 
 def objective(w: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, C: float) -> float:

@@ -53,3 +53,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in (name for name in has if not has[name] and item.get_closest_marker(name)):
             item.add_marker(pytest.mark.skip(reason=f"no {name} on this machine"))
+    # The longest first, so that no process is left alone with one of them at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
