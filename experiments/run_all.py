@@ -1,6 +1,6 @@
 """Every record, figure and table again, one document after the other.
 
-Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, under an hour on
+Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, 35 minutes on
 two cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by
 default ../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the Kaggle
 tasks' files are found in ../shared/data. It goes on after a document that fails, and says so at the
