@@ -80,19 +80,24 @@ def certify(
     """
     if not intercept:
         return _certificate(problem, at, g, *_judged(problem, head, at, at, None))
-    near, beta = _centred(problem, head, at, 0.1 * goal)
-    moved = jnp.any(near.theta != at.theta)
-    g = lax.cond(moved, lambda: problems.gradient(problem, near, intercept=True), lambda: g)
 
-    def exactly() -> tuple[Array, Array]:
-        return _judged(problem, head, near, near, beta)
+    def anyhow() -> Certificate:
+        near, beta = _centred(problem, head, at, 0.1 * goal)
+        slope = problems.gradient(problem, near, intercept=True)
+        return _certificate(problem, near, slope, *_judged(problem, head, near, near, beta))
 
     if not _coupled(head, at):
-        return _certificate(problem, near, g, *exactly())
+        return anyhow()
+    excess = at.residual.sum(-1)
+    beta = _intercept_step(problem, head, at.mass, excess)
     # Where |beta| < 1/2, no q is negative.
-    simple = (problem.l1 == 0) & (problem.l2 > 0) & (jnp.max(jnp.abs(beta), -1) < 0.5)
-    found = lax.cond(jnp.all(simple), lambda: _by_itself(problem, head, near, g, beta), exactly)
-    return _certificate(problem, near, g, *found)
+    simple = (-jnp.sum(beta * excess, -1) <= 0.1 * goal) & (jnp.max(jnp.abs(beta), -1) < 0.5)
+    simple = simple & (problem.l1 == 0) & (problem.l2 > 0)
+
+    def simply() -> Certificate:
+        return _certificate(problem, at, g, *_by_itself(problem, head, at, g, beta))
+
+    return lax.cond(jnp.all(simple), simply, anyhow)
 
 
 @jax.jit(static_argnames=("head", "intercept", "dtype"))
