@@ -138,10 +138,10 @@ def main() -> None:
     targets, classes = arguments.targets or [*TPUS], arguments.classes or classes
     found: dict[str, Any] = {}
     for name in targets:
-        if len(targets) == 1:
-            found[name] = all_of(name, n, d, classes)
-        else:
+        if name in GPUS and len(targets) > 1:
             found[name] = in_a_process(name, classes, smoke=arguments.smoke)
+        else:
+            found[name] = all_of(name, n, d, classes)
         if not arguments.json:
             show(name, found[name])
     if arguments.json:
@@ -285,13 +285,18 @@ def dumped() -> Iterator[Path]:
 
 
 def kernels(folder: Path) -> dict[str, dict[str, int]]:
-    """What each GPU kernel needs, from the files that the compiler wrote."""
-    return {
-        re.sub(r"_\d+$", "", path.stem): used(
-            path.read_text(), path.with_suffix(".resources.txt").read_text()
-        )
-        for path in sorted(folder.glob("*.ptxas"))
-    }
+    """What each GPU kernel needs, from the files that the compiler wrote.
+
+    Of a kernel that this process has compiled already there is no assembler's report.
+    """
+
+    def named(ending: str) -> dict[str, str]:
+        # Two parts of the compiler number the files, and not always alike.
+        paths = sorted(folder.glob(f"*{ending}"))
+        return {re.sub(r"_\d+$", "", p.name.removesuffix(ending)): p.read_text() for p in paths}
+
+    requested = named(".resources.txt")
+    return {name: used(text, requested[name]) for name, text in named(".ptxas").items()}
 
 
 def used(assembler: str, requested: str) -> dict[str, int]:
