@@ -79,8 +79,8 @@ def logits(x: jax.Array, w: jax.Array, bias: jax.Array) -> Array:
 
 
 @cache
-def fused(implementation: str) -> Callable[[Case], dict[str, jax.Array]]:
-    """A function of a case: values and gradients of both routes, compiled once a shape."""
+def fused(implementation: str, kind: str | None = None) -> Callable[[Case], dict[str, jax.Array]]:
+    """A function of a case: values and gradients of both routes, compiled once a shape and kind."""
 
     @jax.jit
     def run(case: Case) -> dict[str, jax.Array]:

@@ -1,7 +1,10 @@
-"""The Hopper kernels: interpreted on the CPU against the contract, and compiled for an H200.
+"""The GPU kernels: interpreted on the CPU against the contract, compiled for an H200 and a B200.
 
 A tile has 128 examples, 256 classes and 64 features, a block of the reverse pass 256 classes here
-and a chunk of the sum 128 rows; the shapes lie on, below and beyond each of them.
+and a chunk of the sum 128 rows; the shapes lie on, below and beyond each of them. Blackwell's
+kernels have the ends of Hopper's, so they are interpreted in fewer cases: those in which it matters
+how a tile comes to be, or how many classes have a statistic of their own. Two cores that multiply
+together are compiled alone, as the interpreter has none.
 """
 
 import importlib.util
@@ -19,12 +22,14 @@ import numpy as np
 import oracles
 import pytest
 from contract import LABELS, SCALES, TILES, assert_no_worse, case, fused
+from jax.experimental.pallas import mosaic_gpu as mosaic
 
 from jaxsoftmax.kernels import (
+    blackwell,
+    hopper,
     linear_cross_entropy,
     linear_cross_entropy_stats,
     linear_cross_entropy_sum,
-    mosaic_gpu,
     target,
 )
 
@@ -33,23 +38,37 @@ INF, NAN = np.inf, np.nan
 OPTIONS = {"tiles": TILES, "implementation": "mosaic_gpu"}
 # Gradients in the logits are rounded to half precision, here twice where the sum's chunks are.
 HALF_ULPS = 4 * float(jnp.finfo(jnp.bfloat16).eps)
+HOPPER, BLACKWELL = "NVIDIA H200", "NVIDIA B200"
+PROGRAMS = ("sum", "per example", "forward", "everything", "forward, a core alone")
+SPILLED = {"h200": (512, 2048), "b200": (128, 1024)}  # bytes a thread
+both = pytest.mark.parametrize("kind", [HOPPER, BLACKWELL])
+
+
+@pytest.fixture
+def kind() -> str:
+    return HOPPER
 
 
 @pytest.fixture(autouse=True)
-def interpreted(strict: None) -> Iterator[None]:
-    with target.assumed("gpu", interpret=True):
+def interpreted(strict: None, kind: str) -> Iterator[None]:
+    with target.assumed("gpu", interpret=True, kind=kind):
         yield
 
 
 # -- Values and gradients --
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-def test_every_scale_and_label(dtype: type):
-    # float16 does not hold the largest scale; each scale has every other label.
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(jnp.bfloat16, HOPPER), (jnp.float16, HOPPER), (jnp.bfloat16, BLACKWELL)],
+    ids=["bfloat16", "float16", "bfloat16 on Blackwell"],
+)
+def test_every_scale_and_label(dtype: type, kind: str):
+    # float16 does not hold the largest scale; each scale has every other label, or one of them.
+    every = 2 if kind == HOPPER else 4
     for i, scale in enumerate(SCALES if dtype == jnp.bfloat16 else SCALES[1:3]):
-        for kind in LABELS[i % 2 :: 2]:
-            check((6, 16, 64), dtype, scale, kind)
+        for label in LABELS[i % every :: every]:
+            check((6, 16, 64), dtype, scale, label)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +76,6 @@ def test_every_scale_and_label(dtype: type):
     [
         (128, 64, 256),  # whole tiles
         (129, 72, 320),  # one row and some features more, and a part of a tile of classes
-        (127, 264, 576),  # more stages of features than are on their way; three blocks of classes
         (300, 8, 128),  # three chunks of rows, the last one's start moved
         (7, 5, 301),  # neither features nor classes that the copies are made for
     ],
@@ -67,10 +85,20 @@ def test_tiles_and_tails(shape: tuple[int, int, int]):
     check(shape, jnp.bfloat16, 1.0, "last")
 
 
-def check(shape: tuple[int, int, int], dtype: type, scale: float, kind: str) -> None:
-    head = case(shape, dtype, scale, kind)
-    found = fused("mosaic_gpu")(head)
-    assert_no_worse(head, found, f"{shape} at {scale}, {kind} label")
+@both
+def test_more_than_fits_at_once(monkeypatch: pytest.MonkeyPatch):
+    # Five stages of features, where four are on their way; three tiles a core, where tensor memory
+    # has two sums; three blocks of classes, of whose last tile one half has no class. The
+    # interpreter raises where one reads or writes what another one may be writing.
+    watched = partial(mosaic.InterpretGPUParams, detect_races=True)
+    monkeypatch.setattr(mosaic, "InterpretGPUParams", watched)
+    check((129, 264, 576), jnp.bfloat16, 1.0, "last")
+
+
+def check(shape: tuple[int, int, int], dtype: type, scale: float, label: str) -> None:
+    head = case(shape, dtype, scale, label)
+    found = fused("mosaic_gpu", target.current().kind)(head)
+    assert_no_worse(head, found, f"{shape} at {scale}, {label} label")
     assert {found[name].dtype for name in ("nll", "lse", "mean_logit", "sum")} == {np.dtype("f4")}
     assert {found[name].dtype for name in ("dx", "dw", "db", "sum dx", "sum dw")} == {
         np.dtype(dtype)
@@ -82,6 +110,7 @@ def check(shape: tuple[int, int, int], dtype: type, scale: float, kind: str) -> 
     np.testing.assert_array_equal(found["correct"], found["predicted"] == head.labels)
 
 
+@both
 def test_ties_go_to_the_first_class():
     w = np.zeros((8, 640))
     w[0, [70, 300, 639]] = 1.0
@@ -129,6 +158,7 @@ def random_head(n: int, d: int, k: int) -> tuple[jax.Array, ...]:
     return x, w, jnp.asarray(rng.integers(0, k, n), jnp.int32)
 
 
+@both
 def test_masks_and_bad_values():
     x, w, labels = random_head(8, 16, 320)
     where = np.ones(320, bool)
@@ -178,6 +208,7 @@ def near(a: jax.Array, b: jax.Array) -> None:
     np.testing.assert_allclose(a, b, rtol=0, atol=HALF_ULPS * largest)
 
 
+@both
 def test_infinite_logits_share_the_mass():
     x, w, _ = random_head(4, 8, 320)
     bias = jnp.zeros(320).at[jnp.array([2, 300])].set(INF)
@@ -258,38 +289,44 @@ def test_refusals():
     refused("bfloat16 or float16 .* got float32", x.astype(jnp.float32), w.astype(jnp.float32))
     refused("where.*one for all examples", x, w, where=np.ones((4, 128), bool))
     with target.assumed("gpu"):
-        refused("Hopper GPU.*got", x, w)
+        refused("Hopper GPU.*Blackwell GPU.*got", x, w)
+    # The consumers' Blackwell has other instructions.
+    with target.assumed("gpu", interpret=True, kind="NVIDIA GeForce RTX 5090"):
+        refused("B200, B300, got 'NVIDIA GeForce RTX 5090'", x, w)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(300, 264, 576), (256, 1024, 1088)], ids=str)
 def test_on_the_gpu(shape: tuple[int, int, int]):
     # An even number of tiles of rows shares w's tiles between two blocks, as no interpreter can.
-    if not any(name in jax.devices()[0].device_kind for name in mosaic_gpu.HOPPER):
-        pytest.skip("no Hopper GPU")
+    served = (*hopper.DEVICES, *blackwell.DEVICES)
+    if not any(name in jax.devices()[0].device_kind for name in served):
+        pytest.skip("no Hopper GPU and no Blackwell GPU of a data centre")
     with target.assumed("gpu"):
         for scale in SCALES:
             head = case(shape, jnp.bfloat16, scale, "random")
             assert_no_worse(head, fused.__wrapped__("mosaic_gpu")(head), f"{shape} at {scale}")
 
 
-def test_compiled_without_the_device():
+@pytest.mark.parametrize("name", ["h200", "b200"])
+def test_compiled_without_the_device(name: str):
     python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
     if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
         python = sys.executable
     if python is None:
         pytest.skip("no interpreter with jax[cuda13]; JAXSOFTMAX_CUDA_PYTHON may name one")
     done = subprocess.run(
-        [python, str(SCRIPT), "--compile", "h200", "--json"],
+        [python, str(SCRIPT), "--compile", name, "--json"],
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["h200"]
-    assert found
-    for name, kernel in found.items():
-        assert kernel["registers"] <= 168, name
-        assert kernel["shared_bytes"] <= 232_448, name
-        # All that there is to do at once, with tanh, is too much for the registers.
-        assert kernel["spilled_bytes"] <= (2048 if "everything" in name else 512), name
+    found = json.loads(done.stdout.splitlines()[-1])[name]
+    assert {title.split(":")[0] for title in found} == set(PROGRAMS)
+    # All that there is to do at once, with tanh, is too much for the registers.
+    usual, everything = SPILLED[name]
+    for title, kernel in found.items():
+        assert kernel["registers"] <= 168, title
+        assert kernel["shared_bytes"] <= 232_448, title
+        assert kernel["spilled_bytes"] <= (everything if "everything" in title else usual), title

@@ -1,27 +1,15 @@
-"""The fused losses on Hopper GPUs: tiles of logits that live in registers and never in memory.
+"""The fused losses on Hopper and Blackwell GPUs: tiles of logits that never are in memory.
 
-One kernel makes tiles of x w, 128 examples by 256 classes, with 64 features at a time:
+One kernel makes tiles of x w, 128 examples by 256 classes, on Hopper (`hopper`) or Blackwell
+(`blackwell`), and brings them to one of two ends (`gpu_tiles`): their statistics, or a block of
+their gradient. XLA combines the statistics in float32, and multiplies the gradient blocks: its
+products run at the device's full rate.
 
-    producer       one warpgroup copies tiles of x and w into four stages of shared memory (TMA)
-    two consumers  multiply them (wgmma, sums in float32), 64 examples by 256 classes each
-
-and what it then does to the logits in its registers is its end, one of two:
-
-    statistics     bias, softcap and mask; the tile's maximum, the sum of the others' exponentials
-                   and the label's logit go to memory, 3 numbers a row where the tile has 256
-    gradient       the logits again, and their gradient in half precision goes to memory, for a
-                   block of classes at a time
-
-As many blocks run as the GPU has cores, each with one tile after the other. Where the tiles of rows
-are even in number, two neighbours share each tile of w, of which each copies one half to both. The
-second consumer is kept a few stages behind the first, so that the tensor cores have work while one
-of them computes exponentials. XLA combines the tiles' statistics in float32, and multiplies the
-gradient blocks: its products run at the device's full rate.
-
-- forward: N D K once; 12 N K / 256 bytes of statistics.
+- forward: N D K once; 12 N K / 256 bytes of statistics on Hopper and twice that on Blackwell, where
+  a warpgroup has 128 classes of a tile.
 - backward: the logits again, 2 N K bytes of gradients written and read twice, in blocks; the
   bias's gradient is their sum.
-- value_and_gradients: chunks of rows whose exponentials, relative to each tile's maximum, are
+- value_and_gradients: chunks of rows whose exponentials, relative to each share's maximum, are
   stored in half precision by the pass that finds the maxima. One pass over them then makes the
   gradient, so there are three products of N D K.
 
@@ -39,7 +27,8 @@ Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +37,9 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
-from jaxsoftmax.kernels import products, xla_chunked
+from jaxsoftmax.kernels import blackwell, gpu_tiles, hopper, products, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
+from jaxsoftmax.kernels.gpu_tiles import CLASSES, ROWS, TILING, Work
 from jaxsoftmax.kernels.products import relative_exp
 
 tangent = xla_chunked.tangent
@@ -58,40 +48,38 @@ binary_tangent = xla_chunked.binary_tangent
 binary_backward = xla_chunked.binary_backward
 binary_value_and_gradients = xla_chunked.binary_value_and_gradients
 
-# A tile of logits, the features that are multiplied at a time, and how many such stages are on
-# their way: 192 KiB of the 227 that a block may have. The ends work on 64 classes at a time.
-ROWS, CLASSES, FEATURES, STAGES, PART = 128, 256, 64, 4, 64
-TILING = (8, 64)  # what shared memory is swizzled by
-PARTS = range(CLASSES // PART)
-HALF = ROWS // 2  # of a tile's rows, for each consumer
-PRODUCER = 2  # the consumers are 0 and 1
-LEAD = 2  # stages that consumer 0 is ahead of consumer 1: more leave none to be copied in time
-BAND = 16  # tiles of rows that are done for each tile of classes, so that both stay in the cache
-
 # `Tiles` are chosen for 8 bytes an entry of a block and 20 of a chunk; here a block's gradient has
 # 2, and a chunk's exponentials and gradient 4.
 MORE_CLASSES, MORE_ROWS = 4, 5
 
-LOG2E = float(np.log2(np.e))
 LARGEST = float(np.finfo(np.float32).max)
 ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
-HOPPER = ("H100", "H200", "H800", "H20")  # also GH200
 
 
 def unsupported(head: Head, options: Options) -> str | None:
-    """What wgmma multiplies, and which GPUs have it."""
+    """What the tensor cores multiply, and which GPUs have them."""
     k, dtype = head.w.shape[1], head.x.dtype
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
     if head.where is not None and head.where.shape[0] != 1:
         return f"it needs `where` of shape ({k},), one for all examples, got {head.where.shape}"
-    if not options.target.interpret and not any(name in _device() for name in HOPPER):
-        return f"it needs a Hopper GPU, one of {', '.join(HOPPER)}, got {_device()!r}"
+    if not _generations(options):
+        return (
+            f"it needs a Hopper GPU, one of {', '.join(hopper.DEVICES)}, or a data centre's "
+            f"Blackwell GPU, one of {', '.join(blackwell.DEVICES)}, got {_device(options)!r}"
+        )
     return None
 
 
-def _device() -> str:
-    """The kind of GPU that a program is traced for: one that is described, or one that is here."""
+def _generations(options: Options) -> list[ModuleType]:
+    """How the GPU that a program is traced for makes tiles: one module, or none."""
+    return [m for m in (hopper, blackwell) if any(n in _device(options) for n in m.DEVICES)]
+
+
+def _device(options: Options) -> str:
+    """The kind of GPU that a program is traced for: described, or here; interpreted, a Hopper."""
+    if options.target.interpret:
+        return options.target.kind or hopper.DEVICES[0]
     described = jax.sharding.get_abstract_mesh().abstract_device
     return (described or jax.devices()[0]).device_kind
 
@@ -105,16 +93,6 @@ def _cores(options: Options) -> int:
 
 
 # -- The kernel --
-
-
-class _Tile(NamedTuple):
-    """A consumer's share of a tile of logits, 64 rows in four parts of 64 classes."""
-
-    column: Any  # index of the tile among those of the classes
-    row: Any  # the rows' slice
-    logits: Callable[[int], tuple[Array, Array | None]]  # of a part, and the softcap's derivative
-    hot: Callable[[int], Array]  # which entries of a part are the labels'
-    store: Callable[[Any, int, Array], None]  # entries of a part to memory, in half precision
 
 
 def _tiles(
@@ -137,48 +115,34 @@ def _tiles(
         outputs: shapes and dtypes.
         options: for the softcap and the target.
     """
-    n = head.x.shape[0]
+    n, interpret = head.x.shape[0], options.target.interpret
     labels = _padded(head.truth - start, _up(n, ROWS), -1)
     rows = [_padded(a, _up(n, ROWS), 0) for a in rows]
     # Copies are of whole swizzled tiles; what lies beyond an array is read as 0.
     x = jnp.pad(
         head.x, [(0, -size % unit) for size, unit in zip(head.x.shape, TILING, strict=True)]
     )
-    layout = gpu.TilingTransform(TILING), gpu.SwizzleTransform(128)  # type: ignore[abstract]
-
-    pair = not options.target.interpret and pl.cdiv(n, ROWS) % 2 == 0
-    barriers = partial(gpu.Barrier, num_arrivals=2, num_barriers=STAGES)
-    shared = partial(gpu.ClusterBarrier, collective_axes=("pair",), num_arrivals=2)
-
-    def stages(*shape: int) -> Any:
-        return gpu.SMEM(shape, x.dtype, transforms=layout)
-
+    pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
+    (generation,) = _generations(options)
     kernel = gpu.kernel(
-        partial(_body, end, len(rows), len(outputs), options.softcap, pair),
+        partial(_body, generation, end, len(rows), len(outputs), options.softcap, pair),
         out_type=tuple(outputs),
-        scratch_types=[
-            stages(STAGES, ROWS, FEATURES),
-            stages(STAGES, FEATURES, CLASSES),
-            stages(2, 2, HALF, PART),
-            barriers(),
-            shared(num_barriers=STAGES) if pair else barriers(),
-            gpu.Barrier(),
-        ],
+        scratch_types=generation.scratch(x.dtype, pair),
         grid=(_cores(options) // (1 + pair),),
         grid_names=("core",),
         cluster=(2,) if pair else (),
         cluster_names=("pair",) if pair else (),
         num_threads=3,
         thread_name="group",
-        kernel_name=f"linear_softmax{end.__name__}",
+        kernel_name=f"linear_softmax_{end.__name__}",
         # The approximate tanh is good to 2^-11 alone.
         compiler_params=gpu.CompilerParams(
             approx_math=options.softcap is None, reduction_scratch_bytes=0
         ),
-        interpret=gpu.InterpretGPUParams() if options.target.interpret else None,
+        interpret=gpu.InterpretGPUParams() if interpret else None,
     )
     arguments = (x, head.w, jnp.full(1, start, jnp.int32), columns, labels, *rows)
-    if not options.target.interpret:
+    if not interpret:
         return kernel(*arguments)
 
     def interpreted(*arguments: Array) -> Sequence[Array]:
@@ -190,6 +154,7 @@ def _tiles(
 
 
 def _body(
+    generation: ModuleType,
     end: Callable[..., None],
     row_count: int,
     output_count: int,
@@ -197,176 +162,18 @@ def _body(
     pair: bool,
     *refs: Any,
 ) -> None:
-    """One core's tiles: the producer copies ahead, the consumers multiply and finish."""
-    x, w, start, columns, labels = refs[:5]
-    rows, outputs = refs[5 : 5 + row_count], refs[5 + row_count :][:output_count]
-    xs, ws, staged, full, free, turn = refs[5 + row_count + output_count :]
-    steps = pl.cdiv(x.shape[1], FEATURES)
-    grid = pl.cdiv(x.shape[0], ROWS * (1 + pair)), columns.shape[0] // CLASSES
-    both = "pair" if pair else None
-    group, core, cores = lax.axis_index("group"), lax.axis_index("core"), lax.axis_size("core")
-    count = lax.div(grid[0] * grid[1] - core + cores - 1, cores)
-
-    def place(t: Any) -> tuple[Any, Any]:
-        i, j = gpu.planar_snake(core + t * cores, grid, 0, BAND // (1 + pair))
-        return (2 * i + lax.axis_index("pair") if pair else i), j
-
-    def produce() -> None:
-        gpu.set_max_registers(40, action="decrease")
-        offset = pl.multiple_of(start[0], PART)
-
-        @pl.loop(0, count)
-        def _tile(t: Any) -> None:
-            i, j = place(t)
-
-            @pl.loop(0, steps)
-            def _step(s: Any) -> None:
-                slot = lax.rem(t * steps + s, STAGES)
-                pl.when(t * steps + s >= STAGES)(lambda: gpu.barrier_wait(free.at[slot]))
-                features = pl.ds(s * FEATURES, FEATURES)
-                a = x.at[pl.ds(i * ROWS, ROWS), features]
-                b = w.at[features, pl.ds(offset + j * CLASSES, CLASSES)]
-                gpu.copy_gmem_to_smem(a, xs.at[slot], full.at[slot])
-                gpu.copy_gmem_to_smem(b, ws.at[slot], full.at[slot], collective_axes=both)
-
-        # Every arrival is waited for, also the last.
-        @pl.loop(lax.max(count * steps - STAGES, 0), count * steps)
-        def _rest(s: Any) -> None:
-            gpu.barrier_wait(free.at[lax.rem(s, STAGES)])
-
-    def multiply(t: Any, acc: Any) -> Array:
-        first = t * steps
-        if steps >= STAGES:
-            pl.when(group == 1)(lambda: gpu.barrier_wait(turn))
-
-        @pl.loop(0, steps)
-        def _step(s: Any) -> None:
-            slot = lax.rem(first + s, STAGES)
-            gpu.barrier_wait(full.at[slot])
-            gpu.wgmma(acc, xs.at[slot, pl.ds(group * HALF, HALF)], ws.at[slot])
-            gpu.wgmma_wait(1)
-            before = lax.rem(first + s + STAGES - 1, STAGES)
-            pl.when(s > 0)(lambda: gpu.barrier_arrive(free.at[before]))
-            if steps >= STAGES:
-                pl.when((group == 0) & (s == LEAD - 1))(lambda: gpu.barrier_arrive(turn))
-
-        gpu.wgmma_wait(0)
-        gpu.barrier_arrive(free.at[lax.rem(first + steps - 1, STAGES)])
-        return acc[...]
-
-    def consume() -> None:
-        gpu.set_max_registers(232, action="increase")
-
-        @pl.loop(0, count)
-        def _tile(t: Any) -> None:
-            i, j = place(t)
-            acc = gpu.ACC((HALF, CLASSES), jnp.float32)
-            z = pl.run_scoped(partial(multiply, t), acc)
-            row = pl.ds(i * ROWS + group * HALF, HALF)
-            own = _row(labels.at[row]) - j * CLASSES
-
-            def logits(part: int) -> tuple[Array, Array | None]:
-                added = columns.at[pl.ds(j * CLASSES + part * PART, PART)]
-                added = gpu.load(added, layout=gpu.Layout.WGMMA.reduce(0), optimized=False)
-                found = z[:, part * PART : (part + 1) * PART]
-                return _capped(found + lax.broadcast_in_dim(added, found.shape, [1]), softcap)
-
-            def hot(part: int) -> Array:
-                return _index(jnp.int32) == _over(own - part * PART)
-
-            def store(out: Any, part: int, values: Array) -> None:
-                slot = staged.at[group, part % 2]
-                gpu.wait_smem_to_gmem(1, wait_read_only=True)
-                slot[...] = values.astype(staged.dtype)
-                gpu.commit_smem()
-                gpu.copy_smem_to_gmem(slot, out.at[row, pl.ds(j * CLASSES + part * PART, PART)])
-
-            end(_Tile(j, row, logits, hot, store), rows, outputs)
-
-        gpu.wait_smem_to_gmem(0)
-
-    pl.when(group == PRODUCER)(produce)
-    pl.when(group != PRODUCER)(consume)
+    """The kernel's arguments by their names."""
+    (x, w, start, columns, labels), refs = refs[:5], refs[5:]
+    rows, refs = refs[:row_count], refs[row_count:]
+    outputs, scratch = refs[:output_count], refs[output_count:]
+    work = Work(end, softcap, pair, x, w, start, columns, labels, rows, outputs)
+    generation.body(work, *scratch)
 
 
-def _capped(z: Array, softcap: float | None) -> tuple[Array, Array | None]:
-    """Logits after the softcap, -inf where they are that already, and its derivative."""
-    if softcap is None:
-        return z, None
-    bounded = jnp.tanh(z * (1 / softcap))
-    return jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
-
-
-def _index(dtype: Any) -> Array:
-    """Each entry's place among the classes of its part."""
-    index = gpu.broadcasted_iota(jnp.int32, (HALF, PART), 1, layout=gpu.Layout.WGMMA)
-    return index.astype(dtype)
-
-
-def _row(reference: Any) -> Array:
-    """One number a row, laid out as the accumulators' rows are."""
-    return gpu.load(reference, layout=gpu.Layout.WGMMA.reduce(1), optimized=False)
-
-
-def _over(rows: Array) -> Array:
-    return lax.broadcast_in_dim(rows, (HALF, PART), [0])
-
-
-# -- Its ends --
-
-
-def _statistics(tile: _Tile, rows: Any, outputs: Any) -> None:
-    """Maximum, others and label of a tile; its exponentials or further statistics, if asked for."""
-    del rows
-    top, others, own, *more = outputs
-    here = (tile.column, tile.row)
-    parts = [tile.logits(p) for p in PARTS]
-    maximum = jnp.max(_folded(jnp.maximum, [z for z, _ in parts]), 1)
-    base = _over(jnp.where(maximum == -jnp.inf, 0.0, maximum))
-    # Each part is summed before the next one is worked on, or the registers do not suffice.
-    sums, labels = [], []
-    for p, (z, slope) in enumerate(parts):
-        hot = tile.hot(p)
-        e = jnp.where(hot, 0.0, jnp.exp2((z - base) * LOG2E))
-        sums.append(jnp.sum(e, 1))
-        labels.append(jnp.sum(jnp.where(hot, z, 0.0), 1))
-        if len(more) == 1:
-            tile.store(more[0], p, e if slope is None else e * slope)
-    top[here] = maximum
-    others[here] = _folded(jnp.add, sums)
-    own[here] = _folded(jnp.add, labels)
-    if len(more) == 3:
-        for output, values in zip(more, _further([z for z, _ in parts], maximum), strict=True):
-            output[here] = values
-
-
-def _further(z: list[Array], maximum: Array) -> tuple[Array, Array, Array]:
-    """Sum and number of the logits that exist, and the first place in the tile of the largest."""
-    exists = [a != -jnp.inf for a in z]
-    live = [jnp.sum(jnp.where(e, a, 0.0), 1) for e, a in zip(exists, z, strict=True)]
-    classes = [jnp.sum(jnp.where(e, 1.0, 0.0), 1) for e in exists]
-    index, top = _index(jnp.float32), _over(maximum)
-    places = [
-        jnp.min(jnp.where(a == top, index + PART * p, float(CLASSES)), 1) for p, a in enumerate(z)
-    ]
-    return _folded(jnp.add, live), _folded(jnp.add, classes), _folded(jnp.minimum, places)
-
-
-def _gradient(tile: _Tile, rows: Any, outputs: Any) -> None:
-    """exp(z - maximum) times the others' cotangent, and the label's cotangent in its place."""
-    maximum, others, label, mean = (_over(_row(a.at[tile.row])) for a in rows)
-    for p in PARTS:
-        z, slope = tile.logits(p)
-        dz = jnp.exp2((z - maximum) * LOG2E) * others
-        dz = jnp.where(tile.hot(p), label, dz) + mean
-        dz = dz if slope is None else dz * slope
-        tile.store(outputs[0], p, jnp.where(z == -jnp.inf, 0.0, dz))
-
-
-def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
-    """Two by two, so that no part waits for all before it."""
-    a, b, c, d = parts
-    return function(function(a, b), function(c, d))
+def _shares(k: int, options: Options) -> tuple[int, int]:
+    """How many shares the tiles of so many classes have, and the classes of each."""
+    (generation,) = _generations(options)
+    return _up(k, CLASSES) // generation.SHARE, generation.SHARE
 
 
 # -- Softmax, per example --
@@ -376,14 +183,15 @@ def forward(head: Head, options: Options) -> Rows:
     """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
     head = _aligned(head)
     n, k = head.x.shape[0], head.w.shape[1]
-    numbers = jax.ShapeDtypeStruct((pl.cdiv(k, CLASSES), _up(n, ROWS)), jnp.float32)
+    shares, share = _shares(k, options)
+    numbers = jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)
     outputs = [numbers] * (6 if options.stats else 3)
-    found = _tiles(_statistics, head, 0, _columns(head), (), outputs, options)
-    return _joined(*(a[:, :n] for a in found))
+    found = _tiles(gpu_tiles.statistics, head, 0, _columns(head), (), outputs, options)
+    return _joined(share, *(a[:, :n] for a in found))
 
 
-def _joined(top: Array, others: Array, own: Array, *stats: Array) -> Rows:
-    """The statistics of rows from those of their tiles, `[tiles, N]` each."""
+def _joined(share: int, top: Array, others: Array, own: Array, *stats: Array) -> Rows:
+    """The statistics of rows from those of shares of so many classes, `[shares, N]` each."""
     maximum = jnp.max(top, 0)
     parts = relative_exp(top, maximum[None, :])
     label = _infinite(jnp.sum(own, 0))
@@ -391,11 +199,11 @@ def _joined(top: Array, others: Array, own: Array, *stats: Array) -> Rows:
     if not stats:
         return rows
     total, classes, first = stats
-    tile = jnp.argmax(top, 0).astype(jnp.int32)
-    place = jnp.take_along_axis(first, tile[None, :], 0)[0].astype(jnp.int32)
+    best = jnp.argmax(top, 0).astype(jnp.int32)
+    place = jnp.take_along_axis(first, best[None, :], 0)[0].astype(jnp.int32)
     count = jnp.sum(classes, 0)
     mean = jnp.sum(total, 0) / jnp.maximum(count, 1)
-    return rows._replace(stats=Stats(mean, count, tile * CLASSES + place))
+    return rows._replace(stats=Stats(mean, count, best * share + place))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
@@ -423,7 +231,7 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
         here = lax.dynamic_slice_in_dim(columns, start, size)
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
         here = _padded(jnp.where(fresh, here, -jnp.inf), _up(size, CLASSES), -jnp.inf)
-        (dz,) = _tiles(_gradient, head, start, here, per_row, (gradients,), options)
+        (dz,) = _tiles(gpu_tiles.gradient, head, start, here, per_row, (gradients,), options)
         dz = dz[:n]
         x, w, bias = found
         if x is not None:
@@ -510,17 +318,16 @@ def _rows_at_a_time(n: int, d: int, options: Options) -> int:
 def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
     """Loss and weighted gradient in the logits of whole rows, from one product."""
     n, k = chunk.x.shape[0], chunk.w.shape[1]
-    tiles = pl.cdiv(k, CLASSES)
-    numbers = jax.ShapeDtypeStruct((tiles, _up(n, ROWS)), jnp.float32)
-    stored = jax.ShapeDtypeStruct((_up(n, TILING[0]), tiles * CLASSES), chunk.x.dtype)
-    *found, e = _tiles(
-        _statistics, chunk, 0, _columns(chunk), (), [numbers] * 3 + [stored], options
-    )
-    rows = _joined(*(a[:, :n] for a in found))
+    shares, share = _shares(k, options)
+    numbers = jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)
+    stored = jax.ShapeDtypeStruct((_up(n, TILING[0]), shares * share), chunk.x.dtype)
+    outputs = [numbers] * 3 + [stored]
+    *found, e = _tiles(gpu_tiles.statistics, chunk, 0, _columns(chunk), (), outputs, options)
+    rows = _joined(share, *(a[:, :n] for a in found))
     nll, total = products.row_loss(rows)
     scale = (weights / total)[:, None]
     factor = relative_exp(found[0][:, :n].T, _finite(rows.maximum)[:, None]) * scale
-    factor = jnp.broadcast_to(factor[:, :, None], (n, tiles, CLASSES)).reshape(n, -1)
+    factor = jnp.broadcast_to(factor[:, :, None], (n, shares, share)).reshape(n, -1)
     dz = (e[:n].astype(jnp.float32) * factor)[:, :k]
     own = -rows.others[:, None] * scale
     if options.softcap is not None:

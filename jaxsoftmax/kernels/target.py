@@ -4,6 +4,7 @@ Kernels for one kind of device refuse to run on another. A test interprets them 
 program can be compiled for a device of which only a description is at hand:
 
     with target.assumed("tpu", interpret=True): ...
+    with target.assumed("gpu", interpret=True, kind="NVIDIA B200"): ...
     with target.assumed("gpu"): jitted.lower(...).compile()
 """
 
@@ -21,6 +22,7 @@ class Target:
 
     platform: str
     interpret: bool = False
+    kind: str | None = None  # of device, for an interpreter: elsewhere it is known
 
 
 _assumed: ContextVar[Target | None] = ContextVar("target", default=None)
@@ -32,9 +34,9 @@ def current() -> Target:
 
 
 @contextmanager
-def assumed(platform: str, *, interpret: bool = False) -> Iterator[None]:
+def assumed(platform: str, *, interpret: bool = False, kind: str | None = None) -> Iterator[None]:
     """Trace for this platform, whatever is here."""
-    token = _assumed.set(Target(platform, interpret))
+    token = _assumed.set(Target(platform, interpret, kind))
     try:
         yield
     finally:

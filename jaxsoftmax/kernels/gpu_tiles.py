@@ -1,0 +1,193 @@
+"""Tiles of logits on a GPU: which core makes which, and what becomes of one in registers.
+
+A tile has 128 examples and 256 classes, and comes to be as the device's instructions allow
+(`hopper`, `blackwell`). Two warpgroups take a share of it each, and what they then do to the logits
+in their registers is the kernel's end, one of two:
+
+    statistics     bias, softcap and mask; the share's maximum, the sum of the others' exponentials
+                   and the label's logit go to memory, 3 numbers a row
+    gradient       the logits again, and their gradient in half precision goes to memory, for a
+                   block of classes at a time
+
+As many blocks run as the GPU has cores, each with one tile after the other. Where the tiles of rows
+are even in number, two neighbours of a cluster take two of them with the same classes, and copy one
+half of w's tile each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as gpu
+
+# A tile of logits, and the features that are multiplied at a time.
+ROWS, CLASSES, FEATURES = 128, 256, 64
+TILING = (8, 64)  # what shared memory is swizzled by, in half precision
+PARTS = range(4)  # of the classes of a share: the ends work on one after the other
+BAND = 16  # tiles of rows that are done for each tile of classes, so that both stay in the cache
+
+LOG2E = float(np.log2(np.e))
+
+
+class Work(NamedTuple):
+    """What a kernel is given: references to arrays, and what is known at compile time."""
+
+    end: Callable[["Tile", Any, Any], None]  # of a share of a tile, `rows` and `outputs`
+    softcap: float | None
+    pair: bool  # whether two neighbours share tiles of w
+    x: Any
+    w: Any
+    start: Any  # the first class, a multiple of 64
+    columns: Any  # what is added to each class
+    labels: Any  # relative to the first class
+    rows: Sequence[Any]  # numbers of each row
+    outputs: Sequence[Any]
+
+    @property
+    def steps(self) -> int:
+        """How many times features are multiplied for a tile."""
+        return pl.cdiv(self.x.shape[1], FEATURES)
+
+
+def swizzled(dtype: Any, *shape: int) -> Any:
+    """Shared memory in the tiles of which copies and tensor cores take whole ones."""
+    width = min(TILING[1], shape[-1])
+    tiling = gpu.TilingTransform((TILING[0], width))  # type: ignore[abstract]
+    return gpu.SMEM(shape, dtype, transforms=(tiling, gpu.SwizzleTransform(2 * width)))  # type: ignore[abstract]
+
+
+def walk(work: Work) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+    """How many tiles are this core's, and the row and column of its t-th."""
+    pair = work.pair
+    grid = pl.cdiv(work.x.shape[0], ROWS * (1 + pair)), work.columns.shape[0] // CLASSES
+    core, cores = lax.axis_index("core"), lax.axis_size("core")
+    count = lax.div(grid[0] * grid[1] - core + cores - 1, cores)
+
+    def place(t: Any) -> tuple[Any, Any]:
+        i, j = gpu.planar_snake(core + t * cores, grid, 0, BAND // (1 + pair))
+        return (2 * i + lax.axis_index("pair") if pair else i), j
+
+    return count, place
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A warpgroup's share of a tile of logits: rows, and classes in four parts."""
+
+    work: Work
+    products: Callable[[int], Array]  # x w, of a part
+    layout: gpu.Layout  # of the products in registers
+    shape: tuple[int, int]  # of a part
+    column: Any  # index of the share among those of the classes
+    row: Any  # the rows' slice
+    own: Array  # the labels' places in the share
+    slots: Sequence[Any]  # two of shared memory, through which parts go to memory
+
+    @property
+    def first(self) -> Any:
+        """The share's first class."""
+        return self.column * (len(PARTS) * self.shape[1])
+
+    def logits(self, part: int) -> tuple[Array, Array | None]:
+        """Of a part, and the softcap's derivative."""
+        added = self.work.columns.at[pl.ds(self.first + part * self.shape[1], self.shape[1])]
+        added = gpu.load(added, layout=self.layout.reduce(0), optimized=False)
+        added = lax.broadcast_in_dim(added, self.shape, [1])
+        return capped(self.products(part) + added, self.work.softcap)
+
+    def index(self, dtype: Any) -> Array:
+        """Each entry's place among the classes of its part."""
+        return gpu.broadcasted_iota(jnp.int32, self.shape, 1, layout=self.layout).astype(dtype)
+
+    def hot(self, part: int) -> Array:
+        """Which entries of a part are the labels'."""
+        return self.index(jnp.int32) == self.over(self.own - part * self.shape[1])
+
+    def over(self, rows: Array) -> Array:
+        """One number a row, for all entries of a part."""
+        return lax.broadcast_in_dim(rows, self.shape, [0])
+
+    def store(self, out: Any, part: int, values: Array) -> None:
+        """Entries of a part to memory, in half precision."""
+        slot = self.slots[part % 2]
+        gpu.wait_smem_to_gmem(1, wait_read_only=True)
+        slot[...] = values.astype(slot.dtype)
+        gpu.commit_smem()
+        columns = pl.ds(self.first + part * self.shape[1], self.shape[1])
+        gpu.copy_smem_to_gmem(slot, out.at[self.row, columns])
+
+
+def capped(z: Array, softcap: float | None) -> tuple[Array, Array | None]:
+    """Logits after the softcap, -inf where they are that already, and its derivative."""
+    if softcap is None:
+        return z, None
+    bounded = jnp.tanh(z * (1 / softcap))
+    return jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
+
+
+def numbers(reference: Any, layout: gpu.Layout) -> Array:
+    """One number a row, laid out as the products' rows are."""
+    return gpu.load(reference, layout=layout.reduce(1), optimized=False)
+
+
+# -- Its ends --
+
+
+def statistics(tile: Tile, rows: Any, outputs: Any) -> None:
+    """Maximum, others and label of a tile; its exponentials or further statistics, if asked for."""
+    del rows
+    top, others, own, *more = outputs
+    here = (tile.column, tile.row)
+    parts = [tile.logits(p) for p in PARTS]
+    maximum = jnp.max(_folded(jnp.maximum, [z for z, _ in parts]), 1)
+    base = tile.over(jnp.where(maximum == -jnp.inf, 0.0, maximum))
+    # Each part is summed before the next one is worked on, or the registers do not suffice.
+    sums, labels = [], []
+    for p, (z, slope) in enumerate(parts):
+        hot = tile.hot(p)
+        e = jnp.where(hot, 0.0, jnp.exp2((z - base) * LOG2E))
+        sums.append(jnp.sum(e, 1))
+        labels.append(jnp.sum(jnp.where(hot, z, 0.0), 1))
+        if len(more) == 1:
+            tile.store(more[0], p, e if slope is None else e * slope)
+    top[here] = maximum
+    others[here] = _folded(jnp.add, sums)
+    own[here] = _folded(jnp.add, labels)
+    if len(more) == 3:
+        for output, values in zip(
+            more, _further(tile, [z for z, _ in parts], maximum), strict=True
+        ):
+            output[here] = values
+
+
+def _further(tile: Tile, z: list[Array], maximum: Array) -> tuple[Array, Array, Array]:
+    """Sum and number of the logits that exist, and the first place in the tile of the largest."""
+    exists = [a != -jnp.inf for a in z]
+    live = [jnp.sum(jnp.where(e, a, 0.0), 1) for e, a in zip(exists, z, strict=True)]
+    classes = [jnp.sum(jnp.where(e, 1.0, 0.0), 1) for e in exists]
+    index, top, size = tile.index(jnp.float32), tile.over(maximum), tile.shape[1]
+    places = [
+        jnp.min(jnp.where(a == top, index + size * p, float(CLASSES)), 1) for p, a in enumerate(z)
+    ]
+    return _folded(jnp.add, live), _folded(jnp.add, classes), _folded(jnp.minimum, places)
+
+
+def gradient(tile: Tile, rows: Any, outputs: Any) -> None:
+    """exp(z - maximum) times the others' cotangent, and the label's cotangent in its place."""
+    maximum, others, label, mean = (tile.over(numbers(a.at[tile.row], tile.layout)) for a in rows)
+    for p in PARTS:
+        z, slope = tile.logits(p)
+        dz = jnp.exp2((z - maximum) * LOG2E) * others
+        dz = jnp.where(tile.hot(p), label, dz) + mean
+        dz = dz if slope is None else dz * slope
+        tile.store(outputs[0], p, jnp.where(z == -jnp.inf, 0.0, dz))
+
+
+def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
+    """Two by two, so that no part waits for all before it."""
+    a, b, c, d = parts
+    return function(function(a, b), function(c, d))
