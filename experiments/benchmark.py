@@ -17,19 +17,19 @@ Useful operations are 6 N D K (4 N D K where features are data). The ceilings ar
 same run: the rate of a square matrix product, the rate of the three products of the shape itself
 without any loss, and the bytes a second of a copy.
 
-Findings, on two cores. The sum against dense Optax: 1.86 times as fast where features are data
-(60000 x 784 x 10, w and bias alone), 1.36 at 8192 x 128 x 1000, 1.26 at 8192 x 768 x 1000, and
-about level with it where the products are all that counts (1.04 and 1.07 at the two largest). It is
-never slower than torch's, dense or fused; the fused one, in chunks of its own choice, takes 16.80
+Findings, on two cores. The sum against dense Optax: 1.88 times as fast where features are data
+(60000 x 784 x 10, w and bias alone), 1.69 at 8192 x 128 x 1000, 1.24 at 8192 x 768 x 1000, and
+about level with it where the products are all that counts (1.10 and 0.99 at the two largest). It is
+never slower than torch's, dense or fused; the fused one, in chunks of its own choice, takes 17.0
 times as long at 512 x 1024 x 131072.
-- At 8192 x 768 x 1000 it runs at 98 % of the rate of a square product. At 8192 x 128 x 1000, where
-  it was to be 1.5 times as fast as Optax, its time moves by a third from run to run (in four the
-  ratio was 1.4 to 1.6), and this run was one of the slow: 0.89 of the rate of the three products
-  alone. Each call's temporaries are fresh pages, which is the likely cause.
+- At 8192 x 768 x 1000 it runs at 106 % of the rate of a square product. At 8192 x 128 x 1000 it is
+  as fast as the three products alone, and what it saves is memory: a call of Optax's maps 21,674
+  pages for logits above glibc's threshold, one of the sum none. What a page costs depends on the
+  machine's state, and with it the ratio: 1.36 to 1.69 in five runs.
 - Where features are data their one read is the limit: classes outermost, in chunks of 1,024 rows,
   each used for the scores and for the gradient while it is in the cache.
-- The per-example route computes the logits twice, four products in place of three, and is 1.02 to
-  1.46 times as slow; what it saves is memory, 134 MB against Optax's 537 at 2048 x 512 x 32768.
+- The per-example route computes the logits twice, four products in place of three, and is 0.92 to
+  1.69 times as slow; what it saves is memory, 134 MB against Optax's 537 at 2048 x 512 x 32768.
 """
 
 import argparse
