@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax import links
@@ -64,7 +65,6 @@ class Certificate(NamedTuple):
     gradient_norm: Array  # [L], of a subgradient of least length
 
 
-@jax.jit(static_argnames=("head", "intercept"))
 def certify(
     problem: problems.Problem,
     head: problems.Head,
@@ -74,30 +74,68 @@ def certify(
     *,
     intercept: bool,
 ) -> Certificate:
-    """Bound F at a float64 point with gradient g by its own predictions: at least one product.
+    """Bound F at a float64 point with gradient g by its own predictions: one product, or some more.
 
-    The intercepts are made better where they take more than a tenth of the goal, a gap `[L]`.
+    The intercepts are made better where they take more than a tenth of the goal, a gap `[L]`. This
+    is rare, and so what it takes is a program of its own, compiled where it is needed.
     """
+    smooth = np.all((np.asarray(problem.l1) == 0) & (np.asarray(problem.l2) > 0))
+    if smooth and (not intercept or _coupled(head, at)):
+        found, near = _by_itself(problem, head, at, g, goal, intercept=intercept)
+        if near:
+            return found
+    return _better(problem, head, at, g, goal, intercept=intercept)
+
+
+@jax.jit(static_argnames=("head", "intercept"))
+def _by_itself(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    goal: Array,
+    *,
+    intercept: bool,
+) -> tuple[Certificate, Array]:
+    """The bound from p's gradient g, for an l2 penalty, and whether the intercepts are near enough.
+
+    With q = p (1 + e), e_ik = beta_k - sum_j p_ij beta_j, the divergence is at most the sum of
+    s p e^2 = beta' H beta = -beta' sum_i s_i (p_i - y_i).
+    """
+    used, near = jnp.zeros_like(at.value), jnp.array(True)
+    slope = g[..., :-1]
+    if intercept:
+        excess = at.residual.sum(-1)
+        beta = _intercept_step(problem, head, at.mass, excess)
+        used = -jnp.sum(beta * excess, -1)
+        # Where |beta| < 1/2, no q is negative.
+        near = jnp.all((used <= 0.1 * goal) & (jnp.max(jnp.abs(beta), -1) < 0.5))
+        move = jnp.broadcast_to(beta[..., None], at.mass.shape)
+        move = problems.curvature(problem, head, at.mass, move)
+        slope = slope + problems.adjoint(problem, move)[..., :-1]
+    gap = used + newton.norm(slope) ** 2 / (2 * problem.l2)
+    rows = jnp.abs(at.residual).sum(-1)
+    left = jnp.finfo(rows.dtype).eps * rows.sum(-1)
+    floor = _floor(problem, at, jnp.sum(rows**2, -1), left)
+    return _certificate(problem, at, g, gap, floor), near
+
+
+@jax.jit(static_argnames=("head", "intercept"))
+def _better(
+    problem: problems.Problem,
+    head: problems.Head,
+    at: problems.Point,
+    g: Array,
+    goal: Array,
+    *,
+    intercept: bool,
+) -> Certificate:
+    """The bound after Newton's steps of the intercepts, for any penalty."""
     if not intercept:
         return _certificate(problem, at, g, *_judged(problem, head, at, at, None))
-
-    def anyhow() -> Certificate:
-        near, beta = _centred(problem, head, at, 0.1 * goal)
-        slope = problems.gradient(problem, near, intercept=True)
-        return _certificate(problem, near, slope, *_judged(problem, head, near, near, beta))
-
-    if not _coupled(head, at):
-        return anyhow()
-    excess = at.residual.sum(-1)
-    beta = _intercept_step(problem, head, at.mass, excess)
-    # Where |beta| < 1/2, no q is negative.
-    simple = (-jnp.sum(beta * excess, -1) <= 0.1 * goal) & (jnp.max(jnp.abs(beta), -1) < 0.5)
-    simple = simple & (problem.l1 == 0) & (problem.l2 > 0)
-
-    def simply() -> Certificate:
-        return _certificate(problem, at, g, *_by_itself(problem, head, at, g, beta))
-
-    return lax.cond(jnp.all(simple), simply, anyhow)
+    near, beta = _centred(problem, head, at, 0.1 * goal)
+    g = problems.gradient(problem, near, intercept=True)
+    return _certificate(problem, near, g, *_judged(problem, head, near, near, beta))
 
 
 @jax.jit(static_argnames=("head", "intercept", "dtype"))
@@ -150,23 +188,6 @@ def _judged(
     off = _weights(problem) * (jnp.exp(log_q) - target)
     left = jnp.zeros_like(gap) if beta is None else jnp.sum(jnp.abs(jnp.sum(off, -1)), (1, 2))
     return gap, _floor(problem, at, jnp.sum(jnp.sum(jnp.abs(off), -1) ** 2, (1, 2)), left)
-
-
-def _by_itself(
-    problem: problems.Problem, head: problems.Head, at: problems.Point, g: Array, beta: Array
-) -> tuple[Array, Array]:
-    """The bound and its floor from p's gradient g, for an l2 penalty and a small beta.
-
-    With q = p (1 + e), e_ik = beta_k - sum_j p_ij beta_j, the divergence is at most the sum of
-    s p e^2 = beta' H beta = -beta' sum_i s_i (p_i - y_i).
-    """
-    move = jnp.broadcast_to(beta[..., None], at.mass.shape)
-    move = problems.adjoint(problem, problems.curvature(problem, head, at.mass, move))
-    length = newton.norm((g + move)[..., :-1])
-    gap = -jnp.sum(beta * at.residual.sum(-1), -1) + length**2 / (2 * problem.l2)
-    rows = jnp.abs(at.residual).sum(-1)
-    left = jnp.finfo(rows.dtype).eps * rows.sum(-1)
-    return gap, _floor(problem, at, jnp.sum(rows**2, -1), left)
 
 
 def steepest(problem: problems.Problem, theta: Array, g: Array) -> Array:
