@@ -1,10 +1,11 @@
-"""Every record, figure and table again, one document after the other.
+"""Every document's record and figure again, one after the other, then the tables and the gallery.
 
-Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, 35 minutes on
-two cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by
-default ../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the Kaggle
-tasks' files are found in ../shared/data. It goes on after a document that fails, and says so at the
-end. `--smoke` runs each small and writes nothing.
+Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, 35 minutes on two
+cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by default
+../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the Kaggle tasks'
+files are found in ../shared/data. It goes on after a document that fails, and says so at the end.
+`--smoke` runs each small and writes nothing. What wants an idle machine or other compilers has
+commands of its own, which README.md lists.
 """
 
 import subprocess
