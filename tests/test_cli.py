@@ -500,6 +500,30 @@ def test_an_interrupt_before_the_first_epoch_leaves_nothing(environment: dict[st
     assert not Path("run").exists()
 
 
+DROPPED = """
+import signal, time
+from jaxsoftmax.cli import app
+
+class Finalised:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+with app._interrupts() as interrupts:
+    try:
+        with interrupts.heard():
+            Finalised()
+            time.sleep(60)
+    except KeyboardInterrupt:
+        print("heard")
+"""
+
+
+def test_an_interrupt_in_a_finaliser_is_not_lost() -> None:
+    # JAX has a callback of the garbage collector, and Python ignores what such a thing raises.
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("heard\n", "")
+
+
 def test_features_that_were_fitted_are_let_go_of_before_the_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,6 +3,8 @@
 import json
 import shlex
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -367,6 +369,14 @@ class _Interrupts:
             self.fitting = False
             raise KeyboardInterrupt
 
+    def lost(self, unraisable: Any) -> None:
+        """Come again where Python dropped an interrupt: it ignores what finalisers raise."""
+        if unraisable.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(unraisable)
+        elif self.came:
+            self.fitting, self.came = True, self.came - 1
+            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+
     @contextmanager
     def heard(self) -> Iterator[None]:
         """End what runs within, once, if one comes or came already."""
@@ -386,10 +396,12 @@ def _interrupts() -> Iterator[_Interrupts]:
         yield ours
         return
     signal.signal(signal.SIGINT, ours)
+    sys.unraisablehook, ignored = ours.lost, sys.unraisablehook
     try:
         yield ours
     finally:
         signal.signal(signal.SIGINT, usual)
+        sys.unraisablehook = ignored
 
 
 # What goes into a fit.
