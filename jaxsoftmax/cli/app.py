@@ -375,7 +375,8 @@ class _Interrupts:
             sys.__unraisablehook__(unraisable)
         elif self.came:
             self.fitting, self.came = True, self.came - 1
-            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+            again = [threading.get_ident(), signal.SIGINT]
+            threading.Timer(0.01, signal.pthread_kill, again).start()
 
     @contextmanager
     def heard(self) -> Iterator[None]:
