@@ -25,8 +25,8 @@ never slower than torch's, dense or fused; the fused one, in chunks of its own c
 times as long at 512 x 1024 x 131072.
 - At 8192 x 768 x 1000 it runs at 106 % of the rate of a square product. At 8192 x 128 x 1000 it is
   as fast as the three products alone, and what it saves is memory: a call of Optax's maps 21,674
-  pages for logits above glibc's threshold, one of the sum none. What a page costs depends on the
-  machine's state, and with it the ratio: 1.36 to 1.69 in five runs.
+  pages for logits above glibc's threshold, one of the sum none. The ratio was 1.36 to 1.69 in five
+  runs; that a page costs more at one time than at another is the likely cause, and not measured.
 - Where features are data their one read is the limit: classes outermost, in chunks of 1,024 rows,
   each used for the scores and for the gradient while it is in the cache.
 - The per-example route computes the logits twice, four products in place of three, and is 0.92 to
