@@ -213,7 +213,8 @@ class _Run:
         if not hasattr(self, "first"):
             self.first = np.where(self.norm > 0, self.norm, 1)
         start = self.first[: len(self.norm)]
-        loose = np.clip(np.sqrt(self.norm / start), TIGHT, LOOSE) * self.norm
+        far = np.minimum(np.sqrt(self.norm / start), np.sqrt(self.estimate / np.abs(self.value)))
+        loose = np.clip(far, TIGHT, LOOSE) * self.norm
         l2, trust = np.asarray(self.problem.l2), self.trust[self.slots]
         enough = 0.8 * np.sqrt(2 * l2 * self.gap * trust * np.abs(self.value))
         goal = np.maximum(np.maximum(loose, np.minimum(enough, LOOSE * self.norm)), 0)
