@@ -18,22 +18,25 @@ Array = np.ndarray
 
 def standing(
     head: problems.Head, l2: tuple[float, ...], n: int = 300, d: int = 5, classes: int = 4
-) -> tuple[problems.Problem, problems.Point]:
-    """Lanes with weights of their own, somewhere between zero and an optimum; float64."""
+) -> tuple[problems.Problem, jax.Array, jax.Array]:
+    """Lanes with weights of their own, their parameters and mass far from an optimum; float64."""
     rng = np.random.default_rng(3)
     lanes = len(l2)
     labels = rng.integers(0, classes, (1, n))
     hot = np.eye(classes)[labels[0]].T[None]
     s = rng.random((lanes, n)) + 0.1
+    x = jnp.asarray(rng.normal(size=(n, d)) * np.exp(rng.normal(size=d)))
     given = problems.Problem(
-        jnp.asarray(rng.normal(size=(n, d)) * np.exp(rng.normal(size=d))),
+        x,
         jnp.asarray(labels if head == "softmax" else hot),
         jnp.asarray(s / s.sum(1, keepdims=True)),
         jnp.asarray(l2),
         jnp.zeros(lanes),
+        products.largest(x),
     )
     theta = jnp.asarray(rng.normal(size=(lanes, classes, d + 1)))
-    return given, problems.point(given, head, theta, problems.scores(given, theta))
+    at = problems.point(given, head, theta, problems.scores(given, theta))
+    return given, theta, problems.mass(given, head, at)
 
 
 def matrix(product, shape: tuple[int, ...]) -> Array:
@@ -44,23 +47,21 @@ def matrix(product, shape: tuple[int, ...]) -> Array:
 
 def test_of_sigmoids_they_are_the_inverse() -> None:
     with jax.enable_x64():
-        given, at = standing("sigmoid", (0.01, 0.3))
-        found = blocks.build(given, "sigmoid", at.mass)
-        v = jnp.asarray(np.random.default_rng(0).normal(size=at.theta.shape))
-        h = problems.hessian_product(given, "sigmoid", at.mass, v, intercept=True)
+        given, theta, mass = standing("sigmoid", (0.01, 0.3))
+        found = blocks.build(given, "sigmoid", mass)
+        v = jnp.asarray(np.random.default_rng(0).normal(size=theta.shape))
+        h = problems.hessian_product(given, "sigmoid", mass, v, intercept=True)
         np.testing.assert_allclose(blocks.apply(found, "sigmoid", given.l2, h), v, rtol=1e-3)
 
 
 @pytest.mark.parametrize("l2", [1e-6, 0.3])
 def test_of_a_softmax_they_know_the_shift_of_all_classes(l2: float) -> None:
     with jax.enable_x64():
-        given, at = standing("softmax", (l2,))
-        found = blocks.build(given, "softmax", at.mass)
-        shape = at.theta.shape
+        given, theta, mass = standing("softmax", (l2,))
+        found = blocks.build(given, "softmax", mass)
+        shape = theta.shape
         m = matrix(partial(blocks.apply, found, "softmax", given.l2), shape)
-        h = matrix(
-            partial(problems.hessian_product, given, "softmax", at.mass, intercept=True), shape
-        )
+        h = matrix(partial(problems.hessian_product, given, "softmax", mass, intercept=True), shape)
     np.testing.assert_allclose(m, m.T, rtol=0, atol=1e-9 * np.abs(m).max())
     shift = np.zeros(shape)
     shift[..., :-1] = np.random.default_rng(1).normal(size=shape[-1] - 1)
@@ -74,10 +75,10 @@ def test_of_a_softmax_they_know_the_shift_of_all_classes(l2: float) -> None:
 
 def test_a_sample_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with jax.enable_x64():
-        given, at = standing("sigmoid", (0.01,), n=4000)
-        exact = blocks.build(given, "sigmoid", at.mass).inverse
+        given, _, mass = standing("sigmoid", (0.01,), n=4000)
+        exact = blocks.build(given, "sigmoid", mass).inverse
         monkeypatch.setattr(blocks, "LEAST", 1000)
-        drawn = blocks.build(given, "sigmoid", at.mass).inverse
+        drawn = blocks.build(given, "sigmoid", mass).inverse
     for one, other in zip(np.asarray(exact[0]), np.asarray(drawn[0]), strict=True):
         ratios = np.linalg.eigvals(np.linalg.inv(one) @ other).real
         assert 0.7 < ratios.min() < ratios.max() < 1.4
@@ -86,11 +87,11 @@ def test_a_sample_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_class_without_examples_stays_where_it_is() -> None:
     with jax.enable_x64():
-        given, at = standing("softmax", (0.1,))
-        mass = at.mass.at[:, 2].set(0)
+        given, theta, mass = standing("softmax", (0.1,))
+        mass = mass.at[:, 2].set(0)
         mass = mass / mass.sum(1, keepdims=True)
         found = blocks.build(given, "softmax", mass)
-        g = jnp.ones(at.theta.shape).at[:, 2].set(0)
+        g = jnp.ones(theta.shape).at[:, 2].set(0)
         z = np.asarray(blocks.apply(found, "softmax", given.l2, g))
     assert np.isfinite(z).all()
     assert not z[:, 2].any()
@@ -99,10 +100,10 @@ def test_a_class_without_examples_stays_where_it_is() -> None:
 
 def test_examples_that_are_all_certain_leave_the_penalty() -> None:
     with jax.enable_x64():
-        given, at = standing("softmax", (0.5,))
-        certain = jnp.zeros_like(at.mass).at[:, 0].set(1)
+        given, theta, mass = standing("softmax", (0.5,))
+        certain = jnp.zeros_like(mass).at[:, 0].set(1)
         found = blocks.build(given, "softmax", certain)
-        g = jnp.ones(at.theta.shape)
+        g = jnp.ones(theta.shape)
         z = np.asarray(blocks.apply(found, "softmax", given.l2, g))
     np.testing.assert_allclose(z[..., :-1], 1 / 0.5, rtol=1e-4)
     assert np.isfinite(z).all()
@@ -110,7 +111,7 @@ def test_examples_that_are_all_certain_leave_the_penalty() -> None:
 
 def test_what_is_not_to_be_inverted_costs_too_much() -> None:
     with jax.enable_x64():
-        given, _ = standing("softmax", (0.1,))
+        given, *_ = standing("softmax", (0.1,))
         bytes_needed = 4 * 6**2 * 8
         assert blocks.price(given, 1, 4, bytes_needed) < np.inf
         assert blocks.price(given, 1, 4, bytes_needed - 1) == np.inf

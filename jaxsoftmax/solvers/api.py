@@ -13,6 +13,7 @@ from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy
 from jaxsoftmax.solvers import preconditioner, prepare
 from jaxsoftmax.solvers.minimise import Outcome, minimise
+from jaxsoftmax.solvers.path import Path
 from jaxsoftmax.solvers.solution import Solution
 
 MEMORY = 4 * 2**30  # bytes, for what is made beside the features
@@ -204,15 +205,16 @@ def solve_path(
         zeros = np.zeros(len(s))
         problem = prepare.lanes(given, s, t, zeros, zeros)
         pre = preconditioner.build(problem.features, jnp.mean(problem.weights, 0), memory)
-        theta = _start(given, s, t, problem.features.shape[1], bias, None)
-        earlier: list[tuple[float, np.ndarray]] = []
+        theta = jnp.asarray(_start(given, s, t, problem.features.shape[1], bias, None))
+        path = Path(theta, smooth=l1_ratio == 0)
         for stage, i in enumerate(np.argsort(strengths, kind="stable")):
             l2, l1 = prepare.penalties(s.sum(1), C=strengths[i], alpha=None, l1_ratio=l1_ratio)
             problem = problem._replace(l2=jnp.asarray(l2), l1=jnp.asarray(l1))
+            theta, scores = path.start(strengths[i])
             found[i] = minimise(
                 problem,
                 given.head,
-                jnp.asarray(_extrapolated(earlier, strengths[i], theta, l1_ratio)),
+                theta,
                 gap=float(gaps[i]),
                 method=_method(method, l1_ratio),
                 intercept=bias,
@@ -221,9 +223,9 @@ def solve_path(
                 dtype=given.features.dtype.name,
                 memory=memory,
                 start=start,
+                scores=scores,
             )
-            theta = found[i].theta
-            earlier = [*earlier[-1:], (np.log(strengths[i]), theta)]
+            path.add(strengths[i], found[i])
             if callback is not None:
                 seconds = time.perf_counter() - start
                 callback(
@@ -291,17 +293,6 @@ def _start(
     theta[absent] = 0
     theta[..., -1] = np.where(absent, limits, theta[..., -1])
     return theta
-
-
-def _extrapolated(
-    earlier: list[tuple[float, np.ndarray]], strength: float, theta: np.ndarray, l1_ratio: float
-) -> np.ndarray:
-    """Where the path leads, along the line through its last two points in log C."""
-    if len(earlier) < 2 or l1_ratio > 0 or earlier[0][0] == earlier[1][0]:
-        return theta
-    (before, first), (last, second) = earlier
-    reach = min(1.0, (np.log(strength) - last) / (last - before))
-    return np.where(np.isfinite(second), second + reach * (second - np.nan_to_num(first)), second)
 
 
 def _solution(

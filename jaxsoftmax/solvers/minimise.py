@@ -6,9 +6,10 @@ features. Each lane ends with its own certificate; the others go on without it, 
 the width as soon as half of them have ended.
 """
 
+import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ WORTH = 2**25  # features times classes times lanes: above, a narrower program i
 SAMPLE = 4  # a quarter of the examples gives the Hessian of the first iterations
 FAR = 1e-2  # as long as Newton's decrement is above this share of the objective
 PATIENCE = 3  # iterations without progress after which precision, or the lane, has come to its end
-DRIFT = 3  # steps that move the scores before they are computed anew for a certificate
+DRIFT = 1e-3  # of the gap: how far rounding may take the scores before they are computed anew
 LOOSE, TIGHT = 0.3, 1e-3  # of a Newton system: residual relative to the gradient
 
 
@@ -39,6 +40,14 @@ class Outcome:
         self.iterations, self.products = np.zeros((2, lanes), int)
         self.converged = np.zeros(lanes, bool)
         self.reason = np.full(lanes, "", object)
+        self.scores: Scores | None = None  # of theta, where the last steps have left them
+
+
+class Scores(NamedTuple):
+    """Scores of parameters, and what has rounded them since the features were last asked."""
+
+    values: Array  # [L, K, N]
+    rounded: float  # in units of eps times their size: a bound
 
 
 def minimise(
@@ -54,18 +63,22 @@ def minimise(
     dtype: str,
     memory: int,
     start: float,
+    scores: Scores | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
 ) -> Outcome:
     """Minimise every lane to a certified relative gap; `dtype` is that of the result.
 
-    A callback is told the seconds since `start`, on the performance counter.
+    Known scores of theta save a pass over the features. A callback is told the seconds since
+    `start`, on the performance counter.
     """
     outcome = Outcome(theta)
     lanes = np.arange(len(theta))
     for tier in _tiers(problem, memory):
         if not lanes.size:
             break
-        run = _Run(problem, head, gap, method, intercept, pre, dtype, outcome, lanes, tier, memory)
+        run = _Run(
+            problem, head, gap, method, intercept, pre, dtype, outcome, lanes, tier, memory, scores
+        )
         if run.ready().all():  # a path may have led to where nothing is left to do
             run.finish()
         while run.lanes.size and run.iteration() < limit and not run.stuck():
@@ -73,6 +86,7 @@ def minimise(
                 callback(run.report() | {"seconds": time.perf_counter() - start})
         lanes = run.lanes
         run.certify(lanes)
+        run.leave()
         lanes = lanes[~outcome.converged[lanes] & (outcome.reason[lanes] == "")]
         lanes = lanes[outcome.iterations[lanes] < limit]
     _explain(problem, outcome, gap, limit, dtype)
@@ -104,6 +118,7 @@ class _Run:
         lanes: np.ndarray,
         tier: tuple[Any, Any],
         memory: int,
+        scores: Scores | None,
     ) -> None:
         features, self.numbers = tier
         self.original = problem
@@ -115,13 +130,13 @@ class _Run:
         self.lanes = lanes
         self.trust = np.ones(len(outcome.theta))  # below 1 where the estimate was too low
         self.idle = np.zeros(len(outcome.theta), int)
-        self.cheap = self._cheaper() if method == "newton-cg" else None
         self.best = np.full((2, len(outcome.theta)), np.inf)  # least value, least estimate
-        self._enter()
+        self._enter(scores)
 
-    def _cheaper(self) -> steps.Sample | None:
+    @functools.cached_property
+    def cheap(self) -> steps.Sample | None:
         """A quarter of the examples while far from the optimum; float32 for float64 features."""
-        if self._small():
+        if self.method is not steps.newton_cg or self._small():
             return None
         if self.numbers == jnp.float32:
             return None if isinstance(self.whole.features, Sparse) else _sampled(self.whole)
@@ -130,6 +145,10 @@ class _Run:
                 self.whole._replace(features=self.whole.features.astype(jnp.float32)), None
             )
         return None
+
+    def _part(self) -> bool:
+        """Whether the cheaper problem is one of fewer examples."""
+        return self.cheap is not None and self.cheap.rows is not None
 
     def _small(self) -> bool:
         """Whether a step takes less time than to think about it."""
@@ -142,7 +161,7 @@ class _Run:
             return None
         return self.cheap._replace(problem=take(self.cheap.problem, self.slots))
 
-    def _enter(self) -> None:
+    def _enter(self, known: Scores | None = None) -> None:
         """Put the remaining lanes, and copies of one of them up to a power of two, side by side."""
         width = 1 << (len(self.lanes) - 1).bit_length()
         width = min(width, len(self.outcome.theta))
@@ -150,16 +169,16 @@ class _Run:
         self.real = np.arange(width) < len(self.lanes)
         self.problem = take(self.whole, self.slots)
         theta = jnp.asarray(self.outcome.theta[self.slots], self.numbers)
-        self.point, self.g = steps.evaluate(self.problem, self.head, theta, **self.how)
+        if known is None or known.values.dtype != theta.dtype or self._drifted(known.rounded):
+            z, self.rounded = None, 0.0
+        else:
+            z, self.rounded = known
+        self.point, self.g = steps.evaluate(self.problem, self.head, theta, z, **self.how)
         self.state: Any = None
-        self.count, self.steps = 2, 0
+        self.count = 2 if z is None else 1
         self.pre: Preconditioner | Blocks = self.of_all
         self.spent = 0  # on Newton systems since the preconditioner was made
-        if (
-            self.cheap is not None
-            and self.cheap.rows is not None
-            and width < len(self.outcome.theta)
-        ):
+        if width < len(self.outcome.theta) and self._part():
             self.cheap = None  # lanes have retired: what is left is near its end
         self._measure(np.full(width, np.inf))
 
@@ -170,12 +189,12 @@ class _Run:
             self._sample(), **self.how,
         )  # fmt: skip
         self.point, self.g, self.state = step.point, step.gradient, step.memory
-        self.count, self.steps = int(step.products), self.steps + 1
+        self.count, self.rounded = int(step.products), self.rounded + 1
         self.outcome.iterations[self.lanes] += 1
         self.spent += self.count
         decrement = np.asarray(step.decrement, float)
         near = not np.any(decrement[self.real] > FAR * np.abs(self.value[self.real]))
-        if near and self.cheap is not None and self.cheap.rows is not None:
+        if near and self._part():
             self.cheap = None
         self._measure(decrement)
         self.finish()
@@ -189,7 +208,8 @@ class _Run:
         lanes, classes = self.point.theta.shape[:2]
         if self.spent < blocks.price(self.problem, lanes, classes, self.memory):
             return
-        found = blocks.build(self.problem, self.head, self.point.mass)
+        mass = problems.mass(self.problem, self.head, self.point)
+        found = blocks.build(self.problem, self.head, mass)
         self.pre, self.spent = found or self.pre, 0
 
     def _measure(self, decrement: np.ndarray) -> None:
@@ -287,7 +307,7 @@ class _Run:
             out.value[lane], out.gradient_norm[lane] = value, found.gradient_norm[i]
             size = abs(value) or 1.0
             out.gap[lane], out.floor[lane] = found.gap[i] / size, found.floor[i] / size
-            out.products[lane] += 3
+            out.products[lane] += found.products
             if separated[i]:
                 out.reason[lane] = SEPARATED
             elif not np.isfinite(value):
@@ -306,13 +326,24 @@ class _Run:
             return certificate.certify_rounded(
                 problem, self.head, theta, trial, dtype=self.dtype, **self.how
             )
-        point, g = self.point, self.g
+        point, g, more = self.point, self.g, 0
         if not np.array_equal(slots, np.arange(len(self.slots))):
             point, g = jax.tree.map(lambda a: a[slots], (point, g))
-        if self.steps > DRIFT:
-            point, g = steps.evaluate(problem, self.head, point.theta, **self.how)
+        if self._drifted(self.rounded):
+            point, g = steps.evaluate(problem, self.head, point.theta, None, **self.how)
+            more = 2
         goal = jnp.asarray(self.gap * np.abs(self.value[slots]))
-        return certificate.certify(problem, self.head, point, g, goal, **self.how)
+        found = certificate.certify(problem, self.head, point, g, goal, **self.how)
+        return found._replace(products=found.products + more)
+
+    def _drifted(self, rounded: float) -> bool:
+        """Whether the scores may be further from those of the parameters than the gap allows."""
+        return rounded > 3 and rounded * float(jnp.finfo(self.numbers).eps) > DRIFT * self.gap
+
+    def leave(self) -> None:
+        """Leave the scores to who goes on from here, where they are those of the outcome."""
+        if np.array_equal(np.asarray(self.point.theta), self.outcome.theta):
+            self.outcome.scores = Scores(self.point.scores, self.rounded)
 
     def report(self) -> dict[str, Any]:
         """What a callback is told of the lanes that are not done."""
@@ -343,6 +374,8 @@ def _sampled(problem: problems.Problem) -> steps.Sample:
 
 def take(problem: problems.Problem, lanes: np.ndarray) -> problems.Problem:
     """The problem of some of the lanes."""
+    if np.array_equal(lanes, np.arange(len(problem.weights))):
+        return problem
     shared = len(problem.targets) == 1 and len(problem.weights) > 1
     return problem._replace(
         targets=problem.targets if shared else problem.targets[lanes],

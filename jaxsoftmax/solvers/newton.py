@@ -47,8 +47,13 @@ def direction(
     r = (-g / scale).astype(dtype)
     goal = (goal / scale[:, 0, 0]).astype(dtype)
     mass, pre = mass.astype(dtype), jax.tree.map(lambda a: a.astype(dtype), pre)
-    if not isinstance(pre, Blocks):
-        c = preconditioner.curvatures(problem, head, mass)
+    c = preconditioner.curvatures(problem, head, mass)
+    # An intercept's residual r counts in the gap as r^2 / c, a weight's as r^2 / l2.
+    stiff = problem.l2.astype(dtype)[:, None] > c
+    heavy = jnp.where(stiff & (c > 0), problem.l2.astype(dtype)[:, None] / c, 1)
+
+    def large(r: Array) -> Array:
+        return norm(r.at[..., -1].multiply(jnp.sqrt(heavy))) > goal
 
     def kept(a: Array) -> Array:
         a = a if intercept else a.at[..., -1].set(0)
@@ -69,10 +74,10 @@ def direction(
         z = precondition(r)
         rz = _dot(r, z)
         ratio = _where(active, rz / jnp.where(at.rz > 0, at.rz, 1))
-        return _Iterate(d, r, z + ratio * at.p, rz, active & (norm(r) > goal), at.products + 1)
+        return _Iterate(d, r, z + ratio * at.p, rz, active & large(r), at.products + 1)
 
     z = precondition(r)
-    start = _Iterate(jnp.zeros_like(r), r, z, _dot(r, z), norm(r) > goal, jnp.array(0))
+    start = _Iterate(jnp.zeros_like(r), r, z, _dot(r, z), large(r), jnp.array(0))
     end = lax.while_loop(lambda at: jnp.any(at.active) & (at.products < LIMIT), body, start)
     return end.d.astype(g.dtype) * scale, end.products
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxsoftmax import losses
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers import sparse
+from jaxsoftmax.solvers import products, sparse
 
 SMALL = 2**24  # features times classes: up to here float64 costs nothing worth a thought
 LARGEST = {"float32": 1e15, "float64": 1e100}  # so that no sum of squares overflows
@@ -189,12 +189,14 @@ def lanes(
     t = np.pad(targets, ((0, 0), (0, rows - n)) + ((0, 0),) * (targets.ndim - 2))
     if given.head == "sigmoid":
         t = np.moveaxis(t, 1, 2)
+    features = jnp.asarray(x) if dense else sparse.stored(x)
     return problems.Problem(
-        features=jnp.asarray(x) if dense else sparse.stored(x),
+        features=features,
         targets=jnp.asarray(t.astype(np.int32 if given.head == "softmax" else np.float64)),
         weights=jnp.asarray(np.pad(s, ((0, 0), (0, rows - n)))),
         l2=jnp.asarray(l2),
         l1=jnp.asarray(l1),
+        largest=products.largest(features).astype(jnp.float64),
     )
 
 

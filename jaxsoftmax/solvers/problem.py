@@ -28,6 +28,7 @@ class Problem(NamedTuple):
     weights: Array  # s: [L, N], each row of sum 1
     l2: Array  # [L]
     l1: Array  # [L]
+    largest: Array  # the largest |x| of each column: [D], float64
 
 
 class Point(NamedTuple):
@@ -37,7 +38,6 @@ class Point(NamedTuple):
     scores: Array  # z: [L, K, N]
     value: Array  # F: [L]
     residual: Array  # s (p - onehot(y)): [L, K, N], the gradient in the scores
-    mass: Array  # [L, K, N]: p of the softmax, p (1 - p) of the sigmoid: what the Hessian needs
 
 
 def where(lanes: Array, then: Point, otherwise: Point) -> Point:
@@ -67,27 +67,39 @@ def adjoint(problem: Problem, r: Array) -> Array:
 
 def point(problem: Problem, head: Head, theta: Array, z: Array) -> Point:
     """Everything at parameters whose scores are z."""
-    loss, residual, mass = _head(head, z, problem.targets)
+    loss, residual = _head(head, z, problem.targets)
     s = problem.weights.astype(z.dtype)
     w = theta[..., :-1]
     penalty = 0.5 * problem.l2 * jnp.sum(w**2, (1, 2)) + problem.l1 * jnp.sum(jnp.abs(w), (1, 2))
     # A weight of 0 silences an infinite loss: that of a class which the lane does not have.
     value = jnp.sum(jnp.where(s == 0, 0, s * loss), -1) + penalty.astype(z.dtype)
-    return Point(theta, z, value, jnp.where(s == 0, 0, s)[:, None] * residual, mass)
+    return Point(theta, z, value, s[:, None] * jnp.where(s[:, None] == 0, 0, residual))
 
 
-def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Each example's loss, its gradient in the scores, and the mass that its Hessian needs."""
+def mass(problem: Problem, head: Head, at: Point) -> Array:
+    """What the Hessian needs, `[L, K, N]`: p of the softmax, p (1 - p) of the sigmoid.
+
+    It comes from the residual, which costs less than to keep it: each entry of p, or of 1 - p of
+    a label, has the residual's relative accuracy. Examples without weight have none.
+    """
+    s = problem.weights.astype(at.residual.dtype)[:, None]
+    difference = at.residual / jnp.where(s == 0, 1, s)
+    if head == "softmax":
+        return difference + (jnp.arange(difference.shape[1])[:, None] == problem.targets[:, None])
+    t = problem.targets.astype(difference.dtype)
+    return (t + difference) * ((1 - t) - difference)
+
+
+def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array]:
+    """Each example's loss and its gradient in the scores."""
     if head == "softmax":
         index = jnp.broadcast_to(targets, (z.shape[0], z.shape[2]))
         every = jnp.ones(index.shape, bool)
-        loss, residual = derivatives.value_and_gradient(z, index, every, every, 1)
-        hot = jnp.arange(z.shape[1])[None, :, None] == index[:, None]
-        return loss, residual, jnp.where(hot, 1 + residual, residual)
+        return derivatives.value_and_gradient(z, index, every, every, 1)
     t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
     p, rest = links._sigmoid(z), links._sigmoid(-z)
     loss = _term(t, links._softplus(-z)) + _term(1 - t, links._softplus(z))
-    return loss.sum(1), (1 - t) * p - t * rest, p * rest
+    return loss.sum(1), (1 - t) * p - t * rest
 
 
 def _term(coefficient: Array, value: Array) -> Array:

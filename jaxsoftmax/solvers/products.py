@@ -14,6 +14,7 @@ both for a chunk of rows while it is in the cache, which takes two thirds of the
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -110,6 +111,7 @@ def squares(features: Array | Sparse, s: Array) -> Array:
     return s @ features**2
 
 
+@jax.jit
 def largest(features: Array | Sparse) -> Array:
     """The largest |x| of each column, `[D]`."""
     if isinstance(features, Sparse):

@@ -40,7 +40,7 @@ def shrink(
     which doubles until F falls below the model's value: with it, F descends (Beck and Teboulle).
     """
     dtype = g.dtype
-    h = _diagonal(problem, head, at.mass)
+    h = _diagonal(problem, head, problems.mass(problem, head, at))
     l1, l2 = (a.astype(dtype)[:, None, None] for a in (problem.l1, problem.l2))
     smooth = at.value - _l1(problem, at.theta)
 
@@ -88,8 +88,9 @@ def on_face(
     slope = g.at[..., :-1].add(l1 * jnp.sign(w))
     free = jnp.concatenate([w != 0, jnp.ones_like(w[..., :1], bool)], -1)
     slope = jnp.where(free, slope, 0)
+    mass = problems.mass(problem, head, at)
     d, count = newton.direction(
-        problem, head, at.mass, slope, pre, goal, intercept=intercept, free=free
+        problem, head, mass, slope, pre, goal, intercept=intercept, free=free
     )
     fall = jnp.sum(slope * d, (1, 2))
 

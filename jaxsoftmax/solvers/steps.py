@@ -32,10 +32,16 @@ class Step(NamedTuple):
 
 @jax.jit(static_argnames=("head", "intercept"))
 def evaluate(
-    problem: problems.Problem, head: problems.Head, theta: Array, *, intercept: bool
+    problem: problems.Problem,
+    head: problems.Head,
+    theta: Array,
+    scores: Array | None = None,
+    *,
+    intercept: bool,
 ) -> tuple[problems.Point, Array]:
-    """The point at theta and its gradient: two passes over the features."""
-    at = problems.point(problem, head, theta, problems.scores(problem, theta))
+    """The point at theta and its gradient: two passes over the features; with scores, one."""
+    z = problems.scores(problem, theta) if scores is None else scores
+    at = problems.point(problem, head, theta, z)
     return at, problems.gradient(problem, at, intercept=intercept)
 
 
@@ -53,11 +59,11 @@ def newton_cg(
     intercept: bool,
 ) -> Step:
     """Newton's direction by conjugate gradients, to a residual within the goal."""
-    of, mass, share = problem, at.mass, 1.0
+    of, mass, share = problem, problems.mass(problem, head, at), 1.0
     if sample is not None:
         of = sample.problem
-        mass = at.mass if sample.rows is None else at.mass[..., sample.rows]
-        share = mass.shape[-1] / at.mass.shape[-1]
+        if sample.rows is not None:
+            mass, share = mass[..., sample.rows], len(sample.rows) / mass.shape[-1]
     d, count = newton.direction(of, head, mass, g, pre, goal, intercept=intercept)
     return _along(problem, head, at, g, d, 2 * share * count, None, intercept)
 
@@ -77,7 +83,8 @@ def l_bfgs(
 ) -> Step:
     """The direction of L-BFGS, whose initial inverse Hessian is the preconditioner."""
     memory = lbfgs.empty(g) if memory is None else memory
-    d = lbfgs.direction(problem, head, at.mass, g, pre, memory, intercept=intercept)
+    mass = problems.mass(problem, head, at)
+    d = lbfgs.direction(problem, head, mass, g, pre, memory, intercept=intercept)
     d = jnp.where((newton.norm(g) > goal)[:, None, None], d, 0)
     step = _along(problem, head, at, g, d, 0, None, intercept)
     memory = lbfgs.remember(memory, step.point.theta - at.theta, step.gradient - g)
