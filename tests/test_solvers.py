@@ -228,6 +228,29 @@ def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float)
                 np.testing.assert_array_equal(found.theta, theta)
 
 
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_some_examples_meet_the_condition_for_all(head: problems.Head) -> None:
+    x, y = problem(5000)
+    loss = cross_entropy if head == "softmax" else binary_cross_entropy
+    targets = y if head == "softmax" else (y[:, None] == np.arange(3)).astype(int)
+    best = solve(x, targets, loss=loss, alpha=0.01, gap=1e-14)
+    packed = np.concatenate([best.params.w.T, best.params.bias[:, None]], 1)[None]
+    with jax.enable_x64():
+        lanes = prepare.lanes(
+            prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9),
+            np.ones((1, len(x))), targets[None], np.array([0.01]), np.zeros(1),
+        )  # fmt: skip
+        packed = np.insert(packed, [6, 6], 0, -1)  # columns of zeros
+        for shift, spent in ((1e-4, 0), (1e-2, 0), (2.0, 3)):
+            theta = jnp.asarray(packed).at[0, 0, -1].add(shift)  # the intercept alone is wrong
+            at, g = steps.evaluate(lanes, head, theta, intercept=True)
+            goal = jnp.full(1, 1e-3)
+            found = certificate.certify(lanes, head, at, g, goal, intercept=True)
+            true = found.value[0] - best.objective
+            assert true <= found.gap[0] <= 100 * true
+            assert found.products == spent
+
+
 def test_the_bound_is_rigorous_about_the_free_intercept() -> None:
     # Without the repair of the intercept's condition the quadratic term alone would be the bound,
     # which says 0 at w = 0 on features of zero, whatever the intercept is.
