@@ -23,9 +23,9 @@ have made nearly optimal. The next step would be beta, with H beta = -sum_i s_i 
 
 which meets the condition exactly and is as near to p as the square of beta is small. Any part of
 the examples can do so for all: near the optimum, where little is to be corrected, a quarter of them
-is enough, and the certificate costs no pass over the features. What remains, with very many classes
-and where Newton's method fails, is repaired by moving mass from the classes that have too much to
-those that have too little. Nothing about the trial parameters needs to be true.
+is enough, and the certificate costs a quarter of a pass over the features. What remains, with very
+many classes and where Newton's method fails, is repaired by moving mass from the classes that have
+too much to those that have too little. Nothing about the trial parameters needs to be true.
 
 Reference: the duality of logistic regression is Jaakkola and Haussler's, "Probabilistic kernel
 regression models" (1999); the rule for l1 is that of Ndiaye, Fercoq, Gramfort and Salmon, "Gap safe
@@ -48,7 +48,8 @@ SHIFTS = 12  # Newton steps of the intercept at most
 NEAR = 1e-12  # its Newton decrement, relative to the objective, that is left to the correction
 SLACK = 1e-9  # of the intercept's condition, left to the repair, which moves the gap by more
 WIDE = 128  # classes: beyond, the intercept's Hessian is replaced by its diagonal
-BLOCK, PART = 256, 64  # of each 256 examples, 64 are first asked to meet the intercept's condition
+BLOCK, PART = 32, 8  # of each 32 examples, 8 are first asked to meet the intercept's condition
+LEAST = 4096  # examples: fewer are not worth another program
 
 
 class _Centre(NamedTuple):
@@ -98,7 +99,7 @@ def certify(
 def _correctors(problem: problems.Problem, intercept: bool) -> list[np.ndarray | None]:
     """Which examples are asked to meet the intercept's condition, in turn; None for all."""
     n = problem.weights.shape[1]
-    if not intercept or n < 16 * BLOCK or isinstance(problem.features, Sparse):
+    if not intercept or n < LEAST or isinstance(problem.features, Sparse):
         return [None]
     return [np.flatnonzero(np.arange(n) % BLOCK < PART), None]
 

@@ -214,11 +214,11 @@ class _Run:
 
     def _measure(self, decrement: np.ndarray) -> None:
         """Fetch the figures on which the loop decides, and note which lanes make progress."""
-        penalised = np.asarray((self.problem.l2 > 0) | (self.problem.l1 > 0))
-        pure = bool(np.any(np.asarray((self.problem.l2 == 0) & (self.problem.l1 > 0))))
+        l2, l1 = _penalties(self.problem)
+        pure = bool(np.any((l2 == 0) & (l1 > 0)))
         value, estimate, norm = _figures(self.problem, self.head, self.point, self.g, pure=pure)
         self.value, self.norm = np.asarray(value, float), np.asarray(norm, float)
-        self.estimate = np.where(penalised, np.asarray(estimate, float), decrement)
+        self.estimate = np.where(l2 + l1 > 0, np.asarray(estimate, float), decrement)
         self.outcome.products[self.lanes] += self.count
         eps = float(jnp.finfo(self.numbers).eps)
         for slot, lane in enumerate(self.slots[self.real]):
@@ -233,9 +233,11 @@ class _Run:
         if not hasattr(self, "first"):
             self.first = np.where(self.norm > 0, self.norm, 1)
         start = self.first[: len(self.norm)]
-        far = np.minimum(np.sqrt(self.norm / start), np.sqrt(self.estimate / np.abs(self.value)))
+        # Newton's method leaves the square of what is missing: the system may leave half of it.
+        missing = np.sqrt(self.estimate / np.abs(self.value))
+        far = np.minimum(np.sqrt(self.norm / start), 0.5 * missing)
         loose = np.clip(far, TIGHT, LOOSE) * self.norm
-        l2, trust = np.asarray(self.problem.l2), self.trust[self.slots]
+        l2, trust = _penalties(self.problem)[0], self.trust[self.slots]
         enough = 0.8 * np.sqrt(2 * l2 * self.gap * trust * np.abs(self.value))
         goal = np.maximum(np.maximum(loose, np.minimum(enough, LOOSE * self.norm)), 0)
         return jnp.asarray(np.where(self.real, goal, np.inf), self.numbers)
@@ -278,7 +280,7 @@ class _Run:
 
     def _separated(self) -> np.ndarray | Array:
         """Which lanes have no penalty and classify everything: their infimum is not attained."""
-        free = np.asarray((self.problem.l2 == 0) & (self.problem.l1 == 0))
+        free = _free(self.problem)
         if not free.any():
             return free
         return free & np.asarray(_margin(self.problem, self.head, self.point.scores) > 0)
@@ -297,7 +299,7 @@ class _Run:
         padded = np.resize(slots, len(self.slots))  # so that one width is compiled
         problem = take(self.original, self.slots[padded])
         found = self._certificate(problem, padded)
-        free = np.asarray((problem.l2 == 0) & (problem.l1 == 0))
+        free = _free(problem)
         separated = np.asarray(self._separated())[padded] & free
         out = self.outcome
         found = jax.tree.map(np.asarray, found)
@@ -385,6 +387,17 @@ def take(problem: problems.Problem, lanes: np.ndarray) -> problems.Problem:
     )
 
 
+def _penalties(problem: problems.Problem) -> tuple[np.ndarray, np.ndarray]:
+    """l2 and l1 on the host, where a few numbers are compared faster."""
+    return np.asarray(problem.l2), np.asarray(problem.l1)
+
+
+def _free(problem: problems.Problem) -> np.ndarray:
+    """Which lanes have no penalty."""
+    l2, l1 = _penalties(problem)
+    return (l2 == 0) & (l1 == 0)
+
+
 @jax.jit(static_argnames=("head", "pure"))
 def _figures(
     problem: problems.Problem, head: problems.Head, at: problems.Point, g: Array, *, pure: bool
@@ -419,7 +432,7 @@ OVERFLOW = "the objective is not finite: scale the features, or penalise more"
 
 def _explain(problem: problems.Problem, out: Outcome, gap: float, limit: int, dtype: str) -> None:
     """Say for each lane why it ended."""
-    free = np.asarray((problem.l2 == 0) & (problem.l1 == 0))
+    free = _free(problem)
     for lane in range(len(out.theta)):
         if out.reason[lane]:
             continue

@@ -121,6 +121,14 @@ def _curvature(head: Head, s: Array, mass: Array, u: Array) -> Array:
     return s[:, None] * (links.covariance_product(mass, u, 1) if head == "softmax" else mass * u)
 
 
+def bend(problem: Problem, head: Head, at: Point, u: Array) -> Array:
+    """u' H u of the Hessian in the scores, `[L]`, in sums that keep no array of its terms."""
+    p = mass(problem, head, at)
+    if head == "softmax":
+        u = u - jnp.sum(p * u, 1, keepdims=True)
+    return jnp.sum(problem.weights.astype(u.dtype)[:, None] * p * u**2, (1, 2))
+
+
 def hessian_product(
     problem: Problem, head: Head, mass: Array, v: Array, *, intercept: bool
 ) -> Array:

@@ -51,9 +51,8 @@ def along(
     def body(last: _Trial) -> _Trial:
         step, short = last.step, last.slope < 0
         low, high = jnp.where(short, step, last.low), jnp.where(short, last.high, step)
-        mass = problems.mass(problem, head, last.point)
-        bend = jnp.sum(problems.curvature(problem, head, mass, dz) * dz, (1, 2))
-        newton = step - last.slope / (bend + penalty)
+        bend = problems.bend(problem, head, last.point, dz) + penalty
+        newton = step - last.slope / bend
         middle = jnp.where(jnp.isinf(high), 4 * step, 0.5 * (low + high))
         inside = (newton > low) & (newton < high) & (newton <= 4 * step)
         following = jnp.where(inside, newton, middle)
