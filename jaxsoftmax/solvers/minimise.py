@@ -130,6 +130,7 @@ class _Run:
         self.lanes = lanes
         self.trust = np.ones(len(outcome.theta))  # below 1 where the estimate was too low
         self.idle = np.zeros(len(outcome.theta), int)
+        self.sharpened = 0
         self.best = np.full((2, len(outcome.theta)), np.inf)  # least value, least estimate
         self._enter(scores)
 
@@ -206,11 +207,14 @@ class _Run:
         if self.method is not steps.newton_cg or self._small() or not self.lanes.size:
             return
         lanes, classes = self.point.theta.shape[:2]
-        if self.spent < blocks.price(self.problem, lanes, classes, self.memory):
+        # Each is of use for longer than the one before, because the lanes come to rest.
+        worth = blocks.price(self.problem, lanes, classes, self.memory) * 2**self.sharpened
+        if self.spent < worth:
             return
         mass = problems.mass(self.problem, self.head, self.point)
         found = blocks.build(self.problem, self.head, mass)
         self.pre, self.spent = found or self.pre, 0
+        self.sharpened += 1
 
     def _measure(self, decrement: np.ndarray) -> None:
         """Fetch the figures on which the loop decides, and note which lanes make progress."""
