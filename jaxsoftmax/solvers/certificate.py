@@ -47,6 +47,7 @@ from jaxsoftmax.solvers.sparse import Sparse
 SHIFTS = 12  # Newton steps of the intercept at most
 NEAR = 1e-12  # its Newton decrement, relative to the objective, that is left to the correction
 SLACK = 1e-9  # of the intercept's condition, left to the repair, which moves the gap by more
+EXACT = 64  # eps: of the intercept's condition, left to rounding and its floor
 WIDE = 128  # classes: beyond, the intercept's Hessian is replaced by its diagonal
 BLOCK, PART = 32, 8  # of each 32 examples, 8 are first asked to meet the intercept's condition
 LEAST = 4096  # examples: fewer are not worth another program
@@ -128,13 +129,17 @@ def _by_itself(
         excess = g[..., -1]
         beta = _intercept_step(part, head, mass, excess)
         move = problems.curvature(part, head, mass, jnp.broadcast_to(beta[..., None], mass.shape))
-        slope = slope + problems.adjoint(part, move)[..., :-1]
+        change = problems.adjoint(part, move)
+        slope = slope + change[..., :-1]
         if head == "softmax":
             reach = jnp.max(beta, -1) - jnp.min(beta, -1)
             sound = jnp.all(move >= -part.weights.astype(mass.dtype)[:, None] * mass)
         else:
             reach = jnp.max(jnp.abs(beta), -1)
             sound = jnp.all(reach <= 1)
+        # Where these examples are certain of a class, nothing of it is theirs to move.
+        met = jnp.abs(change[..., -1] + excess) <= EXACT * jnp.finfo(excess.dtype).eps
+        sound = sound & jnp.all(met)
         used = jnp.where(reach <= 0.5, 0.5 + 0.25 * reach, 1) * -jnp.sum(beta * excess, -1)
     gap = used + newton.norm(slope) ** 2 / (2 * problem.l2)
     size = jnp.abs(at.residual).sum(-1)
@@ -365,7 +370,7 @@ def _balanced(s: Array, log_q: Array, target: Array, beta: Array) -> Array:
     most = jnp.max(jnp.abs(tilt), (1, 3), keepdims=True)
     log_q = log_q + jnp.log1p(tilt * jnp.minimum(1, 0.5 / jnp.where(most > 0, most, 1)))
     excess = jnp.sum(s * (jnp.exp(log_q) - target), -1, keepdims=True)
-    left = jnp.any(jnp.abs(excess) > 64 * jnp.finfo(q.dtype).eps)
+    left = jnp.any(jnp.abs(excess) > EXACT * jnp.finfo(q.dtype).eps)
     return lax.cond(left, lambda: _repaired(s, log_q, target), lambda: log_q)
 
 

@@ -238,7 +238,7 @@ class _Run:
             self.first = np.where(self.norm > 0, self.norm, 1)
         start = self.first[: len(self.norm)]
         # Newton's method leaves the square of what is missing: the system may leave half of it.
-        missing = np.sqrt(self.estimate / np.abs(self.value))
+        missing = np.sqrt(self.estimate / np.maximum(np.abs(self.value), np.finfo(float).tiny))
         far = np.minimum(np.sqrt(self.norm / start), 0.5 * missing)
         loose = np.clip(far, TIGHT, LOOSE) * self.norm
         l2, trust = _penalties(self.problem)[0], self.trust[self.slots]
