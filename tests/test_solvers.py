@@ -199,28 +199,33 @@ def test_the_bound_holds_far_from_the_optimum() -> None:
         assert (found.objective - best) / found.objective <= found.gap + 1e-14
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-2, 1.0, 30.0])
-def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float) -> None:
-    # Near the optimum the intercepts are left alone, far from it Newton moves them or fails.
-    x, y = problem()
-    rng = np.random.default_rng(1)
+def optimal(head: problems.Head, n: int) -> tuple[problems.Problem, Array, float]:
+    """A problem as one lane in float64, its best parameters and its least objective."""
+    x, y = problem(n)
     loss = cross_entropy if head == "softmax" else binary_cross_entropy
     targets = y if head == "softmax" else (y[:, None] == np.arange(3)).astype(int)
     best = solve(x, targets, loss=loss, alpha=0.01, gap=1e-14)
     packed = np.concatenate([best.params.w.T, best.params.bias[:, None]], 1)[None]
+    lanes = prepare.lanes(
+        prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9),
+        np.ones((1, n)), targets[None], np.array([0.01]), np.zeros(1),
+    )  # fmt: skip
+    unused = lanes.features.shape[1] - x.shape[1]  # columns of zeros
+    return lanes, np.insert(packed, [x.shape[1]] * unused, 0, -1), best.objective
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-2, 1.0, 30.0])
+def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float) -> None:
+    # Near the optimum the intercepts are left alone, far from it Newton moves them or fails.
     with jax.enable_x64():
-        lanes = prepare.lanes(
-            prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9),
-            np.ones((1, len(x))), targets[None], np.array([0.01]), np.zeros(1),
-        )  # fmt: skip
-        unused = lanes.features.shape[1] - x.shape[1]  # columns of zeros
-        moved = packed + distance * rng.normal(size=packed.shape)
-        theta = jnp.asarray(np.insert(moved, [x.shape[1]] * unused, 0, -1))
+        lanes, packed, least = optimal(head, 90)
+        moved = np.random.default_rng(1).normal(size=packed.shape)
+        theta = jnp.asarray(packed + distance * np.where(packed == 0, 0, moved))
         at, g = steps.evaluate(lanes, head, theta, intercept=True)
         for goal in (0.0, 1e9):
             found = certificate.certify(lanes, head, at, g, jnp.full(1, goal), intercept=True)
-            true = found.value[0] - best.objective
+            true = found.value[0] - least
             assert true <= found.gap[0] + found.floor[0]
             if distance < 1:
                 assert found.gap[0] <= 200 * max(true, 0) + 1e-14  # both end in rounding
@@ -230,23 +235,14 @@ def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float)
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 def test_some_examples_meet_the_condition_for_all(head: problems.Head) -> None:
-    x, y = problem(5000)
-    loss = cross_entropy if head == "softmax" else binary_cross_entropy
-    targets = y if head == "softmax" else (y[:, None] == np.arange(3)).astype(int)
-    best = solve(x, targets, loss=loss, alpha=0.01, gap=1e-14)
-    packed = np.concatenate([best.params.w.T, best.params.bias[:, None]], 1)[None]
     with jax.enable_x64():
-        lanes = prepare.lanes(
-            prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9),
-            np.ones((1, len(x))), targets[None], np.array([0.01]), np.zeros(1),
-        )  # fmt: skip
-        packed = np.insert(packed, [6, 6], 0, -1)  # columns of zeros
+        lanes, packed, least = optimal(head, 5000)
         for shift, spent in ((1e-4, 0), (1e-2, 0), (2.0, 3)):
             theta = jnp.asarray(packed).at[0, 0, -1].add(shift)  # the intercept alone is wrong
             at, g = steps.evaluate(lanes, head, theta, intercept=True)
             goal = jnp.full(1, 1e-3)
             found = certificate.certify(lanes, head, at, g, goal, intercept=True)
-            true = found.value[0] - best.objective
+            true = found.value[0] - least
             assert true <= found.gap[0] <= 100 * true
             assert found.products == spent
 
