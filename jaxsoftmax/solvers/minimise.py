@@ -87,6 +87,7 @@ def minimise(
         lanes = run.lanes
         run.certify(lanes)
         run.leave()
+        scores = None  # they were of where the first one started
         lanes = lanes[~outcome.converged[lanes] & (outcome.reason[lanes] == "")]
         lanes = lanes[outcome.iterations[lanes] < limit]
     _explain(problem, outcome, gap, limit, dtype)
