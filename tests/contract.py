@@ -158,7 +158,7 @@ def honest(case: Case) -> dict[str, jax.Array]:
     )
 
 
-def orders(case: Case) -> list[dict[str, jax.Array]]:
+def orders[T: NamedTuple](case: T, honest: Callable[[T], dict[str, jax.Array]]) -> list[dict]:
     """The honest answers with the features summed in several orders."""
     found = []
     for seed in range(6):
@@ -175,8 +175,14 @@ def orders(case: Case) -> list[dict[str, jax.Array]]:
 
 def assert_no_worse(case: Case, found: dict[str, jax.Array], about: str) -> None:
     """Each output is as near to the truth as an honest one, to a few units of its largest."""
-    answers = orders(case)
-    for name, want in truth(case).items():
+    compare(truth(case), found, orders(case, honest), about)
+
+
+def compare(
+    wanted: dict[str, Array], found: dict[str, jax.Array], answers: list[dict], about: str
+) -> None:
+    """Errors beside the largest of the answers' errors."""
+    for name, want in wanted.items():
         ours, *theirs = (np.abs(wide(a[name]) - want).max() for a in (found, *answers))
         unit = np.abs(want).max() * float(jnp.finfo(found[name].dtype).eps)
         assert ours <= max(theirs) + FEW * unit, (

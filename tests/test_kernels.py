@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
+import sigmoid_contract
 from contract import LABELS, SCALES, SHAPES, TILES, assert_no_worse, case, fused
 
 from jaxsoftmax import binary_cross_entropy, cross_entropy, focal, weighted_mean
@@ -407,6 +408,18 @@ def test_options_compose_under_grad():
 
 
 # -- The sigmoid --
+
+
+@pytest.mark.parametrize("shape", SHAPES[::2], ids=str)
+def test_sigmoid_no_worse_than_the_dense_computation(
+    shape: tuple[int, int, int], implementation: str
+):
+    sigmoid_contract.check(shape, np.float32, implementation)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_sigmoid_in_half_precision(dtype: type):
+    sigmoid_contract.check((7, 5, 37), dtype, "xla_chunked")
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1000.0])

@@ -8,6 +8,7 @@ either in the residuals, which make Hessians, are those of the code itself.
 """
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import jax
@@ -52,6 +53,26 @@ def opaque(function: Callable, arguments: Any) -> Any:
     both are differentiated at once, and differentiates the bits of the exact exponential.
     """
     return linear_map(lambda at, _: function(at), lambda at, _: (), arguments, ())
+
+
+def with_derivatives_of(plain: Callable) -> Callable[[Callable], Callable]:
+    """A kernel has no derivative; the same function in plain JAX has.
+
+    The last two arguments of both, what is wanted and the options, are known at compile time.
+    """
+
+    def rule(kernel: Callable) -> Callable:
+        traced = len(signature(kernel).parameters) - 2
+        function = jax.custom_jvp(kernel, nondiff_argnums=(traced, traced + 1))
+
+        @function.defjvp
+        def _(wanted: Any, options: Any, primals: tuple, tangents: tuple) -> tuple:
+            moved = jax.jvp(lambda *at: plain(*at, wanted, options), primals, tangents)[1]
+            return function(*primals, wanted, options), moved
+
+        return function
+
+    return rule
 
 
 linear_map_p = Primitive("linear_map")

@@ -40,6 +40,7 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 from jaxsoftmax.kernels import blackwell, gpu_tiles, hopper, products, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.gpu_tiles import CLASSES, ROWS, TILING, Work
+from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
 
 tangent = xla_chunked.tangent
@@ -206,7 +207,7 @@ def _joined(share: int, top: Array, others: Array, own: Array, *stats: Array) ->
     return rows._replace(stats=Stats(mean, count, best * share + place))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@with_derivatives_of(xla_chunked.backward)
 def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     shape, head = head.w.shape, _aligned(head)
@@ -249,16 +250,10 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
     return _cut(found, shape)
 
 
-@backward.defjvp
-def _backward_jvp(wanted: Wanted, options: Options, primals: tuple, tangents: tuple) -> tuple:
-    other = partial(xla_chunked.backward, wanted=wanted, options=options)
-    return backward(*primals, wanted, options), jax.jvp(other, primals, tangents)[1]
-
-
 # -- Softmax, a weighted sum --
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:
@@ -336,14 +331,6 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     exists = rows.label[:, None] != -jnp.inf
     dz = jnp.where(hot, jnp.where(exists, own, 0), dz)
     return nll, jnp.where(weights[:, None] == 0, 0, dz)
-
-
-@value_and_gradients.defjvp
-def _value_and_gradients_jvp(
-    wanted: Wanted, options: Options, primals: tuple, tangents: tuple
-) -> tuple:
-    other = partial(xla_chunked.value_and_gradients, wanted=wanted, options=options)
-    return value_and_gradients(*primals, wanted, options), jax.jvp(other, primals, tangents)[1]
 
 
 # -- Blocks, shapes and infinities --

@@ -47,6 +47,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxsoftmax import checks
 from jaxsoftmax.kernels import products, tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
+from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
 
 tangent = xla_chunked.tangent
@@ -85,21 +86,6 @@ def unsupported(head: Head, options: Options) -> str | None:
     return None
 
 
-def _with_derivatives_of(plain: Callable) -> Callable[[Callable], Callable]:
-    """A kernel has no derivative; the same function in plain JAX has."""
-
-    def rule(kernel: Callable) -> Callable:
-        function = jax.custom_jvp(kernel, nondiff_argnums=(3, 4))
-
-        @function.defjvp
-        def _(wanted: Wanted, options: Options, primals: tuple, tangents: tuple) -> tuple:
-            return jax.jvp(lambda *at: plain(*at, wanted, options), primals, tangents)
-
-        return function
-
-    return rule
-
-
 # -- Per example --
 
 
@@ -112,7 +98,7 @@ def forward(head: Head, options: Options) -> Rows:
     return rows._replace(stats=rows.stats._replace(mean=mean))
 
 
-@_with_derivatives_of(xla_chunked.backward)
+@with_derivatives_of(xla_chunked.backward)
 def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     grid, k = _grid(head, options), head.w.shape[1]
@@ -175,7 +161,7 @@ def _zeros(head: Head, wanted: Wanted, x: Any, w: Any) -> Moved:
 # -- A weighted sum --
 
 
-@_with_derivatives_of(xla_chunked.value_and_gradients)
+@with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:

@@ -236,7 +236,7 @@ def binary_backward(head: Head, cotangents: Array, wanted: Wanted, options: Opti
     """The transpose of `binary_tangent`."""
 
     def gradient(block: _Block) -> tuple[None, Array]:
-        return None, _binary_gradient(head, block) * cotangents[:, None]
+        return None, _times(_binary_gradient(head, block), cotangents[:, None])
 
     return _pulled(gradient, None, head, wanted, options)[1]
 
