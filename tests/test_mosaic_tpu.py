@@ -18,6 +18,7 @@ from jaxsoftmax.kernels import (
     linear_cross_entropy_sum,
     mosaic_tpu,
     target,
+    tpu_tiles,
     xla_chunked,
 )
 from jaxsoftmax.kernels.contract import Change, Head, Options, Wanted
@@ -25,13 +26,13 @@ from jaxsoftmax.kernels.contract import Change, Head, Options, Wanted
 NAME = "mosaic_tpu"
 # Tiles of 32 rows, and of 128 classes and features in float32 or 256 in bfloat16; with `TILES`
 # backward has one tile of classes at a time, and the sum 20 or 40 rows.
-SMALL = mosaic_tpu.SMALL._replace(rows=32, classes=512, features=512)
+SMALL = tpu_tiles.SMALL._replace(rows=32, classes=512, features=512)
 SHAPES = ((1, 3, 1), (5, 4, 127), (32, 8, 128), (33, 5, 129), (45, 7, 300))
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(mosaic_tpu, "SMALL", SMALL)
+    monkeypatch.setattr(tpu_tiles, "SMALL", SMALL)
     with (
         target.assumed("tpu", interpret=True),
         jax.numpy_dtype_promotion("strict"),

@@ -42,36 +42,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.experimental.pallas import tpu as pltpu
 
-from jaxsoftmax import checks
-from jaxsoftmax.kernels import products, tiles, xla_chunked
+from jaxsoftmax import checks, derivatives, losses
+from jaxsoftmax.kernels import products, tiles, tpu_tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
+from jaxsoftmax.kernels.tpu_tiles import LANES, Grid, array, exists_in, indices, row_sum
 
 tangent = xla_chunked.tangent
-binary_forward, binary_tangent = xla_chunked.binary_forward, xla_chunked.binary_tangent
-binary_backward = xla_chunked.binary_backward
-binary_value_and_gradients = xla_chunked.binary_value_and_gradients
+binary_tangent = xla_chunked.binary_tangent
 
 
-class _Limits(NamedTuple):
-    """At most so many rows, bytes of classes and of features in a tile; and bytes of VMEM."""
-
-    rows: int
-    classes: int
-    features: int
-    vmem: int
-
-
-# Both buffers of each block and a column of 128 lanes for each number of a row fit. v4 has 16 MiB,
-# and later ones 64 at least.
-SMALL = _Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE)
-LARGE = _Limits(2048, 2048, 1536, 48 * tiles.MEBIBYTE)
-
-GROUP = 32  # rows that are finished at a time
-SUBLANES, LANES = 8, 128
 DTYPES = ("bfloat16", "float32")
 PRECISIONS = (None, "default", "high", "highest", *lax.Precision)
 
@@ -91,7 +73,7 @@ def unsupported(head: Head, options: Options) -> str | None:
 
 def forward(head: Head, options: Options) -> Rows:
     """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
-    rows, _ = _pass(head, _grid(head, options), keep=False)
+    rows, _ = _pass(head, tpu_tiles.grid_of(head, options), keep=False)
     if rows.stats is None:
         return rows
     mean = rows.stats.mean / jnp.maximum(rows.stats.classes, 1)
@@ -101,25 +83,44 @@ def forward(head: Head, options: Options) -> Rows:
 @with_derivatives_of(xla_chunked.backward)
 def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
-    grid, k = _grid(head, options), head.w.shape[1]
+    grid = tpu_tiles.grid_of(head, options)
     mean = cotangents.mean
     if mean is not None and rows.stats is not None:
         mean = mean / jnp.maximum(rows.stats.classes, 1)
     pull = _Pull(rows.maximum, cotangents.others, cotangents.label, mean)
 
-    def add(total: Moved, start: Array | int, size: int) -> Moved:
-        dz = _pulled(head, pull, start // grid.tile.classes, size, grid)
-        return _classes_added(total, head, dz, start, options)
+    def block(first: Array | int, size: int) -> tuple[None, Array]:
+        return None, _pulled(head, pull, first, size, grid)
+
+    return _over_classes(block, None, head, wanted, grid)[1]
+
+
+def _over_classes(
+    block: Callable[[Array | int, int], tuple[Any, Array]],
+    values: Array | None,
+    head: Head,
+    wanted: Wanted,
+    grid: Grid,
+) -> tuple[Any, Moved]:
+    """Sums of values, and what gradients in the logits give for x, w and bias.
+
+    block(first tile, classes) makes both for a block of classes.
+    """
+
+    def add(carry: tuple[Any, Moved], start: Array | int, size: int) -> tuple[Any, Moved]:
+        (values, total), (value, dz) = carry, block(start // grid.tile.classes, size)
+        values = None if value is None else values + value
+        return values, _classes_added(total, head, dz, start, options)
 
     # Whole tiles: as many as give gradients in x's dtype the bytes of XLA's blocks.
+    k, options = head.w.shape[1], grid.options
     size = options.tiles.classes * tiles.ENTRY // head.x.dtype.itemsize
     size = min(max(size // grid.tile.classes, 1) * grid.tile.classes, k)
     starts = size * jnp.arange(k // size, dtype=jnp.int32)
-    total = _zeros(head, wanted, jnp.float32, head.w.dtype)
-    total, _ = lax.scan(lambda total, start: (add(total, start, size), None), total, starts)
-    if k % size:
-        total = add(total, k - k % size, k % size)
-    return total if total.x is None else total._replace(x=total.x.astype(head.x.dtype))
+    carry = values, _zeros(head, wanted, jnp.float32, head.w.dtype)
+    carry, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), carry, starts)
+    values, total = add(carry, k - k % size, k % size) if k % size else carry
+    return values, total if total.x is None else total._replace(x=total.x.astype(head.x.dtype))
 
 
 def _classes_added(
@@ -140,7 +141,7 @@ def _classes_added(
 
 def _as_it_lies(w: Array) -> Array:
     """The same array, which XLA would bring into another order for a product, and back."""
-    order = (1, 0) if _lies_by_class(*w.shape) else (0, 1)
+    order = (1, 0) if tpu_tiles.lies_by_class(*w.shape) else (0, 1)
     return with_layout_constraint(w, Layout(major_to_minor=order))
 
 
@@ -201,7 +202,7 @@ def value_and_gradients(
 
 def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
     """Loss of each row, and its weighted gradient in the logits in x's dtype."""
-    grid = _grid(chunk, options)
+    grid = tpu_tiles.grid_of(chunk, options)
     rows, kept = _pass(chunk, grid, keep=True)
     nll, total = products.row_loss(rows)
     silent = weights == 0  # A weight of 0 silences a NaN.
@@ -232,194 +233,123 @@ def _cut[T: (Array, Array | None)](a: T, begin: Array, size: int) -> T:
     return lax.dynamic_slice_in_dim(a, begin, size, 0)
 
 
-# -- The grid of tiles --
+# -- The sigmoid --
 
 
-class _Sizes(NamedTuple):
-    """Of a tile or of the whole, in the order of the grid's axes."""
-
-    rows: int
-    classes: int
-    features: int
+def binary_forward(head: Head, options: Options) -> Array:
+    """The sum of each row's losses over its labels that exist."""
+    grid = tpu_tiles.grid_of(head, options)
+    return _labels(head, None, 0, head.w.shape[1], grid, values=True)[0]
 
 
-class _Grid(NamedTuple):
-    """What the kernels know at compile time."""
-
-    tile: _Sizes
-    whole: _Sizes
-    by_class: bool  # whether w comes as [K, D]
-    options: Options
-
-    @property
-    def steps(self) -> _Sizes:
-        """How many tiles there are."""
-        return _Sizes(*(pl.cdiv(a, b) for a, b in zip(self.whole, self.tile, strict=True)))
-
-    def block(self, *axes: int | None, local: bool = False) -> Any:
-        """A tile along axes of the grid, or of size 1; local: where the first class is 0."""
-        shape = tuple(1 if a is None else self.tile[a] for a in axes)
-
-        def index(i: Array, j: Array, step: Array, first: Any) -> tuple:
-            at = (i, j if local else first[0] + j, step)
-            return tuple(0 if a is None else at[a] for a in axes)
-
-        return pl.BlockSpec(shape, index)
-
-    def mask(self, where: Array | None) -> Any:
-        """A tile of `[1, K]` or `[N, K]`, if there is one."""
-        return None if where is None else self.block(None if where.shape[0] == 1 else 0, 1)
-
-    def references(self) -> Any:
-        """The numbers for each row and tile of classes, and its neighbours."""
-        return pl.BlockSpec((self.tile.rows, LANES), lambda i, j, *_: (i, j // LANES))
+@with_derivatives_of(xla_chunked.binary_backward)
+def binary_backward(head: Head, cotangents: Array, wanted: Wanted, options: Options) -> Moved:
+    """The transpose of `binary_tangent`."""
+    return _labels_added(head, cotangents, wanted, options, values=False)[1]
 
 
-def _limits() -> _Limits:
-    """Of the device that this is traced for, or the least where none is known."""
-    known = pltpu.is_tpu_device()
-    return LARGE if known and pltpu.get_tpu_info().vmem_capacity_bytes > LARGE.vmem else SMALL
+@with_derivatives_of(xla_chunked.binary_value_and_gradients)
+def binary_value_and_gradients(
+    head: Head, weights: Array, wanted: Wanted, options: Options
+) -> tuple[Array, Moved]:
+    """Each row's loss, and the gradients of their weighted sum: no label waits for another."""
+    if not any(wanted):
+        return binary_forward(head, options), Moved(None, None, None)
+    return _labels_added(head, weights, wanted, options, values=True)
 
 
-def _grid(head: Head, options: Options) -> _Grid:
-    """Row tiles of equal size, and as few classes and features as there are."""
-    (n, d), k = head.x.shape, head.w.shape[1]
-    limits, size = _limits(), head.x.dtype.itemsize
-    tile = _Sizes(
-        _multiple(-(-n // -(-n // limits.rows)), GROUP),
-        min(limits.classes // size, _multiple(k, LANES)),
-        min(d, limits.features // size),
-    )
-    return _Grid(tile, _Sizes(n, k, d), _lies_by_class(d, k), options)
+def _labels_added(
+    head: Head, weights: Array, wanted: Wanted, options: Options, *, values: bool
+) -> tuple[Any, Moved]:
+    """Losses of the rows, if they are wanted, and gradients, from blocks of labels."""
+    grid = tpu_tiles.grid_of(head, options)
+
+    def block(first: Array | int, size: int) -> tuple[Any, Any]:
+        return _labels(head, weights, first, size, grid, values=values)
+
+    start = jnp.zeros(head.x.shape[0], jnp.float32) if values else None
+    return _over_classes(block, start, head, wanted, grid)
 
 
-def _lies_by_class(d: int, k: int) -> bool:
-    """Whether a TPU keeps the features of a class of `[D, K]` side by side."""
-    return _area(k, d) < _area(d, k)
-
-
-def _area(rows: int, columns: int) -> int:
-    """What a TPU keeps a matrix in, padded."""
-    return _multiple(rows, SUBLANES) * _multiple(columns, LANES)
-
-
-def _multiple(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
-
-
-def _run(
-    grid: _Grid,
-    kernel: Callable,
-    inputs: tuple,
-    places: list,
-    outputs: Any,
-    output_places: Any,
+def _labels(
+    head: Head,
+    weights: Array | None,
+    first: Array | int,
+    size: int,
+    grid: Grid,
     *,
-    first: Array | int = 0,
-    steps: tuple[int, ...] | None = None,
-    **how: Any,
-) -> Any:
-    """Run a kernel over tiles of rows, of classes from the first on, and of features."""
-    return pl.pallas_call(
-        partial(kernel, grid),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=grid.steps if steps is None else steps,
-            in_specs=places,
-            out_specs=output_places,
-            scratch_shapes=[pltpu.VMEM(grid.tile[:2], jnp.float32)],
-        ),
-        out_shape=outputs,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=_limits().vmem,
-        ),
-        interpret=grid.options.target.interpret,
-        **how,
-    )(jnp.full(1, first, jnp.int32), *inputs)
+    values: bool,
+) -> tuple[Any, Any]:
+    """Row sums over a block of labels from a tile on, and with weights its gradient in the logits.
 
-
-def _array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-# -- Scores --
-
-
-def _inputs(head: Head, grid: _Grid) -> tuple[Head, Head]:
-    """The head as a kernel takes it, and its tiles."""
-    bias = None if head.bias is None else head.bias[None, :]
-    w, axes = (head.w.T, (1, 2)) if grid.by_class else (head.w, (2, 1))
-    return head._replace(w=w, bias=bias, where=_bytes(head.where), truth=head.truth[:, None]), Head(
-        grid.block(0, 2),
-        grid.block(*axes),
-        None if bias is None else grid.block(None, 1),
-        grid.mask(head.where),
-        grid.block(0, None),
+    What is not wanted is None.
+    """
+    inputs, places = tpu_tiles.inputs_of(head, grid)
+    a_row, rows = grid.block(0, None), grid.whole.rows
+    column = None if weights is None else weights[:, None]
+    gradient = None if weights is None else array((rows, size), head.x.dtype)
+    found, dz = tpu_tiles.run(
+        grid,
+        _label_kernel,
+        (inputs, column),
+        [places, None if column is None else a_row],
+        (array((rows, 1)) if values else None, gradient),
+        (a_row if values else None, None if column is None else grid.block(0, 1, local=True)),
+        first=first,
+        steps=(grid.steps.rows, pl.cdiv(size, grid.tile.classes), grid.steps.features),
     )
+    return found[:, 0] if values else None, dz
 
 
-def _bytes(where: Array | None) -> Array | None:
-    """A mask as it can be read tile by tile."""
-    return None if where is None else where.astype(jnp.int8)
+def _label_kernel(
+    grid: Grid, first: Any, head: Any, weights: Any, values: Any, dz: Any, z: Any
+) -> None:
+    """One tile and one step of it."""
 
-
-def _then(grid: _Grid, head: Any, z: Any, body: Callable[..., None], *refs: Any) -> None:
-    """Add a step of the product to z; after the last one run body on each group of rows."""
-    step = pl.program_id(2)
-
-    @pl.when(step == 0)
+    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _() -> None:
-        z[...] = jnp.zeros_like(z)
+        if values is not None:
+            values[...] = jnp.zeros_like(values)
 
-    z[...] += _product(grid, head.x[...], head.w[...], step)
-    pl.when(step == grid.steps.features - 1)(lambda: _for_groups(grid, body, head, z, *refs))
-
-
-def _product(grid: _Grid, x: Array, w: Array, step: Array) -> Array:
-    """What these features add to the scores; what a block has beyond the last one may be NaN."""
-    axis = 1 if grid.by_class else 0
-    if grid.whole.features % grid.tile.features:
-        left = grid.whole.features - step * grid.tile.features
-        x = jnp.where(_index(x.shape, 1) < left, x, 0)
-        w = jnp.where(_index(w.shape, axis) < left, w, 0)
-    return products.dot(x, w, (1, axis), grid.options.precision)
+    j = first[0] + pl.program_id(1)
+    tpu_tiles.then(grid, head, z, partial(_each_label, grid, j), weights, values, dz)
 
 
-def _for_groups(grid: _Grid, body: Callable[..., None], *refs: Any) -> None:
-    """Run a body on each group of a tile's rows."""
+def _each_label(
+    grid: Grid, j: Array, head: Any, scores: Any, weights: Any, values: Any, dz: Any
+) -> None:
+    """Add a group's losses in tile j to their rows' sums, and write their weighted gradients.
 
-    @pl.loop(0, grid.tile.rows // GROUP)
-    def _(g: Array) -> None:
-        at = pl.ds(pl.multiple_of(g * GROUP, GROUP), GROUP)
-        rows = grid.tile.rows
-        body(*jax.tree.map(lambda ref: ref.at[at, :] if ref.shape[0] == rows else ref, refs))
-
-
-def _scores(grid: _Grid, j: Array, head: Any, z: Any) -> tuple[Array, Array | None, Array, Array]:
-    """Scores with bias, softcap and mask, the softcap's slope, and each entry's class and label."""
-    found = z[...] if head.bias is None else z[...] + head.bias[...]
-    column = j * grid.tile.classes + _index(found.shape, 1)
-    exists = _exists(grid, head.where, column)
-    found, slope = products.masked_and_capped(found, exists, grid.options.softcap)
-    return found, slope, column, column == head.truth[...]
-
-
-def _exists(grid: _Grid, where: Any, column: Array) -> Array | None:
-    """Which of a tile's entries are classes that exist."""
-    inside = column < grid.whole.classes if grid.whole.classes % grid.tile.classes else None
-    if where is None:
-        return inside
-    exists = jnp.broadcast_to(where[...].astype(jnp.int32), column.shape) != 0
-    return exists if inside is None else exists & inside
+    `losses.binary_cross_entropy` and its gradient, from one exponential: the compiler of kernels
+    finds only some of what they share.
+    """
+    z, slope, _, exists = tpu_tiles.scores(grid, j, head, scores)
+    weight = None if head.pos_weight is None else head.pos_weight[...]
+    z, t, w, _ = derivatives.binary_arguments(z, head.truth[...], weight, exists)
+    e = jnp.exp(-jnp.abs(z))
+    if values is not None:
+        small = _log1p(e)
+        positive = losses._term(w * t, jnp.maximum(-z, 0) + small)
+        negative = losses._term(1 - t, jnp.maximum(z, 0) + small)
+        values[...] += row_sum(checks.count(positive + negative, exists))
+    if dz is not None:
+        one, other = jnp.where(z >= 0, 1, e), jnp.where(z >= 0, e, 1)
+        found = ((1 - t) * one - w * t * other) / (1 + e) * weights[...]
+        found = jnp.where(weights[...] == 0, 0, found)
+        _write(dz, found if slope is None else found * slope, exists)
 
 
-def _index(shape: tuple[int, ...], axis: int) -> Array:
-    return lax.broadcasted_iota(jnp.int32, shape, axis)
+def _log1p(e: Array) -> Array:
+    """log(1 + e) for e in [0, 1], as 2 artanh(e / (2 + e)).
 
-
-def _sum(a: Array) -> Array:
-    return jnp.sum(a, 1, keepdims=True)
+    A TPU computes log1p as the logarithm of 1 + e, rounded, from e = 4e-4 on: a confident label's
+    loss would be off by as much as 1e-4 of it.
+    """
+    s = e / (2 + e)
+    square, total = s * s, jnp.full_like(s, 1 / 13)
+    for n in (11, 9, 7, 5, 3, 1):
+        total = total * square + 1 / n
+    return 2 * s * total
 
 
 # -- The pass over the classes --
@@ -432,24 +362,24 @@ class _Kept(NamedTuple):
     reference: Any  # [N, tiles of classes]: the maximum as far as it was known
 
 
-def _pass(head: Head, grid: _Grid, *, keep: bool) -> tuple[Rows, Any]:
+def _pass(head: Head, grid: Grid, *, keep: bool) -> tuple[Rows, Any]:
     """The statistics of the rows, with a sum in place of their mean; and what was kept."""
-    inputs, places = _inputs(head, grid)
+    inputs, places = tpu_tiles.inputs_of(head, grid)
     n, k, _ = grid.whole
-    number, index = _array((n, 1)), _array((n, 1), jnp.int32)
+    number, index = array((n, 1)), array((n, 1), jnp.int32)
     stats = Stats(number, number, index) if grid.options.stats else None
     rows, kept, kept_places = Rows(number, number, number, stats), None, None
     if keep:
-        kept = _Kept(_array((n, k), head.x.dtype), _array((n, grid.steps.classes)))
+        kept = _Kept(array((n, k), head.x.dtype), array((n, grid.steps.classes)))
         kept_places = _Kept(grid.block(0, 1), grid.references())
     row_places = jax.tree.map(lambda _: grid.block(0, None), rows)
-    rows, kept = _run(
+    rows, kept = tpu_tiles.run(
         grid, _pass_kernel, (inputs,), [places], (rows, kept), (row_places, kept_places)
     )
     return jax.tree.map(lambda a: a[:, 0], rows), kept
 
 
-def _pass_kernel(grid: _Grid, first: Any, head: Any, rows: Any, kept: Any, z: Any) -> None:
+def _pass_kernel(grid: Grid, first: Any, head: Any, rows: Any, kept: Any, z: Any) -> None:
     """One tile and one step of it."""
     j = first[0] + pl.program_id(1)
 
@@ -459,30 +389,31 @@ def _pass_kernel(grid: _Grid, first: Any, head: Any, rows: Any, kept: Any, z: An
             ref[...] = jnp.zeros_like(ref)
         rows.maximum[...] = jnp.full_like(rows.maximum, -jnp.inf)
 
-    _then(grid, head, z, partial(_carry, grid, j), rows, kept)
+    tpu_tiles.then(grid, head, z, partial(_carry, grid, j), rows, kept)
 
 
-def _carry(grid: _Grid, j: Array, head: Any, scores: Any, rows: Any, kept: Any) -> None:
+def _carry(grid: Grid, j: Array, head: Any, scores: Any, rows: Any, kept: Any) -> None:
     """Carry the numbers of a group of rows over tile j of the classes."""
-    z, slope, column, hot = _scores(grid, j, head, scores)
+    z, slope, column, _ = tpu_tiles.scores(grid, j, head, scores)
+    hot = column == head.truth[...]
     before = rows.maximum[...]
     maximum = jnp.maximum(before, jnp.max(z, 1, keepdims=True))
     e = jnp.where(hot, 0, relative_exp(z, maximum))
     rows.maximum[...] = maximum
-    rows.others[...] = rows.others[...] * relative_exp(before, maximum) + _sum(e)
-    rows.label[...] += _sum(jnp.where(hot, z, 0))
+    rows.others[...] = rows.others[...] * relative_exp(before, maximum) + row_sum(e)
+    rows.label[...] += row_sum(jnp.where(hot, z, 0))
     if rows.stats is not None:
         live = z != -jnp.inf
         first = jnp.min(jnp.where(z == maximum, column, grid.whole.classes), 1, keepdims=True)
         sums, counts, predicted = rows.stats
-        sums[...] += _sum(jnp.where(live, z, 0))
-        counts[...] += _sum(jnp.where(live, 1.0, 0.0))
+        sums[...] += row_sum(jnp.where(live, z, 0))
+        counts[...] += row_sum(jnp.where(live, 1.0, 0.0))
         predicted[...] = jnp.where(maximum > before, first, predicted[...])
     if kept is not None:
         e = e if slope is None else e * slope
         kept.exponentials[...] = e.astype(kept.exponentials.dtype)
         past = kept.reference[...]
-        kept.reference[...] = jnp.where(_index(past.shape, 1) == j % LANES, maximum, past)
+        kept.reference[...] = jnp.where(indices(past.shape, 1) == j % LANES, maximum, past)
 
 
 # -- Gradients in the logits --
@@ -497,69 +428,72 @@ class _Pull(NamedTuple):
     mean: Any  # for each class that exists
 
 
-def _pulled(head: Head, pull: _Pull, first: Array | int, size: int, grid: _Grid) -> Array:
+def _pulled(head: Head, pull: _Pull, first: Array | int, size: int, grid: Grid) -> Array:
     """Of a block of classes from a tile on, in x's dtype."""
-    inputs, places = _inputs(head, grid)
+    inputs, places = tpu_tiles.inputs_of(head, grid)
     columns = jax.tree.map(lambda a: a[:, None], pull)
-    return _run(
+    return tpu_tiles.run(
         grid,
         _pull_kernel,
         (inputs, columns),
         [places, jax.tree.map(lambda _: grid.block(0, None), columns)],
-        _array((grid.whole.rows, size), head.x.dtype),
+        array((grid.whole.rows, size), head.x.dtype),
         grid.block(0, 1, local=True),
         first=first,
         steps=(grid.steps.rows, pl.cdiv(size, grid.tile.classes), grid.steps.features),
     )
 
 
-def _pull_kernel(grid: _Grid, first: Any, head: Any, pull: Any, dz: Any, z: Any) -> None:
+def _pull_kernel(grid: Grid, first: Any, head: Any, pull: Any, dz: Any, z: Any) -> None:
     """One tile and one step of it: the scores of the pass over the classes, to the last bit."""
-    _then(grid, head, z, partial(_pull, grid, first[0] + pl.program_id(1)), pull, dz)
+    tpu_tiles.then(grid, head, z, partial(_pull, grid, first[0] + pl.program_id(1)), pull, dz)
 
 
-def _pull(grid: _Grid, j: Array, head: Any, scores: Any, pull: Any, dz: Any) -> None:
-    z, slope, column, hot = _scores(grid, j, head, scores)
+def _pull(grid: Grid, j: Array, head: Any, scores: Any, pull: Any, dz: Any) -> None:
+    z, slope, column, exists = tpu_tiles.scores(grid, j, head, scores)
     e = relative_exp(z, pull.maximum[...]) * pull.others[...]
-    found = jnp.where(hot, pull.label[...], e)
+    found = jnp.where(column == head.truth[...], pull.label[...], e)
     if pull.mean is not None:
         found += jnp.where(z == -jnp.inf, 0, pull.mean[...])
     found = found if slope is None else found * slope
-    exists = _exists(grid, head.where, column)
-    dz[...] = (found if exists is None else jnp.where(exists, found, 0)).astype(dz.dtype)
+    _write(dz, found, exists)
 
 
-def _scaled(head: Head, e: Array, factor: Array, own: Array, grid: _Grid) -> Array:
+def _scaled(head: Head, e: Array, factor: Array, own: Array, grid: Grid) -> Array:
     """Exponentials made gradients in their place.
 
     In XLA the factors, one for each row and tile, would first be spread to `[N, K]`.
     """
     square, a_row = grid.block(0, 1), grid.block(0, None)
-    return _run(
+    return tpu_tiles.run(
         grid,
         _scale_kernel,
-        (e, factor, own[:, None], head.truth[:, None], _bytes(head.where)),
+        (e, factor, own[:, None], head.truth[:, None], tpu_tiles.as_bytes(head.where)),
         [square, grid.references(), a_row, a_row, grid.mask(head.where)],
-        _array(e.shape, e.dtype),
+        array(e.shape, e.dtype),
         square,
         steps=(*grid.steps[:2], 1),
         input_output_aliases={1: 0},
     )
 
 
-def _scale_kernel(grid: _Grid, first: Any, *refs: Any) -> None:
+def _scale_kernel(grid: Grid, first: Any, *refs: Any) -> None:
     """One tile of it."""
-    _for_groups(grid, partial(_scale, grid, first[0] + pl.program_id(1)), *refs)
+    tpu_tiles.for_groups(grid, partial(_scale, grid, first[0] + pl.program_id(1)), *refs)
 
 
 def _scale(
-    grid: _Grid, j: Array, e: Any, factor: Any, own: Any, truth: Any, where: Any, dz: Any, _: Any
+    grid: Grid, j: Array, e: Any, factor: Any, own: Any, truth: Any, where: Any, dz: Any, _: Any
 ) -> None:
     """Scale a group's exponentials by the rows' factors, and put in the label's entry."""
-    here = _sum(jnp.where(_index(factor.shape, 1) == j % LANES, factor[...], 0))
+    here = row_sum(jnp.where(indices(factor.shape, 1) == j % LANES, factor[...], 0))
     scale = jnp.broadcast_to(here, e.shape)
     found = jnp.where(scale == 0, 0, e[...].astype(jnp.float32) * scale)
-    column = j * grid.tile.classes + _index(e.shape, 1)
+    column = j * grid.tile.classes + indices(e.shape, 1)
     found = jnp.where(column == truth[...], own[...], found)
-    exists = _exists(grid, where, column)
+    _write(dz, found, exists_in(grid, where, column))
+
+
+def _write(dz: Any, found: Array, exists: Array | None) -> None:
+    """Gradients, and 0 where there is no class."""
     dz[...] = (found if exists is None else jnp.where(exists, found, 0)).astype(dz.dtype)
