@@ -1,5 +1,6 @@
 """The TPU kernels, interpreted on the CPU: the contract, and edges of tiles that hold NaN."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,9 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
+import sigmoid_contract
 import test_kernels
 from contract import TILES
 from jax.experimental.pallas import tpu as pltpu
@@ -24,6 +27,7 @@ from jaxsoftmax.kernels import (
 from jaxsoftmax.kernels.contract import Change, Head, Options, Wanted
 
 NAME = "mosaic_tpu"
+INF, NAN = np.inf, np.nan
 # Tiles of 32 rows, and of 128 classes and features in float32 or 256 in bfloat16; with `TILES`
 # backward has one tile of classes at a time, and the sum 20 or 40 rows.
 SMALL = tpu_tiles.SMALL._replace(rows=32, classes=512, features=512)
@@ -54,6 +58,16 @@ def test_half_precision(shape: tuple[int, int, int]):
     test_kernels.check(shape, jnp.bfloat16, NAME)
 
 
+@pytest.mark.parametrize("shape", SHAPES[::2], ids=str)
+def test_sigmoid_no_worse_than_the_dense_computation(shape: tuple[int, int, int]):
+    sigmoid_contract.check(shape, np.float32, NAME)
+
+
+@pytest.mark.parametrize("shape", [(33, 5, 257), (45, 300, 300)], ids=str)
+def test_sigmoid_in_half_precision(shape: tuple[int, int, int]):
+    sigmoid_contract.check(shape, jnp.bfloat16, NAME)
+
+
 @pytest.mark.parametrize(
     "promise",
     [
@@ -69,7 +83,7 @@ def test_promises(promise: Callable[[str], None]):
     promise(NAME)
 
 
-@pytest.mark.parametrize("function", test_kernels.FUNCTIONS[:2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", test_kernels.FUNCTIONS, ids=lambda f: f.__name__)
 def test_transformations(function: Callable):
     x, w, _ = test_kernels.random_head(3, 4, 130)
     rng = np.random.default_rng(5)
@@ -148,6 +162,131 @@ def test_memory_that_nobody_has_written():
     options = Options(TILES, target.Target("tpu", nan), softcap=3.0, stats=True)
     found = per_example(mosaic_tpu, options, head, weights)
     close(found, per_example(xla_chunked, options, head, weights))
+
+
+# -- The sigmoid's tiles --
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def labels_per_example(
+    module: ModuleType, options: Options, head: Head, cotangents: jax.Array
+) -> tuple:
+    return module.binary_forward(head, options), module.binary_backward(
+        head, cotangents, ALL, options
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def weighted_labels(module: ModuleType, options: Options, head: Head, weights: jax.Array) -> tuple:
+    return module.binary_value_and_gradients(head, weights, ALL, options)
+
+
+def label_head(rows: int) -> tuple[Head, jax.Array]:
+    """The same with targets between 0 and 1, and weights of their ones."""
+    head, weights = full_head(rows)
+    n, k = head.x.shape[0], head.w.shape[1]
+    rng = np.random.default_rng(4)
+    targets = jnp.asarray(np.clip(rng.uniform(-0.5, 1.5, (n, k)), 0, 1), jnp.float32)
+    positive = jnp.asarray(rng.uniform(0.5, 2, (1, k)), jnp.float32)
+    return head._replace(truth=targets, pos_weight=positive), weights[0]
+
+
+@pytest.mark.parametrize("rows", [1, 37], ids=["a mask", "a mask for each row"])
+def test_edges_of_labels(rows: int):
+    head, weights = label_head(rows)
+    options = Options(TILES, target.current(), softcap=3.0)
+    for run in (labels_per_example, weighted_labels):
+        close(run(mosaic_tpu, options, head, weights), run(xla_chunked, options, head, weights))
+
+
+def test_labels_in_memory_that_nobody_has_written():
+    head, weights = label_head(1)
+    nan = pltpu.InterpretParams(uninitialized_memory="nan")
+    options = Options(TILES, target.Target("tpu", nan), softcap=3.0)
+    for run in (labels_per_example, weighted_labels):
+        close(run(mosaic_tpu, options, head, weights), run(xla_chunked, options, head, weights))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        (jnp.bool_, ()),
+        (jnp.int32, (-1, 256, 257)),
+        (jnp.uint8, (2, 255)),
+        (jnp.int8, (-1, 2)),
+        (jnp.bfloat16, (-0.25, 1.5, NAN)),
+        (jnp.float16, (1.5, -INF, NAN)),
+    ],
+    ids=["bool", "int32", "uint8", "int8", "bfloat16", "float16"],
+)
+def test_kinds_of_targets(kind: type, bad: tuple[float, ...]):
+    # Logits of -inf and +inf in classes that exist, and targets that are none in the first rows.
+    head, weights = label_head(1)
+    bias = head.bias.at[jnp.array([3, 149])].set(-INF).at[140].set(INF)
+    fine = jnp.round(head.truth, 0 if jnp.issubdtype(kind, jnp.integer) else 2).astype(kind)
+    fine = fine.at[:, jnp.array([3, 140, 149])].set(jnp.array([0, 1, 0], kind))
+    found = fine.at[-1, 3].set(jnp.asarray(1, kind))
+    for row, value in enumerate(bad):
+        found = found.at[row, 50 * row].set(jnp.asarray(value, kind))
+    head = head._replace(bias=bias, truth=found, where=None)
+    options = Options(TILES, target.current())
+    got, back = weighted_labels(mosaic_tpu, options, head, weights)
+    want, _ = weighted_labels(xla_chunked, options, head, weights)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert np.isnan(got[: len(bad)]).all()
+    assert np.isfinite(got[len(bad) : -1]).all()
+    assert got[-1] == INF
+    assert np.isnan(back.x[: len(bad)]).all()
+    assert np.isfinite(back.x[len(bad) :]).all()
+    # A weight of 0 silences them.
+    silent = weights.at[: len(bad)].set(0)
+    _, got = weighted_labels(mosaic_tpu, options, head, silent)
+    _, want = weighted_labels(xla_chunked, options, head, silent)
+    close(got, want)
+    assert np.isfinite(got.w).all()
+
+
+def test_a_confident_label_keeps_its_digits():
+    e = np.exp(-np.linspace(0, 80, 4001, dtype=np.float32))
+    oracles.assert_ulps(mosaic_tpu._log1p(jnp.asarray(e)), np.log1p(e.astype(np.longdouble)))
+    # A TPU's own log1p would lose them, and no interpreter would show it.
+    head, _ = label_head(1)
+    run = partial(mosaic_tpu.binary_forward, options=Options(TILES, target.current()))
+    assert not re.search(r"= log(1p)?\b", str(jax.make_jaxpr(run)(head)))
+
+
+def test_only_what_is_wanted_is_written():
+    head, weights = label_head(1)
+    options = Options(TILES, target.current())
+    n = head.x.shape[0]
+
+    def kernels(run: Callable) -> set[tuple]:
+        """The shapes that kernels of a program write."""
+        text = str(jax.make_jaxpr(run)(head))
+        found = re.findall(r"out_avals=\(([^=]*)\)", text)
+        return {tuple(re.findall(r"\[([\d,]+)\]", shapes)) for shapes in found}
+
+    nothing = Wanted(False, False, False)
+    values, gradient = f"{n},1", f"{n},128"
+    for run, written in (
+        (lambda head: mosaic_tpu.binary_forward(head, options), {(values,)}),
+        (
+            lambda head: mosaic_tpu.binary_value_and_gradients(head, weights, nothing, options),
+            {(values,)},
+        ),
+        (
+            lambda head: mosaic_tpu.binary_backward(head, weights, ALL, options),
+            {(gradient,), (f"{n},22",)},
+        ),
+        (
+            lambda head: mosaic_tpu.binary_value_and_gradients(head, weights, ALL, options),
+            {(values, gradient), (values, f"{n},22")},
+        ),
+    ):
+        assert kernels(run) == written
+
+
+# -- What a row keeps for its tiles --
 
 
 def test_more_tiles_than_lanes():

@@ -41,14 +41,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxsoftmax import checks, derivatives, losses
 from jaxsoftmax.kernels import products, tiles, tpu_tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
-from jaxsoftmax.kernels.tpu_tiles import LANES, Grid, array, exists_in, indices, row_sum
+from jaxsoftmax.kernels.tpu_tiles import LANES, Grid, array, as_it_lies, exists_in, indices, row_sum
 
 tangent = xla_chunked.tangent
 binary_tangent = xla_chunked.binary_tangent
@@ -101,10 +100,11 @@ def _over_classes(
     head: Head,
     wanted: Wanted,
     grid: Grid,
+    copied: int = 0,
 ) -> tuple[Any, Moved]:
     """Sums of values, and what gradients in the logits give for x, w and bias.
 
-    block(first tile, classes) makes both for a block of classes.
+    block(first tile, classes) makes both for a block of classes, and copies so many bytes an entry.
     """
 
     def add(carry: tuple[Any, Moved], start: Array | int, size: int) -> tuple[Any, Moved]:
@@ -112,9 +112,10 @@ def _over_classes(
         values = None if value is None else values + value
         return values, _classes_added(total, head, dz, start, options)
 
-    # Whole tiles: as many as give gradients in x's dtype the bytes of XLA's blocks.
+    # Whole tiles: as many as give gradients in x's dtype, and what else is copied for a block,
+    # the bytes of XLA's blocks.
     k, options = head.w.shape[1], grid.options
-    size = options.tiles.classes * tiles.ENTRY // head.x.dtype.itemsize
+    size = options.tiles.classes * tiles.ENTRY // (head.x.dtype.itemsize + copied)
     size = min(max(size // grid.tile.classes, 1) * grid.tile.classes, k)
     starts = size * jnp.arange(k // size, dtype=jnp.int32)
     carry = values, _zeros(head, wanted, jnp.float32, head.w.dtype)
@@ -133,16 +134,10 @@ def _classes_added(
         x = x + products.dot(dz, block, (1, 1), options.precision)
     if w is not None:
         dw = products.dot(head.x, dz, (0, 0), options.precision).astype(w.dtype)
-        w = _as_it_lies(lax.dynamic_update_slice_in_dim(w, dw, start, 1))
+        w = as_it_lies(lax.dynamic_update_slice_in_dim(w, dw, start, 1), w.shape)
     if bias is not None:
         bias = lax.dynamic_update_slice_in_dim(bias, _over_rows(dz), start, 0)
     return Moved(x, w, bias)
-
-
-def _as_it_lies(w: Array) -> Array:
-    """The same array, which XLA would bring into another order for a product, and back."""
-    order = (1, 0) if tpu_tiles.lies_by_class(*w.shape) else (0, 1)
-    return with_layout_constraint(w, Layout(major_to_minor=order))
 
 
 def _over_rows(dz: Array) -> Array:
@@ -238,8 +233,7 @@ def _cut[T: (Array, Array | None)](a: T, begin: Array, size: int) -> T:
 
 def binary_forward(head: Head, options: Options) -> Array:
     """The sum of each row's losses over its labels that exist."""
-    grid = tpu_tiles.grid_of(head, options)
-    return _labels(head, None, 0, head.w.shape[1], grid, values=True)[0]
+    return _labels_added(head, None, Wanted(False, False, False), options, values=True)[0]
 
 
 @with_derivatives_of(xla_chunked.binary_backward)
@@ -253,22 +247,21 @@ def binary_value_and_gradients(
     head: Head, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:
     """Each row's loss, and the gradients of their weighted sum: no label waits for another."""
-    if not any(wanted):
-        return binary_forward(head, options), Moved(None, None, None)
-    return _labels_added(head, weights, wanted, options, values=True)
+    return _labels_added(head, weights if any(wanted) else None, wanted, options, values=True)
 
 
 def _labels_added(
-    head: Head, weights: Array, wanted: Wanted, options: Options, *, values: bool
+    head: Head, weights: Array | None, wanted: Wanted, options: Options, *, values: bool
 ) -> tuple[Any, Moved]:
     """Losses of the rows, if they are wanted, and gradients, from blocks of labels."""
     grid = tpu_tiles.grid_of(head, options)
 
     def block(first: Array | int, size: int) -> tuple[Any, Any]:
-        return _labels(head, weights, first, size, grid, values=values)
+        part = tpu_tiles.block_of(head, first * grid.tile.classes, size)
+        return _labels(part, weights, first, size, grid, values=values)
 
     start = jnp.zeros(head.x.shape[0], jnp.float32) if values else None
-    return _over_classes(block, start, head, wanted, grid)
+    return _over_classes(block, start, head, wanted, grid, tpu_tiles.copied_bytes(head))
 
 
 def _labels(
@@ -465,11 +458,12 @@ def _scaled(head: Head, e: Array, factor: Array, own: Array, grid: Grid) -> Arra
     In XLA the factors, one for each row and tile, would first be spread to `[N, K]`.
     """
     square, a_row = grid.block(0, 1), grid.block(0, None)
+    inputs, places = tpu_tiles.inputs_of(head, grid)
     return tpu_tiles.run(
         grid,
         _scale_kernel,
-        (e, factor, own[:, None], head.truth[:, None], tpu_tiles.as_bytes(head.where)),
-        [square, grid.references(), a_row, a_row, grid.mask(head.where)],
+        (e, factor, own[:, None], inputs.truth, inputs.where),
+        [square, grid.references(), a_row, places.truth, places.where],
         array(e.shape, e.dtype),
         square,
         steps=(*grid.steps[:2], 1),

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxsoftmax.kernels import products, tiles
@@ -37,10 +38,11 @@ class Limits(NamedTuple):
 # Both buffers of each block and a column of 128 lanes for each number of a row fit. v4 has 16 MiB,
 # and later ones 64 at least.
 SMALL = Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE)
-LARGE = Limits(2048, 2048, 1536, 48 * tiles.MEBIBYTE)
+LARGE = Limits(2048, 2048, 1536, 56 * tiles.MEBIBYTE)
 
 GROUP = 32  # rows that are finished at a time
 SUBLANES, LANES = 8, 128
+READABLE = (jnp.int8, jnp.bfloat16, jnp.float32)  # entries for each row and class
 
 
 # -- The grid of tiles --
@@ -77,9 +79,15 @@ class Grid(NamedTuple):
 
         return pl.BlockSpec(shape, index)
 
+    def entries(self, a: Array) -> Any:
+        """A tile of `[N, K]`, or of a block of its classes."""
+        return self.block(0, 1, local=a.shape[1] < self.whole.classes)
+
     def mask(self, where: Array | None) -> Any:
-        """A tile of `[1, K]` or `[N, K]`, if there is one."""
-        return None if where is None else self.block(None if where.shape[0] == 1 else 0, 1)
+        """The same, or a tile of `[1, K]`, if there is one."""
+        if where is None:
+            return None
+        return self.block(None, 1) if where.shape[0] == 1 else self.entries(where)
 
     def references(self) -> Any:
         """The numbers for each row and tile of classes, and its neighbours."""
@@ -107,6 +115,12 @@ def grid_of(head: Head, options: Options) -> Grid:
 def lies_by_class(d: int, k: int) -> bool:
     """Whether a TPU keeps the features of a class of `[D, K]` side by side."""
     return _area(k, d) < _area(d, k)
+
+
+def as_it_lies(a: Array, whole: tuple[int, ...]) -> Array:
+    """The same array in the order of the whole; XLA would choose what suits an operation on it."""
+    order = (1, 0) if lies_by_class(*whole) else (0, 1)
+    return with_layout_constraint(a, Layout(major_to_minor=order))
 
 
 def _area(rows: int, columns: int) -> int:
@@ -163,30 +177,53 @@ def inputs_of(head: Head, grid: Grid) -> tuple[Head, Head]:
     w, axes = (head.w.T, (1, 2)) if grid.by_class else (head.w, (2, 1))
     bias = None if head.bias is None else head.bias[None, :]
     labels = head.truth.ndim == 1
-    truth = head.truth[:, None] if labels else _readable(head.truth)
-    taken = Head(head.x, w, bias, as_bytes(head.where), truth, head.pos_weight)
+    truth = head.truth[:, None] if labels else readable(head.truth)
+    where = None if head.where is None else readable(head.where)
+    taken = Head(head.x, w, bias, where, truth, head.pos_weight)
     return taken, Head(
         grid.block(0, 2),
         grid.block(*axes),
         None if bias is None else grid.block(None, 1),
         grid.mask(head.where),
-        grid.block(0, None if labels else 1),
+        grid.block(0, None) if labels else grid.entries(head.truth),
         grid.mask(head.pos_weight),
     )
 
 
-def _readable(targets: Array) -> Array:
-    """Targets as they can be read tile by tile; a whole number that is none stays none."""
-    if targets.dtype in (jnp.int8, jnp.bfloat16, jnp.float32):
-        return targets
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        return targets.astype(jnp.float32)
-    return jnp.where((targets == 0) | (targets == 1), targets.astype(jnp.int8), 2)
+def block_of(head: Head, start: Array | int, size: int) -> Head:
+    """The head for a block of labels: of targets and mask no more is copied than the block."""
+
+    def cut(a: Any) -> Any:
+        if not _copied(a):
+            return a
+        block = readable(lax.dynamic_slice_in_dim(a, start, size, 1))
+        # Or XLA brings all of the whole into the kernels' order before the loop.
+        return as_it_lies(block, a.shape)
+
+    return head._replace(where=cut(head.where), truth=cut(head.truth))
 
 
-def as_bytes(where: Array | None) -> Array | None:
-    """A mask as it can be read tile by tile."""
-    return None if where is None else where.astype(jnp.int8)
+def copied_bytes(head: Head) -> int:
+    """What `block_of` makes kernels copy, for each entry."""
+    return _copied(head.where) + _copied(head.truth)
+
+
+def _copied(a: Array | None) -> int:
+    """The bytes of an entry, one for each row and class, that a kernel cannot read as it lies."""
+    if a is None or a.shape[0] == 1 or (a.dtype in READABLE and not lies_by_class(*a.shape)):
+        return 0
+    return jax.eval_shape(readable, a).dtype.itemsize
+
+
+def readable(a: Array) -> Array:
+    """A mask or targets as a kernel can read them; a whole number that is no target stays none."""
+    if a.dtype in READABLE:
+        return a
+    if a.dtype == jnp.bool_:
+        return a.astype(jnp.int8)
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        return a.astype(jnp.float32)
+    return jnp.where((a == 0) | (a == 1), a.astype(jnp.int8), 2)
 
 
 def then(grid: Grid, head: Any, z: Any, body: Callable[..., None], *refs: Any) -> None:
