@@ -1,16 +1,16 @@
-"""The fused loss for TPUs: Pallas kernels whose logits live in VMEM alone.
+"""The fused losses for TPUs: Pallas kernels whose logits live in VMEM alone.
 
-A kernel makes the scores of a tile of rows and classes on the matrix unit, feature step by feature
-step, in a float32 scratch buffer. After the last step it adds the bias, caps and masks, and does
-one of two things, a group of rows at a time so that little is alive:
+A kernel makes the scores of a tile of rows and classes (`tpu_tiles`) and does one of three things:
 
-- `forward` carries each row's maximum, sum of the others and label's logit on. Row tiles are
-  independent; classes and features follow one another, and the numbers stay in VMEM until their row
-  tile is done.
+- `forward` carries each row's maximum, sum of the others and label's logit on; the numbers stay in
+  VMEM until their row tile is done.
 - `backward` writes the gradient in the logits, in x's dtype, of a block of classes, and XLA makes
   the two products. XLA alone also compiles to three products a block with no float32 logits in
   memory; but it rounds the logits in another order than `forward`, and exp(z - maximum) with z of
   one and the maximum of the other is off by 5e-4 at logits of 1000. The same tiles give the same z.
+- The sigmoid's adds the losses of each row's labels to their sum, or writes their gradient times
+  the row's weight, or both. No label waits for another, so `binary_value_and_gradients` has three
+  products with no more in memory than a block, and `binary_forward` is one pass over the blocks.
 
 `value_and_gradients`, three products, runs the first on a chunk of rows, and also writes
 e = exp(z - m) in x's dtype, with m the row's maximum as far as it is known, a number for each tile.
@@ -19,15 +19,13 @@ e's place. That takes 2 bytes an entry where XLA's rows take about 20, so for th
 chunk has more rows, and w's float32 sum is read and written less often. The second rounding to half
 precision is within the contract.
 
-What `forward` moves: w is read once for each tile of rows and x once for each tile of classes,
+What a pass moves: w is read once for each tile of rows and x once for each tile of classes,
 in bfloat16 a byte for 683 operations (307 on v4, whose VMEM is small), and a few numbers a row are
-written. Edges need no padding: what a block holds beyond K is masked, beyond D set to 0, and beyond
-N never written. A TPU keeps a matrix in the order that its tiles of 8 x 128 pad less. Where that is
-class-major, as for D = 2304 and K = 256001, w is taken transposed, which is the array as it lies;
-the other order would be a copy of w. A mask `[N, K]` is copied to bytes.
+written. The sigmoid's targets are read as they are: int8, bfloat16 or float32 that lie row by row
+cost nothing else. Of others, and of a mask `[N, K]`, each block is copied, as bytes where they are
+bools or integers; the softmax's mask `[N, K]` is copied whole.
 
-`tangent`, the sigmoid's functions, whose blocks wait for no maximum, and derivatives of higher
-order are `xla_chunked`'s.
+`tangent`, `binary_tangent` and derivatives of higher order are `xla_chunked`'s.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); the Pallas
 TPU documentation on pipelines.
@@ -51,7 +49,6 @@ from jaxsoftmax.kernels.tpu_tiles import LANES, Grid, array, as_it_lies, exists_
 
 tangent = xla_chunked.tangent
 binary_tangent = xla_chunked.binary_tangent
-
 
 DTYPES = ("bfloat16", "float32")
 PRECISIONS = (None, "default", "high", "highest", *lax.Precision)
@@ -313,8 +310,8 @@ def _each_label(
 ) -> None:
     """Add a group's losses in tile j to their rows' sums, and write their weighted gradients.
 
-    `losses.binary_cross_entropy` and its gradient, from one exponential: the compiler of kernels
-    finds only some of what they share.
+    They are `losses.binary_cross_entropy` and its gradient from one exponential; of the two calls
+    the compiler would leave two, and two of each quotient.
     """
     z, slope, _, exists = tpu_tiles.scores(grid, j, head, scores)
     weight = None if head.pos_weight is None else head.pos_weight[...]
@@ -333,10 +330,10 @@ def _each_label(
 
 
 def _log1p(e: Array) -> Array:
-    """log(1 + e) for e in [0, 1], as 2 artanh(e / (2 + e)).
+    """log(1 + e) for e in [0, 1], as 2 artanh(s) = 2 (s + s^3 / 3 + ...) with s = e / (2 + e).
 
-    A TPU computes log1p as the logarithm of 1 + e, rounded, from e = 4e-4 on: a confident label's
-    loss would be off by as much as 1e-4 of it.
+    The compiler makes log1p the logarithm of 1 + e, rounded, from e = 4e-4 on: a confident label's
+    loss would be off by as much as 1e-4 of it. What follows s^13 / 13 is less than 2e-8 of it.
     """
     s = e / (2 + e)
     square, total = s * s, jnp.full_like(s, 1 / 13)

@@ -8,7 +8,7 @@ little is alive. Row tiles are independent; classes and features follow one anot
 Edges need no padding: what a block holds beyond K is masked, beyond D set to 0, and beyond N never
 written. A TPU keeps a matrix in the order that its tiles of 8 x 128 pad less. Where that is
 class-major, as for D = 2304 and K = 256001, w is taken transposed, which is the array as it lies;
-the other order would be a copy of w. Bools and integers for each entry are copied to bytes.
+the other order would be a copy of w.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Limits(NamedTuple):
     vmem: int
 
 
-# Both buffers of each block and a column of 128 lanes for each number of a row fit. v4 has 16 MiB,
-# and later ones 64 at least.
+# Both buffers of each block and a column of 128 lanes for each number of a row fit, for the sigmoid
+# also float32 targets and a mask for each row. v4 has 16 MiB, and later ones 64 at least.
 SMALL = Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE)
 LARGE = Limits(2048, 2048, 1536, 56 * tiles.MEBIBYTE)
 
