@@ -111,7 +111,7 @@ def valid_rows(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
 
 def count(values: Array, valid: Array | None) -> Array:
     """The values, and 0 where an example does not count."""
-    return values if valid is None else jnp.where(valid, values, 0)
+    return values if valid is None else jnp.where(valid, values, jnp.zeros((), values.dtype))
 
 
 def count_rows(x: Array, valid: Array | None, axis: int) -> Array:

@@ -21,12 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import sigmoid_contract
 from contract import LABELS, SCALES, TILES, assert_no_worse, case, fused
 from jax.experimental.pallas import mosaic_gpu as mosaic
 
 from jaxsoftmax.kernels import (
     blackwell,
     hopper,
+    linear_binary_cross_entropy,
+    linear_binary_cross_entropy_sum,
     linear_cross_entropy,
     linear_cross_entropy_stats,
     linear_cross_entropy_sum,
@@ -227,6 +230,83 @@ def test_every_class_masked():
     np.testing.assert_array_equal(np.float32(back(type(found)(*jnp.ones((2, 3))))[0]), 0)
 
 
+# -- The sigmoid --
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind", "scales"),
+    [
+        ((129, 72, 320), jnp.bfloat16, HOPPER, SCALES[1:3]),  # beyond a tile in every direction
+        ((6, 16, 64), jnp.float16, HOPPER, SCALES[:3]),
+        ((7, 5, 301), jnp.bfloat16, BLACKWELL, SCALES[2:]),  # not what the copies are made for
+    ],
+    ids=["tails", "float16", "odd sizes on Blackwell"],
+)
+def test_sigmoid_no_worse_than_the_dense_computation(
+    shape: tuple[int, int, int], dtype: type, kind: str, scales: tuple[float, ...]
+):
+    sigmoid_contract.check(shape, dtype, "mosaic_gpu", kind, scales)
+
+
+@pytest.mark.parametrize("targets", [bool, np.int32, np.float32])
+def test_sigmoid_of_masks_bad_and_infinite_values(targets: type):
+    # Two blocks of classes, of which the first one starts early.
+    x, w, _ = random_head(6, 16, 320)
+    t = np.random.default_rng(1).integers(0, 2, (6, 320)).astype(targets)
+    if targets is not bool:
+        t[5, 200] = 3
+    where = np.ones(320, bool)
+    where[[0, 100, 256, 319]] = False
+    bias = jnp.linspace(-1, 1, 320).at[jnp.array([5, 256])].set(-INF).at[7].set(INF)
+    t[:4, 5], t[:4, 7] = 0, 1
+    x = x.at[3].set(NAN)
+    options = {
+        "softcap": 5.0, "where": where, "pos_weight": jnp.linspace(0, 2, 320), "tiles": TILES,
+        "valid": np.arange(6) != 3,
+    }  # fmt: skip
+
+    def values(x: jax.Array, w: jax.Array, bias: jax.Array, name: str) -> jax.Array:
+        return linear_binary_cross_entropy(
+            x, w, jnp.asarray(t), bias=bias, implementation=name, **options
+        )
+
+    def total(x: jax.Array, w: jax.Array, bias: jax.Array, name: str) -> jax.Array:
+        # Where a target is none, or a loss infinite, the weight is 0.
+        return linear_binary_cross_entropy_sum(
+            x, w, jnp.asarray(t), weights=jnp.array([1.0, 0.0, -2.0, 1.0, 0.0, 0.0]), bias=bias,
+            implementation=name, **options,
+        )  # fmt: skip
+
+    found, want = (
+        jax.vjp(partial(values, name=n), x, w, bias) for n in ("mosaic_gpu", "xla_chunked")
+    )
+    np.testing.assert_allclose(found[0], want[0], rtol=2e-6)
+    assert np.isnan(found[0][5]) == (targets is not bool)
+    cotangents = jnp.array([1.0, 0.5, -2.0, 1.0, 0.0, 0.0])
+    for a, b in zip(found[1](cotangents), want[1](cotangents), strict=True):
+        near(a, b)
+        assert np.isfinite(np.float32(a)).all()
+    gradients, others = (
+        jax.value_and_grad(total, (0, 1, 2))(x, w, bias, n) for n in ("mosaic_gpu", "xla_chunked")
+    )
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
+        near(a, b)
+        assert np.isfinite(np.float32(a)).all()
+    np.testing.assert_array_equal(np.float32(gradients[1][1])[:, ~where], 0)
+
+
+def test_a_confident_label_keeps_its_digits():
+    # Each row of features picks a row of w, so the logits are exact.
+    margins = np.arange(1.0, 81.0)
+    x, w = half(np.eye(80), margins[:, None] * np.tile([1, -1], 32))
+    targets = jnp.asarray(np.tile([1, 0], (80, 32)))
+    values = linear_binary_cross_entropy(x, w, targets, **OPTIONS)
+    np.testing.assert_allclose(values, 64 * np.log1p(np.exp(-margins)), rtol=8e-6)
+    dw = jax.grad(lambda w: linear_binary_cross_entropy_sum(x, w, targets, **OPTIONS))(w)
+    want = np.exp(-margins) / (1 + np.exp(-margins))
+    np.testing.assert_allclose(np.float64(dw), want[:, None] * np.tile([-1, 1], 32), rtol=HALF_ULPS)
+
+
 # -- Transformations --
 
 
@@ -242,7 +322,25 @@ def total(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
     return linear_cross_entropy_sum(x, w, labels, weights=weights, tiles=TILES, implementation=name)
 
 
-@pytest.mark.parametrize("function", [values, total], ids=lambda f: f.__name__)
+def labels(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    targets = jnp.arange(len(x) * w.shape[1]).reshape(len(x), -1) % 3 == 0
+    return linear_binary_cross_entropy(
+        x, w, targets, softcap=20.0, tiles=TILES, implementation=name
+    )
+
+
+def labels_total(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    targets = jnp.arange(len(x) * w.shape[1]).reshape(len(x), -1) % 3 == 0
+    weights = jnp.cos(jnp.arange(len(x)).astype(jnp.float32))
+    return linear_binary_cross_entropy_sum(
+        x, w, targets, weights=weights, tiles=TILES, implementation=name
+    )
+
+
+FUNCTIONS = (values, total, labels, labels_total)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_transformations(function: Callable):
     x, w, _ = random_head(6, 8, 64)
     v = random_head(6, 8, 65)[0], random_head(7, 8, 64)[1]
@@ -306,6 +404,7 @@ def test_on_the_gpu(shape: tuple[int, int, int]):
         for scale in SCALES:
             head = case(shape, jnp.bfloat16, scale, "random")
             assert_no_worse(head, fused.__wrapped__("mosaic_gpu")(head), f"{shape} at {scale}")
+        sigmoid_contract.check(shape, jnp.bfloat16, "mosaic_gpu")
 
 
 @pytest.mark.parametrize("name", ["h200", "b200"])

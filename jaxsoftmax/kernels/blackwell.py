@@ -31,7 +31,6 @@ from jaxsoftmax.kernels.gpu_tiles import (
     TILING,
     Tile,
     Work,
-    numbers,
     swizzled,
     walk,
 )
@@ -144,11 +143,10 @@ def body(
             gpu.wait_load_tmem()
             gpu.barrier_arrive(read.at[slot])
             row, column = pl.ds(i * ROWS, ROWS), 2 * j + group
-            own = numbers(work.labels.at[row], gpu.Layout.TCGEN05) - column * SHARE
             tile = Tile(
-                work, z.__getitem__, gpu.Layout.TCGEN05, (ROWS, PART), column, row, own, slots
+                work, z.__getitem__, gpu.Layout.TCGEN05, (ROWS, PART), SHARE, column, row, slots
             )
-            work.end(tile, work.rows, work.outputs)
+            work.end(tile)
 
         gpu.wait_smem_to_gmem(0)
 

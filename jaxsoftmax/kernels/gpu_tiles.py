@@ -2,12 +2,14 @@
 
 A tile has 128 examples and 256 classes, and comes to be as the device's instructions allow
 (`hopper`, `blackwell`). Two warpgroups take a share of it each, and what they then do to the logits
-in their registers is the kernel's end, one of two:
+in their registers is the kernel's end:
 
-    statistics     bias, softcap and mask; the share's maximum, the sum of the others' exponentials
-                   and the label's logit go to memory, 3 numbers a row
-    gradient       the logits again, and their gradient in half precision goes to memory, for a
-                   block of classes at a time
+    softmax_statistics  bias, softcap and mask; the share's maximum, the sum of the others'
+                        exponentials and the label's logit go to memory, 3 numbers a row
+    softmax_gradient    the logits again, and their gradient in half precision goes to memory, for
+                        a block of classes at a time
+    sigmoid_...         the sum of the labels' losses goes to memory, a number a row, or their
+                        gradients in half precision, or both; targets are read tile by tile
 
 As many blocks run as the GPU has cores, each with one tile after the other. Where the tiles of rows
 are even in number, two neighbours of a cluster take two of them with the same classes, and copy one
@@ -15,7 +17,7 @@ half of w's tile each.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 ROWS, CLASSES, FEATURES = 128, 256, 64
 TILING = (8, 64)  # what shared memory is swizzled by, in half precision
 PARTS = range(4)  # of the classes of a share: the ends work on one after the other
+PIECES = 4  # of a part: more at a time are too many for the registers, where much is done
 BAND = 16  # tiles of rows that are done for each tile of classes, so that both stay in the cache
 
 LOG2E = float(np.log2(np.e))
@@ -36,15 +39,15 @@ LOG2E = float(np.log2(np.e))
 class Work(NamedTuple):
     """What a kernel is given: references to arrays, and what is known at compile time."""
 
-    end: Callable[["Tile", Any, Any], None]  # of a share of a tile, `rows` and `outputs`
+    end: Callable[["Tile"], None]  # what is done to a share of a tile
     softcap: float | None
     pair: bool  # whether two neighbours share tiles of w
     x: Any
     w: Any
-    start: Any  # the first class, a multiple of 64
-    columns: Any  # what is added to each class
-    labels: Any  # relative to the first class
-    rows: Sequence[Any]  # numbers of each row
+    start: Any  # the first class, a multiple of 64; what follows is relative to it
+    columns: Sequence[Any]  # numbers of each class; the first is added to the products
+    rows: Sequence[Any]  # numbers of each row; for the softmax the first is the label
+    targets: Sequence[Any]  # of rows and classes: the sigmoid's, or none
     outputs: Sequence[Any]
 
     @property
@@ -63,7 +66,7 @@ def swizzled(dtype: Any, *shape: int) -> Any:
 def walk(work: Work) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
     """How many tiles are this core's, and the row and column of its t-th."""
     pair = work.pair
-    grid = pl.cdiv(work.x.shape[0], ROWS * (1 + pair)), work.columns.shape[0] // CLASSES
+    grid = pl.cdiv(work.x.shape[0], ROWS * (1 + pair)), work.columns[0].shape[0] // CLASSES
     core, cores = lax.axis_index("core"), lax.axis_size("core")
     count = lax.div(grid[0] * grid[1] - core + cores - 1, cores)
 
@@ -76,36 +79,68 @@ def walk(work: Work) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A warpgroup's share of a tile of logits: rows, and classes in four parts."""
+    """A warpgroup's share of a tile of logits: rows, and classes in parts."""
 
     work: Work
     products: Callable[[int], Array]  # x w, of a part
     layout: gpu.Layout  # of the products in registers
     shape: tuple[int, int]  # of a part
+    share: int  # classes of a share
     column: Any  # index of the share among those of the classes
     row: Any  # the rows' slice
-    own: Array  # the labels' places in the share
     slots: Sequence[Any]  # two of shared memory, through which parts go to memory
 
     @property
     def first(self) -> Any:
         """The share's first class."""
-        return self.column * (len(PARTS) * self.shape[1])
+        return self.column * self.share
+
+    def finer(self, pieces: int) -> "Tile":
+        """The same in so many times as many parts."""
+        rows, size = self.shape[0], self.shape[1] // pieces
+
+        def products(part: int) -> Array:
+            whole, piece = divmod(part, pieces)
+            return self.products(whole)[:, piece * size : (piece + 1) * size]
+
+        return replace(self, products=products, shape=(rows, size))
 
     def logits(self, part: int) -> tuple[Array, Array | None]:
         """Of a part, and the softcap's derivative."""
-        added = self.work.columns.at[pl.ds(self.first + part * self.shape[1], self.shape[1])]
-        added = gpu.load(added, layout=self.layout.reduce(0), optimized=False)
-        added = lax.broadcast_in_dim(added, self.shape, [1])
-        return capped(self.products(part) + added, self.work.softcap)
+        return capped(self.products(part) + self.by_class(0, part), self.work.softcap)
+
+    def classes(self, part: int) -> Any:
+        """The slice of a part's classes."""
+        return pl.ds(self.first + part * self.shape[1], self.shape[1])
+
+    def by_class(self, index: int, part: int) -> Array:
+        """A number of each class, for all rows."""
+        found = self.work.columns[index].at[self.classes(part)]
+        found = gpu.load(found, layout=self.layout.reduce(0), optimized=False)
+        return lax.broadcast_in_dim(found, self.shape, [1])
+
+    def by_row(self, index: int) -> Array:
+        """A number of each row, laid out as the products' rows are."""
+        found = self.work.rows[index].at[self.row]
+        return gpu.load(found, layout=self.layout.reduce(1), optimized=False)
+
+    def targets(self, part: int) -> Array:
+        """The targets of a part in float32, NaN where one is none."""
+        found = self.work.targets[0].at[self.row, self.classes(part)]
+        t = gpu.load(found, layout=self.layout, optimized=False).astype(jnp.float32)
+        return jnp.where((t >= 0.0) & (t <= 1.0), t, jnp.nan)
+
+    def labels(self) -> Array:
+        """The labels' places in the share."""
+        return self.by_row(0) - self.first
 
     def index(self, dtype: Any) -> Array:
         """Each entry's place among the classes of its part."""
         return gpu.broadcasted_iota(jnp.int32, self.shape, 1, layout=self.layout).astype(dtype)
 
-    def hot(self, part: int) -> Array:
+    def hot(self, own: Array, part: int) -> Array:
         """Which entries of a part are the labels'."""
-        return self.index(jnp.int32) == self.over(self.own - part * self.shape[1])
+        return self.index(jnp.int32) == self.over(own - part * self.shape[1])
 
     def over(self, rows: Array) -> Array:
         """One number a row, for all entries of a part."""
@@ -117,8 +152,7 @@ class Tile:
         gpu.wait_smem_to_gmem(1, wait_read_only=True)
         slot[...] = values.astype(slot.dtype)
         gpu.commit_smem()
-        columns = pl.ds(self.first + part * self.shape[1], self.shape[1])
-        gpu.copy_smem_to_gmem(slot, out.at[self.row, columns])
+        gpu.copy_smem_to_gmem(slot, out.at[self.row, self.classes(part)])
 
 
 def capped(z: Array, softcap: float | None) -> tuple[Array, Array | None]:
@@ -129,18 +163,13 @@ def capped(z: Array, softcap: float | None) -> tuple[Array, Array | None]:
     return jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
 
 
-def numbers(reference: Any, layout: gpu.Layout) -> Array:
-    """One number a row, laid out as the products' rows are."""
-    return gpu.load(reference, layout=layout.reduce(1), optimized=False)
-
-
 # -- Its ends --
 
 
-def statistics(tile: Tile, rows: Any, outputs: Any) -> None:
+def softmax_statistics(tile: Tile) -> None:
     """Maximum, others and label of a tile; its exponentials or further statistics, if asked for."""
-    del rows
-    top, others, own, *more = outputs
+    top, others, label, *more = tile.work.outputs
+    own = tile.labels()
     here = (tile.column, tile.row)
     parts = [tile.logits(p) for p in PARTS]
     maximum = jnp.max(_folded(jnp.maximum, [z for z, _ in parts]), 1)
@@ -148,7 +177,7 @@ def statistics(tile: Tile, rows: Any, outputs: Any) -> None:
     # Each part is summed before the next one is worked on, or the registers do not suffice.
     sums, labels = [], []
     for p, (z, slope) in enumerate(parts):
-        hot = tile.hot(p)
+        hot = tile.hot(own, p)
         e = jnp.where(hot, 0.0, jnp.exp2((z - base) * LOG2E))
         sums.append(jnp.sum(e, 1))
         labels.append(jnp.sum(jnp.where(hot, z, 0.0), 1))
@@ -156,7 +185,7 @@ def statistics(tile: Tile, rows: Any, outputs: Any) -> None:
             tile.store(more[0], p, e if slope is None else e * slope)
     top[here] = maximum
     others[here] = _folded(jnp.add, sums)
-    own[here] = _folded(jnp.add, labels)
+    label[here] = _folded(jnp.add, labels)
     if len(more) == 3:
         for output, values in zip(
             more, _further(tile, [z for z, _ in parts], maximum), strict=True
@@ -176,15 +205,87 @@ def _further(tile: Tile, z: list[Array], maximum: Array) -> tuple[Array, Array, 
     return _folded(jnp.add, live), _folded(jnp.add, classes), _folded(jnp.minimum, places)
 
 
-def gradient(tile: Tile, rows: Any, outputs: Any) -> None:
+def softmax_gradient(tile: Tile) -> None:
     """exp(z - maximum) times the others' cotangent, and the label's cotangent in its place."""
-    maximum, others, label, mean = (tile.over(numbers(a.at[tile.row], tile.layout)) for a in rows)
+    own = tile.labels()
+    maximum, others, label, mean = (tile.over(tile.by_row(i)) for i in range(1, 5))
     for p in PARTS:
         z, slope = tile.logits(p)
         dz = jnp.exp2((z - maximum) * LOG2E) * others
-        dz = jnp.where(tile.hot(p), label, dz) + mean
+        dz = jnp.where(tile.hot(own, p), label, dz) + mean
         dz = dz if slope is None else dz * slope
-        tile.store(outputs[0], p, jnp.where(z == -jnp.inf, 0.0, dz))
+        tile.store(tile.work.outputs[0], p, jnp.where(z == -jnp.inf, 0.0, dz))
+
+
+def sigmoid_losses(tile: Tile) -> None:
+    """The sums of the label losses over a tile."""
+    _sigmoid(tile, losses=True)
+
+
+def sigmoid_gradients(tile: Tile) -> None:
+    """The gradients of the label losses, times the rows' weights."""
+    _sigmoid(tile, gradients=True)
+
+
+def sigmoid_losses_and_gradients(tile: Tile) -> None:
+    """Both."""
+    _sigmoid(tile, losses=True, gradients=True)
+
+
+def _sigmoid(tile: Tile, *, losses: bool = False, gradients: bool = False) -> None:
+    """Losses a few classes at a time, and gradients after them, or the registers do not suffice."""
+    outputs = tile.work.outputs
+    if losses:
+        fine = tile.finer(PIECES)
+        total = _label_losses(fine, 0)
+        for p in range(1, PIECES * len(PARTS)):
+            total = total + _label_losses(fine, p)
+        outputs[0][tile.column, tile.row] = jnp.sum(total, 1)
+    if gradients:
+        for p in PARTS:
+            tile.store(outputs[-1], p, _label_gradients(tile, p))
+
+
+def _label_losses(tile: Tile, part: int) -> Array:
+    """w t softplus(-z) + (1 - t) softplus(z), which |z| and log(1 + exp(-|z|)) are the parts of."""
+    z, _, one, zero, exists = _binary(tile, part)
+    size, far = jnp.abs(z), jnp.where(z >= 0.0, zero, one)
+    # A coefficient of 0 silences an infinite logit.
+    far = jnp.where((far == 0.0) & (size == jnp.inf), 0.0, far * size)
+    return jnp.where(exists, (one + zero) * _log1p(jnp.exp2(size * -LOG2E)) + far, 0.0)
+
+
+def _label_gradients(tile: Tile, part: int) -> Array:
+    """(1 - t) sigmoid(z) - w t sigmoid(-z), times the row's weight."""
+    z, slope, one, zero, exists = _binary(tile, part)
+    e = jnp.exp2(jnp.abs(z) * -LOG2E)
+    dz = jnp.where(z >= 0.0, zero - one * e, zero * e - one) / (1.0 + e)
+    dz = dz if slope is None else dz * slope
+    weight = tile.over(tile.by_row(0))
+    # A weight of 0 silences a NaN.
+    return jnp.where(exists & (weight != 0.0), dz * weight, 0.0)
+
+
+def _binary(tile: Tile, part: int) -> tuple[Array, Array | None, Array, Array, Array]:
+    """Logits, their slope, the coefficients of t = 1 and t = 0, and which of them exist."""
+    z, slope = tile.logits(part)
+    t = tile.targets(part)
+    one = t if len(tile.work.columns) == 2 else tile.by_class(2, part) * t
+    return z, slope, one, 1.0 - t, tile.by_class(1, part) != 0.0
+
+
+def _log1p(x: Array) -> Array:
+    """log(1 + x) = 2 artanh(s), s = x / (2 + x), for x from 0 to 1.
+
+    The device's own logarithm is of 1 + x, which has lost a small x. The series' first term that is
+    left out is 2e-8 of the sum.
+    """
+    s = x / (2.0 + x)
+    square = s * s
+    series = jnp.full_like(s, 1 / 13)
+    for power in range(11, 0, -2):
+        series = series * square + 1 / power
+    return 2.0 * s * series
 
 
 def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Array:

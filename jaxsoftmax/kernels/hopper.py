@@ -25,7 +25,6 @@ from jaxsoftmax.kernels.gpu_tiles import (
     TILING,
     Tile,
     Work,
-    numbers,
     swizzled,
     walk,
 )
@@ -112,13 +111,11 @@ def body(work: Work, xs: Any, ws: Any, staged: Any, full: Any, free: Any, turn: 
             acc = gpu.ACC((HALF, CLASSES), jnp.float32)
             z = pl.run_scoped(partial(multiply, t), acc)
             row = pl.ds(i * ROWS + group * HALF, HALF)
-            own = numbers(work.labels.at[row], gpu.Layout.WGMMA) - j * CLASSES
 
             def products(part: int) -> Array:
                 return z[:, part * PART : (part + 1) * PART]
 
-            tile = Tile(work, products, gpu.Layout.WGMMA, (HALF, PART), j, row, own, slots)
-            work.end(tile, work.rows, work.outputs)
+            work.end(Tile(work, products, gpu.Layout.WGMMA, (HALF, PART), SHARE, j, row, slots))
 
         gpu.wait_smem_to_gmem(0)
 

@@ -12,23 +12,24 @@ products run at the device's full rate.
 - value_and_gradients: chunks of rows whose exponentials, relative to each share's maximum, are
   stored in half precision by the pass that finds the maxima. One pass over them then makes the
   gradient, so there are three products of N D K.
+- the sigmoid's functions: its labels know nothing of each other, so one kernel gives a block's
+  values and gradients, and there are three products too.
 
 An additive vector of one number a class carries the bias, and -inf where a class does not exist.
 Copies are of tiles of 8 by 64: where D is no multiple of 8, or K none of 64, x and w are padded
 first, which is fast beside the products of many rows but takes a copy of w.
 `tangent`, and the derivatives of the reverse passes, are those of `xla_chunked`: forward mode has
-two products for one, and nothing here would make them faster. The sigmoid has no kernel yet, and is
-`xla_chunked`'s too.
+two products for one, and nothing here would make them faster.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Hsu et al.,
 "Liger Kernel: efficient Triton kernels for LLM training" (2024).
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import islice
 from threading import Lock
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,7 @@ from jaxsoftmax.kernels.gpu_tiles import CLASSES, ROWS, TILING, Work
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
 
-tangent = xla_chunked.tangent
-binary_forward = xla_chunked.binary_forward
-binary_tangent = xla_chunked.binary_tangent
-binary_backward = xla_chunked.binary_backward
-binary_value_and_gradients = xla_chunked.binary_value_and_gradients
+tangent, binary_tangent = xla_chunked.tangent, xla_chunked.binary_tangent
 
 # `Tiles` are chosen for 8 bytes an entry of a block and 20 of a chunk; here a block's gradient has
 # 2, and a chunk's exponentials and gradient 4.
@@ -97,36 +94,48 @@ def _cores(options: Options) -> int:
 
 
 def _tiles(
-    end: Callable[..., None],
+    end: Callable[[gpu_tiles.Tile], None],
     head: Head,
     start: Array | int,
-    columns: Array,
+    columns: Sequence[Array],
     rows: Sequence[Array],
     outputs: Sequence[jax.ShapeDtypeStruct],
     options: Options,
+    *,
+    targets: Array | None = None,
 ) -> Sequence[Array]:
     """Run `end` on each tile of the logits of classes from `start` on.
 
     Args:
-        end: `(tile, rows, outputs) -> None`, with references in place of arrays.
-        head: of which x, w and the labels are used.
+        end: one of the ends of `gpu_tiles`.
+        head: of which x and w are used.
         start: the first class, a multiple of 64.
-        columns: what is added to each class, `[a multiple of 256]`.
-        rows: a number of each row, `[N]` each.
+        columns: numbers of each class, `[a multiple of 256]` each; the first is added to it.
+        rows: numbers of each row, `[N]` each.
         outputs: shapes and dtypes.
         options: for the softcap and the target.
+        targets: of whole tiles.
     """
     n, interpret = head.x.shape[0], options.target.interpret
-    labels = _padded(head.truth - start, _up(n, ROWS), -1)
-    rows = [_padded(a, _up(n, ROWS), 0) for a in rows]
     # Copies are of whole swizzled tiles; what lies beyond an array is read as 0.
     x = jnp.pad(
         head.x, [(0, -size % unit) for size, unit in zip(head.x.shape, TILING, strict=True)]
     )
+    inputs = [x, head.w, jnp.full(1, start, jnp.int32), *columns]
+    inputs += [_padded(a, _up(n, ROWS), 0) for a in rows]
+    inputs += [] if targets is None else [targets]
+    sizes = (1, 1, 1, len(columns), len(rows), len(inputs) - 3 - len(columns) - len(rows))
     pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
     (generation,) = _generations(options)
+
+    def body(*refs: Any) -> None:
+        rest = iter(refs)
+        parts = [tuple(islice(rest, size)) for size in (*sizes, len(outputs))]
+        (x,), (w,), (start,), *others = parts
+        generation.body(Work(end, options.softcap, pair, x, w, start, *others), *rest)
+
     kernel = gpu.kernel(
-        partial(_body, generation, end, len(rows), len(outputs), options.softcap, pair),
+        body,
         out_type=tuple(outputs),
         scratch_types=generation.scratch(x.dtype, pair),
         grid=(_cores(options) // (1 + pair),),
@@ -135,40 +144,22 @@ def _tiles(
         cluster_names=("pair",) if pair else (),
         num_threads=3,
         thread_name="group",
-        kernel_name=f"linear_softmax_{end.__name__}",
+        kernel_name=f"linear_{end.__name__}",
         # The approximate tanh is good to 2^-11 alone.
         compiler_params=gpu.CompilerParams(
             approx_math=options.softcap is None, reduction_scratch_bytes=0
         ),
         interpret=gpu.InterpretGPUParams() if interpret else None,
     )
-    arguments = (x, head.w, jnp.full(1, start, jnp.int32), columns, labels, *rows)
     if not interpret:
-        return kernel(*arguments)
+        return kernel(*inputs)
 
-    def interpreted(*arguments: Array) -> Sequence[Array]:
+    def interpreted(*inputs: Array) -> Sequence[Array]:
         with ONE_AT_A_TIME:
-            return jax.block_until_ready(jax.jit(kernel)(*arguments))
+            return jax.block_until_ready(jax.jit(kernel)(*inputs))
 
     # The interpreter's effects are ordered, which no primitive with a rule of its own lets through.
-    return jax.pure_callback(interpreted, tuple(outputs), *arguments, vmap_method="sequential")
-
-
-def _body(
-    generation: ModuleType,
-    end: Callable[..., None],
-    row_count: int,
-    output_count: int,
-    softcap: float | None,
-    pair: bool,
-    *refs: Any,
-) -> None:
-    """The kernel's arguments by their names."""
-    (x, w, start, columns, labels), refs = refs[:5], refs[5:]
-    rows, refs = refs[:row_count], refs[row_count:]
-    outputs, scratch = refs[:output_count], refs[output_count:]
-    work = Work(end, softcap, pair, x, w, start, columns, labels, rows, outputs)
-    generation.body(work, *scratch)
+    return jax.pure_callback(interpreted, tuple(outputs), *inputs, vmap_method="sequential")
 
 
 def _shares(k: int, options: Options) -> tuple[int, int]:
@@ -187,7 +178,9 @@ def forward(head: Head, options: Options) -> Rows:
     shares, share = _shares(k, options)
     numbers = jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)
     outputs = [numbers] * (6 if options.stats else 3)
-    found = _tiles(gpu_tiles.statistics, head, 0, _columns(head), (), outputs, options)
+    found = _tiles(
+        gpu_tiles.softmax_statistics, head, 0, [_columns(head)], [head.truth], outputs, options
+    )
     return _joined(share, *(a[:, :n] for a in found))
 
 
@@ -211,14 +204,47 @@ def _joined(share: int, top: Array, others: Array, own: Array, *stats: Array) ->
 def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     shape, head = head.w.shape, _aligned(head)
-    n, k = head.x.shape[0], head.w.shape[1]
-    size = min(_up(MORE_CLASSES * options.tiles.classes, CLASSES), k)
-    columns, sums = _columns(head), jnp.float32
-    mean = jnp.zeros(n, sums)
+    columns, mean = _columns(head), jnp.zeros(head.x.shape[0], jnp.float32)
     if cotangents.mean is not None and rows.stats is not None:
         mean = cotangents.mean / jnp.maximum(rows.stats.classes, 1)
     base = _finite(jnp.where(rows.maximum == -jnp.inf, 0, rows.maximum))
     per_row = (base, cotangents.others, cotangents.label, mean)
+
+    def gradient(block: _Block) -> tuple[None, Array]:
+        outputs, own = [block.gradients], head.truth - block.start
+        (dz,) = _tiles(
+            gpu_tiles.softmax_gradient, head, block.start, [block.of(columns, -jnp.inf)],
+            [own, *per_row], outputs, options,
+        )  # fmt: skip
+        return None, dz[: head.x.shape[0]]
+
+    return _cut(_over_classes(gradient, None, head, wanted, options)[1], shape)
+
+
+class _Block(NamedTuple):
+    """Some of the classes."""
+
+    start: Array | int
+    fresh: Array  # [classes], False where another block has the class
+    gradients: jax.ShapeDtypeStruct  # in the logits, of whole rows of tiles
+
+    def of(self, column: Array, silent: float) -> Array:
+        """The block's numbers of each class, for whole tiles, and what does not count."""
+        size = self.fresh.shape[0]
+        here = lax.dynamic_slice_in_dim(column, self.start, size)
+        return _padded(jnp.where(self.fresh, here, silent), _up(size, CLASSES), silent)
+
+
+def _over_classes(
+    function: Callable[[_Block], tuple[Any, Any]],
+    values: Array | None,
+    head: Head,
+    wanted: Wanted,
+    options: Options,
+) -> tuple[Any, Moved]:
+    """Sums of values, and what blocks of gradients in the logits give for x, w and bias."""
+    (n, _), k, sums = head.x.shape, head.w.shape[1], jnp.float32
+    size = min(_up(MORE_CLASSES * options.tiles.classes, CLASSES), k)
     gradients = jax.ShapeDtypeStruct((_up(n, TILING[0]), size), head.x.dtype)
     zero = Moved(
         jnp.zeros(head.x.shape, sums) if wanted.x else None,
@@ -226,15 +252,12 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
         jnp.zeros(k, sums) if wanted.bias else None,
     )
 
-    def step(found: Moved, i: Array | int) -> tuple[Moved, None]:
+    def step(carry: tuple[Any, Moved], i: Array | int) -> tuple[tuple[Any, Moved], None]:
         # The last block starts early and goes first: what others have as well they overwrite.
         start = jnp.minimum(i * size, k - size) if k % size else i * size
-        here = lax.dynamic_slice_in_dim(columns, start, size)
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
-        here = _padded(jnp.where(fresh, here, -jnp.inf), _up(size, CLASSES), -jnp.inf)
-        (dz,) = _tiles(gpu_tiles.gradient, head, start, here, per_row, (gradients,), options)
-        dz = dz[:n]
-        x, w, bias = found
+        total, (x, w, bias) = carry
+        value, dz = function(_Block(start, fresh, gradients))
         if x is not None:
             part = lax.dynamic_slice_in_dim(head.w, start, size, 1)
             x = x + products.dot(dz, part, (1, 1))
@@ -243,11 +266,10 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
             w = lax.dynamic_update_slice_in_dim(w, dw, start, 1)
         if bias is not None:
             bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0, dtype=sums), start, 0)
-        return Moved(x, w, bias), None
+        return (None if value is None else total + value, Moved(x, w, bias)), None
 
-    found = _each(step, zero, pl.cdiv(k, size))
-    found = found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
-    return _cut(found, shape)
+    total, found = _each(step, (values, zero), pl.cdiv(k, size))
+    return total, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
 
 
 # -- Softmax, a weighted sum --
@@ -317,7 +339,9 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     numbers = jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)
     stored = jax.ShapeDtypeStruct((_up(n, TILING[0]), shares * share), chunk.x.dtype)
     outputs = [numbers] * 3 + [stored]
-    *found, e = _tiles(gpu_tiles.statistics, chunk, 0, _columns(chunk), (), outputs, options)
+    *found, e = _tiles(
+        gpu_tiles.softmax_statistics, chunk, 0, [_columns(chunk)], [chunk.truth], outputs, options
+    )
     rows = _joined(share, *(a[:, :n] for a in found))
     nll, total = products.row_loss(rows)
     scale = (weights / total)[:, None]
@@ -331,6 +355,74 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     exists = rows.label[:, None] != -jnp.inf
     dz = jnp.where(hot, jnp.where(exists, own, 0), dz)
     return nll, jnp.where(weights[:, None] == 0, 0, dz)
+
+
+# -- Sigmoid --
+
+
+def binary_forward(head: Head, options: Options) -> Array:
+    """The sum of each row's losses over its labels that exist."""
+    nothing = Wanted(False, False, False)
+    return _binary(gpu_tiles.sigmoid_losses, head, None, nothing, options)[0]
+
+
+@with_derivatives_of(xla_chunked.binary_backward)
+def binary_backward(head: Head, cotangents: Array, wanted: Wanted, options: Options) -> Moved:
+    """The transpose of `binary_tangent`."""
+    return _binary(gpu_tiles.sigmoid_gradients, head, cotangents, wanted, options)[1]
+
+
+@with_derivatives_of(xla_chunked.binary_value_and_gradients)
+def binary_value_and_gradients(
+    head: Head, weights: Array, wanted: Wanted, options: Options
+) -> tuple[Array, Moved]:
+    """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
+    if not any(wanted):
+        return binary_forward(head, options), Moved(None, None, None)
+    end = gpu_tiles.sigmoid_losses_and_gradients
+    return _binary(end, head, weights, wanted, options)
+
+
+def _binary(
+    end: Callable[..., None], head: Head, weights: Array | None, wanted: Wanted, options: Options
+) -> tuple[Any, Moved]:
+    """The row sums of the label losses, or their gradients, or both, as the kernel's end says."""
+    shape, head = head.w.shape, _aligned(head)
+    n, k = head.x.shape[0], head.w.shape[1]
+    (generation,) = _generations(options)
+    has_values = end is not gpu_tiles.sigmoid_gradients
+    bias = jnp.zeros(k, jnp.float32) if head.bias is None else head.bias
+    exists = jnp.ones(k, jnp.float32) if head.where is None else head.where[0].astype(jnp.float32)
+    by_class = [bias, exists] if head.pos_weight is None else [bias, exists, head.pos_weight[0]]
+
+    def function(block: _Block) -> tuple[Array | None, Array | None]:
+        columns = [block.of(a, 0.0) for a in by_class]
+        shares = columns[0].shape[0] // generation.SHARE
+        outputs = [jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)] * has_values
+        outputs += [] if weights is None else [block.gradients]
+        found = _tiles(
+            end, head, block.start, columns, [] if weights is None else [weights], outputs, options,
+            targets=_targets(head, block),
+        )  # fmt: skip
+        values = jnp.sum(found[0][:, :n], 0) if has_values else None
+        return values, None if weights is None else found[-1][:n]
+
+    zero = jnp.zeros(n, jnp.float32) if has_values else None
+    values, found = _over_classes(function, zero, head, wanted, options)
+    return values, _cut(found, shape)
+
+
+def _targets(head: Head, block: _Block) -> Array:
+    """The block's targets in whole tiles, as floats: those of no other kind are copied."""
+    n, size = head.truth.shape[0], block.fresh.shape[0]
+    t = lax.dynamic_slice_in_dim(head.truth, block.start, size, 1)
+    if t.dtype == jnp.bool_:
+        t = t.astype(jnp.bfloat16)
+    elif jnp.issubdtype(t.dtype, jnp.integer):
+        t = jnp.where((t == 0) | (t == 1), t, 2).astype(jnp.bfloat16)
+    elif t.dtype == jnp.float64:
+        t = t.astype(jnp.float32)
+    return jnp.pad(t, ((0, _up(n, ROWS) - n), (0, _up(size, CLASSES) - size)))
 
 
 # -- Blocks, shapes and infinities --
@@ -350,6 +442,10 @@ def _aligned(head: Head) -> Head:
     if not features and not classes:
         return head
     where = jnp.ones((1, k), bool) if head.where is None else head.where
+    if head.truth.ndim == 2:
+        head = head._replace(truth=jnp.pad(head.truth, ((0, 0), (0, classes))))
+    if head.pos_weight is not None:
+        head = head._replace(pos_weight=jnp.pad(head.pos_weight, ((0, 0), (0, classes))))
     return head._replace(
         x=jnp.pad(head.x, ((0, 0), (0, features))),
         w=jnp.pad(head.w, ((0, features), (0, classes))),
