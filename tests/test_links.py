@@ -355,12 +355,12 @@ def test_logsumexp_lies_between_max_and_max_plus_log_k(logits: np.ndarray) -> No
     assert (value <= largest + np.log(SHAPE[-1]) + room).all()
 
 
-@pytest.mark.parametrize("classes", [129, 500, 1000, 1500, 4096, 32768])
+@pytest.mark.parametrize("classes", [75, 129, 500, 1000, 1500, 4096, 32768])
 def test_one_leader_among_ties_in_a_large_array(classes: int) -> None:
     """Where XLA's vectorised sum is taken as it is; see `exponential._sum` for the wider bound."""
     distances = np.linspace(11, 17.5, max(17, 2**17 // classes), dtype=np.float32)
     logits = np.repeat(-distances[:, None], classes, 1)
     logits[:, 0] = 0
     assert logits.size > exponential.SMALL
-    limit = (12 if 256 < classes < 10_000 else 8) * oracles.bound() / 8
+    limit = (12 if classes < 10_000 else 8) * oracles.bound() / 8
     assert_ulps(jax.jit(js.softmax)(jnp.asarray(logits)), oracles.softmax(logits), limit=limit)
