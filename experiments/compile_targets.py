@@ -1,6 +1,6 @@
 """What the fused loss needs on accelerators that are not here: compiled for them, not run.
 
-Command: `python experiments/compile_targets.py`, about five minutes, for TPU v4, v5e, v5p, v6e and
+Command: `python experiments/compile_targets.py`, about ten minutes, for TPU v4, v5e, v5p, v6e and
 7x; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU names
 (`pip install --target FOLDER libtpu`). For an H200 and a B200, in an environment of its own whose
 CUDA wheels are large: `pip install "jax[cuda13]"`, then
@@ -11,7 +11,8 @@ Question. XLA compiles a whole program for a device that it is only told about, 
 bytes it needs beside arguments and results. What do value and gradient of `linear_cross_entropy`
 (both outputs with random cotangents) and of `linear_cross_entropy_sum` need at N = 8192, D = 2304
 and K = 256000, and at 256001, which no block size divides, in bfloat16? And in which dtype are the
-matrix products of the compiled program?
+matrix products of the compiled program? The same of the sigmoid's two losses, on TPUs, with 16,384
+labels whose targets are float32, and with 16,385 whose targets are bools.
 
 Findings. Not one product has a float32 operand. Per example, where the logits alone would take
 8,389 MB in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a
@@ -24,7 +25,7 @@ takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421
   before the loop over rows.
 
 The kernels of `mosaic_tpu` need no logits in memory. Per example they take x's gradient in float32
-and a block of the logits' gradient in bfloat16, 218 MB on v4, v5e and v6e, 277 on v5p and 342 on
+and a block of the logits' gradient in bfloat16, 219 MB on v4, v5e and v6e, 277 on v5p and 342 on
 7x; the sum w's gradient in float32 and the exponentials of 1,024 rows, 2,889 to 2,906 (7x: 3,423).
 On 7x at 256000 it is 2,700 and 5,258, for the reason above. Each kernel's VMEM: at most 11.2 MiB of
 v4's 16, and 37 of the 64 that the later ones have at least. What it took:
@@ -32,6 +33,16 @@ v4's 16, and 37 of the 64 that the later ones have at least. What it took:
 - w's gradient is held in w's own order, or XLA takes the other one for the loop and copies it;
 - the factors that make exponentials gradients are applied by a kernel, or XLA spreads them to
   float32 as large as the chunk's logits, twice.
+
+The sigmoid's logits would take 537 MB in float32. Its kernels take x's gradient in float32 and a
+block, of the logits' gradient and of copied targets: 160 to 256 MB, and on 7x 347 to 445; of VMEM at
+most 12.7 MiB on v4 and 48.9 on the others. XLA's operations take 67 to 210 MB on v4, v5e and v5p,
+76 and 143 on v6e, but 613 per example with float32 targets, and on 7x 157 to 333, and 883. What it
+took:
+- bools, and targets that lie label-major, are copied in the loop, a block at a time. XLA would do
+  it before, all at once: 620 MB on v5e with 16,385 bools, 751 with as many floats;
+- float32 targets have 56 MiB of VMEM to fit into; for all kernels, that left XLA less for its own
+  arrays and cost 38 MB on v6e.
 
 Nor do those of `mosaic_gpu`, on an H200 or a B200: per example 211 MB, x's gradient in float32 and
 a block of the logits' gradient, and the sum 2,374 and 2,383. At 256001 w is copied to whole tiles
@@ -67,11 +78,16 @@ os.environ.update(
 sys.path += filter(None, [os.environ.get("JAXSOFTMAX_LIBTPU")])
 
 import jax
-import jax.numpy as jnp
 import measure
 from jax.experimental import topologies
 
-from jaxsoftmax.kernels import linear_cross_entropy, linear_cross_entropy_sum, target
+from jaxsoftmax.kernels import (
+    linear_binary_cross_entropy,
+    linear_binary_cross_entropy_sum,
+    linear_cross_entropy,
+    linear_cross_entropy_sum,
+    target,
+)
 
 TPUS = {
     "v4": "v4:2x2x1",
@@ -124,6 +140,10 @@ GPUS = {
 }
 N, D, CLASSES = 8192, 2304, (256_000, 256_001)
 SMOKE = (256, 128, (1000, 1001))
+# Of the sigmoid: how many labels, and the dtype of their targets. A TPU's kernel reads the first
+# ones where they are; the others lie label-major in its memory, and are no bytes.
+LABELS = ((16_384, "float32"), (16_385, "bool"))
+SMOKE_LABELS = ((1024, "float32"), (1025, "bool"))
 
 
 def main() -> None:
@@ -131,17 +151,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", help=f"of {', '.join((*TPUS, *GPUS))}")
     parser.add_argument("--classes", type=int, nargs="*", help="in place of both counts")
+    parser.add_argument("--softmax", action="store_true", help="without the sigmoid")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, without a record")
     parser.add_argument("--json", action="store_true", help="print the record, write none")
     arguments = parser.parse_args()
     n, d, classes = SMOKE if arguments.smoke else (N, D, CLASSES)
     targets, classes = arguments.targets or [*TPUS], arguments.classes or classes
+    labels = SMOKE_LABELS if arguments.smoke else LABELS
+    labels = () if arguments.softmax else labels
     found: dict[str, Any] = {}
     for name in targets:
         if name in GPUS and len(targets) > 1:
             found[name] = in_a_process(name, classes, smoke=arguments.smoke)
         else:
-            found[name] = all_of(name, n, d, classes)
+            found[name] = all_of(name, n, d, classes, labels)
         if not arguments.json:
             show(name, found[name])
     if arguments.json:
@@ -160,13 +183,22 @@ def in_a_process(name: str, classes: tuple[int, ...], *, smoke: bool) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])[name]
 
 
-def all_of(name: str, n: int, d: int, classes: tuple[int, ...]) -> dict[str, Any]:
+def all_of(
+    name: str, n: int, d: int, classes: tuple[int, ...], labels: tuple[tuple[int, str], ...]
+) -> dict[str, Any]:
     """Every program at every number of classes, for one target."""
     device, kernel = device_of(name), "mosaic_tpu" if name in TPUS else "mosaic_gpu"
-    return {
-        title: {str(k): compiled(program, name, device, n, d, k) for k in classes}
-        for title, program in programs(kernel).items()
-    }
+    row, found = ((n,), "float32"), {}
+
+    def run(program: Any, k: int, *data: tuple[tuple[int, ...], str]) -> dict[str, Any]:
+        return compiled(program, name, device, ((n, d), "bfloat16"), ((d, k), "bfloat16"), *data)
+
+    for title, program in with_kernel(PROGRAMS, kernel).items():
+        found[title] = {str(k): run(program, k, ((n,), "int32"), row, row) for k in classes}
+    # The sigmoid's are compiled for TPUs alone.
+    for title, program in with_kernel(SIGMOID, kernel).items() if name in TPUS and labels else ():
+        found[title] = {f"{k} {kind}": run(program, k, ((n, k), kind), row) for k, kind in labels}
+    return found
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -175,7 +207,7 @@ def show(name: str, found: dict[str, Any]) -> None:
         for k, entry in entries.items():
             megabytes = entry["temporary_bytes"] / 1e6
             more = [entry["products"], entry.get("vmem_bytes", entry.get("kernels", ""))]
-            print(f"{name:5} {title:24}{k:>8}{megabytes:10.1f} MB ", *more)
+            print(f"{name:5} {title:33}{k:>14}{megabytes:10.1f} MB ", *more)
 
 
 def device_of(target: str) -> Any:
@@ -220,32 +252,46 @@ def scalar(x: Any, w: Any, labels: Any, weights: Any, unused: Any, **options: An
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
+def labels_per_example(x: Any, w: Any, targets: Any, cotangents: Any, **options: Any) -> Any:
+    """Losses summed over the labels, and gradients of x and w with a cotangent for each."""
+
+    def values(x: Any, w: Any) -> Any:
+        return linear_binary_cross_entropy(x, w, targets, **options)
+
+    found, back = jax.vjp(values, x, w)
+    return found, back(cotangents)
+
+
+def sum_of_labels(x: Any, w: Any, targets: Any, weights: Any, **options: Any) -> Any:
+    """Their weighted sum, and its gradients in x and w."""
+
+    def value(x: Any, w: Any) -> Any:
+        return linear_binary_cross_entropy_sum(x, w, targets, weights=weights, **options)
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
 PROGRAMS = {"per example": per_example, "sum": scalar}
+SIGMOID = {"sigmoid, per example": labels_per_example, "sigmoid, sum": sum_of_labels}
 
 
-def programs(kernel: str) -> dict[str, Any]:
+def with_kernel(programs: dict[str, Any], kernel: str) -> dict[str, Any]:
     """What is compiled, in XLA's operations and with the kernel for a target."""
-    with_kernel = {
+    return programs | {
         f"{name}, {kernel}": partial(program, implementation=kernel)
-        for name, program in PROGRAMS.items()
+        for name, program in programs.items()
     }
-    return PROGRAMS | with_kernel
 
 
-def compiled(program: Any, name: str, device: Any, n: int, d: int, k: int) -> dict[str, Any]:
+def compiled(
+    program: Any, name: str, device: Any, *arguments: tuple[tuple[int, ...], str]
+) -> dict[str, Any]:
     """Temporary bytes, how many products of each pair of operand dtypes, and kernels' resources."""
     place = jax.sharding.SingleDeviceSharding(device)
-
-    def shape(size: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(size, dtype, sharding=place)
-
-    row = shape((n,), jnp.float32)
-    half = jnp.bfloat16
+    shapes = [jax.ShapeDtypeStruct(size, kind, sharding=place) for size, kind in arguments]
     with dumped() as folder:
         with traced_for(name, device):
-            lowered = jax.jit(program).lower(
-                shape((n, d), half), shape((d, k), half), shape((n,), jnp.int32), row, row
-            )
+            lowered = jax.jit(program).lower(*shapes)
         built = lowered.compile()
         of_gpu = kernels(folder)
     text = built.as_text()

@@ -20,6 +20,11 @@ CASES = {"v4": (256_001,), "v5e": (256_000, 256_001), "v5p": (256_001,), "v6e": 
 CASES |= {"7x": (256_001,)}
 
 
+# The sigmoid with 16,384 labels, whose targets are read where they are, and with 16,385 bools, of
+# which blocks are copied: bytes of a target, and whether a block has a copy.
+SIGMOID = ("v4", "v5e")
+LABELS = ("16384 float32", "16385 bool")
+
 # What a kernel may take of VMEM, in MiB: all that v4 has, and most of what the later ones have.
 VMEM = {"v4": 16, "v5e": 48, "v5p": 48, "v6e": 48, "7x": 48}
 
@@ -28,6 +33,7 @@ VMEM = {"v4": 16, "v5e": 48, "v5p": 48, "v6e": 48, "7x": 48}
 def compiled(target: str) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), target, "--json", "--classes"]
     command += map(str, CASES[target])
+    command += ["--softmax"] * (target not in SIGMOID)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])[target]
@@ -62,4 +68,21 @@ def test_kernels(target: str) -> None:
         assert total["products"] == {"bf16 x bf16": 2}
         for program, kernels in ((per_example, 3), (total, 2)):
             assert len(program["vmem_bytes"]) == kernels
+            assert max(program["vmem_bytes"]) <= VMEM[target] * 2**20
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("target", SIGMOID)
+def test_kernels_of_the_sigmoid(target: str) -> None:
+    found = compiled(target)
+    for name, kernels in (("per example", 2), ("sum", 1)):
+        for labels in LABELS:
+            program = found[f"sigmoid, {name}, mosaic_tpu"][labels]
+            # A block of gradients, and of copied targets, and x's sum: the logits would take 537.
+            assert program["temporary_bytes"] <= 256 * MEGABYTE
+            # Two products that are XLA's, in the loop and once more where a block is left.
+            assert set(program["products"]) == {"bf16 x bf16"}
+            assert program["products"]["bf16 x bf16"] in (2, 4)
+            # A kernel for the values of a pass, one for the gradient, or one for both.
+            assert len(program["vmem_bytes"]) in (kernels, 2 * kernels)
             assert max(program["vmem_bytes"]) <= VMEM[target] * 2**20

@@ -33,12 +33,13 @@ class Limits(NamedTuple):
     classes: int
     features: int
     vmem: int
+    wide: int  # of VMEM, where targets are wider than features
 
 
-# Both buffers of each block and a column of 128 lanes for each number of a row fit, for the sigmoid
-# also float32 targets and a mask for each row. v4 has 16 MiB, and later ones 64 at least.
-SMALL = Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE)
-LARGE = Limits(2048, 2048, 1536, 56 * tiles.MEBIBYTE)
+# Both buffers of each block and a column of 128 lanes for each number of a row fit. v4 has 16 MiB,
+# and later ones 64 at least, of which XLA keeps less for itself where a kernel may have more.
+SMALL = Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE, 16 * tiles.MEBIBYTE)
+LARGE = Limits(2048, 2048, 1536, 48 * tiles.MEBIBYTE, 56 * tiles.MEBIBYTE)
 
 GROUP = 32  # rows that are finished at a time
 SUBLANES, LANES = 8, 128
@@ -62,6 +63,7 @@ class Grid(NamedTuple):
     tile: Sizes
     whole: Sizes
     by_class: bool  # whether w comes as [K, D]
+    vmem: int  # bytes
     options: Options
 
     @property
@@ -109,7 +111,9 @@ def grid_of(head: Head, options: Options) -> Grid:
         min(most.classes // size, _multiple(k, LANES)),
         min(d, most.features // size),
     )
-    return Grid(tile, Sizes(n, k, d), lies_by_class(d, k), options)
+    wide = head.truth.ndim == 2 and _itemsize(head.truth) > size
+    vmem = most.wide if wide else most.vmem
+    return Grid(tile, Sizes(n, k, d), lies_by_class(d, k), vmem, options)
 
 
 def lies_by_class(d: int, k: int) -> bool:
@@ -157,7 +161,7 @@ def run(
         out_shape=outputs,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=limits().vmem,
+            vmem_limit_bytes=grid.vmem,
         ),
         interpret=grid.options.target.interpret,
         **how,
@@ -212,6 +216,11 @@ def _copied(a: Array | None) -> int:
     """The bytes of an entry, one for each row and class, that a kernel cannot read as it lies."""
     if a is None or a.shape[0] == 1 or (a.dtype in READABLE and not lies_by_class(*a.shape)):
         return 0
+    return _itemsize(a)
+
+
+def _itemsize(a: Array) -> int:
+    """Of an entry as a kernel reads it."""
     return jax.eval_shape(readable, a).dtype.itemsize
 
 
