@@ -35,10 +35,10 @@ v4's 16, and 37 of the 64 that the later ones have at least. What it took:
   float32 as large as the chunk's logits, twice.
 
 The sigmoid's logits would take 537 MB in float32. Its kernels take x's gradient in float32 and a
-block, of the logits' gradient and of copied targets: 160 to 256 MB, and on 7x 347 to 445; of VMEM at
-most 12.7 MiB on v4 and 48.9 on the others. XLA's operations take 67 to 210 MB on v4, v5e and v5p,
-76 and 143 on v6e, but 613 per example with float32 targets, and on 7x 157 to 333, and 883. What it
-took:
+block, of the logits' gradient and of copied targets: 160 to 256 MB, and on 7x 347 to 445; of VMEM
+at most 12.7 MiB on v4 and 48.9 on the others. XLA's operations take 67 to 210 MB on v4, v5e and
+v5p, 76 and 143 on v6e, but 613 per example with float32 targets, and on 7x 157 to 333, and 883.
+What it took:
 - bools, and targets that lie label-major, are copied in the loop, a block at a time. XLA would do
   it before, all at once: 620 MB on v5e with 16,385 bools, 751 with as many floats;
 - float32 targets have 56 MiB of VMEM to fit into; for all kernels, that left XLA less for its own
