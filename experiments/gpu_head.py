@@ -17,15 +17,19 @@ the same run, is reached, and how do other libraries that are installed here com
 - logits: value and gradient of `cross_entropy` where logits exist already, one read and one write:
   0.90 of the bytes per second of a copy;
 - and faster than torch, Liger, cut-cross-entropy, QuACK and tokamax, side by side.
+The sigmoid's head (`linear_binary_cross_entropy` and its sum, M x V targets as bools, one in 1,000
+of them true) is held to the same shares, at one shape.
 
 Findings. None of the bars has been measured yet: no GPU was at hand. The kernels pass the
 contract's tests in interpret mode, and compile for an H200 and a B200 without the device: 168
 registers a thread at entry and 225 KiB of shared memory a block. Under jax 0.11.2 the warpgroups
 that finish tiles then take 232 registers; on an H200 12 bytes a thread are spilled in the sum's
-kernel and none in the others, on a B200 4 with softcap, bias, mask and statistics at once and none
-in the others. Under jax 0.12.0.1 the assembler is run in a way that ignores the instruction by
-which they take more: on an H200 it spills 332 bytes in the sum's kernel, 40 in the gradient and
-none in the forward pass; on a B200 92 in the sum's and none in the other two.
+kernel and none in the others, the sigmoid's included; on a B200 4 with softcap, bias, mask and
+statistics at once, at most 16 in the sigmoid's and none in the others. Under jax 0.12.0.1 the
+assembler is run in a way that ignores the instruction by which they take more: on an H200 it spills
+332 bytes in the sum's kernel, 40 in the gradient and none in the forward pass; on a B200 92 in the
+sum's and none in the other two. The sigmoid's kernel that makes losses and gradients at once spills
+588 and 620 there, and none in its forward pass.
 
 On an H200 the inner loop is four products of 64 x 256 x 16 in a row and one wait; a tile's end is
 some 1,400 instructions a warp, about 2 % of a tile's time at H = 4096 if nothing hid it. On a B200
@@ -53,7 +57,8 @@ from jaxsoftmax import cross_entropy, kernels
 from jaxsoftmax.kernels import target
 
 SHAPES = ("2048x4096x128256", "4096x4096x128256", "8192x4096x262144", "8192x2304x256000")
-SMOKE = ("5x16x128",)
+LABELS = "8192x4096x32768"
+SMOKE = "5x16x128"
 BARS = {"sum": 0.93, "per example": 0.93, "forward": 0.95}
 BAR_OF_LOGITS = 0.90
 PRODUCTS = {"sum": 3, "per example": 4, "forward": 1}
@@ -92,32 +97,39 @@ def main() -> None:
     elif arguments.smoke:
         jax.config.update("jax_platforms", "cpu")
         with target.assumed("gpu", interpret=True):
-            run(SMOKE, rounds=1, python=None, small=True)
+            run((SMOKE,), SMOKE, rounds=1, python=None, small=True)
     else:
         # The other libraries need the rest.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-        run(arguments.shapes, rounds=arguments.rounds, python=arguments.torch_python, small=False)
+        python = arguments.torch_python
+        run(arguments.shapes, LABELS, rounds=arguments.rounds, python=python, small=False)
 
 
-def run(texts: tuple[str, ...], *, rounds: int, python: str | None, small: bool) -> None:
-    """Measure every shape; the record grows with each."""
-    record: dict[str, Any] = {"logits": logits(small), "shapes": {}}
+def run(
+    texts: tuple[str, ...], labels: str, *, rounds: int, python: str | None, small: bool
+) -> None:
+    """Measure every shape, and the sigmoid's; the record grows with each."""
+    record: dict[str, Any] = {"logits": logits(small), "labels": {}, "shapes": {}}
     entry = record["logits"]
     print(f"copy {entry['copy bytes per second'] / 1e9:.0f} GB/s, cross-entropy over logits "
           f"{entry['share']:.3f} of it (bar {BAR_OF_LOGITS})")  # fmt: skip
-    for text in texts:
+    for text, of in [(labels, OF_LABELS), *((text, PROGRAMS) for text in texts)]:
         shape = Shape(*map(int, text.split("x")))
-        record["shapes"][text] = measured(shape, rounds, python, small)
-        show(text, shape, record["shapes"][text])
+        has_labels = of is OF_LABELS
+        entry = measured(of, shape, rounds, None if has_labels else python, small)
+        record["labels" if has_labels else "shapes"] |= {text: entry}
+        show(f"{text}, sigmoid" if has_labels else text, shape, entry)
         if not small:
             path = measure.write_record("gpu_head", record)
             print("written:", path.name, flush=True)
 
 
-def measured(shape: Shape, rounds: int, python: str | None, small: bool) -> dict[str, Any]:
-    """Paired times, shares of the products' rate, memory and errors at one shape."""
-    head = data(shape)
-    built = {name: compiled(function, head) for name, function in PROGRAMS.items()}
+def measured(
+    of: dict[str, Callable[..., Any]], shape: Shape, rounds: int, python: str | None, small: bool
+) -> dict[str, Any]:
+    """Paired times, shares of the products' rate, memory and errors of programs at one shape."""
+    head = data_of_labels(shape) if of is OF_LABELS else data(shape)
+    built = {name: compiled(function, head) for name, function in of.items()}
     calls = {name: partial(program, *head) for name, program in built.items()}
     jax.block_until_ready(calls["sum"]())
     repeat = 1 if small else max(1, round(SECONDS / measure.clock(calls["sum"])))
@@ -140,7 +152,7 @@ def measured(shape: Shape, rounds: int, python: str | None, small: bool) -> dict
         },
         "share": {n: c * shape.operations / medians[n] / rates[c] for n, c in PRODUCTS.items()},
         "temporary_bytes": {name: measure.temporary_bytes(p) for name, p in built.items()},
-        "errors": errors(head, built),
+        "errors": (errors_of_labels if of is OF_LABELS else errors)(head, built),
         "peers": None if others is None else others.versions,
     }
 
@@ -247,6 +259,90 @@ if importlib.util.find_spec("tokamax"):
     PROGRAMS["tokamax"] = tokamax
 
 
+# -- The sigmoid's --
+
+
+def data_of_labels(shape: Shape) -> tuple[jax.Array, ...]:
+    """The same features and weights, a target in 1,000 true, and cotangents."""
+    x, w, _, cotangents, unused = data(shape)
+    targets = jax.random.bernoulli(jax.random.key(3), 1e-3, (shape.m, shape.v))
+    return x, w, targets, cotangents, unused
+
+
+def labels_total(implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
+    """The weighted sum of the examples' losses, and its gradients."""
+    del unused
+
+    def value(x: Any, w: Any) -> Any:
+        return kernels.linear_binary_cross_entropy_sum(
+            x, w, targets, weights=c, implementation=implementation, memory=MEMORY // 8
+        )
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+def labels_per_example(
+    implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any
+) -> Any:
+    """Each example's loss, and gradients with a random cotangent for each."""
+    del unused
+    loss = partial(
+        kernels.linear_binary_cross_entropy, memory=MEMORY // 8, implementation=implementation
+    )
+    found, back = jax.vjp(lambda x, w: loss(x, w, targets), x, w)
+    return found, back(c)
+
+
+def labels_forward(implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
+    """The values alone."""
+    del c, unused
+    return kernels.linear_binary_cross_entropy(
+        x, w, targets, memory=MEMORY // 8, implementation=implementation
+    )
+
+
+def labels_dense(x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
+    """What one writes without a library of heads."""
+    del unused
+
+    def value(x: Any, w: Any) -> Any:
+        each = optax.sigmoid_binary_cross_entropy(x @ w, targets.astype(x.dtype))
+        return jnp.vdot(c, jnp.sum(each, 1, dtype=jnp.float32))
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+def labels_with_everything(x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
+    """Softcap, bias, mask and weights of the ones."""
+    del unused
+    ones = jnp.ones(w.shape[1])
+
+    def value(x: Any, w: Any) -> Any:
+        return kernels.linear_binary_cross_entropy_sum(
+            x, w, targets, weights=c, bias=c.sum() * ones, pos_weight=c.max() * ones,
+            where=targets.any(0), softcap=30.0, implementation="mosaic_gpu",
+        )  # fmt: skip
+
+    return jax.value_and_grad(value, (0, 1))(x, w)
+
+
+OURS_OF_LABELS: dict[str, Callable[..., Any]] = {
+    "sum": partial(labels_total, "mosaic_gpu"),
+    "per example": partial(labels_per_example, "mosaic_gpu"),
+    "forward": partial(labels_forward, "mosaic_gpu"),
+}
+OF_LABELS = OURS_OF_LABELS | {
+    "sum, xla": partial(labels_total, "xla_chunked"),
+    "per example, xla": partial(labels_per_example, "xla_chunked"),
+    "dense": labels_dense,
+    "three products": three_products,
+    "one product": one_product,
+}
+
+
+# -- Errors --
+
+
 def compiled(function: Callable[..., Any], head: tuple[jax.Array, ...]) -> jax.stages.Compiled:
     """For these arguments."""
     return jax.jit(function).lower(*head).compile()
@@ -261,19 +357,31 @@ def errors(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, floa
     lse = jax.nn.logsumexp(z, 1)
     nll = lse - jnp.take_along_axis(z, labels[rows, None], 1)[:, 0]
     values = built["forward"](*head)
-    found = built["sum"](*head)[1]
-    others = built["dense"](*head)[1]
+    return {
+        "nll": float(jnp.max(jnp.abs(values.nll[rows] - nll))),
+        "lse": float(jnp.max(jnp.abs(values.lse[rows] - lse))),
+    } | from_dense(head, built)
+
+
+def errors_of_labels(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
+    """The same of the sigmoid's, whose values are sums over labels."""
+    x, w, targets, *_ = head
+    rows = slice(0, 128)
+    z = jnp.matmul(*(a.astype(jnp.float32) for a in (x[rows], w)), precision="highest")
+    each = optax.sigmoid_binary_cross_entropy(z, targets[rows].astype(jnp.float32))
+    off = jnp.abs(built["forward"](*head)[rows] / jnp.sum(each, 1) - 1)
+    return {"values, relative": float(jnp.max(off))} | from_dense(head, built)
+
+
+def from_dense(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
+    """How far the gradients of the sum are from the dense ones, by their norms."""
 
     def off(a: jax.Array, b: jax.Array) -> float:
         norm = jnp.linalg.norm(b.astype(jnp.float32))
         return float(jnp.linalg.norm(a.astype(jnp.float32) - b.astype(jnp.float32)) / norm)
 
-    return {
-        "nll": float(jnp.max(jnp.abs(values.nll[rows] - nll))),
-        "lse": float(jnp.max(jnp.abs(values.lse[rows] - lse))),
-        "dx from dense": off(found[0], others[0]),
-        "dw from dense": off(found[1], others[1]),
-    }
+    pairs = zip(built["sum"](*head)[1], built["dense"](*head)[1], strict=True)
+    return dict(zip(("dx from dense", "dw from dense"), (off(*p) for p in pairs), strict=True))
 
 
 def logits(small: bool) -> dict[str, float]:
@@ -351,9 +459,10 @@ def resources(name: str) -> dict[str, Any]:
 
     device = compile_targets.device_of(name)
     place = jax.sharding.SingleDeviceSharding(device)
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in eval_data()]
     found: dict[str, Any] = {}
-    for program, function in COMPILED.items():
+    for program, function in (COMPILED | COMPILED_OF_LABELS).items():
+        head = of_labels() if program in COMPILED_OF_LABELS else of_classes()
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in head]
         with compile_targets.traced_for(name, device), compile_targets.dumped() as folder:
             built = jax.jit(function).lower(*shapes).compile()
             kernels = compile_targets.kernels(folder)
@@ -363,9 +472,14 @@ def resources(name: str) -> dict[str, Any]:
     return found
 
 
-def eval_data() -> Any:
+def of_classes() -> Any:
     """The shapes of the largest head's arrays."""
     return jax.eval_shape(lambda: data(Shape(8192, 4096, 262_144)))
+
+
+def of_labels() -> Any:
+    """The shapes of the sigmoid's."""
+    return jax.eval_shape(lambda: data_of_labels(Shape(8192, 4096, 32_768)))
 
 
 def with_everything(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
@@ -386,6 +500,8 @@ def alone(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
 
 
 COMPILED = OURS | {"everything": with_everything, "forward, a core alone": alone}
+COMPILED_OF_LABELS = {f"labels, {name}": program for name, program in OURS_OF_LABELS.items()}
+COMPILED_OF_LABELS |= {"labels, everything": labels_with_everything}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
-from jaxsoftmax.kernels import blackwell, gpu_tiles, hopper, products, xla_chunked
+from jaxsoftmax.kernels import blackwell, gpu_tiles, hopper, products, tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.gpu_tiles import CLASSES, ROWS, TILING, Work
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
@@ -46,9 +46,7 @@ from jaxsoftmax.kernels.products import relative_exp
 
 tangent, binary_tangent = xla_chunked.tangent, xla_chunked.binary_tangent
 
-# `Tiles` are chosen for 8 bytes an entry of a block and 20 of a chunk; here a block's gradient has
-# 2, and a chunk's exponentials and gradient 4.
-MORE_CLASSES, MORE_ROWS = 4, 5
+HALF = 2  # bytes of a gradient in the logits, and of an exponential
 
 LARGEST = float(np.finfo(np.float32).max)
 ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
@@ -242,9 +240,13 @@ def _over_classes(
     wanted: Wanted,
     options: Options,
 ) -> tuple[Any, Moved]:
-    """Sums of values, and what blocks of gradients in the logits give for x, w and bias."""
+    """Sums of values, and what blocks of gradients in the logits give for x, w and bias.
+
+    As many classes at a time as take the bytes of XLA's blocks, with a copy of their targets.
+    """
     (n, _), k, sums = head.x.shape, head.w.shape[1], jnp.float32
-    size = min(_up(MORE_CLASSES * options.tiles.classes, CLASSES), k)
+    entry = HALF if head.truth.ndim == 1 else HALF + max(HALF, head.truth.dtype.itemsize)
+    size = min(_up(options.tiles.classes * tiles.ENTRY // entry, CLASSES), k)
     gradients = jax.ShapeDtypeStruct((_up(n, TILING[0]), size), head.x.dtype)
     zero = Moved(
         jnp.zeros(head.x.shape, sums) if wanted.x else None,
@@ -328,7 +330,7 @@ def _rows_at_a_time(n: int, d: int, options: Options) -> int:
     Chunks need the sum of w's gradient in float32, 4 D K bytes; all rows at once do not, so the
     exponentials and gradients of D rows more may take its place.
     """
-    most = _up(MORE_ROWS * options.tiles.rows, ROWS)
+    most = _up(options.tiles.rows * tiles.ENTRY_OF_ROWS // (2 * HALF), ROWS)
     return n if n <= most + d else min(_up(-(-n // pl.cdiv(n, most)), ROWS), n)
 
 
