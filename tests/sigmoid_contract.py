@@ -119,13 +119,13 @@ def check(
     implementation: str,
     kind: str | None = None,
     scales: tuple[float, ...] = contract.SCALES,
+    targets: tuple[type, ...] = (np.int32, np.float32),
 ) -> None:
-    """Every scale that the dtype holds; targets are whole numbers at one, floats at the next."""
+    """Every scale that the dtype holds; targets are of one kind at one, of another at the next."""
     for i, scale in enumerate(scales):
         if dtype == jnp.float16 and scale == 1000:
             continue
-        targets = np.float32 if i % 2 else np.int32
-        head = case(shape, dtype, scale, targets)
+        head = case(shape, dtype, scale, targets[i % len(targets)])
         found = fused(implementation, kind)(head)
         assert_no_worse(head, found, f"{shape} at {scale}")
         kinds = dict(zip(GRADIENTS, 2 * (head.x, head.w, head.bias), strict=True))

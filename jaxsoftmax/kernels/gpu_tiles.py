@@ -26,6 +26,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
+from jaxsoftmax.kernels import products
+
 # A tile of logits, and the features that are multiplied at a time.
 ROWS, CLASSES, FEATURES = 128, 256, 64
 TILING = (8, 64)  # what shared memory is swizzled by, in half precision
@@ -252,7 +254,7 @@ def _label_losses(tile: Tile, part: int) -> Array:
     size, far = jnp.abs(z), jnp.where(z >= 0.0, zero, one)
     # A coefficient of 0 silences an infinite logit.
     far = jnp.where((far == 0.0) & (size == jnp.inf), 0.0, far * size)
-    return jnp.where(exists, (one + zero) * _log1p(jnp.exp2(size * -LOG2E)) + far, 0.0)
+    return jnp.where(exists, (one + zero) * products.log1p(jnp.exp2(size * -LOG2E)) + far, 0.0)
 
 
 def _label_gradients(tile: Tile, part: int) -> Array:
@@ -272,20 +274,6 @@ def _binary(tile: Tile, part: int) -> tuple[Array, Array | None, Array, Array, A
     t = tile.targets(part)
     one = t if len(tile.work.columns) == 2 else tile.by_class(2, part) * t
     return z, slope, one, 1.0 - t, tile.by_class(1, part) != 0.0
-
-
-def _log1p(x: Array) -> Array:
-    """log(1 + x) = 2 artanh(s), s = x / (2 + x), for x from 0 to 1.
-
-    The device's own logarithm is of 1 + x, which has lost a small x. The series' first term that is
-    left out is 2e-8 of the sum.
-    """
-    s = x / (2.0 + x)
-    square = s * s
-    series = jnp.full_like(s, 1 / 13)
-    for power in range(11, 0, -2):
-        series = series * square + 1 / power
-    return 2.0 * s * series
 
 
 def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Array:

@@ -38,6 +38,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
+from jaxsoftmax import checks
 from jaxsoftmax.kernels import blackwell, gpu_tiles, hopper, products, tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.gpu_tiles import CLASSES, ROWS, TILING, Work
@@ -254,7 +255,7 @@ def _over_classes(
         jnp.zeros(k, sums) if wanted.bias else None,
     )
 
-    def step(carry: tuple[Any, Moved], i: Array | int) -> tuple[tuple[Any, Moved], None]:
+    def step(carry: tuple[Any, Moved], i: Array | int) -> tuple[Any, Moved]:
         # The last block starts early and goes first: what others have as well they overwrite.
         start = jnp.minimum(i * size, k - size) if k % size else i * size
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
@@ -268,9 +269,9 @@ def _over_classes(
             w = lax.dynamic_update_slice_in_dim(w, dw, start, 1)
         if bias is not None:
             bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0, dtype=sums), start, 0)
-        return (None if value is None else total + value, Moved(x, w, bias)), None
+        return None if value is None else total + value, Moved(x, w, bias)
 
-    total, found = _each(step, (values, zero), pl.cdiv(k, size))
+    total, found = xla_chunked.over(step, (values, zero), pl.cdiv(k, size))
     return total, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
 
 
@@ -282,46 +283,26 @@ def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    shape, head, sums = head.w.shape, _aligned(head), jnp.float32
-    n, d = head.x.shape
-    if valid is not None:
-        head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
     if not any(wanted):
-        nll = products.row_loss(forward(head, options))[0]
-        return nll if valid is None else jnp.where(valid, nll, 0), Moved(None, None, None)
-    size = _rows_at_a_time(n, d, options)
-    alone = size == n
-    zero = Moved(
-        jnp.zeros_like(head.x) if wanted.x else None,
-        jnp.zeros(head.w.shape, head.w.dtype if alone else sums) if wanted.w else None,
-        jnp.zeros(head.w.shape[1], sums) if wanted.bias else None,
+        head = head if valid is None else head._replace(x=checks.count_rows(head.x, valid, 1))
+        nll, _ = products.row_loss(forward(head, options))
+        return checks.count(nll, valid), Moved(None, None, None)
+    shape, head = head.w.shape, _aligned(head)
+
+    def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
+        nll, dz = _row_gradient(chunk, scale, options)
+        return checks.count(nll, held), dz
+
+    def times_w(dz: Array, w: Array, axis: int, precision: Any) -> Array:
+        # Of whole tiles of classes XLA makes no padded copy.
+        return products.dot(dz, w, (axis, axis), precision)
+
+    n, d = head.x.shape
+    sizes = _rows_at_a_time(n, d, options), 1
+    nll, found = xla_chunked.over_rows(
+        gradient, sizes, head, valid, weights, wanted, options, times_w=times_w
     )
-
-    def step(carry: tuple[Array, Moved], i: Array | int) -> tuple[tuple[Array, Moved], None]:
-        nll, (x, w, bias) = carry
-        begin = jnp.minimum(i * size, n - size)
-        rows, labels, scale = (
-            lax.dynamic_slice_in_dim(a, begin, size) for a in (head.x, head.truth, weights)
-        )
-        # What another chunk has as well adds nothing to the sums.
-        ours = begin + jnp.arange(size, dtype=jnp.int32) >= i * size
-        value, dz = _row_gradient(
-            head._replace(x=rows, truth=labels), jnp.where(ours, scale, 0), options
-        )
-        low = dz.astype(rows.dtype)
-        nll = lax.dynamic_update_slice_in_dim(nll, value, begin, 0)
-        if x is not None:
-            dx = products.dot(low, head.w, (1, 1)).astype(x.dtype)
-            x = lax.dynamic_update_slice_in_dim(x, dx, begin, 0)
-        if w is not None:
-            dw = products.dot(rows, low, (0, 0))
-            w = dw.astype(w.dtype) if alone else w + dw
-        return (nll, Moved(x, w, None if bias is None else bias + jnp.sum(dz, 0))), None
-
-    nll, found = _each(step, (jnp.zeros(n, sums), zero), pl.cdiv(n, size))
-    if found.w is not None:
-        found = found._replace(w=found.w.astype(head.w.dtype))
-    return nll if valid is None else jnp.where(valid, nll, 0), _cut(found, shape)
+    return nll, _cut(found, shape)
 
 
 def _rows_at_a_time(n: int, d: int, options: Options) -> int:
@@ -428,13 +409,6 @@ def _targets(head: Head, block: _Block) -> Array:
 
 
 # -- Blocks, shapes and infinities --
-
-
-def _each[T](step: Callable[[T, Array | int], tuple[T, None]], start: T, count: int) -> T:
-    """Fold count - 1, ..., 1, 0."""
-    if count == 1:
-        return step(start, 0)[0]
-    return lax.scan(step, start, jnp.arange(count, dtype=jnp.int32), reverse=True)[0]
 
 
 def _aligned(head: Head) -> Head:

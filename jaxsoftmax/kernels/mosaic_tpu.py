@@ -115,7 +115,12 @@ def _over_classes(
     size = options.tiles.classes * tiles.ENTRY // (head.x.dtype.itemsize + copied)
     size = min(max(size // grid.tile.classes, 1) * grid.tile.classes, k)
     starts = size * jnp.arange(k // size, dtype=jnp.int32)
-    carry = values, _zeros(head, wanted, jnp.float32, head.w.dtype)
+    start = Moved(
+        jnp.zeros(head.x.shape, jnp.float32) if wanted.x else None,
+        jnp.zeros_like(head.w) if wanted.w else None,
+        jnp.zeros(k, jnp.float32) if wanted.bias else None,
+    )
+    carry = values, start
     carry, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), carry, starts)
     values, total = add(carry, k - k % size, k % size) if k % size else carry
     return values, total if total.x is None else total._replace(x=total.x.astype(head.x.dtype))
@@ -133,22 +138,9 @@ def _classes_added(
         dw = products.dot(head.x, dz, (0, 0), options.precision).astype(w.dtype)
         w = as_it_lies(lax.dynamic_update_slice_in_dim(w, dw, start, 1), w.shape)
     if bias is not None:
-        bias = lax.dynamic_update_slice_in_dim(bias, _over_rows(dz), start, 0)
+        sums = jnp.sum(dz, 0, dtype=bias.dtype)
+        bias = lax.dynamic_update_slice_in_dim(bias, sums, start, 0)
     return Moved(x, w, bias)
-
-
-def _over_rows(dz: Array) -> Array:
-    """The gradient of the bias."""
-    return jnp.sum(dz.astype(jnp.float32), 0)
-
-
-def _zeros(head: Head, wanted: Wanted, x: Any, w: Any) -> Moved:
-    """Where gradients are collected, in these dtypes."""
-    return Moved(
-        jnp.zeros(head.x.shape, x) if wanted.x else None,
-        jnp.zeros(head.w.shape, w) if wanted.w else None,
-        jnp.zeros(head.w.shape[1], jnp.float32) if wanted.bias else None,
-    )
 
 
 # -- A weighted sum --
@@ -159,37 +151,19 @@ def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    if valid is not None:
-        head = head._replace(x=jnp.where(valid[:, None], head.x, 0))
-        weights = checks.count(weights, valid)
     if not any(wanted):
+        head = head if valid is None else head._replace(x=checks.count_rows(head.x, valid, 1))
         nll, _ = products.row_loss(forward(head, options))
         return checks.count(nll, valid), Moved(None, None, None)
-    # As many rows as give exponentials in x's dtype the bytes of XLA's rows, in equal parts.
-    n, size = head.x.shape[0], options.tiles.rows * tiles.ENTRY_OF_ROWS // head.x.dtype.itemsize
-    size = -(-n // -(-n // size))
 
-    def step(carry: tuple[Array, Moved], i: Array) -> tuple[tuple[Array, Moved], None]:
-        nll, total = carry
-        begin = jnp.minimum(i * size, n - size)
-        chunk = head._replace(
-            x=_cut(head.x, begin, size),
-            where=_cut(head.where, begin, size),
-            truth=_cut(head.truth, begin, size),
-        )
-        # What another chunk has as well adds nothing to the sums.
-        ours = begin + jnp.arange(size, dtype=jnp.int32) >= i * size
-        scale = jnp.where(ours, _cut(weights, begin, size), 0)
-        value, dz = _row_gradient(chunk, scale, options)
-        nll = lax.dynamic_update_slice_in_dim(nll, value, begin, 0)
-        return (nll, _rows_added(total, chunk, dz, begin, options)), None
+    def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
+        nll, dz = _row_gradient(chunk, scale, options)
+        return checks.count(nll, held), dz
 
-    zeros = jnp.zeros(n, jnp.float32), _zeros(head, wanted, head.x.dtype, jnp.float32)
-    chunks = jnp.arange(-(-n // size), dtype=jnp.int32)
-    (nll, total), _ = lax.scan(step, zeros, chunks, reverse=True)
-    if total.w is not None:
-        total = total._replace(w=total.w.astype(head.w.dtype))
-    return checks.count(nll, valid), total
+    # As many rows as give exponentials in x's dtype the bytes of XLA's rows.
+    most = options.tiles.rows * tiles.ENTRY_OF_ROWS // head.x.dtype.itemsize
+    sizes = xla_chunked.equal_parts(head.x.shape[0], most), 1
+    return xla_chunked.over_rows(gradient, sizes, head, valid, weights, wanted, options)
 
 
 def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
@@ -205,24 +179,6 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
     factor = relative_exp(kept.reference, rows.maximum[:, None]) * scale[:, None]
     factor = jnp.where(silent[:, None], 0, factor)
     return nll, _scaled(chunk, kept.exponentials, factor, own, grid)
-
-
-def _rows_added(total: Moved, chunk: Head, dz: Array, begin: Array, options: Options) -> Moved:
-    """Add what a chunk of rows contributes; its gradient in x goes into its place."""
-    x, w, bias = total
-    if x is not None:
-        dx = products.over_classes(dz, chunk.w, 1, options.precision).astype(x.dtype)
-        x = lax.dynamic_update_slice_in_dim(x, dx, begin, 0)
-    if w is not None:
-        w = w + products.dot(chunk.x, dz, (0, 0), options.precision)
-    return Moved(x, w, None if bias is None else bias + _over_rows(dz))
-
-
-def _cut[T: (Array, Array | None)](a: T, begin: Array, size: int) -> T:
-    """A chunk of rows; what is None or one row for all stays."""
-    if a is None or a.shape[0] == 1:
-        return a
-    return lax.dynamic_slice_in_dim(a, begin, size, 0)
 
 
 # -- The sigmoid --
@@ -318,7 +274,7 @@ def _each_label(
     z, t, w, _ = derivatives.binary_arguments(z, head.truth[...], weight, exists)
     e = jnp.exp(-jnp.abs(z))
     if values is not None:
-        small = _log1p(e)
+        small = products.log1p(e)
         positive = losses._term(w * t, jnp.maximum(-z, 0) + small)
         negative = losses._term(1 - t, jnp.maximum(z, 0) + small)
         values[...] += row_sum(checks.count(positive + negative, exists))
@@ -327,19 +283,6 @@ def _each_label(
         found = ((1 - t) * one - w * t * other) / (1 + e) * weights[...]
         found = jnp.where(weights[...] == 0, 0, found)
         _write(dz, found if slope is None else found * slope, exists)
-
-
-def _log1p(e: Array) -> Array:
-    """log(1 + e) for e in [0, 1], as 2 artanh(s) = 2 (s + s^3 / 3 + ...) with s = e / (2 + e).
-
-    The compiler makes log1p the logarithm of 1 + e, rounded, from e = 4e-4 on: a confident label's
-    loss would be off by as much as 1e-4 of it. What follows s^13 / 13 is less than 2e-8 of it.
-    """
-    s = e / (2 + e)
-    square, total = s * s, jnp.full_like(s, 1 / 13)
-    for n in (11, 9, 7, 5, 3, 1):
-        total = total * square + 1 / n
-    return 2 * s * total
 
 
 # -- The pass over the classes --

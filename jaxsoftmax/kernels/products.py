@@ -71,6 +71,19 @@ def row_loss(rows: Rows) -> tuple[Array, Array]:
     return jnp.where(leads, ahead, jnp.log(total) + (maximum - rows.label)), total
 
 
+def log1p(e: Array) -> Array:
+    """log(1 + e), e from 0 to 1, in a kernel: 2 artanh(s) = 2 (s + s^3 / 3 + ...), s = e / (2 + e).
+
+    A GPU's logarithm is of 1 + e, rounded; a TPU's too, from e = 4e-4 on: a confident label's loss
+    would be off by as much as 1e-4 of it. What follows s^13 / 13 is less than 2e-8 of it.
+    """
+    s = e / (2 + e)
+    square, total = s * s, jnp.full_like(s, 1 / 13)
+    for n in (11, 9, 7, 5, 3, 1):
+        total = total * square + 1 / n
+    return 2 * s * total
+
+
 def weight_gradient(x: Array, dz: Array, precision: Precision = None) -> Array:
     """x^T dz, `[D, K]`: for few classes as the transpose of dz^T x.
 

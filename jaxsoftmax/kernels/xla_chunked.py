@@ -142,23 +142,61 @@ def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
 ) -> tuple[Array, Moved]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    n, k = head.x.shape[0], head.w.shape[1]
-    size = -(-n // -(-n // min(options.tiles.rows, n)))
     # Few classes are laid out class-major: see `products`.
-    axis, w = (0, products.hold(head.w.T)) if k <= products.FEW else (1, head.w)
+    few = head.w.shape[1] <= products.FEW
+    axis, w = (0, products.hold(head.w.T)) if few else (1, head.w)
+
+    def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
+        value, dz = _row_gradient(chunk, held, options, axis)
+        return value, _times(dz, jnp.expand_dims(scale, axis))
+
+    sizes = equal_parts(head.x.shape[0], options.tiles.rows), axis
+    head = head._replace(w=w)
+    nll, total = over_rows(gradient, sizes, head, valid, weights, wanted, options)
+    return nll, total._replace(w=total.w.T) if few and total.w is not None else total
+
+
+def equal_parts(size: int, most: int) -> int:
+    """How many at a time, where most are."""
+    return -(-size // -(-size // min(most, size)))
+
+
+def over_rows(
+    gradient: Callable[[Head, Array, Array], tuple[Array, Array]],
+    sizes: tuple[int, int],
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    wanted: Wanted,
+    options: Options,
+    *,
+    times_w: Callable[..., Array] = products.over_classes,
+) -> tuple[Array, Moved]:
+    """Each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
+
+    Args:
+        gradient: `(chunk, valid, weights) -> (losses, gradient in the logits)`, weighted.
+        sizes: of a chunk, and the axis of the classes in w and in the gradient.
+        head: whose rows are cut.
+        valid: which of them count.
+        weights: of the rows.
+        wanted: which gradients.
+        options: for the products' precision.
+        times_w: the product that makes x's gradient.
+    """
+    n, (size, axis) = head.x.shape[0], sizes
     sums = products.sum_dtype(head.x.dtype)
     start = Moved(
         jnp.zeros_like(head.x) if wanted.x else None,
-        jnp.zeros(w.shape, sums) if wanted.w else None,
-        jnp.zeros(k, sums) if wanted.bias else None,
+        jnp.zeros(head.w.shape, sums) if wanted.w else None,
+        jnp.zeros(head.w.shape[axis], sums) if wanted.bias else None,
     )
 
     def step(carry: tuple[Array, Moved], i: Array | int) -> tuple[Array, Moved]:
-        nll, total = carry
+        nll, (x, w, bias) = carry
         begin = jnp.minimum(i * size, n - size)
         chunk = head._replace(
             x=_slice(head.x, begin, size, 0),
-            w=w,
             where=_rows_of_mask(head.where, begin, size),
             truth=_slice(head.truth, begin, size, 0),
         )
@@ -166,17 +204,24 @@ def value_and_gradients(
         if valid is not None:
             chunk = chunk._replace(x=jnp.where(held[:, None], chunk.x, 0))
         # What another chunk has as well adds nothing to the sums.
-        ours = begin + _count(size) >= i * size
+        ours = (begin + _count(size) >= i * size) & held
         scale = jnp.where(ours, _slice(weights, begin, size, 0), 0)
-        value, dz = _row_gradient(chunk, held, options, axis)
-        dz = _times(dz, jnp.expand_dims(scale, axis))
+        value, dz = gradient(chunk, held, scale)
         nll = lax.dynamic_update_slice_in_dim(nll, value, begin, 0)
-        return nll, _accumulated(total, chunk, dz, begin, options, axis)
+        # At the device's full half-precision rate: the gradient in the logits is cast down first.
+        low = dz.astype(chunk.x.dtype)
+        if x is not None:
+            dx = times_w(low, chunk.w, axis, options.precision).astype(x.dtype)
+            x = lax.dynamic_update_slice_in_dim(x, dx, begin, 0)
+        if w is not None:
+            a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
+            w = w + products.dot(a, b, (1 - axis, 0), options.precision)
+        if bias is not None:
+            bias = bias + jnp.sum(dz, 1 - axis, dtype=sums)
+        return nll, Moved(x, w, bias)
 
-    nll, total = _over(step, (jnp.zeros(n, sums), start), -(-n // size))
-    if total.w is not None:
-        total = total._replace(w=(total.w.T if axis == 0 else total.w).astype(head.w.dtype))
-    return nll, total
+    nll, found = over(step, (jnp.zeros(n, sums), start), -(-n // size))
+    return nll, found if found.w is None else found._replace(w=found.w.astype(head.w.dtype))
 
 
 def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
@@ -192,22 +237,6 @@ def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tup
     value, dz = derivatives.value_and_gradient(z, chunk.truth, known, valid, axis)
     dz = dz if slope is None else dz * slope
     return value, dz if where is None else jnp.where(where, dz, 0)
-
-
-def _accumulated(
-    total: Moved, chunk: Head, dz: Array, begin: Array, options: Options, axis: int
-) -> Moved:
-    """Add what a chunk of rows contributes; its gradient in x goes into its place."""
-    x, w, bias = total
-    # At the device's full half-precision rate: the gradient in the logits is cast down first.
-    low = dz.astype(chunk.x.dtype)
-    if x is not None:
-        dx = products.over_classes(low, chunk.w, axis, options.precision).astype(x.dtype)
-        x = lax.dynamic_update_slice_in_dim(x, dx, begin, 0)
-    if w is not None:
-        a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
-        w = w + products.dot(a, b, (1 - axis, 0), options.precision)
-    return Moved(x, w, None if bias is None else bias + jnp.sum(dz, 1 - axis))
 
 
 # -- Sigmoid --
@@ -298,10 +327,10 @@ def _over_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, optio
     """Fold the blocks of classes, the last one first; derivatives compute them again."""
     k = head.w.shape[1]
     size = min(options.tiles.classes, k)
-    return _over(lambda carry, i: step(carry, _block(head, i, size, options)), start, -(-k // size))
+    return over(lambda carry, i: step(carry, _block(head, i, size, options)), start, -(-k // size))
 
 
-def _over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
+def over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
     """Fold count - 1, ..., 1, 0 under a checkpoint; a single step is just taken."""
     if count == 1:
         return step(start, 0)
