@@ -9,8 +9,8 @@ in several orders and the worst of them counts.
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,15 +127,17 @@ def truth(case: Case) -> dict[str, Array]:
     )
 
 
+def dense(case: Any) -> tuple[jax.Array, Callable[..., jax.Array], np.dtype]:
+    """All logits, the product that they are made by, and the dtype of its sums."""
+    sums = case.cotangents.dtype
+    dot = partial(jnp.dot, preferred_element_type=sums)
+    return dot(case.x, case.w) + case.bias.astype(sums)[None, :], dot, sums
+
+
 @jax.jit
 def honest(case: Case) -> dict[str, jax.Array]:
     """The textbook's computation with all logits in memory."""
-    sums = case.cotangents.dtype
-
-    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.dot(a, b, preferred_element_type=sums)
-
-    z = dot(case.x, case.w) + case.bias.astype(sums)[None, :]
+    z, dot, sums = dense(case)
     lse = jax.nn.logsumexp(z, 1)
     own = jnp.take_along_axis(z, case.labels[:, None], 1)[:, 0]
     hot = jax.nn.one_hot(case.labels, z.shape[1], dtype=sums)

@@ -87,12 +87,7 @@ def truth(case: Case) -> dict[str, Array]:
 @jax.jit
 def honest(case: Case) -> dict[str, jax.Array]:
     """The textbook's computation with all logits in memory."""
-    sums = case.cotangents.dtype
-
-    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.dot(a, b, preferred_element_type=sums)
-
-    z = dot(case.x, case.w) + case.bias.astype(sums)[None, :]
+    z, dot, sums = contract.dense(case)
     t, weight = case.targets.astype(sums), case.pos_weight[None, :]
     each = weight * t * jax.nn.softplus(-z) + (1 - t) * jax.nn.softplus(z)
     p = jax.nn.sigmoid(z)
