@@ -245,15 +245,10 @@ def _over_classes(
 
     As many classes at a time as take the bytes of XLA's blocks, with a copy of their targets.
     """
-    (n, _), k, sums = head.x.shape, head.w.shape[1], jnp.float32
+    n, k = head.x.shape[0], head.w.shape[1]
     entry = HALF if head.truth.ndim == 1 else HALF + max(HALF, head.truth.dtype.itemsize)
     size = min(_up(options.tiles.classes * tiles.ENTRY // entry, CLASSES), k)
     gradients = jax.ShapeDtypeStruct((_up(n, TILING[0]), size), head.x.dtype)
-    zero = Moved(
-        jnp.zeros(head.x.shape, sums) if wanted.x else None,
-        jnp.zeros_like(head.w) if wanted.w else None,
-        jnp.zeros(k, sums) if wanted.bias else None,
-    )
 
     def step(carry: tuple[Any, Moved], i: Array | int) -> tuple[Any, Moved]:
         # The last block starts early and goes first: what others have as well they overwrite.
@@ -268,10 +263,11 @@ def _over_classes(
             dw = products.dot(head.x, dz, (0, 0)).astype(w.dtype)
             w = lax.dynamic_update_slice_in_dim(w, dw, start, 1)
         if bias is not None:
-            bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0, dtype=sums), start, 0)
+            bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0, dtype=bias.dtype), start, 0)
         return None if value is None else total + value, Moved(x, w, bias)
 
-    total, found = xla_chunked.over(step, (values, zero), pl.cdiv(k, size))
+    start = values, xla_chunked.zeros(head, wanted)
+    total, found = xla_chunked.over(step, start, pl.cdiv(k, size))
     return total, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
 
 

@@ -115,12 +115,7 @@ def _over_classes(
     size = options.tiles.classes * tiles.ENTRY // (head.x.dtype.itemsize + copied)
     size = min(max(size // grid.tile.classes, 1) * grid.tile.classes, k)
     starts = size * jnp.arange(k // size, dtype=jnp.int32)
-    start = Moved(
-        jnp.zeros(head.x.shape, jnp.float32) if wanted.x else None,
-        jnp.zeros_like(head.w) if wanted.w else None,
-        jnp.zeros(k, jnp.float32) if wanted.bias else None,
-    )
-    carry = values, start
+    carry = values, xla_chunked.zeros(head, wanted)
     carry, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), carry, starts)
     values, total = add(carry, k - k % size, k % size) if k % size else carry
     return values, total if total.x is None else total._replace(x=total.x.astype(head.x.dtype))

@@ -361,12 +361,6 @@ def _pulled(
 ) -> tuple[Any, Moved]:
     """Sums of values, and what gradients in the logits give for x, w and bias."""
     precision = options.precision
-    sums = products.sum_dtype(head.x.dtype)
-    start = Moved(
-        jnp.zeros(head.x.shape, sums) if wanted.x else None,
-        jnp.zeros_like(head.w) if wanted.w else None,
-        jnp.zeros(head.w.shape[1], sums) if wanted.bias else None,
-    )
 
     def step(carry: tuple[Any, Moved], block: _Block) -> tuple[Any, Moved]:
         total, (x, w, bias) = carry
@@ -383,8 +377,18 @@ def _pulled(
             bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0), block.start, 0)
         return None if value is None else total + value, Moved(x, w, bias)
 
-    values, found = _over_classes(step, (values, start), head, options)
+    values, found = _over_classes(step, (values, zeros(head, wanted)), head, options)
     return values, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
+
+
+def zeros(head: Head, wanted: Wanted) -> Moved:
+    """What blocks of classes add to: sums for x, and places of their own in w and bias."""
+    sums = products.sum_dtype(head.x.dtype)
+    return Moved(
+        jnp.zeros(head.x.shape, sums) if wanted.x else None,
+        jnp.zeros_like(head.w) if wanted.w else None,
+        jnp.zeros(head.w.shape[1], sums) if wanted.bias else None,
+    )
 
 
 def _through(block: _Block, dz: Array) -> Array:
