@@ -9,7 +9,7 @@ are right in absolute terms only? Both take the mean of the losses, under jit, o
 that are normal with standard deviation 3, with uniform labels. The temporary bytes are XLA's own
 count for the compiled program, beside its arguments and results.
 
-Findings, on two cores: 0.99, 0.95 and 0.89 times Optax's time (the record), with less temporary
+Findings, on two cores: 0.98, 1.00 and 0.88 times Optax's time (the record), with less temporary
 memory. Both are bound by passes over memory; this library's have one more of them over an array
 that is still in the cache, and a cheaper exponential. Where neighbours on the machine took the
 cache, other runs of the same code gave 1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two

@@ -312,9 +312,9 @@ def value_and_gradient(
     s_o = jnp.where(dead, 0, exponential.total(others, row, axis))
     total = s_o + e_y
     leads = (z_y == maximum) | dead
-    excess = jnp.where(leads, s_o / e_y, total / exponential.scale(z.dtype) - 1)
+    excess = jnp.where(leads, s_o / e_y, total / exponential.scaled_exp(maximum, row) - 1)
     behind = jnp.where(leads, 0, maximum - z_y)
-    value = (jnp.log1p(excess) - jnp.where(leads, 0, row.log_peak)) + behind
+    value = jnp.log1p(excess) + behind
     inverse = 1 / jnp.where(dead, jnp.inf, total)
     return value, jnp.where(hot, wide(-s_o * inverse), others * wide(inverse))
 
