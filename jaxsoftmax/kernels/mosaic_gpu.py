@@ -254,17 +254,11 @@ def _over_classes(
         # The last block starts early and goes first: what others have as well they overwrite.
         start = jnp.minimum(i * size, k - size) if k % size else i * size
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
-        total, (x, w, bias) = carry
+        total, found = carry
         value, dz = function(_Block(start, fresh, gradients))
-        if x is not None:
-            part = lax.dynamic_slice_in_dim(head.w, start, size, 1)
-            x = x + products.dot(dz, part, (1, 1))
-        if w is not None:
-            dw = products.dot(head.x, dz, (0, 0)).astype(w.dtype)
-            w = lax.dynamic_update_slice_in_dim(w, dw, start, 1)
-        if bias is not None:
-            bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0, dtype=bias.dtype), start, 0)
-        return None if value is None else total + value, Moved(x, w, bias)
+        if dz is not None:
+            found = xla_chunked.block_added(found, head, dz, start, options)
+        return None if value is None else total + value, found
 
     start = values, xla_chunked.zeros(head, wanted)
     total, found = xla_chunked.over(step, start, pl.cdiv(k, size))

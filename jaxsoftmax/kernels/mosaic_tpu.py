@@ -92,7 +92,7 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
 
 
 def _over_classes(
-    block: Callable[[Array | int, int], tuple[Any, Array]],
+    block: Callable[[Array | int, int], tuple[Any, Any]],
     values: Array | None,
     head: Head,
     wanted: Wanted,
@@ -107,7 +107,11 @@ def _over_classes(
     def add(carry: tuple[Any, Moved], start: Array | int, size: int) -> tuple[Any, Moved]:
         (values, total), (value, dz) = carry, block(start // grid.tile.classes, size)
         values = None if value is None else values + value
-        return values, _classes_added(total, head, dz, start, options)
+        if dz is None:
+            return values, total
+        total = xla_chunked.block_added(total, head, dz, start, options)
+        w = None if total.w is None else as_it_lies(total.w, total.w.shape)
+        return values, total._replace(w=w)
 
     # Whole tiles: as many as give gradients in x's dtype, and what else is copied for a block,
     # the bytes of XLA's blocks.
@@ -119,23 +123,6 @@ def _over_classes(
     carry, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), carry, starts)
     values, total = add(carry, k - k % size, k % size) if k % size else carry
     return values, total if total.x is None else total._replace(x=total.x.astype(head.x.dtype))
-
-
-def _classes_added(
-    total: Moved, head: Head, dz: Array, start: Array | int, options: Options
-) -> Moved:
-    """Add what a block of classes contributes; its part of w and bias goes into its place."""
-    x, w, bias = total
-    if x is not None:
-        block = lax.dynamic_slice_in_dim(head.w, start, dz.shape[1], 1)
-        x = x + products.dot(dz, block, (1, 1), options.precision)
-    if w is not None:
-        dw = products.dot(head.x, dz, (0, 0), options.precision).astype(w.dtype)
-        w = as_it_lies(lax.dynamic_update_slice_in_dim(w, dw, start, 1), w.shape)
-    if bias is not None:
-        sums = jnp.sum(dz, 0, dtype=bias.dtype)
-        bias = lax.dynamic_update_slice_in_dim(bias, sums, start, 0)
-    return Moved(x, w, bias)
 
 
 # -- A weighted sum --

@@ -360,22 +360,12 @@ def _pulled(
     options: Options,
 ) -> tuple[Any, Moved]:
     """Sums of values, and what gradients in the logits give for x, w and bias."""
-    precision = options.precision
 
     def step(carry: tuple[Any, Moved], block: _Block) -> tuple[Any, Moved]:
-        total, (x, w, bias) = carry
+        total, found = carry
         value, dz = gradient(block)
-        dz = _through(block, dz)
-        # At the device's full half-precision rate: the gradient in the logits is cast down first.
-        low = dz.astype(head.x.dtype)
-        if x is not None:
-            x = x + products.dot(low, block.w, (1, 1), precision)
-        if w is not None:
-            dw = products.weight_gradient(head.x, low, precision).astype(w.dtype)
-            w = lax.dynamic_update_slice_in_dim(w, dw, block.start, 1)
-        if bias is not None:
-            bias = lax.dynamic_update_slice_in_dim(bias, jnp.sum(dz, 0), block.start, 0)
-        return None if value is None else total + value, Moved(x, w, bias)
+        found = block_added(found, head, _through(block, dz), block.start, options)
+        return None if value is None else total + value, found
 
     values, found = _over_classes(step, (values, zeros(head, wanted)), head, options)
     return values, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
@@ -389,6 +379,23 @@ def zeros(head: Head, wanted: Wanted) -> Moved:
         jnp.zeros_like(head.w) if wanted.w else None,
         jnp.zeros(head.w.shape[1], sums) if wanted.bias else None,
     )
+
+
+def block_added(total: Moved, head: Head, dz: Array, start: Array | int, options: Options) -> Moved:
+    """Add what the gradients in a block of logits give; w's and bias's part goes into its place."""
+    x, w, bias = total
+    size, precision = dz.shape[1], options.precision
+    # At the device's full half-precision rate: the gradient in the logits is cast down first.
+    low = dz.astype(head.x.dtype)
+    if x is not None:
+        x = x + products.dot(low, _slice(head.w, start, size, 1), (1, 1), precision)
+    if w is not None:
+        dw = products.weight_gradient(head.x, low, precision).astype(w.dtype)
+        w = lax.dynamic_update_slice_in_dim(w, dw, start, 1)
+    if bias is not None:
+        sums = jnp.sum(dz, 0, dtype=bias.dtype)
+        bias = lax.dynamic_update_slice_in_dim(bias, sums, start, 0)
+    return Moved(x, w, bias)
 
 
 def _through(block: _Block, dz: Array) -> Array:
