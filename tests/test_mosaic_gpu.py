@@ -249,15 +249,19 @@ def test_sigmoid_no_worse_than_the_dense_computation(
     sigmoid_contract.check(shape, dtype, "mosaic_gpu", kind, SCALES[1:], (targets,))
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["mask", "mask of each example"])
 @pytest.mark.parametrize("targets", [bool, np.int32, np.float32])
-def test_sigmoid_of_masks_bad_and_infinite_values(targets: type):
+def test_sigmoid_of_masks_bad_and_infinite_values(targets: type, each: bool):
     # Two blocks of classes, of which the first one starts early.
     x, w, _ = random_head(6, 16, 320)
     t = np.random.default_rng(1).integers(0, 2, (6, 320)).astype(targets)
     if targets is not bool:
-        t[5, 200] = 3
+        t[5, 200] = -INF if targets is np.float32 else 3
     where = np.ones(320, bool)
     where[[0, 100, 256, 319]] = False
+    if each:
+        where = where & (np.random.default_rng(2).random((6, 320)) < 0.8)
+        where[5, 200] = where[:4, [5, 7]] = True
     bias = jnp.linspace(-1, 1, 320).at[jnp.array([5, 256])].set(-INF).at[7].set(INF)
     t[:4, 5], t[:4, 7] = 0, 1
     x = x.at[3].set(NAN)
@@ -293,7 +297,7 @@ def test_sigmoid_of_masks_bad_and_infinite_values(targets: type):
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
         near(a, b)
         assert np.isfinite(np.float32(a)).all()
-    np.testing.assert_array_equal(np.float32(gradients[1][1])[:, ~where], 0)
+    np.testing.assert_array_equal(np.float32(gradients[1][1])[:, ~np.atleast_2d(where).any(0)], 0)
 
 
 def test_a_confident_label_keeps_its_digits():

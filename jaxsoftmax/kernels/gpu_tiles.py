@@ -35,6 +35,7 @@ PARTS = range(4)  # of the classes of a share: the ends work on one after the ot
 PIECES = 4  # of a part: more at a time are too many for the registers, where much is done
 BAND = 16  # tiles of rows that are done for each tile of classes, so that both stay in the cache
 
+MISSING = -float("inf")  # in place of a target: there is no such label
 LOG2E = float(np.log2(np.e))
 
 
@@ -44,6 +45,7 @@ class Work(NamedTuple):
     end: Callable[["Tile"], None]  # what is done to a share of a tile
     softcap: float | None
     pair: bool  # whether two neighbours share tiles of w
+    gaps: bool  # whether a target may be `MISSING`
     x: Any
     w: Any
     start: Any  # the first class, a multiple of 64; what follows is relative to it
@@ -127,10 +129,9 @@ class Tile:
         return gpu.load(found, layout=self.layout.reduce(1), optimized=False)
 
     def targets(self, part: int) -> Array:
-        """The targets of a part in float32, NaN where one is none."""
+        """The targets of a part in float32, as they are."""
         found = self.work.targets[0].at[self.row, self.classes(part)]
-        t = gpu.load(found, layout=self.layout, optimized=False).astype(jnp.float32)
-        return jnp.where((t >= 0.0) & (t <= 1.0), t, jnp.nan)
+        return gpu.load(found, layout=self.layout, optimized=False).astype(jnp.float32)
 
     def labels(self) -> Array:
         """The labels' places in the share."""
@@ -271,9 +272,12 @@ def _label_gradients(tile: Tile, part: int) -> Array:
 def _binary(tile: Tile, part: int) -> tuple[Array, Array | None, Array, Array, Array]:
     """Logits, their slope, the coefficients of t = 1 and t = 0, and which of them exist."""
     z, slope = tile.logits(part)
-    t = tile.targets(part)
+    given = tile.targets(part)
+    t = jnp.where((given >= 0.0) & (given <= 1.0), given, jnp.nan)
     one = t if len(tile.work.columns) == 2 else tile.by_class(2, part) * t
-    return z, slope, one, 1.0 - t, tile.by_class(1, part) != 0.0
+    exists = tile.by_class(1, part) != 0.0
+    exists = exists & (given != MISSING) if tile.work.gaps else exists
+    return z, slope, one, 1.0 - t, exists
 
 
 def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Array:

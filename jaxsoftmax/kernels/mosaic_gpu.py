@@ -13,7 +13,8 @@ products run at the device's full rate.
   stored in half precision by the pass that finds the maxima. One pass over them then makes the
   gradient, so there are three products of N D K.
 - the sigmoid's functions: its labels know nothing of each other, so one kernel gives a block's
-  values and gradients, and there are three products too.
+  values and gradients, and there are three products too. Where each example has a mask of its own,
+  the copy of a block's targets carries it.
 
 An additive vector of one number a class carries the bias, and -inf where a class does not exist.
 Copies are of tiles of 8 by 64: where D is no multiple of 8, or K none of 64, x and w are padded
@@ -55,17 +56,22 @@ ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kerne
 
 def unsupported(head: Head, options: Options) -> str | None:
     """What the tensor cores multiply, and which GPUs have them."""
-    k, dtype = head.w.shape[1], head.x.dtype
+    k, dtype, gaps = head.w.shape[1], head.x.dtype, _gaps(head)
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
-    if head.where is not None and head.where.shape[0] != 1:
-        return f"it needs `where` of shape ({k},), one for all examples, got {head.where.shape}"
+    if head.truth.ndim == 1 and gaps is not None:
+        return f"it needs `where` of shape ({k},), one for all examples, got {gaps.shape}"
     if not _generations(options):
         return (
             f"it needs a Hopper GPU, one of {', '.join(hopper.DEVICES)}, or a data centre's "
             f"Blackwell GPU, one of {', '.join(blackwell.DEVICES)}, got {_device(options)!r}"
         )
     return None
+
+
+def _gaps(head: Head) -> Array | None:
+    """The mask where it is `[N, K]`, with a row for each example."""
+    return None if head.where is None or head.where.shape[0] == 1 else head.where
 
 
 def _generations(options: Options) -> list[ModuleType]:
@@ -125,13 +131,14 @@ def _tiles(
     inputs += [] if targets is None else [targets]
     sizes = (1, 1, 1, len(columns), len(rows), len(inputs) - 3 - len(columns) - len(rows))
     pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
+    gaps = targets is not None and _gaps(head) is not None
     (generation,) = _generations(options)
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
         parts = [tuple(islice(rest, size)) for size in (*sizes, len(outputs))]
         (x,), (w,), (start,), *others = parts
-        generation.body(Work(end, options.softcap, pair, x, w, start, *others), *rest)
+        generation.body(Work(end, options.softcap, pair, gaps, x, w, start, *others), *rest)
 
     kernel = gpu.kernel(
         body,
@@ -365,7 +372,8 @@ def _binary(
     (generation,) = _generations(options)
     has_values = end is not gpu_tiles.sigmoid_gradients
     bias = jnp.zeros(k, jnp.float32) if head.bias is None else head.bias
-    exists = jnp.ones(k, jnp.float32) if head.where is None else head.where[0].astype(jnp.float32)
+    where = head.where if _gaps(head) is None else None
+    exists = jnp.ones(k, jnp.float32) if where is None else where[0].astype(jnp.float32)
     by_class = [bias, exists] if head.pos_weight is None else [bias, exists, head.pos_weight[0]]
 
     def function(block: _Block) -> tuple[Array | None, Array | None]:
@@ -386,7 +394,10 @@ def _binary(
 
 
 def _targets(head: Head, block: _Block) -> Array:
-    """The block's targets in whole tiles, as floats: those of no other kind are copied."""
+    """The block's targets in whole tiles, as floats: those of no other kind are copied.
+
+    With a mask `[N, K]` all are, so that a target is `MISSING` where the mask says so alone.
+    """
     n, size = head.truth.shape[0], block.fresh.shape[0]
     t = lax.dynamic_slice_in_dim(head.truth, block.start, size, 1)
     if t.dtype == jnp.bool_:
@@ -395,6 +406,11 @@ def _targets(head: Head, block: _Block) -> Array:
         t = jnp.where((t == 0) | (t == 1), t, 2).astype(jnp.bfloat16)
     elif t.dtype == jnp.float64:
         t = t.astype(jnp.float32)
+    gaps = _gaps(head)
+    if gaps is not None:
+        here = lax.dynamic_slice_in_dim(gaps, block.start, size, 1)
+        missing = t.dtype.type(gpu_tiles.MISSING)
+        t = jnp.where(here, jnp.where(t == missing, t.dtype.type(jnp.nan), t), missing)
     return jnp.pad(t, ((0, _up(n, ROWS) - n), (0, _up(size, CLASSES) - size)))
 
 
