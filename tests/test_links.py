@@ -358,7 +358,7 @@ def test_logsumexp_lies_between_max_and_max_plus_log_k(logits: np.ndarray) -> No
 @pytest.mark.parametrize("behind", [None, 0.6, 3.3], ids=["one", "two", "one and a second"])
 @pytest.mark.parametrize("classes", [75, 129, 499, 500, 1000, 1500, 4096, 32768])
 def test_leaders_among_ties_in_a_large_array(classes: int, behind: float | None) -> None:
-    """Where XLA's vectorised sum is taken as it is: every addition may round the same way."""
+    """Where vectorised sums serve, whole or in blocks: each addition may round the same way."""
     distances = np.linspace(11, 17.5, max(17, 2**17 // classes), dtype=np.float32)
     logits = np.repeat(-distances[:, None], classes, 1)
     logits[:, 0] = 0

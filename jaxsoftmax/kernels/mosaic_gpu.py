@@ -131,7 +131,7 @@ def _tiles(
     inputs += [] if targets is None else [targets]
     sizes = (1, 1, 1, len(columns), len(rows), len(inputs) - 3 - len(columns) - len(rows))
     pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
-    gaps = targets is not None and _gaps(head) is not None
+    gaps = _gaps(head) is not None
     (generation,) = _generations(options)
 
     def body(*refs: Any) -> None:
@@ -263,8 +263,7 @@ def _over_classes(
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
         total, found = carry
         value, dz = function(_Block(start, fresh, gradients))
-        if dz is not None:
-            found = xla_chunked.block_added(found, head, dz, start, options)
+        found = xla_chunked.block_added(found, head, dz, start, options)
         return None if value is None else total + value, found
 
     start = values, xla_chunked.zeros(head, wanted)
@@ -409,8 +408,8 @@ def _targets(head: Head, block: _Block) -> Array:
     gaps = _gaps(head)
     if gaps is not None:
         here = lax.dynamic_slice_in_dim(gaps, block.start, size, 1)
-        missing = t.dtype.type(gpu_tiles.MISSING)
-        t = jnp.where(here, jnp.where(t == missing, t.dtype.type(jnp.nan), t), missing)
+        t = jnp.where(t == gpu_tiles.MISSING, jnp.nan, t)
+        t = jnp.where(here, t, gpu_tiles.MISSING)
     return jnp.pad(t, ((0, _up(n, ROWS) - n), (0, _up(size, CLASSES) - size)))
 
 

@@ -107,8 +107,6 @@ def _over_classes(
     def add(carry: tuple[Any, Moved], start: Array | int, size: int) -> tuple[Any, Moved]:
         (values, total), (value, dz) = carry, block(start // grid.tile.classes, size)
         values = None if value is None else values + value
-        if dz is None:
-            return values, total
         total = xla_chunked.block_added(total, head, dz, start, options)
         w = None if total.w is None else as_it_lies(total.w, total.w.shape)
         return values, total._replace(w=w)

@@ -381,8 +381,15 @@ def zeros(head: Head, wanted: Wanted) -> Moved:
     )
 
 
-def block_added(total: Moved, head: Head, dz: Array, start: Array | int, options: Options) -> Moved:
-    """Add what the gradients in a block of logits give; w's and bias's part goes into its place."""
+def block_added(
+    total: Moved, head: Head, dz: Array | None, start: Array | int, options: Options
+) -> Moved:
+    """Add what the gradients in a block of logits give; w's and bias's part goes into its place.
+
+    They are None where none is wanted.
+    """
+    if dz is None:
+        return total
     x, w, bias = total
     size, precision = dz.shape[1], options.precision
     # At the device's full half-precision rate: the gradient in the logits is cast down first.
