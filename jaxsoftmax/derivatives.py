@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, exponential, links
+from jaxsoftmax import checks, exponential, links, placement
 
 
 def cross_entropy_gradient(
@@ -65,7 +65,7 @@ def cross_entropy_gradient(
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.109.
     """
     z, axis = checks.scores(logits, axis, where)
-    g = value_and_gradient(z, *rows(labels, valid, z, axis), axis)[1]
+    g = value_and_gradient(*rows(labels, valid, z, axis), axis)[1]
     if where is not None:
         # The label may name a masked class: the loss is infinite there, but not by its logit.
         g = jnp.where(jnp.asarray(where), g, 0)
@@ -151,7 +151,7 @@ def gauss_newton_factor(probabilities: ArrayLike) -> Array:
     """
     p = checks.accumulated(checks.floating(probabilities, "probabilities"))
     checks.class_axis(p, -1)
-    q = jnp.sqrt(p)[..., None, :]
+    q = placement.gathered(jnp.sqrt(p)[..., None, :], -1)
     return q * jnp.expand_dims(jnp.eye(p.shape[-1], dtype=p.dtype), tuple(range(p.ndim - 1))) - (
         p[..., :, None] * q
     )
@@ -280,10 +280,27 @@ def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
 
 
 def rows(labels: ArrayLike, valid: ArrayLike | None, z: Array, axis: int) -> tuple[Array, ...]:
-    """The label, whether it is one, and whether the row counts, without the class axis."""
+    """The logits and, of each row, the label, whether it is one, and whether the row counts.
+
+    A derivative rule returns the types of its primal results, so all four vary over the same axes.
+    """
     index, known = checks.class_labels(labels, z, axis)
     valid = checks.valid_rows(valid, index.shape)
-    return index, known, jnp.ones(index.shape, bool) if valid is None else valid
+    valid = jnp.ones_like(known) if valid is None else valid
+    numbers = (placement.like_rows(a, z, axis) for a in (index, known, valid))
+    return placement.join(z, *numbers)
+
+
+def label_logit(z: Array, index: Array, axis: int) -> Array:
+    """z_y of each row.
+
+    A class axis that is sharded explicitly has no gather; there it is a sum with one term.
+    """
+    wide = jnp.expand_dims(index, axis)
+    if placement.spec(z)[axis] is None:
+        return jnp.squeeze(jnp.take_along_axis(z, wide, axis), axis)
+    hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide
+    return jnp.sum(jnp.where(hot, z, 0), axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -304,7 +321,7 @@ def value_and_gradient(
     # A row's maximum is what every entry of it passes through: NaN for a label that is none.
     maximum = jnp.where(valid, jnp.where(known, maximum, jnp.nan), 0)
     row = exponential.row(maximum)
-    z_y = jnp.squeeze(jnp.take_along_axis(z, wide(index), axis), axis)
+    z_y = label_logit(z, index, axis)
     e_y = exponential.scaled_exp(z_y, row)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
     others = jnp.where(hot, 0, exponential.scaled_exp(z, jax.tree.map(wide, row)))

@@ -30,10 +30,11 @@ that it removes.
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from jaxsoftmax import placement
 
 
 class _Format(NamedTuple):
@@ -157,15 +158,27 @@ def _sum(entries: Array, axis: int) -> Array:
     classes ahead of ties, placed for the worst, were 9 ulp off, and so the sum goes by blocks.
     """
     classes = entries.shape[axis]
-    last = axis == entries.ndim - 1
-    vectorised = last and entries.size > SMALL and entries.dtype == jnp.float32
-    if not vectorised and classes > FEW:
-        return _split_sum(entries, axis)
+    if not _vectorised(entries, axis):
+        few = placement.known(classes) and classes <= FEW
+        return jnp.sum(entries, axis) if few else _split_sum(entries, axis)
     # An explicitly sharded axis cannot be cut at just any place.
-    sharded = jax.typeof(entries).sharding.spec[axis] is not None
-    if sharded or not BLOCK < classes <= MANY:
+    sharded = placement.spec(entries)[axis] is not None
+    if sharded or not BLOCK < classes <= MANY * placement.groups(entries, axis):
         return jnp.sum(entries, axis)
     return lax.platform_dependent(entries, cpu=_sum_by_blocks, default=lambda e: jnp.sum(e, -1))
+
+
+def _vectorised(entries: Array, axis: int) -> bool:
+    """Whether XLA sums in vectors on a CPU: it does not where what one device holds is small.
+
+    Of an array whose size is a symbol nothing is known, and a split sum is right for every size.
+    """
+    last = axis == entries.ndim - 1 and entries.dtype == jnp.float32
+    return (
+        last
+        and placement.known(*entries.shape)
+        and (entries.size > SMALL * placement.devices(entries))
+    )
 
 
 def _sum_by_blocks(entries: Array) -> Array:
@@ -175,7 +188,8 @@ def _sum_by_blocks(entries: Array) -> Array:
     split sum costs a third of the loss, and so would padding the classes.
     """
     classes = entries.shape[-1]
-    size = max(size for size in range(1, BLOCK + 1) if classes % size == 0)
+    group = classes // placement.groups(entries, -1)  # a block lies on one device
+    size = max(size for size in range(1, BLOCK + 1) if group % size == 0)
     if size < LEAST:
         return _split_sum(entries, -1)
     blocks = jnp.sum(entries.reshape(*entries.shape[:-1], classes // size, size), -1)

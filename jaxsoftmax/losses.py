@@ -32,7 +32,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, derivatives, links
+from jaxsoftmax import checks, derivatives, links, placement
 
 
 def cross_entropy(
@@ -76,7 +76,7 @@ def cross_entropy(
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
     """
     z, axis = checks.scores(logits, axis, where)
-    return _cross_entropy(z, *derivatives.rows(labels, valid, z, axis), axis)
+    return _cross_entropy(*derivatives.rows(labels, valid, z, axis), axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -84,7 +84,7 @@ def cross_entropy(
 def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int) -> Array:
     arrays = (z, index, known, valid)
     whole = functools.partial(_values, axis=axis)
-    if z.ndim == 1 or axis < z.ndim - 1 or z.size <= 8 * BLOCK:
+    if z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
         return whole(*arrays)
     return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=whole)
 
@@ -96,23 +96,34 @@ def _values(z: Array, index: Array, known: Array, valid: Array, *, axis: int) ->
     return derivatives.value_and_gradient(z, index, known, valid, axis)[0]
 
 
+def _is_large(z: Array) -> bool:
+    """Whether the values go by blocks on a CPU: not where a size is a symbol."""
+    return placement.known(*z.shape) and z.size > 8 * BLOCK
+
+
 def _values_by_blocks(z: Array, *rows: Array) -> Array:
     """The values of blocks of rows, one after the other, for a CPU.
 
     Without the gradient the exponentials have no array of their own to lie in, and XLA's CPU
     backend would store as many as there are logits: three times the time of this at 32,768 classes.
+    The longest axis of examples is cut, in groups, so that all devices work on what they hold.
     """
-    flat = [z.reshape(-1, z.shape[-1])] + [row.reshape(-1) for row in rows]
-    count = len(flat[0])
+    arrays, lead = (z, *rows), z.shape[:-1]
+    if placement.devices(z) == 1:
+        arrays = tuple(a.reshape(-1, *a.shape[len(lead) :]) for a in arrays)
+    longest = max(range(arrays[1].ndim), key=arrays[1].shape.__getitem__)
+    groups = placement.groups(arrays[0], longest)
+    count = arrays[1].shape[longest] // groups
     size = -(-count // -(-z.size // BLOCK))
 
     def block(number: Array, values: Array) -> Array:
-        start = jnp.minimum(number * size, count - size)  # the last may take rows again
-        part = [lax.dynamic_slice_in_dim(a, start, size) for a in flat]
-        return lax.dynamic_update_slice(values, _values(*part, axis=1), (start,))
+        # The last may take rows again.
+        cut = placement.Cut(jnp.minimum(number * size, count - size), size, groups)
+        part = [placement.take(a, cut, longest) for a in arrays]
+        return placement.put(values, _values(*part, axis=values.ndim), cut, longest)
 
-    values = lax.fori_loop(0, -(-count // size), block, jnp.zeros(count, z.dtype))
-    return values.reshape(z.shape[:-1])
+    start = jnp.zeros_like(arrays[1], z.dtype)
+    return lax.fori_loop(0, -(-count // size), block, start).reshape(lead)
 
 
 @_cross_entropy.defjvp
@@ -421,7 +432,7 @@ def brier(
         Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
     z, axis = checks.scores(logits, axis, where)
-    residual = derivatives.value_and_gradient(z, *derivatives.rows(labels, valid, z, axis), axis)[1]
+    residual = derivatives.value_and_gradient(*derivatives.rows(labels, valid, z, axis), axis)[1]
     return jnp.sum(residual**2, axis)
 
 

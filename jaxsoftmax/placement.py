@@ -8,22 +8,23 @@ the full type from the start. Everything that has to say such a type says it thr
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 
-def join(*arrays: Array | None) -> tuple[Any, ...]:
-    """The arrays, each varying over every axis over which one of them does; None stays None.
+def join(*trees: Any) -> tuple[Any, ...]:
+    """The trees, each of their arrays varying over every axis over which one of them does.
 
     The gradient of a replicated argument is then the sum over the devices, as shard_map has it.
     """
-    axes = frozenset[Any]().union(*(_varying(a) for a in arrays if a is not None))
-    return tuple(None if a is None else _vary(a, axes) for a in arrays)
+    axes = frozenset[Any]().union(*map(_varying, jax.tree.leaves(trees)))
+    return jax.tree.map(lambda a: _vary(a, axes), trees)
 
 
 def _varying(x: Array) -> frozenset:
@@ -58,17 +59,133 @@ def groups(x: Array, axis: int) -> int:
     every device at work on what it holds: each even sharding over the devices of a mesh, or over
     some of them, has a number of shards that divides this number of groups.
     """
+    return math.gcd(x.shape[axis], devices(x)) if known(x.shape[axis]) else 1
+
+
+class Cut(NamedTuple):
+    """A block of an axis: of each of its groups so many consecutive entries."""
+
+    start: Array | int  # in each group
+    size: int  # of each group
+    groups: int = 1
+
+    def indices(self, length: int) -> Array:
+        """The places of the entries in an axis of this length, ascending."""
+        first = jnp.arange(self.groups, dtype=jnp.int32) * (length // self.groups) + self.start
+        return _flat(first[:, None] + jnp.arange(self.size, dtype=jnp.int32)[None, :])
+
+    def since(self, place: Array | int) -> Array:
+        """Which entries do not lie before a place in their groups, `[groups size]`."""
+        late = self.start + jnp.arange(self.size, dtype=jnp.int32) >= place
+        return _flat(jnp.broadcast_to(late[None, :], (self.groups, self.size)))
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(-1)
+
+
+def take(x: Array, cut: Cut, axis: int) -> Array:
+    """A block of an axis."""
+    if x.shape[axis] == cut.size * cut.groups:
+        return x
+    parts = _grouped(x, axis, cut.groups)
+    part = lax.dynamic_slice_in_dim(parts, cut.start, cut.size, axis + 1)
+    return part.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def put(x: Array, block: Array, cut: Cut, axis: int) -> Array:
+    """x with a block of an axis in its place."""
+    parts, block = (_grouped(a, axis, cut.groups) for a in (x, block))
+    return lax.dynamic_update_slice_in_dim(parts, block, cut.start, axis + 1).reshape(x.shape)
+
+
+def _grouped(x: Array, axis: int, count: int) -> Array:
+    """x with an axis cut into so many groups: `[..., groups, size of a group, ...]`."""
+    return x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+
+
+def devices(x: Array) -> int:
+    """Over how many devices x may be sharded: within a shard_map it is local, and they are one."""
     mesh = jax.typeof(x).sharding.mesh
-    devices = math.prod(mesh.shape[name] for name in _free_axes(mesh))
-    return math.gcd(x.shape[axis], devices)
-
-
-def _free_axes(mesh: Any) -> list[str]:
-    """The axes that are not Manual: within a shard_map an array is local."""
-    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return [name for name, kind in pairs if kind != AxisType.Manual]
+    pairs = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in pairs if kind != AxisType.Manual)
 
 
 def spec(x: Array) -> tuple[Any, ...]:
     """The Explicit mesh axes that each dimension is sharded over, None where there are none."""
     return tuple(jax.typeof(x).sharding.spec)
+
+
+def like_rows(x: Array, like: Array, axis: int) -> Array:
+    """Numbers of rows, sharded as the rows of `like` are on an Explicit mesh.
+
+    Axes of x after those of the rows stay where they are.
+    """
+    rows = spec(like)[:axis] + spec(like)[axis + 1 :]
+    used = {name for entry in rows for name in names(entry)}
+    rest = (None if used & {*names(entry)} else entry for entry in spec(x)[len(rows) :])
+    found = (*rows, *rest)
+    return x if spec(x) == found else jax.sharding.reshard(x, PartitionSpec(*found))
+
+
+def gathered(x: Array, axis: int) -> Array:
+    """x with all of an axis on every device, where an Explicit mesh shards it."""
+    found = list(spec(x))
+    if found[axis] is None:
+        return x
+    found[axis] = None
+    return jax.sharding.reshard(x, PartitionSpec(*found))
+
+
+def replicated(x: Array) -> Array:
+    """All of x on every device, where an Explicit mesh shards it."""
+    return resharded(x, x, *(None,) * x.ndim)
+
+
+def resharded(x: Array, like: Array, *axes: Any) -> Array:
+    """x over these axes of the Explicit mesh on which `like` lies, in that mesh's context or not."""
+    mesh = jax.typeof(like).sharding.mesh
+    here = AxisType.Explicit not in mesh.axis_types or jax.typeof(x).sharding.mesh == mesh
+    if here and spec(x) == axes:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def row_axes(x: Array, count: int) -> Any:
+    """The mesh axes over which to share the work on so many rows taken from x; None for none.
+
+    They are those of x's own rows, or of an Auto mesh, which hides these, all; and none where they
+    do not divide the count.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(name for name, kind in kinds.items() if kind == AxisType.Auto)
+    if AxisType.Explicit in mesh.axis_types:
+        axes = spec(x)[0]
+    shares = math.prod(mesh.shape[name] for name in names(axes))
+    return axes if axes and count % shares == 0 else None
+
+
+def taken(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
+    """x[rows], shared over these axes of the mesh on which `like` lies."""
+    mesh = jax.typeof(like).sharding.mesh
+    if AxisType.Explicit in mesh.axis_types:
+        how["out_sharding"] = NamedSharding(mesh, PartitionSpec(*_with_rows_over(axes, x)))
+    return shared(x.at[rows].get(**how), like, axes)
+
+
+def shared(x: Array, like: Array, axes: Any) -> Array:
+    """x with its rows shared over these axes of the mesh on which `like` lies."""
+    mesh = jax.typeof(like).sharding.mesh
+    if AxisType.Explicit in mesh.axis_types:
+        return resharded(x, like, *_with_rows_over(axes, x))
+    if axes is None or devices(like) == 1:
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(axes, *rest)))
+
+
+def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:
+    """x's Explicit axes, but these of its rows, and no axis twice."""
+    used = {*names(axes)}
+    return axes, *(None if used & {*names(entry)} else entry for entry in spec(x)[1:])

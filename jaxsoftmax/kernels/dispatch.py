@@ -14,6 +14,7 @@ is differentiable to any order in both modes:
     grad of `linear_cross_entropy_sum`     gradients in the forward pass (`value_and_gradients`)
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
@@ -26,11 +27,12 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks
-from jaxsoftmax.kernels import products, reference, target
+from jaxsoftmax import checks, placement
+from jaxsoftmax.kernels import products, reference, shards, target
 from jaxsoftmax.kernels import tiles as sizes
 from jaxsoftmax.kernels.contract import Head, Model, Moved, Options, Precision, Rows, Wanted
 from jaxsoftmax.kernels.linear_map import linear_map, opaque
+from jaxsoftmax.kernels.shards import Axes
 from jaxsoftmax.kernels.tiles import Tiles
 
 # In the order in which they are tried, with the platform that each needs. The kernels for
@@ -136,11 +138,15 @@ def linear_cross_entropy(
     Reference:
         Wijmans et al., "Cut your losses in large-vocabulary language models" (2025).
     """
-    head, known, counts, lead = _softmax_head(x, w, labels, bias, where, valid)
-    options = _options(head, softcap, precision, memory, tiles)
-    name = _chosen(implementation, head, options)
-    found = _per_example(name, options, head, known, counts)
-    return LinearLoss(*(a.reshape(lead) for a in found[:2]))
+    head, known, counts, shaped = _softmax_head(x, w, labels, bias, where, valid)
+
+    def local(axes: Axes, head: Head, known: Array, counts: Array | None) -> tuple[Array, Array]:
+        options = _options(head, softcap, precision, memory, tiles)
+        name = _chosen(implementation, head, options)
+        return _per_example(name, options, axes, head, known, counts)[:2]
+
+    found = shards.over_shards(local, head, known, counts, per_row=True)
+    return LinearLoss(*map(shaped, found))
 
 
 def linear_cross_entropy_stats(
@@ -203,13 +209,17 @@ def linear_cross_entropy_stats(
     Reference:
         Szegedy et al., "Rethinking the Inception architecture" (2016), for label smoothing.
     """
-    head, known, counts, lead = _softmax_head(x, w, labels, bias, where, valid)
-    options = _options(head, softcap, precision, memory, tiles, stats=True)
-    name = _chosen(implementation, head, options)
-    nll, lse, mean, predicted = _per_example(name, options, head, known, counts)
+    head, known, counts, shaped = _softmax_head(x, w, labels, bias, where, valid)
+
+    def local(axes: Axes, head: Head, known: Array, counts: Array | None) -> tuple[Array, ...]:
+        options = _options(head, softcap, precision, memory, tiles, stats=True)
+        name = _chosen(implementation, head, options)
+        return _per_example(name, options, axes, head, known, counts)
+
+    nll, lse, mean, predicted = shards.over_shards(local, head, known, counts, per_row=True)
     correct = (predicted == head.truth) & known
     correct = correct if counts is None else correct & counts
-    return LinearStats(*(a.reshape(lead) for a in (nll, lse, mean, predicted, correct)))
+    return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
 
 
 def linear_cross_entropy_sum(
@@ -279,16 +289,22 @@ def linear_cross_entropy_sum(
     Reference:
         Liger-Kernel's and torch's fused linear cross-entropy compute gradients in the forward pass.
     """
-    head, known, counts, lead = _softmax_head(x, w, labels, bias, where, valid)
-    weights = _weights(weights, counts, lead, products.sum_dtype(head.x.dtype))
-    options = _options(head, softcap, precision, memory, tiles)
-    name = _chosen(implementation, head, options)
-    known |= weights == 0
-    if name == "reference":
-        return _total(_per_example(name, options, head, known, counts)[0], weights)
-    # NaN as a weight is what a label out of range does to value and gradient.
-    weights = weights * jnp.where(known, 1, jnp.nan).astype(weights.dtype)
-    return _sum(name, options, head, counts, weights)
+    head, known, counts, _ = _softmax_head(x, w, labels, bias, where, valid)
+    weights = _weights(weights, counts, jnp.asarray(x), products.sum_dtype(head.x.dtype))
+
+    def local(axes: Axes, head: Head, known: Array, counts: Array | None, weights: Array) -> Array:
+        options = _options(head, softcap, precision, memory, tiles)
+        name = _chosen(implementation, head, options)
+        known |= weights == 0
+        # Whole rows cannot be cut where their number is a symbol, nor made where classes are apart.
+        if name == "reference" or axes.classes or not placement.known(head.x.shape[0]):
+            values = _per_example(name, options, axes, head, known, counts)[0]
+            return lax.psum(_total(values, weights), axes.rows)
+        # NaN as a weight is what a label out of range does to value and gradient.
+        weights = weights * jnp.where(known, 1, jnp.nan).astype(weights.dtype)
+        return lax.psum(_sum(name, options, head, counts, weights), axes.rows)
+
+    return shards.over_shards(local, head, known, counts, weights, per_row=False)
 
 
 def linear_binary_cross_entropy(
@@ -348,10 +364,14 @@ def linear_binary_cross_entropy(
     Reference:
         `binary_cross_entropy`.
     """
-    head, counts, lead = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
-    options = _options(head, softcap, precision, memory, tiles)
-    name = _chosen(implementation, head, options)
-    return _binary_per_example(name, options, head, counts).reshape(lead)
+    head, counts, shaped = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
+
+    def local(axes: Axes, head: Head, counts: Array | None) -> Array:
+        options = _options(head, softcap, precision, memory, tiles)
+        name = _chosen(implementation, head, options)
+        return _binary_per_example(name, options, axes, head, counts)
+
+    return shaped(shards.over_shards(local, head, counts, per_row=True))
 
 
 def linear_binary_cross_entropy_sum(
@@ -412,22 +432,26 @@ def linear_binary_cross_entropy_sum(
     Reference:
         `linear_cross_entropy_sum`.
     """
-    head, counts, lead = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
-    weights = _weights(weights, counts, lead, products.sum_dtype(head.x.dtype))
-    options = _options(head, softcap, precision, memory, tiles)
-    name = _chosen(implementation, head, options)
-    if name == "reference":
-        return _total(_binary_per_example(name, options, head, counts), weights)
-    return _binary_sum(name, options, head, weights)
+    head, counts, _ = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
+    weights = _weights(weights, counts, jnp.asarray(x), products.sum_dtype(head.x.dtype))
+
+    def local(axes: Axes, head: Head, counts: Array | None, weights: Array) -> Array:
+        options = _options(head, softcap, precision, memory, tiles)
+        name = _chosen(implementation, head, options)
+        if name == "reference":
+            return _total(_binary_per_example(name, options, axes, head, counts), weights)
+        return lax.psum(_binary_sum(name, options, head, weights), axes.rows + axes.classes)
+
+    return shards.over_shards(local, head, counts, weights, per_row=False)
 
 
 # -- Derivative rules: softmax --
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _per_example(
-    name: str, options: Options, head: Head, known: Array, counts: Array | None
-) -> tuple[Array | None, ...]:
+    name: str, options: Options, axes: Axes, head: Head, known: Array, counts: Array | None
+) -> tuple[Any, ...]:
     """Nll, lse and, when asked, mean logit and predicted class, by the contract of bad values."""
     if counts is not None:
         # Before a NaN can spread: its product with a gradient of 0 would be NaN.
@@ -436,7 +460,9 @@ def _per_example(
     if name == "reference":
         nll, lse, mean, predicted = reference.softmax_head(head, options)
     else:
-        nll, lse, mean, predicted = _finished(_rows(name, options, head))
+        first = shards.first_class(head, axes)
+        rows = _rows(name, options, head._replace(truth=head.truth - first))
+        nll, lse, mean, predicted = _finished(shards.combine(rows, first, axes))
     # A factor, not a choice: the gradient is to be NaN as well.
     nll = nll * jnp.where(known, 1, jnp.nan).astype(nll.dtype)
     return tuple(
@@ -511,13 +537,15 @@ _sum_rule.defjvp(_sum_jvp, symbolic_zeros=True)
 # -- Derivative rules: sigmoid --
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _binary_per_example(name: str, options: Options, head: Head, counts: Array | None) -> Array:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _binary_per_example(
+    name: str, options: Options, axes: Axes, head: Head, counts: Array | None
+) -> Array:
     if name == "reference":
         values = reference.sigmoid_head(head, options)
     else:
         values = _binary_rows(name, options, head)
-    return checks.count(values, counts)
+    return checks.count(lax.psum(values, axes.classes), counts)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -598,7 +626,7 @@ def _change(values: Array, gradients: Moved, moved: Moved, weights: Any) -> Arra
     ]
     if not isinstance(weights, SymbolicZero):
         parts.append(jnp.sum(values * weights))
-    return sum(parts[1:], parts[0]) if parts else jnp.zeros((), values.dtype)
+    return sum(parts[1:], parts[0]) if parts else placement.full(values, 0, (), values.dtype)
 
 
 # -- Arguments --
@@ -611,14 +639,15 @@ def _softmax_head(
     bias: ArrayLike | None,
     where: ArrayLike | None,
     valid: ArrayLike | None,
-) -> tuple[Head, Array, Array | None, tuple[int, ...]]:
-    """The head, which labels are labels, which examples count, and the leading shape."""
-    model, mask, lead = _linear_model(x, w, bias, where)
+) -> tuple[Head, Array, Array | None, Callable[[Array], Array]]:
+    """The head, which labels are labels, which examples count, and how results are shaped."""
+    model, mask, features = _linear_model(x, w, bias, where)
+    lead = features.shape[:-1]
     scores = jax.ShapeDtypeStruct((*lead, model.w.shape[1]), jnp.float32)
     index, known = checks.class_labels(labels, scores, len(lead))  # type: ignore[arg-type]
     counts = checks.valid_rows(valid, lead)
-    counts = None if counts is None else counts.reshape(-1)
-    return Head(*model, mask, index.reshape(-1)), known.reshape(-1), counts, lead
+    index, known, counts = (_flat(a, features) for a in (index, known, counts))
+    return Head(*model, mask, index), known, counts, partial(_shaped, features)
 
 
 def _sigmoid_head(
@@ -629,29 +658,28 @@ def _sigmoid_head(
     pos_weight: ArrayLike | None,
     where: ArrayLike | None,
     valid: ArrayLike | None,
-) -> tuple[Head, Array | None, tuple[int, ...]]:
-    """The head with what does not count taken out, which examples count, the leading shape."""
-    model, mask, lead = _linear_model(x, w, bias, where)
-    k = model.w.shape[1]
+) -> tuple[Head, Array | None, Callable[[Array], Array]]:
+    """The head with what does not count taken out, which examples count, how results are shaped."""
+    model, mask, features = _linear_model(x, w, bias, where)
+    lead, k = features.shape[:-1], model.w.shape[1]
     t = checks.shaped(checks.numbers(targets, "targets"), (*lead, k), "targets", "one per label")
-    t, positive = t.reshape(-1, k), None
+    t, positive = _flat(t, features), None
     if pos_weight is not None:
         p = jnp.asarray(checks.numbers(pos_weight, "pos_weight")).astype(
             products.sum_dtype(model.w.dtype)
         )
         positive = lax.stop_gradient(checks.broadcast(p, (k,), "pos_weight")[None, :])
-    counts = checks.valid_rows(valid, lead)
+    counts = _flat(checks.valid_rows(valid, lead), features)
     if counts is not None:
-        counts = counts.reshape(-1)
         t = checks.count_rows(t, counts, 1)
         model = model._replace(x=checks.count_rows(model.x, counts, 1))
-    return Head(*model, mask, lax.stop_gradient(t), positive), counts, lead
+    return Head(*model, mask, lax.stop_gradient(t), positive), counts, partial(_shaped, features)
 
 
 def _linear_model(
     x: ArrayLike, w: ArrayLike, bias: ArrayLike | None, where: ArrayLike | None
-) -> tuple[Model, Array | None, tuple[int, ...]]:
-    """Features as a matrix, w and bias; the mask in its place; the features' leading shape."""
+) -> tuple[Model, Array | None, Array]:
+    """Features as a matrix, w and bias; the mask in its place; the features as they came."""
     rows, w = checks.floating(x, "x"), checks.floating(w, "w")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w: expected [D, K] with D and K at least 1, got {w.shape}")
@@ -665,21 +693,33 @@ def _linear_model(
         offsets = offsets.astype(products.sum_dtype(dtype))
     if where is not None:
         mask = checks.boolean(where, "where")
-        mask = mask if mask.shape == (k,) else checks.broadcast(mask, (*lead, k), "where")
-        mask = mask.reshape(-1, k)
-    model = Model(rows.reshape(-1, w.shape[0]).astype(dtype), w.astype(dtype), offsets)
-    return model, mask, lead
+        if mask.shape == (k,):
+            mask = mask[None, :]
+        else:
+            mask = _flat(checks.broadcast(mask, (*lead, k), "where"), rows)
+    x = placement.flat_rows(rows, rows.ndim - 1)
+    return Model(x.astype(dtype), w.astype(dtype), offsets), mask, rows
 
 
-def _weights(
-    weights: ArrayLike | None, counts: Array | None, lead: tuple[int, ...], dtype: Any
-) -> Array:
+def _flat(a: Array | None, features: Array) -> Any:
+    """What belongs to the rows, in the order and the place of the features' rows: `[N, ...]`."""
+    lead = features.ndim - 1
+    return None if a is None else placement.flat_rows(placement.like_rows(a, features, lead), lead)
+
+
+def _shaped(features: Array, a: Array) -> Array:
+    """Numbers of the rows in the features' leading shape."""
+    return placement.unflat_rows(a, features, features.ndim - 1)
+
+
+def _weights(weights: ArrayLike | None, counts: Array | None, features: Array, dtype: Any) -> Array:
     """Weights of the rows, 0 where one does not count."""
+    lead = features.shape[:-1]
     if weights is None:
         weights = jnp.ones(lead, dtype)
     weights = checks.floating(weights, "weights").astype(dtype)
     checks.shaped(weights, lead, "weights", "one per example")
-    return checks.count(weights.reshape(-1), counts)
+    return checks.count(_flat(weights, features), counts)
 
 
 def _options(
@@ -700,7 +740,8 @@ def _options(
         raise ValueError(f"memory: expected a positive number of bytes, got {memory}")
     if tiles is not None and not isinstance(tiles, Tiles):
         raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
-    n, k = max(head.x.shape[0], 1), head.w.shape[1]
+    n, k = head.x.shape[0], head.w.shape[1]
+    n = max(n, 1) if placement.known(n) else sizes.ROWS
     tiles = sizes.choose(n, k, memory=memory) if tiles is None else tiles
     cap = None if softcap is None else float(softcap)
     return Options(tiles, target.current(), cap, precision, stats)

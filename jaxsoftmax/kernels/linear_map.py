@@ -85,9 +85,8 @@ def _run(*arguments: Array, split: int, push: Flat, pull: Flat) -> list[Array]:
 
 
 def _shapes(*arguments: Any, **how: Any) -> list[Any]:
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
-    found = jax.eval_shape(lambda *a: _run(*a, **how), *shapes)
-    return [jax.core.ShapedArray(a.shape, a.dtype) for a in found]
+    """The results' whole types, with the axes that they vary over and their sharding."""
+    return jax.make_jaxpr(lambda *a: _run(*a, **how))(*arguments).out_avals
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, split: int, push: Flat, pull: Flat):  # type: ignore[no-untyped-def]

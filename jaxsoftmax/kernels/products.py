@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxsoftmax import placement
 from jaxsoftmax.kernels.contract import Precision, Rows
 
 # Up to so many classes a product over rows is computed with the classes outermost.
@@ -106,14 +107,18 @@ def over_classes(dz: Array, w: Array, axis: int, precision: Precision = None) ->
     if k <= LONG:
         return dot(dz, w, (axis, axis), precision)
 
+    groups = placement.groups(w, axis)
+    part, size = k // groups, LONG // groups
+
     def step(total: Array, i: Array) -> tuple[Array, None]:
-        start = jnp.minimum(i * LONG, k - LONG)
+        cut = placement.Cut(jnp.minimum(i * size, part - size), size, groups)
         # Tied to the sum, or the slices of w are all made before the loop over rows.
         total, here = lax.optimization_barrier((total, w))
-        a, b = (lax.dynamic_slice_in_dim(m, start, LONG, axis) for m in (dz, here))
+        a, b = (placement.take(m, cut, axis) for m in (dz, here))
         # The last block starts early: what another one has as well does not count twice.
-        fresh = jnp.expand_dims(start + jnp.arange(LONG, dtype=jnp.int32) >= i * LONG, 1 - axis)
+        fresh = jnp.expand_dims(cut.since(i * size), 1 - axis)
         return total + dot(jnp.where(fresh, a, 0), b, (axis, axis), precision), None
 
-    zero = jnp.zeros((dz.shape[1 - axis], w.shape[1 - axis]), sum_dtype(dz.dtype))
-    return lax.scan(step, zero, jnp.arange(-(-k // LONG), dtype=jnp.int32))[0]
+    shape = dz.shape[1 - axis], w.shape[1 - axis]
+    zero = placement.full(dz, 0, shape, sum_dtype(dz.dtype))
+    return lax.scan(step, zero, jnp.arange(-(-part // size), dtype=jnp.int32))[0]

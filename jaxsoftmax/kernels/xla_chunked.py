@@ -10,6 +10,9 @@ Two routes, with different memory and different numbers of products of N D K:
   is known at once (three products); the gradient of w is summed in float32. For the sigmoid, whose
   classes know nothing of each other, blocks of classes do.
 
+Where the arrays live on a mesh, a block takes a part of each group of classes, or of rows
+(`placement.groups`), so that no device waits for another.
+
 K need not be a multiple of the block. The last block starts at K - block, with the classes that
 another block has masked, the label's hit included; it goes first, so that the other overwrites
 what it left in w's gradient. A padded w, or a block of its own for the tail, would copy w. Rows
@@ -24,16 +27,18 @@ al., "Cut your losses in large-vocabulary language models" (2025).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax import derivatives, losses
+from jaxsoftmax import derivatives, losses, placement
 from jaxsoftmax.kernels import products
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.products import relative_exp
+from jaxsoftmax.placement import Cut
 
 
 def unsupported(head: Head, options: Options) -> str | None:
@@ -45,7 +50,7 @@ def unsupported(head: Head, options: Options) -> str | None:
 class _Block(NamedTuple):
     """A block of classes: its logits and where it lies."""
 
-    start: Array | int  # the first class
+    cut: Cut  # which classes
     w: Array  # [D, B]
     z: Array  # [N, B], -inf where a class does not exist or another block has it
     slope: Array | None  # [N, B], the derivative of the softcap
@@ -58,7 +63,7 @@ class _Block(NamedTuple):
 
 def forward(head: Head, options: Options) -> Rows:
     """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
-    zero = _zero(head)
+    zero, k = _zero(head), head.w.shape[1]
     stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
 
     def step(rows: Rows, block: _Block) -> Rows:
@@ -70,7 +75,7 @@ def forward(head: Head, options: Options) -> Rows:
             maximum,
             rows.others * kept + jnp.sum(_exponentials(block, hot, maximum), 1),
             rows.label + jnp.sum(jnp.where(hot, block.z, 0), 1),
-            None if rows.stats is None else _joined(rows.stats, block, peak, rows.maximum),
+            None if rows.stats is None else _joined(rows, rows.stats, block, peak, k),
         )
 
     rows = _over_classes(step, Rows(zero - jnp.inf, zero, zero, stats), head, options)
@@ -80,15 +85,15 @@ def forward(head: Head, options: Options) -> Rows:
     return rows._replace(stats=rows.stats._replace(mean=mean))
 
 
-def _joined(stats: Stats, block: _Block, peak: Array, maximum: Array) -> Stats:
+def _joined(rows: Rows, stats: Stats, block: _Block, peak: Array, k: int) -> Stats:
     """Sum and count of the logits that exist so far, and the first class of the largest."""
     exists = block.z != -jnp.inf
-    first = block.start + jnp.argmax(block.z, 1).astype(jnp.int32)
+    first = block.cut.indices(k)[jnp.argmax(block.z, 1)]
+    tied = jnp.where(peak == rows.maximum, jnp.minimum(first, stats.predicted), stats.predicted)
     return Stats(
         stats.mean + jnp.sum(jnp.where(exists, block.z, 0), 1),
         stats.classes + jnp.sum(exists, 1, dtype=stats.classes.dtype),
-        # Blocks descend, so a tie belongs to the later one, whose classes come first.
-        jnp.where(peak >= maximum, first, stats.predicted),
+        jnp.where(peak > rows.maximum, first, tied),
     )
 
 
@@ -184,35 +189,37 @@ def over_rows(
         options: for the products' precision.
         times_w: the product that makes x's gradient.
     """
-    n, (size, axis) = head.x.shape[0], sizes
-    sums = products.sum_dtype(head.x.dtype)
+    n, (most, axis) = head.x.shape[0], sizes
+    groups, sums = placement.groups(head.x, 0), products.sum_dtype(head.x.dtype)
+    size = max(most // groups, 1)
     start = Moved(
         jnp.zeros_like(head.x) if wanted.x else None,
-        jnp.zeros(head.w.shape, sums) if wanted.w else None,
-        jnp.zeros(head.w.shape[axis], sums) if wanted.bias else None,
+        placement.full(head.x, 0, head.w.shape, sums) if wanted.w else None,
+        placement.full(head.x, 0, head.w.shape[axis : axis + 1], sums) if wanted.bias else None,
     )
 
     def step(carry: tuple[Array, Moved], i: Array | int) -> tuple[Array, Moved]:
         nll, (x, w, bias) = carry
-        begin = jnp.minimum(i * size, n - size)
+        cut = Cut(jnp.minimum(i * size, n // groups - size), size, groups)
+        rows = partial(placement.take, cut=cut, axis=0)
+        one_mask = head.where is None or head.where.shape[0] == 1
         chunk = head._replace(
-            x=_slice(head.x, begin, size, 0),
-            where=_rows_of_mask(head.where, begin, size),
-            truth=_slice(head.truth, begin, size, 0),
+            x=rows(head.x),
+            where=head.where if one_mask else rows(head.where),
+            truth=rows(head.truth),
         )
-        held = jnp.ones(size, bool) if valid is None else _slice(valid, begin, size, 0)
+        held = jnp.ones_like(rows(weights), bool) if valid is None else rows(valid)
         if valid is not None:
             chunk = chunk._replace(x=jnp.where(held[:, None], chunk.x, 0))
         # What another chunk has as well adds nothing to the sums.
-        ours = (begin + _count(size) >= i * size) & held
-        scale = jnp.where(ours, _slice(weights, begin, size, 0), 0)
+        scale = jnp.where(cut.since(i * size) & held, rows(weights), 0)
         value, dz = gradient(chunk, held, scale)
-        nll = lax.dynamic_update_slice_in_dim(nll, value, begin, 0)
+        nll = placement.put(nll, value, cut, 0)
         # At the device's full half-precision rate: the gradient in the logits is cast down first.
         low = dz.astype(chunk.x.dtype)
         if x is not None:
             dx = times_w(low, chunk.w, axis, options.precision).astype(x.dtype)
-            x = lax.dynamic_update_slice_in_dim(x, dx, begin, 0)
+            x = placement.put(x, dx, cut, 0)
         if w is not None:
             a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
             w = w + products.dot(a, b, (1 - axis, 0), options.precision)
@@ -220,7 +227,7 @@ def over_rows(
             bias = bias + jnp.sum(dz, 1 - axis, dtype=sums)
         return nll, Moved(x, w, bias)
 
-    nll, found = over(step, (jnp.zeros(n, sums), start), -(-n // size))
+    nll, found = over(step, (_zero(head), start), -(-(n // groups) // size))
     return nll, found if found.w is None else found._replace(w=found.w.astype(head.w.dtype))
 
 
@@ -294,12 +301,11 @@ def _binary_gradient(head: Head, block: _Block) -> Array:
 
 
 def _truth(head: Head, block: _Block) -> Array:
-    return _slice(head.truth, block.start, block.w.shape[1], 1)
+    return placement.take(head.truth, block.cut, 1)
 
 
 def _which(head: Head, block: _Block) -> dict[str, Array | None]:
-    size = block.w.shape[1]
-    weight = None if head.pos_weight is None else _slice(head.pos_weight, block.start, size, 1)
+    weight = None if head.pos_weight is None else placement.take(head.pos_weight, block.cut, 1)
     live = _both(block.exists, block.fresh)
     return {
         "pos_weight": weight,
@@ -310,24 +316,30 @@ def _which(head: Head, block: _Block) -> dict[str, Array | None]:
 # -- Blocks of classes --
 
 
-def _block(head: Head, i: Array | int, size: int, options: Options) -> _Block:
-    k = head.w.shape[1]
-    start = i * size if k % size == 0 else jnp.minimum(i * size, k - size)
-    fresh = None if k % size == 0 else (start + _count(size) >= i * size)[None, :]
-    exists = None if head.where is None else _slice(head.where, start, size, 1)
-    w = _slice(head.w, start, size, 1)
+def _block(head: Head, i: Array | int, size: int, groups: int, options: Options) -> _Block:
+    part = head.w.shape[1] // groups
+    whole = part % size == 0
+    cut = Cut(i * size if whole else jnp.minimum(i * size, part - size), size, groups)
+    fresh = None if whole else cut.since(i * size)[None, :]
+    exists = None if head.where is None else placement.take(head.where, cut, 1)
+    w = placement.take(head.w, cut, 1)
     z = products.dot(head.x, w, (1, 0), options.precision)
     if head.bias is not None:
-        z = z + _slice(head.bias, start, size, 0)[None, :]
+        z = z + placement.take(head.bias, cut, 0)[None, :]
     z, slope = products.masked_and_capped(z, _both(exists, fresh), options.softcap)
-    return _Block(start, w, z, slope, exists, fresh)
+    return _Block(cut, w, z, slope, exists, fresh)
 
 
 def _over_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, options: Options) -> T:
     """Fold the blocks of classes, the last one first; derivatives compute them again."""
-    k = head.w.shape[1]
-    size = min(options.tiles.classes, k)
-    return over(lambda carry, i: step(carry, _block(head, i, size, options)), start, -(-k // size))
+    groups = placement.groups(head.w, 1)
+    part = head.w.shape[1] // groups
+    size = max(min(options.tiles.classes // groups, part), 1)
+
+    def once(carry: T, i: Array | int) -> T:
+        return step(carry, _block(head, i, size, groups, options))
+
+    return over(once, start, -(-part // size))
 
 
 def over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
@@ -335,20 +347,20 @@ def over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
     if count == 1:
         return step(start, 0)
     once = jax.checkpoint(step, prevent_cse=False)
-    return lax.scan(lambda carry, i: (once(carry, i), None), start, _count(count), reverse=True)[0]
+    numbers = jnp.arange(count, dtype=jnp.int32)
+    return lax.scan(lambda carry, i: (once(carry, i), None), start, numbers, reverse=True)[0]
 
 
 def _moved(head: Head, tangents: Moved, block: _Block, options: Options) -> Array:
     """The tangents of a block of logits."""
-    size = block.w.shape[1]
     dz = jnp.zeros_like(block.z)
     if tangents.x is not None:
         dz += products.dot(tangents.x, block.w, (1, 0), options.precision)
     if tangents.w is not None:
-        dw = _slice(tangents.w, block.start, size, 1)
+        dw = placement.take(tangents.w, block.cut, 1)
         dz += products.dot(head.x, dw, (1, 0), options.precision)
     if tangents.bias is not None:
-        dz += _slice(tangents.bias, block.start, size, 0)[None, :]
+        dz += placement.take(tangents.bias, block.cut, 0)[None, :]
     return _through(block, dz)
 
 
@@ -364,7 +376,7 @@ def _pulled(
     def step(carry: tuple[Any, Moved], block: _Block) -> tuple[Any, Moved]:
         total, found = carry
         value, dz = gradient(block)
-        found = block_added(found, head, _through(block, dz), block.start, options)
+        found = block_added(found, head, _through(block, dz), block.cut, options)
         return None if value is None else total + value, found
 
     values, found = _over_classes(step, (values, zeros(head, wanted)), head, options)
@@ -375,15 +387,13 @@ def zeros(head: Head, wanted: Wanted) -> Moved:
     """What blocks of classes add to: sums for x, and places of their own in w and bias."""
     sums = products.sum_dtype(head.x.dtype)
     return Moved(
-        jnp.zeros(head.x.shape, sums) if wanted.x else None,
+        jnp.zeros_like(head.x, sums) if wanted.x else None,
         jnp.zeros_like(head.w) if wanted.w else None,
-        jnp.zeros(head.w.shape[1], sums) if wanted.bias else None,
+        placement.full(head.w, 0, head.w.shape[1:], sums) if wanted.bias else None,
     )
 
 
-def block_added(
-    total: Moved, head: Head, dz: Array | None, start: Array | int, options: Options
-) -> Moved:
+def block_added(total: Moved, head: Head, dz: Array | None, cut: Cut, options: Options) -> Moved:
     """Add what the gradients in a block of logits give; w's and bias's part goes into its place.
 
     They are None where none is wanted.
@@ -391,17 +401,17 @@ def block_added(
     if dz is None:
         return total
     x, w, bias = total
-    size, precision = dz.shape[1], options.precision
+    precision = options.precision
     # At the device's full half-precision rate: the gradient in the logits is cast down first.
     low = dz.astype(head.x.dtype)
     if x is not None:
-        x = x + products.dot(low, _slice(head.w, start, size, 1), (1, 1), precision)
+        x = x + products.dot(low, placement.take(head.w, cut, 1), (1, 1), precision)
     if w is not None:
         dw = products.weight_gradient(head.x, low, precision).astype(w.dtype)
-        w = lax.dynamic_update_slice_in_dim(w, dw, start, 1)
+        w = placement.put(w, dw, cut, 1)
     if bias is not None:
         sums = jnp.sum(dz, 0, dtype=bias.dtype)
-        bias = lax.dynamic_update_slice_in_dim(bias, sums, start, 0)
+        bias = placement.put(bias, sums, cut, 0)
     return Moved(x, w, bias)
 
 
@@ -413,8 +423,8 @@ def _through(block: _Block, dz: Array) -> Array:
 
 def _hot(head: Head, block: _Block) -> Array:
     """Which of a block's entries are the labels'."""
-    column = block.start + _count(block.w.shape[1])[None, :]
-    hot = column == head.truth[:, None]
+    column = block.cut.indices(head.w.shape[1])
+    hot = column[None, :] == head.truth[:, None]
     return hot if block.fresh is None else hot & block.fresh
 
 
@@ -428,22 +438,9 @@ def _times(dz: Array, weights: Array) -> Array:
     return jnp.where(weights == 0, 0, dz * weights)
 
 
-def _count(size: int) -> Array:
-    """0, 1, ..., size - 1 in the labels' dtype."""
-    return jnp.arange(size, dtype=jnp.int32)
-
-
 def _zero(head: Head) -> Array:
-    return jnp.zeros(head.x.shape[0], products.sum_dtype(head.x.dtype))
-
-
-def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
-    return a if a.shape[axis] == size else lax.dynamic_slice_in_dim(a, start, size, axis)
-
-
-def _rows_of_mask(where: Array | None, start: Array | int, size: int) -> Array | None:
-    """A slice of `[N, K]`, and what is None or `[1, K]` as it is."""
-    return where if where is None or where.shape[0] == 1 else _slice(where, start, size, 0)
+    """A sum of each row, to begin with."""
+    return placement.full(head.x, 0, head.x.shape[:1], products.sum_dtype(head.x.dtype))
 
 
 def _both(a: Array | None, b: Array | None) -> Array | None:
