@@ -116,6 +116,46 @@ def spec(x: Array) -> tuple[Any, ...]:
     return tuple(jax.typeof(x).sharding.spec)
 
 
+def flat_rows(x: Array, lead: int) -> Array:
+    """The leading axes of x as one, those that an Explicit mesh shards first: `[N, ...]`.
+
+    Only then does a device's part of the rows stay in one piece, and nothing moves.
+    """
+    order, found = _sharded_first(x, lead), spec(x)
+    if not any(found[:lead]):
+        return x.reshape(-1, *x.shape[lead:])
+    rows = tuple(name for axis in order for name in names(found[axis]))
+    x = x.transpose(*order, *range(lead, x.ndim))
+    shape = (math.prod(x.shape[:lead]), *x.shape[lead:])
+    sharding = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(rows, *found[lead:]))
+    return lax.reshape(x, shape, out_sharding=sharding)
+
+
+def unflat_rows(x: Array, like: Array, lead: int) -> Array:
+    """The inverse: the one leading axis of x as the leading axes of `like`."""
+    order, found = _sharded_first(like, lead), spec(like)
+    if not any(found[:lead]):
+        return x.reshape(*like.shape[:lead], *x.shape[1:])
+    shape = tuple(like.shape[axis] for axis in order)
+    rows = tuple(found[axis] for axis in order)
+    sharding = NamedSharding(
+        jax.typeof(like).sharding.mesh, PartitionSpec(*rows, *spec(x)[1:])
+    )
+    x = lax.reshape(x, (*shape, *x.shape[1:]), out_sharding=sharding)
+    back = sorted(range(lead), key=order.__getitem__)
+    return x.transpose(*back, *range(lead, x.ndim))
+
+
+def _sharded_first(x: Array, lead: int) -> list[int]:
+    """The leading axes, those that an Explicit mesh shards first."""
+    return sorted(range(lead), key=lambda axis: spec(x)[axis] is None)
+
+
+def names(entry: Any) -> tuple[str, ...]:
+    """The axes in one entry of a PartitionSpec."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
 def like_rows(x: Array, like: Array, axis: int) -> Array:
     """Numbers of rows, sharded as the rows of `like` are on an Explicit mesh.
 
@@ -143,12 +183,17 @@ def replicated(x: Array) -> Array:
 
 
 def resharded(x: Array, like: Array, *axes: Any) -> Array:
-    """x over these axes of the Explicit mesh on which `like` lies, in that mesh's context or not."""
+    """x over these axes of the Explicit mesh on which `like` lies, in its context or not."""
     mesh = jax.typeof(like).sharding.mesh
     here = AxisType.Explicit not in mesh.axis_types or jax.typeof(x).sharding.mesh == mesh
     if here and spec(x) == axes:
         return x
-    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    return jax.sharding.reshard(x, sharding(like, *axes))
+
+
+def sharding(like: Array, *axes: Any) -> NamedSharding:
+    """These axes of the mesh on which `like` lies."""
+    return NamedSharding(jax.typeof(like).sharding.mesh, PartitionSpec(*axes))
 
 
 def row_axes(x: Array, count: int) -> Any:
@@ -170,7 +215,7 @@ def taken(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
     """x[rows], shared over these axes of the mesh on which `like` lies."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
-        how["out_sharding"] = NamedSharding(mesh, PartitionSpec(*_with_rows_over(axes, x)))
+        how["out_sharding"] = sharding(like, *_with_rows_over(axes, x))
     return shared(x.at[rows].get(**how), like, axes)
 
 
@@ -182,7 +227,7 @@ def shared(x: Array, like: Array, axes: Any) -> Array:
     if axes is None or devices(like) == 1:
         return x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(axes, *rest)))
+    return lax.with_sharding_constraint(x, sharding(like, axes, *rest))
 
 
 def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:

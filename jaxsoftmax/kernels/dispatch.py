@@ -461,7 +461,7 @@ def _per_example(
         nll, lse, mean, predicted = reference.softmax_head(head, options)
     else:
         first = shards.first_class(head, axes)
-        rows = _rows(name, options, head._replace(truth=head.truth - first))
+        rows = _as_integers(_rows(name, options, head._replace(truth=head.truth - first)))
         nll, lse, mean, predicted = _finished(shards.combine(rows, first, axes))
     # A factor, not a choice: the gradient is to be NaN as well.
     nll = nll * jnp.where(known, 1, jnp.nan).astype(nll.dtype)
@@ -483,20 +483,41 @@ def _finished(rows: Rows) -> tuple[Array, Array, Array | None, Array | None]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _rows(name: str, options: Options, head: Head) -> Rows:
-    return _module(name).forward(head, options)
+    return _as_floats(_module(name).forward(head, options))
+
+
+def _as_floats(rows: Rows) -> Rows:
+    """The predicted class as the bits of a float.
+
+    The tangent of an integer is of JAX's `float0`, for which a rule cannot say over which mesh axes
+    it varies.
+    """
+    return _with_predicted(rows, jnp.float32)
+
+
+def _as_integers(rows: Rows) -> Rows:
+    """The reverse of `_as_floats`."""
+    return _with_predicted(rows, jnp.int32)
+
+
+def _with_predicted(rows: Rows, dtype: Any) -> Rows:
+    if rows.stats is None:
+        return rows
+    predicted = lax.bitcast_convert_type(rows.stats.predicted, dtype)
+    return rows._replace(stats=rows.stats._replace(predicted=predicted))
 
 
 def _rows_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Rows, Rows]:
     (head,) = primals
     module, moved, wanted = _module(name), *_perturbed(tangents[0])
     rows = _rows(name, options, head)
-    still = jax.tree.map(_no_tangent, rows)
+    still = jax.tree.map(jnp.zeros_like, rows)
     if not any(wanted):
         return rows, still
     found = linear_map(
         lambda at, t: module.tangent(*at, t, options),
         lambda at, c: module.backward(*at, c, wanted, options),
-        (head, lax.stop_gradient(rows)),
+        (head, lax.stop_gradient(_as_integers(rows))),
         moved,
     )
     if still.stats is not None:
@@ -606,12 +627,6 @@ def _perturbed(tangents: Head) -> tuple[Moved, Wanted]:
     return moved, Wanted(*(t is not None for t in moved))
 
 
-def _no_tangent(a: Array) -> Any:
-    if jnp.issubdtype(a.dtype, jnp.floating):
-        return jnp.zeros_like(a)
-    return np.zeros(a.shape, jax.dtypes.float0)
-
-
 def _total(values: Array, weights: Array) -> Array:
     """The weighted sum; a weight of 0 silences NaN and infinity, as in `weighted_mean`."""
     return jnp.sum(weights * jnp.where((weights == 0) & ~jnp.isfinite(values), 0, values))
@@ -697,19 +712,19 @@ def _linear_model(
             mask = mask[None, :]
         else:
             mask = _flat(checks.broadcast(mask, (*lead, k), "where"), rows)
-    x = placement.flat_rows(rows, rows.ndim - 1)
+    x = shards.flat_rows(rows, rows.ndim - 1)
     return Model(x.astype(dtype), w.astype(dtype), offsets), mask, rows
 
 
 def _flat(a: Array | None, features: Array) -> Any:
     """What belongs to the rows, in the order and the place of the features' rows: `[N, ...]`."""
     lead = features.ndim - 1
-    return None if a is None else placement.flat_rows(placement.like_rows(a, features, lead), lead)
+    return None if a is None else shards.flat_rows(placement.like_rows(a, features, lead), lead)
 
 
 def _shaped(features: Array, a: Array) -> Array:
     """Numbers of the rows in the features' leading shape."""
-    return placement.unflat_rows(a, features, features.ndim - 1)
+    return shards.unflat_rows(a, features, features.ndim - 1)
 
 
 def _weights(weights: ArrayLike | None, counts: Array | None, features: Array, dtype: Any) -> Array:

@@ -88,7 +88,9 @@ def forward(head: Head, options: Options) -> Rows:
 def _joined(rows: Rows, stats: Stats, block: _Block, peak: Array, k: int) -> Stats:
     """Sum and count of the logits that exist so far, and the first class of the largest."""
     exists = block.z != -jnp.inf
-    first = block.cut.indices(k)[jnp.argmax(block.z, 1)]
+    # Not an argmax, which gathers where the classes are sharded.
+    column = jnp.where(block.z < peak[:, None], k, block.cut.indices(k)[None, :])
+    first = jnp.min(column, 1)
     tied = jnp.where(peak == rows.maximum, jnp.minimum(first, stats.predicted), stats.predicted)
     return Stats(
         stats.mean + jnp.sum(jnp.where(exists, block.z, 0), 1),
