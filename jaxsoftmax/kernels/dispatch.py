@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, export, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
@@ -56,6 +56,11 @@ class LinearStats(NamedTuple):
     mean_logit: Array
     predicted: Array
     correct: Array
+
+
+# An exported program is stored with the types of its results.
+for result in (LinearLoss, LinearStats):
+    export.register_namedtuple_serialization(result, serialized_name=f"jaxsoftmax.{result.__name__}")
 
 
 def linear_cross_entropy(

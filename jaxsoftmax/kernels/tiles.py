@@ -10,7 +10,7 @@ MEBIBYTE = 2**20
 # scalar one holds whole rows of them, beside the float32 sum of w's gradient. A CPU has memory, and
 # each chunk of rows makes it read and write that sum once more.
 MEMORY = 128 * MEBIBYTE
-MEMORY_OF_SUM = {"cpu": 2048 * MEBIBYTE, "gpu": 512 * MEBIBYTE, "tpu": 512 * MEBIBYTE}
+MEMORY_OF_SUM, MEMORY_OF_SUM_ON_CPU = 512 * MEBIBYTE, 2048 * MEBIBYTE
 
 # Rows at a time in the scalar route, as experiments/benchmark.py --tune measured it on a CPU: fewer
 # make products too small for the machine, and more leave its cache.
@@ -45,7 +45,9 @@ def blocks_of_classes(n: int, k: int, *, memory: int | None) -> int:
 
 def chunks_of_rows(n: int, k: int, *, memory: int | None) -> int:
     """Rows at a time such that a chunk of `[rows, k]` logits fits the budget."""
-    memory = MEMORY_OF_SUM[target.current().platform] if memory is None else memory
+    if memory is None:
+        on_cpu = target.current().platform == "cpu"
+        memory = MEMORY_OF_SUM_ON_CPU if on_cpu else MEMORY_OF_SUM
     return _blocks(min(memory // (ENTRY_OF_ROWS * k), ROWS), n, LEAST_ROWS)
 
 
