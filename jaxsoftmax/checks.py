@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 
 
@@ -146,4 +147,11 @@ def concrete(x: ArrayLike, name: str) -> np.ndarray:
     """x as a NumPy array of values to look at now; a TypeError under jit, vmap or grad."""
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{name}: expected an array with values, got a tracer; check before jit")
+    return on_host(x)
+
+
+def on_host(x: ArrayLike) -> np.ndarray:
+    """x as a NumPy array, all of it, also where each of several processes holds a part."""
+    if isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftmax import losses
+from jaxsoftmax import checks, losses
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers import products, sparse
@@ -40,11 +40,11 @@ def data(
     x = _features(features, memory)
     n = x.shape[0]
     head = _head(loss)
-    t = np.asarray(targets)
+    t = checks.on_host(targets)
     if t.ndim not in (1, 2) or len(t) != n or (head == "softmax" and t.ndim != 1):
         expected = "[N]" if head == "softmax" else "[N] or [N, K]"
         raise ValueError(f"targets: expected {expected} with N = {n}, got shape {t.shape}")
-    s = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    s = np.ones(n) if weights is None else checks.on_host(weights).astype(np.float64)
     if s.shape != (n,):
         raise ValueError(f"weights: expected shape {(n,)}, got {s.shape}")
     if not (np.isfinite(s) & (s >= 0)).all() or not s.any():
@@ -64,7 +64,7 @@ def data(
 def _features(features: Any, memory: int) -> Any:
     if hasattr(features, "tocsr"):  # a SciPy sparse matrix or array
         return _sparse(features, memory)
-    x = np.asarray(features)
+    x = checks.on_host(features)
     if x.dtype.name == "bfloat16" or x.dtype == np.float16:
         x = x.astype(np.float32)
     if x.dtype not in (np.float32, np.float64):

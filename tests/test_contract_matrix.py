@@ -1,0 +1,23 @@
+"""Every public function in every placement of its arrays, and the programs of real sizes.
+
+`mesh_matrix.py` needs eight devices, and a process of pytest has two: each test starts its own.
+"""
+
+import subprocess
+import sys
+
+import mesh_matrix
+import pytest
+
+LOCAL = {"shard_map", "shard_map unchecked", "pmap"}
+
+
+@pytest.mark.parametrize("name", [mesh_matrix.REAL, *mesh_matrix.cases()])
+def test_is_the_same_in_every_placement(name: str) -> None:
+    command = [sys.executable, mesh_matrix.__file__, name]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    lines = run.stdout.splitlines()
+    assert run.returncode == 0, "\n".join([*lines, run.stderr])
+    # Neither the script nor a way that it leaves out is silent.
+    assert all(line.startswith(f"PASS {name} | ") for line in lines)
+    assert len(lines) >= 4
