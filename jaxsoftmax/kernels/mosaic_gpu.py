@@ -38,13 +38,15 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
+from jax.extend.core import jaxpr_as_fun
 
-from jaxsoftmax import checks
+from jaxsoftmax import checks, placement
 from jaxsoftmax.kernels import blackwell, gpu_tiles, hopper, products, tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.gpu_tiles import CLASSES, ROWS, TILING, Work
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
+from jaxsoftmax.placement import Cut
 
 tangent, binary_tangent = xla_chunked.tangent, xla_chunked.binary_tangent
 
@@ -157,15 +159,20 @@ def _tiles(
         ),
         interpret=gpu.InterpretGPUParams() if interpret else None,
     )
-    if not interpret:
-        return kernel(*inputs)
 
     def interpreted(*inputs: Array) -> Sequence[Array]:
         with ONE_AT_A_TIME:
             return jax.block_until_ready(jax.jit(kernel)(*inputs))
 
-    # The interpreter's effects are ordered, which no primitive with a rule of its own lets through.
-    return jax.pure_callback(interpreted, tuple(outputs), *inputs, vmap_method="sequential")
+    if interpret:
+        # Its effects are ordered, which no primitive with a rule of its own lets through.
+        found = jax.pure_callback(interpreted, tuple(outputs), *inputs, vmap_method="sequential")
+    else:
+        # Traced apart from shard_map: the references of a kernel vary over nothing.
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
+        found = jaxpr_as_fun(jax.make_jaxpr(kernel)(*shapes))(*inputs)
+    # Both forget over which mesh axes their inputs vary.
+    return placement.join(x, *found)[1:]
 
 
 def _shares(k: int, options: Options) -> tuple[int, int]:
@@ -263,7 +270,7 @@ def _over_classes(
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
         total, found = carry
         value, dz = function(_Block(start, fresh, gradients))
-        found = xla_chunked.block_added(found, head, dz, start, options)
+        found = xla_chunked.block_added(found, head, dz, Cut(start, size), options)
         return None if value is None else total + value, found
 
     start = values, xla_chunked.zeros(head, wanted)
@@ -387,7 +394,7 @@ def _binary(
         values = jnp.sum(found[0][:, :n], 0) if has_values else None
         return values, None if weights is None else found[-1][:n]
 
-    zero = jnp.zeros(n, jnp.float32) if has_values else None
+    zero = placement.full(head.x, 0, (n,), jnp.float32) if has_values else None
     values, found = _over_classes(function, zero, head, wanted, options)
     return values, _cut(found, shape)
 
@@ -422,7 +429,7 @@ def _aligned(head: Head) -> Head:
     features, classes = -d % TILING[0], -k % TILING[1]
     if not features and not classes:
         return head
-    where = jnp.ones((1, k), bool) if head.where is None else head.where
+    where = placement.full(head.w, True, (1, k), bool) if head.where is None else head.where
     if head.truth.ndim == 2:
         head = head._replace(truth=jnp.pad(head.truth, ((0, 0), (0, classes))))
     if head.pos_weight is not None:

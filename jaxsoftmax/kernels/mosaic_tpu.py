@@ -40,12 +40,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jaxsoftmax import checks, derivatives, losses
+from jaxsoftmax import checks, derivatives, losses, placement
 from jaxsoftmax.kernels import products, tiles, tpu_tiles, xla_chunked
 from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.products import relative_exp
 from jaxsoftmax.kernels.tpu_tiles import LANES, Grid, array, as_it_lies, exists_in, indices, row_sum
+from jaxsoftmax.placement import Cut
 
 tangent = xla_chunked.tangent
 binary_tangent = xla_chunked.binary_tangent
@@ -107,7 +108,7 @@ def _over_classes(
     def add(carry: tuple[Any, Moved], start: Array | int, size: int) -> tuple[Any, Moved]:
         (values, total), (value, dz) = carry, block(start // grid.tile.classes, size)
         values = None if value is None else values + value
-        total = xla_chunked.block_added(total, head, dz, start, options)
+        total = xla_chunked.block_added(total, head, dz, Cut(start, size), options)
         w = None if total.w is None else as_it_lies(total.w, total.w.shape)
         return values, total._replace(w=w)
 
@@ -193,7 +194,7 @@ def _labels_added(
         part = tpu_tiles.block_of(head, first * grid.tile.classes, size)
         return _labels(part, weights, first, size, grid, values=values)
 
-    start = jnp.zeros(head.x.shape[0], jnp.float32) if values else None
+    start = placement.full(head.x, 0, head.x.shape[:1], jnp.float32) if values else None
     return _over_classes(block, start, head, wanted, grid, tpu_tiles.copied_bytes(head))
 
 

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxsoftmax import placement
 from jaxsoftmax.kernels import products, tiles
 from jaxsoftmax.kernels.contract import Head, Options
 
@@ -148,7 +149,11 @@ def run(
     steps: tuple[int, ...] | None = None,
     **how: Any,
 ) -> Any:
-    """Run a kernel over tiles of rows, of classes from the first on, and of features."""
+    """Run a kernel over tiles of rows, of classes from the first on, and of features.
+
+    It writes `array`s, which vary over the mesh axes over which its inputs do.
+    """
+    start, like = placement.join(jnp.full(1, first, jnp.int32), jax.tree.leaves(inputs)[0])
     return pl.pallas_call(
         partial(kernel, grid),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -158,14 +163,14 @@ def run(
             out_specs=output_places,
             scratch_shapes=[pltpu.VMEM(grid.tile[:2], jnp.float32)],
         ),
-        out_shape=outputs,
+        out_shape=jax.tree.map(lambda a: placement.struct(a.shape, a.dtype, like), outputs),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=grid.vmem,
         ),
         interpret=grid.options.target.interpret,
         **how,
-    )(jnp.full(1, first, jnp.int32), *inputs)
+    )(start, *inputs)
 
 
 def array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
