@@ -65,15 +65,17 @@ def _axes(head: Head) -> Axes:
 def _specs(head: Head, axes: Axes) -> Head:
     """Where the parts of a head lie."""
     rows, classes = axes.rows or None, axes.classes or None
-    places = Head(
-        x=PartitionSpec(rows, None),
-        w=PartitionSpec(None, classes),
-        bias=PartitionSpec(classes),
-        where=PartitionSpec(None if _is_shared(head.where) else rows, classes),
-        truth=PartitionSpec(rows) if head.truth.ndim == 1 else PartitionSpec(rows, classes),
-        pos_weight=PartitionSpec(None, classes),
+    places = {
+        "x": PartitionSpec(rows, None),
+        "w": PartitionSpec(None, classes),
+        "bias": PartitionSpec(classes),
+        "where": PartitionSpec(None if _is_shared(head.where) else rows, classes),
+        "truth": PartitionSpec(rows) if head.truth.ndim == 1 else PartitionSpec(rows, classes),
+        "pos_weight": PartitionSpec(None, classes),
+    }
+    return head._replace(
+        **{name: p for name, p in places.items() if getattr(head, name) is not None}
     )
-    return Head(*(p if a is not None else None for a, p in zip(head, places, strict=True)))
 
 
 def _is_shared(where: Array | None) -> bool:

@@ -204,12 +204,9 @@ def over_rows(
         nll, (x, w, bias) = carry
         cut = Cut(jnp.minimum(i * size, n // groups - size), size, groups)
         rows = partial(placement.take, cut=cut, axis=0)
-        one_mask = head.where is None or head.where.shape[0] == 1
-        chunk = head._replace(
-            x=rows(head.x),
-            where=head.where if one_mask else rows(head.where),
-            truth=rows(head.truth),
-        )
+        chunk = head._replace(x=rows(head.x), truth=rows(head.truth))
+        if head.where is not None and head.where.shape[0] > 1:
+            chunk = chunk._replace(where=rows(head.where))
         held = jnp.ones_like(rows(weights), bool) if valid is None else rows(valid)
         if valid is not None:
             chunk = chunk._replace(x=jnp.where(held[:, None], chunk.x, 0))
