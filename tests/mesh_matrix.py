@@ -95,6 +95,7 @@ def cases() -> dict[str, Case]:
     }
     logit = {"logits": "nk", "marks": "nk"}
     sequences = {"x of sequences": "ntd", "w": "dd", "bias": "d", "labels of sequences": "nt"}
+    dense = ("auto both", "explicit rows", "explicit classes", "explicit both", "shard_map")
     of_sequences = ("auto rows", "auto classes", "explicit rows", "explicit both", "shard_map")
     one_product = ("auto rows", "explicit rows", "shard_map", "pmap")
     sequences |= {"exists": "d", "valid of sequences": "nt"}
@@ -139,6 +140,9 @@ def cases() -> dict[str, Case]:
             head, 3, exact=()),
         "linear_cross_entropy_sum": Case(
             fused(js.linear_cross_entropy_sum), summed, 3, exact=()),
+        "linear_cross_entropy, reference": Case(
+            fused(js.linear_cross_entropy_stats, lambda a: a[:3], implementation="reference"),
+            head, 3, exact=(), ways=dense),
         "linear_cross_entropy of sequences": Case(
             fused(js.linear_cross_entropy, tuple), sequences, 3, exact=(), ways=of_sequences),
         "linear_cross_entropy_sum of sequences": Case(

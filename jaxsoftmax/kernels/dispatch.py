@@ -59,8 +59,8 @@ class LinearStats(NamedTuple):
 
 
 # An exported program is stored with the types of its results.
-for result in (LinearLoss, LinearStats):
-    export.register_namedtuple_serialization(result, serialized_name=f"jaxsoftmax.{result.__name__}")
+export.register_namedtuple_serialization(LinearLoss, serialized_name="jaxsoftmax.LinearLoss")
+export.register_namedtuple_serialization(LinearStats, serialized_name="jaxsoftmax.LinearStats")
 
 
 def linear_cross_entropy(
@@ -150,7 +150,9 @@ def linear_cross_entropy(
         name = _chosen(implementation, head, options)
         return _per_example(name, options, axes, head, known, counts)[:2]
 
-    found = shards.over_shards(local, head, known, counts, per_row=True)
+    found = shards.over_shards(
+        local, head, known, counts, implementation=implementation, per_row=True
+    )
     return LinearLoss(*map(shaped, found))
 
 
@@ -221,7 +223,9 @@ def linear_cross_entropy_stats(
         name = _chosen(implementation, head, options)
         return _per_example(name, options, axes, head, known, counts)
 
-    nll, lse, mean, predicted = shards.over_shards(local, head, known, counts, per_row=True)
+    nll, lse, mean, predicted = shards.over_shards(
+        local, head, known, counts, implementation=implementation, per_row=True
+    )
     correct = (predicted == head.truth) & known
     correct = correct if counts is None else correct & counts
     return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
@@ -309,7 +313,9 @@ def linear_cross_entropy_sum(
         weights = weights * jnp.where(known, 1, jnp.nan).astype(weights.dtype)
         return lax.psum(_sum(name, options, head, counts, weights), axes.rows)
 
-    return shards.over_shards(local, head, known, counts, weights, per_row=False)
+    return shards.over_shards(
+        local, head, known, counts, weights, implementation=implementation, per_row=False
+    )
 
 
 def linear_binary_cross_entropy(
@@ -376,7 +382,9 @@ def linear_binary_cross_entropy(
         name = _chosen(implementation, head, options)
         return _binary_per_example(name, options, axes, head, counts)
 
-    return shaped(shards.over_shards(local, head, counts, per_row=True))
+    return shaped(
+        shards.over_shards(local, head, counts, implementation=implementation, per_row=True)
+    )
 
 
 def linear_binary_cross_entropy_sum(
@@ -447,7 +455,9 @@ def linear_binary_cross_entropy_sum(
             return _total(_binary_per_example(name, options, axes, head, counts), weights)
         return lax.psum(_binary_sum(name, options, head, weights), axes.rows + axes.classes)
 
-    return shards.over_shards(local, head, counts, weights, per_row=False)
+    return shards.over_shards(
+        local, head, counts, weights, implementation=implementation, per_row=False
+    )
 
 
 # -- Derivative rules: softmax --

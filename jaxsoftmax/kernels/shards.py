@@ -27,7 +27,11 @@ class Axes(NamedTuple):
 
 
 def over_shards(
-    function: Callable[..., Any], head: Head, *numbers: Array | None, per_row: bool
+    function: Callable[..., Any],
+    head: Head,
+    *numbers: Array | None,
+    implementation: str | None,
+    per_row: bool,
 ) -> Any:
     """function(axes, head, *numbers) on what each device holds.
 
@@ -35,10 +39,12 @@ def over_shards(
         function: `(axes, head, *numbers) -> arrays [N]`, or scalars that are sums over the axes.
         head: the head of all rows and classes.
         numbers: of the rows, `[N]` each, or None.
+        implementation: as it was named; the dense one is sharded as its arrays are.
         per_row: whether the results are `[N]`.
     """
     given = (head, *numbers)
-    if not any(any(placement.spec(a)) for a in jax.tree.leaves(given)):
+    sharded = any(any(placement.spec(a)) for a in jax.tree.leaves(given))
+    if not sharded or implementation == "reference" or head.x.shape[0] == 0:
         return function(Axes(), *placement.join(*given))
     axes = _axes(head)
     row = PartitionSpec(axes.rows or None)
@@ -65,7 +71,7 @@ def _axes(head: Head) -> Axes:
 def _specs(head: Head, axes: Axes) -> Head:
     """Where the parts of a head lie."""
     rows, classes = axes.rows or None, axes.classes or None
-    places = {
+    places: dict[str, Any] = {
         "x": PartitionSpec(rows, None),
         "w": PartitionSpec(None, classes),
         "bias": PartitionSpec(classes),
