@@ -8,6 +8,7 @@ the full type from the start. Everything that has to say such a type says it thr
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,38 +118,39 @@ def spec(x: Array) -> tuple[Any, ...]:
 
 
 def flat_rows(x: Array, lead: int) -> Array:
-    """The leading axes of x as one, those that an Explicit mesh shards first: `[N, ...]`.
+    """x with its first axes, so many, as one: `[N, ...]`.
 
-    Only then does a device's part of the rows stay in one piece, and nothing moves.
+    Where an Explicit mesh shards an inner one of them, each device flattens what it holds, so that
+    nothing moves and the rows come in another order, which `unflat_rows` takes back.
     """
-    order, found = _sharded_first(x, lead), spec(x)
-    if not any(found[:lead]):
+    found = spec(x)
+    if not any(found[1:lead]):
         return x.reshape(-1, *x.shape[lead:])
-    rows = tuple(name for axis in order for name in names(found[axis]))
-    x = x.transpose(*order, *range(lead, x.ndim))
-    shape = (math.prod(x.shape[:lead]), *x.shape[lead:])
-    sharding = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(rows, *found[lead:]))
-    return lax.reshape(x, shape, out_sharding=sharding)
+    merged = PartitionSpec(_merged(found[:lead]), *found[lead:])
+    return locally(lambda a: a.reshape(-1, *a.shape[lead:]), x, out_specs=merged)
 
 
 def unflat_rows(x: Array, like: Array, lead: int) -> Array:
-    """The inverse: the one leading axis of x as the leading axes of `like`."""
-    order, found = _sharded_first(like, lead), spec(like)
-    if not any(found[:lead]):
+    """What belongs to rows, `[N, ...]`, in the shape and the place of the first axes of `like`."""
+    rows, rest = spec(like)[:lead], spec(x)[1:]
+    if not any(rows[1:]):
         return x.reshape(*like.shape[:lead], *x.shape[1:])
-    shape = tuple(like.shape[axis] for axis in order)
-    rows = tuple(found[axis] for axis in order)
-    sharding = NamedSharding(
-        jax.typeof(like).sharding.mesh, PartitionSpec(*rows, *spec(x)[1:])
-    )
-    x = lax.reshape(x, (*shape, *x.shape[1:]), out_sharding=sharding)
-    back = sorted(range(lead), key=order.__getitem__)
-    return x.transpose(*back, *range(lead, x.ndim))
+    shard = jax.typeof(like).sharding.shard_shape(like.shape)[:lead]
+    x = resharded(x, like, _merged(rows), *rest)
+    out = PartitionSpec(*rows, *rest)
+    return locally(lambda a: a.reshape(*shard, *a.shape[1:]), x, out_specs=out)
 
 
-def _sharded_first(x: Array, lead: int) -> list[int]:
-    """The leading axes, those that an Explicit mesh shards first."""
-    return sorted(range(lead), key=lambda axis: spec(x)[axis] is None)
+def locally(function: Callable[[Array], Array], x: Array, *, out_specs: PartitionSpec) -> Array:
+    """function(x) on what each device of an Explicit mesh holds of x."""
+    mesh = jax.typeof(x).sharding.mesh
+    in_specs = PartitionSpec(*spec(x))
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(x)
+
+
+def _merged(entries: tuple[Any, ...]) -> tuple[str, ...]:
+    """The axes of several entries of a PartitionSpec, as one entry."""
+    return tuple(name for entry in entries for name in names(entry))
 
 
 def names(entry: Any) -> tuple[str, ...]:
@@ -165,7 +167,7 @@ def like_rows(x: Array, like: Array, axis: int) -> Array:
     used = {name for entry in rows for name in names(entry)}
     rest = (None if used & {*names(entry)} else entry for entry in spec(x)[len(rows) :])
     found = (*rows, *rest)
-    return x if spec(x) == found else jax.sharding.reshard(x, PartitionSpec(*found))
+    return resharded(x, like, *found)
 
 
 def gathered(x: Array, axis: int) -> Array:
@@ -174,7 +176,7 @@ def gathered(x: Array, axis: int) -> Array:
     if found[axis] is None:
         return x
     found[axis] = None
-    return jax.sharding.reshard(x, PartitionSpec(*found))
+    return resharded(x, x, *found)
 
 
 def replicated(x: Array) -> Array:

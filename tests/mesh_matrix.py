@@ -295,7 +295,8 @@ def placed(case: Case, way: Way, arrays: tuple, tangents: tuple, cotangents: Any
     kind = AxisType.Auto if way.kind == "auto" else AxisType.Explicit
     mesh = Mesh(np.array(jax.devices()).reshape(shape), tuple(way.axis), (kind,) * len(shape))
     given = _put(mesh, given, specs)
-    if kind == AxisType.Auto:
+    # A program finds its mesh in the types of its arrays, or in the context.
+    if kind == AxisType.Auto or way.axis == "n":
         return _compiled(program(case), given)
     with jax.set_mesh(mesh):
         return _compiled(program(case), given)

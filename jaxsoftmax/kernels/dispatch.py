@@ -727,19 +727,19 @@ def _linear_model(
             mask = mask[None, :]
         else:
             mask = _flat(checks.broadcast(mask, (*lead, k), "where"), rows)
-    x = shards.flat_rows(rows, rows.ndim - 1)
+    x = placement.flat_rows(rows, rows.ndim - 1)
     return Model(x.astype(dtype), w.astype(dtype), offsets), mask, rows
 
 
 def _flat(a: Array | None, features: Array) -> Any:
     """What belongs to the rows, in the order and the place of the features' rows: `[N, ...]`."""
     lead = features.ndim - 1
-    return None if a is None else shards.flat_rows(placement.like_rows(a, features, lead), lead)
+    return None if a is None else placement.flat_rows(placement.like_rows(a, features, lead), lead)
 
 
 def _shaped(features: Array, a: Array) -> Array:
     """Numbers of the rows in the features' leading shape."""
-    return shards.unflat_rows(a, features, features.ndim - 1)
+    return placement.unflat_rows(a, features, features.ndim - 1)
 
 
 def _weights(weights: ArrayLike | None, counts: Array | None, features: Array, dtype: Any) -> Array:

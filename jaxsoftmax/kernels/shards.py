@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels.contract import Head, Rows, Stats
@@ -56,9 +56,17 @@ def over_shards(
             return function(axes, *placement.join(head), *numbers)
         return function(axes, *placement.join(head, *numbers))
 
-    return jax.shard_map(local, in_specs=specs, out_specs=row if per_row else PartitionSpec())(
-        *jax.tree.map(jax.sharding.reshard, given, specs)
+    mesh = _mesh(given)
+    run = jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=row if per_row else PartitionSpec()
     )
+    return run(*jax.tree.map(lambda a, s: reshard(a, NamedSharding(mesh, s)), given, specs))
+
+
+def _mesh(arrays: Any) -> AbstractMesh:
+    """The mesh on which one of the arrays is sharded."""
+    sharded = (a for a in jax.tree.leaves(arrays) if any(placement.spec(a)))
+    return jax.typeof(next(sharded)).sharding.mesh
 
 
 def _axes(head: Head) -> Axes:
@@ -116,36 +124,3 @@ def _combine_stats(rows: Rows, top: Array, first: Array | int, axes: Axes) -> St
         total / jnp.maximum(classes, 1), classes, lax.pmin(here.astype(jnp.int32), axes.classes)
     )
 
-
-def flat_rows(x: Array, lead: int) -> Array:
-    """x with its first axes, so many, as one: `[N, ...]`.
-
-    Where an inner one of them is sharded, each device flattens what it holds, so that the rows come
-    in another order, which `unflat_rows` takes back.
-    """
-    spec = placement.spec(x)
-    if not any(spec[1:lead]):
-        return x.reshape(-1, *x.shape[lead:])
-    return jax.shard_map(
-        lambda a: a.reshape(-1, *a.shape[lead:]),
-        in_specs=PartitionSpec(*spec),
-        out_specs=PartitionSpec(_merged(spec[:lead]), *spec[lead:]),
-    )(x)
-
-
-def unflat_rows(x: Array, like: Array, lead: int) -> Array:
-    """Numbers of rows `[N]` in the shape and the place of the first axes of `like`."""
-    spec = placement.spec(like)[:lead]
-    if not any(spec[1:]):
-        return x.reshape(like.shape[:lead])
-    shard = jax.typeof(like).sharding.shard_shape(like.shape)[:lead]
-    return jax.shard_map(
-        lambda a: a.reshape(shard),
-        in_specs=PartitionSpec(_merged(spec)),
-        out_specs=PartitionSpec(*spec),
-    )(x)
-
-
-def _merged(entries: tuple[Any, ...]) -> tuple[str, ...]:
-    """The axes of several entries of a PartitionSpec, as one entry."""
-    return tuple(name for entry in entries for name in placement.names(entry))
