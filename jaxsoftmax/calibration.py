@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, links, losses, metrics
+from jaxsoftmax import checks, links, losses, metrics, placement
 from jaxsoftmax.losses import weighted_mean
 
 PRODUCTS = 4  # conjugate gradients of one Newton step, at most, times the number of parameters
@@ -205,7 +205,7 @@ def _inverse_temperature(z: Array, t: Array, w: Array, limit: float) -> tuple[Ar
         z = z - jnp.where(top == -jnp.inf, 0, top)  # an offset is no confidence, but rounds
     slope = jax.grad(lambda b: _nll(b, jnp.zeros_like(b), z, t, w))
     curvature = jax.grad(slope)
-    one = jnp.ones((), z.dtype)
+    one = placement.full(z, 1, (), z.dtype)
     low, high = one / limit, one * limit
 
     def unfinished(state: tuple) -> Array:
@@ -259,8 +259,9 @@ def _newton(z: Array, t: Array, w: Array, iterations: int) -> tuple[Array, Array
         length = _length(objective, last)
         return at(last.params + length * last.direction, length > 0, last.steps + 1)
 
-    ones = jnp.ones(z.shape[1:], z.dtype)
-    start = at(jnp.stack([ones, jnp.zeros_like(ones)]), jnp.array(True), 0)
+    ones = placement.full(z, 1, z.shape[1:], z.dtype)
+    ones = placement.resharded(ones, z, *placement.spec(z)[1:])  # as its Hessian's blocks are
+    start = at(jnp.stack([ones, jnp.zeros_like(ones)]), placement.full(z, True, (), bool), 0)
     end = lax.while_loop(unfinished, step, start)
     a, c = end.params
     c = c - jnp.mean(c) if _is_softmax(z, t) else c  # a softmax does not see a shift of all
@@ -276,7 +277,7 @@ def _length(objective: Callable[[Array], Array], last: _Iterate) -> Array:
         enough = last.value - 2e-4 * length * last.decrement + slack
         return ~(objective(last.params + length * last.direction) <= enough) & (count < HALVINGS)
 
-    one = jnp.ones((), last.value.dtype)
+    one = placement.full(last.value, 1, (), last.value.dtype)
     length, count = lax.while_loop(fails, lambda trial: (0.5 * trial[0], trial[1] + 1), (one, 0))
     return jnp.where(count < HALVINGS, length, 0)
 

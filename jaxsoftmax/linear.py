@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxsoftmax import placement
+
 
 class LinearParams(NamedTuple):
     """Weights `w: [D, K]` and `bias: [K]`, or None for a model without one.
@@ -95,19 +97,34 @@ def logits(params: LinearParams, features: ArrayLike) -> Array:
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"features must be [..., D] for w: [D, K], got {x.shape} for w: {w.shape}")
     dtype = jnp.promote_types(w.dtype, x.dtype)
-    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    rows = placement.flat_rows(x, x.ndim - 1).astype(dtype)
     bias = None if params.bias is None else params.bias.astype(dtype)
-    scores = jax.lax.platform_dependent(
-        w.astype(dtype), bias, rows, cpu=_class_major, default=_scores
-    )
-    return scores.T.reshape(*x.shape[:-1], w.shape[1])
+    w, bias = _beside(rows, w.astype(dtype), bias)
+    scores = jax.lax.platform_dependent(w, bias, rows, cpu=_class_major, default=_scores)
+    return placement.unflat_rows(scores.T, x, x.ndim - 1)
+
+
+def _beside(rows: Array, w: Array, bias: Array | None) -> tuple[Array, Array | None]:
+    """The model, with all classes on each device where these share the rows' axis of a mesh.
+
+    So a data-parallel model may lie in memory, but no array has two dimensions over one axis.
+    """
+    inner, classes = placement.spec(w)
+    if not {*placement.names(placement.spec(rows)[0])} & {*placement.names(classes)}:
+        return w, bias
+    w = placement.resharded(w, w, inner, None)
+    return w, None if bias is None else placement.replicated(bias)
 
 
 def _scores(
     w: Array, bias: Array | None, rows: Array, hold: Callable[[Array], Array] = lambda a: a
 ) -> Array:
     """`[K, N]` scores; `hold` wraps what XLA would like to transpose back."""
-    scores = jax.lax.dot_general(hold(w.T), rows, (((1,), (1,)), ((), ())))
+    (inner, classes), (examples, features) = placement.spec(w), placement.spec(rows)
+    # An Explicit mesh must be told that the parts of a sum over sharded features are added up.
+    partial = inner is not None and features is not None
+    out = placement.sharding(rows, classes, examples) if partial else None
+    scores = jax.lax.dot_general(hold(w.T), rows, (((1,), (1,)), ((), ())), out_sharding=out)
     return hold(scores if bias is None else scores + bias[:, None])
 
 

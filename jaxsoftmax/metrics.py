@@ -31,8 +31,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, links, losses
+from jaxsoftmax import checks, derivatives, links, losses, placement
 from jaxsoftmax.losses import weighted_mean
+
+TOGETHER = 2**20  # confidences that are ranked at once, of some labels of all
 
 
 def hits(logits: ArrayLike, labels: ArrayLike, *, k: int = 1) -> Array:
@@ -67,7 +69,7 @@ def hits(logits: ArrayLike, labels: ArrayLike, *, k: int = 1) -> Array:
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
     z, index, bad = _classes(logits, labels)
-    own = jnp.take_along_axis(z, index[..., None], -1)
+    own = derivatives.label_logit(z, index, z.ndim - 1)[..., None]
     earlier = lax.broadcasted_iota(index.dtype, z.shape, z.ndim - 1) < index[..., None]
     rank = jnp.sum((z > own) | ((z == own) & earlier), -1)
     return jnp.where(bad, jnp.nan, (rank < k).astype(z.dtype))
@@ -320,10 +322,12 @@ def confusion_matrix(
         scikit-learn's `confusion_matrix` with `labels=range(K)`.
     """
     z, index, bad = _classes(logits, labels)
-    w = _counted(weights, bad, z.dtype)
+    # Numbers of each example, and no logits, go to all devices where an Explicit mesh shards them.
+    numbers = (_counted(weights, bad, z.dtype), index, jnp.argmax(z, -1))
+    w, true, predicted = map(placement.replicated, numbers)
     cells = jnp.zeros((z.shape[-1], z.shape[-1]), z.dtype)
     # An example without an answer has no cell: 0 * NaN says so in every one.
-    return cells.at[index, jnp.argmax(z, -1)].add(w) + 0 * jnp.sum(w)
+    return cells.at[true, predicted].add(w) + 0 * jnp.sum(w)
 
 
 def class_counts(
@@ -643,19 +647,27 @@ def _of_steps(
     """
     c, positive, bad = _labels(confidences, targets, "confidences")
     w = _counted_labels(weights, bad, c.dtype)
+    c, positive, w = (_whole_columns(a, c) for a in (c, positive, w))
 
     def of_label(c: Array, positive: Array, w: Array) -> Array:
         order, step = _ties(-c)
-        total = functools.partial(jax.ops.segment_sum, segment_ids=step, num_segments=len(c))
+        total = functools.partial(jax.ops.segment_sum, segment_ids=step, num_segments=c.shape[0])
         w, positive = w[order], positive[order]
         return summary(total(jnp.where(positive, w, 0)), total(jnp.where(positive, 0, w)))
 
     if c.ndim == 1:
         return of_label(c, positive, w)
     # Some labels at a time: each needs ten arrays of N.
-    together = max(1, 2**20 // max(1, len(c)))
-    columns = (c.T, positive.T, w.T)
+    together = max(1, TOGETHER // max(1, c.shape[0])) if placement.known(c.shape[0]) else 1
+    columns = [c.T, positive.T, w.T]
+    if together < c.shape[1]:
+        columns = [placement.replicated(a) for a in columns]  # no loop steps over a sharded axis
     return lax.map(lambda label: of_label(*label), columns, batch_size=together)
+
+
+def _whole_columns(x: Array, like: Array) -> Array:
+    """All examples of a label on one device: an Explicit mesh does not sort what it shards."""
+    return placement.resharded(x, like, None, *placement.spec(like)[1:])
 
 
 def _ties(values: Array) -> tuple[Array, Array]:
@@ -729,8 +741,8 @@ def reliability(
     """
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
-    p, positive, bad = (a.ravel() for a in _labels(probabilities, targets, "probabilities"))
-    w = _counted(None if weights is None else jnp.ravel(jnp.asarray(weights)), bad, p.dtype)
+    p, positive, bad = map(_flat, _labels(probabilities, targets, "probabilities"))
+    w = _counted(None if weights is None else _flat(jnp.asarray(weights)), bad, p.dtype)
     order, group = _ties(p)
     p, w, t = p[order], w[order], positive[order].astype(p.dtype)
     index = _equal_mass(w, group, bins)
@@ -752,9 +764,14 @@ def reliability(
     )
 
 
+def _flat(x: Array) -> Array:
+    """All numbers in one axis, on every device: an Explicit mesh does not sort what it shards."""
+    return placement.replicated(x).ravel()
+
+
 def _equal_mass(w: Array, group: Array, bins: int) -> Array:
     """Of examples in order, the bin in which the middle of the weight of their ties lies."""
-    own = jax.ops.segment_sum(w, group, num_segments=len(w))
+    own = jax.ops.segment_sum(w, group, num_segments=w.shape[0])
     middle = (jnp.cumsum(own) - own / 2)[group]
     index = jnp.floor(bins * middle / jnp.sum(w))
     return jnp.clip(jnp.nan_to_num(index), 0, bins - 1).astype(jnp.int32)
@@ -890,9 +907,8 @@ def _resampled(
 
     def one(key: Array) -> Any:
         rows = jax.random.randint(key, (size,), 0, size)
-        return jax.tree.map(
-            lambda v: checks.accumulated(jnp.asarray(v)), metric(*(a[rows] for a in arrays))
-        )
+        values = metric(*(placement.taken(a, rows, a, placement.row_axes(a, size)) for a in arrays))
+        return jax.tree.map(lambda v: checks.accumulated(jnp.asarray(v)), values)
 
     return lax.map(one, jax.random.split(key, resamples), batch_size=batch_size)
 

@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoftmax import linear
+from jaxsoftmax import linear, placement
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import check_labels, weighted_mean
 
@@ -79,6 +79,7 @@ class _OnLogits:
 
     def __call__(self, params: LinearParams, features: Array, targets: Array) -> Array:
         scores = linear.logits(params, features)
+        targets = placement.like_rows(targets, scores, 1)
         if scores.shape[-1] == 1 and targets.ndim == 1:
             targets = targets[:, None]
         return jax.vmap(lambda z, t: jnp.sum(self.function(z, t)))(scores, targets)
@@ -490,10 +491,15 @@ def _epoch(
         updates, opt_state = optimizer.update(
             grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
         )
-        return (optax.apply_updates(params, updates), opt_state), (means, jnp.sum(weight))
+        carry = _with_data((optax.apply_updates(params, updates), opt_state), data)
+        return carry, (means, jnp.sum(weight))
 
     carry, (means, totals) = _over_batches(
-        step, (state.params, state.opt_state), data, batch_size=batch_size, key=draw
+        step,
+        _with_data((state.params, state.opt_state), data),
+        data,
+        batch_size=batch_size,
+        key=draw,
     )
     metrics = {name: weighted_mean(mean, weights=totals) for name, mean in means.items()}
     return (
@@ -506,6 +512,16 @@ def _epoch(
         ),
         metrics,
     )
+
+
+def _with_data(carry: Any, data: Data) -> Any:
+    """The carry on the mesh of the data, and varying over the axes of a shard_map as they do.
+
+    A model that every device of a shard_map is handed becomes each device's own: it is fitted to
+    that device's data.
+    """
+    carry, _ = placement.join(carry, data)
+    return jax.tree.map(lambda a: placement.resharded(a, data[0], *placement.spec(a)), carry)
 
 
 def _over_batches(
@@ -529,12 +545,17 @@ def _over_batches(
     order = _shuffled(key, size)
     rows = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
     # Not all of weights' rows: the padding's are 0.
-    weight = jnp.pad(weights[order], (0, padding)).reshape(steps, batch_size)
+    weight = placement.replicated(weights)[order]
+    weight = jnp.pad(weight, (0, padding)).reshape(steps, batch_size)
+    axes = placement.row_axes(features, batch_size)
+
+    def taken(a: Array, rows: Array) -> Array:
+        return placement.taken(a, rows, features, axes, mode="promise_in_bounds")
 
     def gathered(carry: Any, batch: tuple[Array, Array]) -> tuple[Any, Any]:
         rows, weight = batch
-        x, t = (a.at[rows].get(mode="promise_in_bounds") for a in (features, targets))
-        return step(carry, (x, t, weight))
+        weight = placement.shared(weight, features, axes)
+        return step(carry, (taken(features, rows), taken(targets, rows), weight))
 
     return jax.lax.scan(gathered, carry, (rows, weight))
 

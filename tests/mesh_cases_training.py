@@ -1,0 +1,472 @@
+"""Metrics, calibration and training on meshes of eight devices, against the same on one.
+
+A script, because a process has one number of devices: `test_meshes.py` runs it. It prints a line
+for each case, PASS or FAIL with the reason; arguments select the cases whose names hold them, and
+--list prints the names.
+"""
+
+import functools
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from unittest import mock
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from jax import export  # noqa: E402
+from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+from jaxsoftmax import (  # noqa: E402
+    binary_cross_entropy,
+    calibration,
+    cross_entropy,
+    linear,
+    metrics,
+    training,
+)
+
+N, K, D = 64, 8, 12
+rng = np.random.default_rng(0)
+LOGITS = rng.standard_normal((N, K)).astype(np.float32).round(1)  # with ties
+LABELS = rng.integers(0, K, N).astype(np.int32)
+TARGETS = rng.integers(0, 2, (N, K)).astype(np.int32)
+WEIGHTS = rng.integers(0, 3, N).astype(np.float32)
+FEATURES = rng.standard_normal((N, D)).astype(np.float32)
+PARAMS = linear.LinearParams(*(rng.standard_normal(s).astype(np.float32) for s in ((D, K), (K,))))
+
+CASES: dict[str, Callable[[], None]] = {}
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    """Register a case under its function's name."""
+    CASES[function.__name__] = function
+    return function
+
+
+def mesh(kind: AxisType, *shape: int) -> Mesh:
+    return jax.make_mesh(shape, ("r", "c")[: len(shape)], axis_types=(kind,) * len(shape))
+
+
+AUTO, EXPLICIT = mesh(AxisType.Auto, 8), mesh(AxisType.Explicit, 8)
+SQUARE = mesh(AxisType.Explicit, 2, 4)
+
+
+def within(mesh: Mesh) -> AbstractContextManager[Any]:
+    """The context in which an Explicit mesh is used; an Auto mesh needs none."""
+    return jax.set_mesh(mesh) if mesh is not AUTO else nullcontext()
+
+
+def place(a: Any, mesh: Mesh, *axes: Any) -> jax.Array:
+    return jax.device_put(a, NamedSharding(mesh, P(*axes[: a.ndim])))
+
+
+def same(got: Any, wanted: Any, rtol: float = 1e-5) -> None:
+    def equal(g: Any, w: Any) -> None:
+        np.testing.assert_allclose(np.asarray(g), np.asarray(w), rtol=rtol, atol=1e-6)
+
+    jax.tree.map(equal, got, wanted)
+
+
+def by_shard(f: Callable, replicated: tuple, rows: tuple) -> None:
+    """Inside a shard_map over rows f says of each shard what it says of these rows alone."""
+
+    def local(*args: Any) -> Any:
+        return jax.tree.map(lambda a: a[None], f(*args))
+
+    specs = (P(),) * len(replicated) + (P("r"),) * len(rows)
+    got = jax.jit(jax.shard_map(local, mesh=AUTO, in_specs=specs, out_specs=P("r")))(
+        *replicated, *rows
+    )
+    alone = jax.jit(local)
+    parts = [alone(*replicated, *(np.split(a, 8)[i] for a in rows)) for i in range(8)]
+    same(got, jax.tree.map(lambda *a: np.concatenate(a), *parts))
+
+
+# -- Metrics --
+
+
+def sigmoid_reliability(z: Any, t: Any, weights: Any = None) -> Any:
+    each = None if weights is None else jnp.broadcast_to(weights[:, None], z.shape)
+    return metrics.reliability(jax.nn.sigmoid(z), t, weights=each)
+
+
+def interval(z: Any, y: Any) -> Any:
+    return metrics.bootstrap(metrics.accuracy, (z, y), key=jax.random.key(0), resamples=20)
+
+
+def scores(z: Any, t: Any) -> Any:
+    counts = metrics.label_counts(z, t)
+    f1 = metrics.f1(counts)
+    micro = metrics.f1(metrics.micro(counts))
+    return metrics.precision(counts), metrics.recall(counts), f1, metrics.macro(f1), micro
+
+
+OF_LABELS = {
+    "hits": functools.partial(metrics.hits, k=2),
+    "accuracy": metrics.accuracy,
+    "top_k_accuracy": functools.partial(metrics.top_k_accuracy, k=3),
+    "negative_log_likelihood": metrics.negative_log_likelihood,
+    "brier_score": metrics.brier_score,
+    "confusion_matrix": metrics.confusion_matrix,
+    "class_counts": metrics.class_counts,
+    "one_vs_rest": metrics.one_vs_rest,
+    "expected_calibration_error": metrics.expected_calibration_error,
+    "bootstrap": interval,
+}
+OF_TARGETS = {
+    "log_loss": metrics.log_loss,
+    "label_accuracy": metrics.label_accuracy,
+    "label_counts": metrics.label_counts,
+    "scores": scores,
+    "roc_auc": metrics.roc_auc,
+    "average_precision": metrics.average_precision,
+    "reliability": sigmoid_reliability,
+}
+METRICS = {name: (f, (LOGITS, LABELS)) for name, f in OF_LABELS.items()}
+METRICS |= {name: (f, (LOGITS, TARGETS)) for name, f in OF_TARGETS.items()}
+METRICS["roc_auc_of_one"] = metrics.roc_auc, (LOGITS[:, 0], TARGETS[:, 0])
+WEIGHTED = ("confusion_matrix", "expected_calibration_error", "log_loss", "roc_auc", "reliability")
+METRICS |= {
+    f"{name}_weighted": (
+        lambda z, t, w, f=METRICS[name][0]: f(z, t, weights=w),
+        (*METRICS[name][1], WEIGHTS),
+    )
+    for name in WEIGHTED
+}
+
+
+@functools.cache
+def whole(name: str) -> Any:
+    f, args = METRICS[name]
+    return jax.device_get(jax.jit(f)(*args))
+
+
+def metric(name: str, mesh: Mesh, *axes: Any, alike: bool = True) -> None:
+    """A metric under jit; unless alike, only the logits are sharded."""
+    f, args = METRICS[name]
+    placed = [place(a, mesh, *(axes if alike or not i else ())) for i, a in enumerate(args)]
+    with within(mesh):
+        same(jax.jit(f)(*placed), whole(name))
+
+
+def metric_without_context(name: str) -> None:
+    f, args = METRICS[name]
+    same(f(*(place(a, EXPLICIT, "r") for a in args)), whole(name))
+
+
+SOME = ("confusion_matrix_weighted", "expected_calibration_error", "roc_auc_weighted", "bootstrap")
+for name in METRICS:
+    CASES[f"explicit_{name}"] = functools.partial(metric, name, SQUARE, "r", "c")
+for name in SOME:
+    CASES[f"explicit_rows_{name}"] = functools.partial(metric, name, EXPLICIT, "r")
+    CASES[f"manual_{name}"] = functools.partial(by_shard, METRICS[name][0], (), METRICS[name][1])
+    CASES[f"outside_{name}"] = functools.partial(metric_without_context, name)
+for name in (*SOME[:3], "hits"):
+    CASES[f"unlike_{name}"] = functools.partial(metric, name, SQUARE, "r", "c", alike=False)
+
+
+CASES["auto_bootstrap"] = functools.partial(metric, "bootstrap", AUTO, "r")
+
+
+@case
+def some_labels_at_a_time() -> None:
+    """As where examples are many: no loop steps over a sharded axis."""
+    with mock.patch.object(metrics, "TOGETHER", 2 * N):
+        metric("roc_auc_weighted", SQUARE, "r", "c")
+
+
+@case
+def no_gathered_logits() -> None:
+    """What crosses between devices is some numbers of each example, never its logits."""
+    n, k = 64, 1024
+    z, y = jnp.zeros((n, k)), jnp.zeros(n, jnp.int32)
+    functions = metrics.hits, metrics.confusion_matrix, metrics.expected_calibration_error
+    for m, axes in ((AUTO, (None, "r")), (EXPLICIT, (None, "r")), (EXPLICIT, ("r", None))):
+        for f in functions:
+            with within(m):
+                text = (
+                    jax.jit(f).lower(place(z, m, *axes), place(y, m, axes[0])).compile().as_text()
+                )
+            sizes = [size for kind, size in collectives(text) if kind == "all-gather"]
+            assert max(sizes, default=0) <= 8 * n, (f.__name__, axes, sizes)
+
+
+def collectives(text: str) -> Iterator[tuple[str, int]]:
+    """The collectives of a compiled program, each with its elements."""
+    for shapes, kind in re.findall(
+        r"= (.*?) (all-gather|all-reduce|all-to-all)(?:-start)?\(", text
+    ):
+        for dims in re.findall(r"\[([\d,]*)\]", shapes):
+            yield kind, int(np.prod([int(d) for d in dims.split(",") if d]))
+
+
+# -- Training --
+
+OPTIMIZER = optax.adam(1e-2)
+SOFTMAX, SIGMOID = training.on_logits(cross_entropy), training.on_logits(binary_cross_entropy)
+
+
+def state(params: linear.LinearParams = PARAMS) -> training.TrainState:
+    return training.init_state(params, optimizer=OPTIMIZER, key=jax.random.key(0))
+
+
+def epoch(x: Any, t: Any, w: Any, params: Any = PARAMS, batch_size: int = 24) -> tuple:
+    loss = SOFTMAX if t.ndim == 1 else SIGMOID
+    how = {"loss": loss, "optimizer": OPTIMIZER, "batch_size": batch_size, "weights": w}
+    end, means = training.train_epoch(state(params), x, t, **how)
+    return end.params, means, training.evaluate(end.params, x, t, loss=loss, weights=w)
+
+
+@functools.cache
+def whole_epoch(several: bool, batch_size: int = 24) -> tuple:
+    t = TARGETS if several else LABELS
+    return jax.device_get(epoch(FEATURES, t, WEIGHTS, batch_size=batch_size))
+
+
+def sharded_epoch(mesh: Mesh, rows: tuple, batch_size: int, context: bool = True) -> None:
+    data = (place(a, mesh, *rows) for a in (FEATURES, LABELS, WEIGHTS))
+    with within(mesh) if context else nullcontext():
+        same(epoch(*data, batch_size=batch_size), whole_epoch(False, batch_size))
+
+
+for size in (20, 24):  # the devices divide 24 alone; both leave a last part
+    CASES[f"epoch_explicit_{size}"] = functools.partial(sharded_epoch, EXPLICIT, ("r",), size)
+CASES["epoch_auto_20"] = functools.partial(sharded_epoch, AUTO, ("r",), 20)
+CASES["epoch_auto_24"] = functools.partial(sharded_epoch, AUTO, ("r",), 24)
+CASES["epoch_outside"] = functools.partial(sharded_epoch, EXPLICIT, ("r",), 24, context=False)
+CASES["epoch_replicated"] = functools.partial(sharded_epoch, EXPLICIT, (), 24)
+
+
+@case
+def epoch_targets_replicated() -> None:
+    with within(EXPLICIT):
+        data = place(FEATURES, EXPLICIT, "r"), place(LABELS, EXPLICIT), place(WEIGHTS, EXPLICIT)
+        same(epoch(*data), whole_epoch(False))
+
+
+def epoch_of_model(features: tuple, model: tuple, several: bool) -> None:
+    """Rows and classes, the model in parts over the rows' axis, or the features in parts."""
+    w, bias = place(PARAMS.w, SQUARE, *model), place(PARAMS.bias, SQUARE, *model[1:])
+    x = place(FEATURES, SQUARE, *features)
+    t, weights = (place(a, SQUARE, "r") for a in (TARGETS if several else LABELS, WEIGHTS))
+    with within(SQUARE):
+        same(epoch(x, t, weights, linear.LinearParams(w, bias)), whole_epoch(several))
+
+
+for name, axes in {
+    "epoch_classes": (("r",), (None, "c"), False),
+    "epoch_classes_several": (("r",), (None, "c"), True),
+    "epoch_model_over_rows": (("r",), (None, "r"), False),
+    "epoch_features": (("r", "c"), ("c", None), True),
+}.items():
+    CASES[name] = functools.partial(epoch_of_model, *axes)
+
+
+@case
+def epoch_by_shard() -> None:
+    """Each device of a shard_map fits a model of its own."""
+    f = functools.partial(epoch, batch_size=3)
+    by_shard(lambda p, x, t, w: f(x, t, w, p), (PARAMS,), (FEATURES, LABELS, WEIGHTS))
+
+
+def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
+    """Each device computes its part of a minibatch, and of all dots none takes more rows."""
+    n, batch = 512, 128
+    x = place(np.ones((n, D), np.float32), mesh, "r")
+    t = place(np.zeros(n, np.int32), mesh, "r")
+    with within(mesh):
+        text = (lowered_sweep if lanes else lowered_epoch)(x, t, batch, lanes).compile().as_text()
+    shapes = re.findall(r"= f32\[([\d,]*)\]\S* dot\(", text)
+    assert f"{max(1, lanes) * K},{batch // 8}" in shapes, shapes
+    assert not any(str(batch) in shape.split(",") for shape in shapes), shapes
+    largest = max(size for _, size in collectives(text))
+    assert largest <= batch * D, largest
+
+
+def lowered_epoch(x: Any, t: Any, batch: int, lanes: int) -> Any:
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch}
+    return training.train_epoch.lower(state(), x, t, **how)
+
+
+def lowered_sweep(x: Any, t: Any, batch: int, lanes: int) -> Any:
+    params = jax.tree.map(lambda a: jnp.stack([a] * lanes), PARAMS)
+    rates = jnp.full(lanes, 0.1)
+    key = jax.random.key_data(jax.random.key(0))
+    start = training._init_lanes(params, rates, make_optimizer=optax.adam, key=key)
+    how = {"make_optimizer": optax.adam, "batch_size": batch, "loss": SOFTMAX}
+    return training._sweep_epoch.lower(start, rates, (x, t, None), score=training.accuracy, **how)
+
+
+for name, m in (("auto", AUTO), ("explicit", EXPLICIT)):
+    CASES[f"work_is_shared_{name}"] = functools.partial(work_is_shared, m)
+    CASES[f"work_of_lanes_is_shared_{name}"] = functools.partial(work_is_shared, m, 3)
+
+
+def fitted(put: Callable[[Any], Any]) -> tuple:
+    x, t, w = map(put, (FEATURES, LABELS, WEIGHTS))
+    result = training.fit(
+        SOFTMAX,
+        x,
+        t,
+        optimizer=OPTIMIZER,
+        key=jax.random.key(0),
+        epochs=2,
+        batch_size=16,
+        weights=w,
+        validation=(x, t),
+        patience=2,
+    )
+    return result.params, result.history, result.best_epoch
+
+
+def swept(put: Callable[[Any], Any]) -> tuple:
+    x, t, w = map(put, (FEATURES, LABELS, WEIGHTS))
+    result = training.sweep(
+        SOFTMAX,
+        x,
+        t,
+        make_optimizer=optax.adam,
+        hyperparams=jnp.array([0.01, 0.1]),
+        keys=jax.random.split(jax.random.key(0), 2),
+        epochs=2,
+        batch_size=16,
+        weights=w,
+        validation=(x, t),
+    )
+    return result.params, result.history, result.best_epoch
+
+
+@functools.cache
+def whole_fit(fit: Callable) -> tuple:
+    return jax.device_get(fit(lambda a: a))
+
+
+def sharded_fit(fit: Callable, mesh: Mesh, rows: tuple, context: bool = True) -> None:
+    with within(mesh) if context else nullcontext():
+        same(fit(lambda a: place(a, mesh, *rows)), whole_fit(fit))
+
+
+for fit in (fitted, swept):
+    for name, m in (("auto", AUTO), ("explicit", EXPLICIT)):
+        CASES[f"{fit.__name__}_{name}"] = functools.partial(sharded_fit, fit, m, ("r",))
+CASES["fitted_outside"] = functools.partial(sharded_fit, fitted, EXPLICIT, ("r",), context=False)
+
+
+@case
+def logits_of_any_rank() -> None:
+    x = rng.standard_normal((8, 4, D)).astype(np.float32)
+    for axes in (("r", "c"), (None, "c"), ("c",)):
+        with within(SQUARE):
+            got = jax.jit(linear.logits)(PARAMS, place(x, SQUARE, *axes))
+        same(got, linear.logits(PARAMS, x))
+
+
+# -- Calibration --
+
+
+def calibrated(function: Callable, t: np.ndarray, mesh: Mesh, *axes: Any) -> None:
+    data = LOGITS + 2 * (TARGETS if t.ndim == 2 else np.eye(K, dtype=np.float32)[LABELS])
+    data = data.astype(np.float32)
+    wanted = function(data, t, weights=WEIGHTS)
+    with within(mesh):
+        z, t, w = (place(a, mesh, *axes) for a in (data, t, WEIGHTS))
+        got = function(z, t, weights=w)
+        same(got.apply(z), wanted.apply(data), rtol=1e-3)
+    # Where Newton's method stops within rounding the last step is not the same.
+    same(got[:4], wanted[:4], rtol=1e-3)
+    assert got.converged == wanted.converged
+
+
+# Vector scaling starts from temperature scaling.
+for t in (LABELS, TARGETS):
+    name = f"explicit_calibration_of_{'softmax' if t.ndim == 1 else 'sigmoid'}"
+    CASES[name] = functools.partial(calibrated, calibration.vector_scaling, t, SQUARE, "r", "c")
+
+
+@case
+def calibration_by_shard() -> None:
+    """The loops inside, whose carries start from constants."""
+    repeated = tuple(np.tile(a, (8,) + (1,) * (a.ndim - 1)) for a in (LOGITS, LABELS, WEIGHTS))
+    by_shard(lambda *a: calibration._inverse_temperature(*a, 100.0)[0], (), repeated)
+    by_shard(lambda *a: calibration._newton(*a, 5)[1], (), repeated)
+
+
+# -- Programs --
+
+
+def exported(f: Callable, *args: np.ndarray) -> None:
+    """One program of any number of examples, the first axis where it is N."""
+    (size,) = export.symbolic_shape("b")
+    shapes = (
+        jax.ShapeDtypeStruct((size, *a.shape[1:]) if len(a) == N else a.shape, a.dtype)
+        for a in args
+    )
+    program = export.export(jax.jit(f), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    program = export.deserialize(program.serialize())
+    for n in (1, 7, N):
+        part = [a[:n] if len(a) == N else a for a in args]
+        same(jax.tree.leaves(program.call(*part)), jax.tree.leaves(jax.jit(f)(*part)))
+
+
+def evaluated(w: Any, x: Any, y: Any) -> Any:
+    return training.evaluate(linear.LinearParams(w, None), x, y, loss=SOFTMAX)
+
+
+def scored(w: Any, x: Any) -> Any:
+    return linear.logits(linear.LinearParams(w, None), x)
+
+
+METRICS["calibration_error"] = (
+    lambda z, y: metrics.expected_calibration_error(z, y).error,
+    (LOGITS, LABELS),
+)
+EXPORTED = ("hits", "top_k_accuracy", "negative_log_likelihood", "brier_score", "log_loss")
+EXPORTED += ("confusion_matrix_weighted", "calibration_error", "roc_auc_weighted", "roc_auc_of_one")
+for name in EXPORTED:
+    CASES[f"export_{name}"] = functools.partial(exported, METRICS[name][0], *METRICS[name][1])
+CASES["export_logits"] = functools.partial(exported, scored, PARAMS.w, FEATURES)
+CASES["export_evaluate"] = functools.partial(exported, evaluated, PARAMS.w, FEATURES, LABELS)
+
+
+@case
+def one_device_has_no_placement() -> None:
+    """Where nothing is sharded the program says nothing of shardings."""
+    f = functools.partial(epoch, batch_size=24)
+    programs = [jax.make_jaxpr(f)(FEATURES, LABELS, WEIGHTS)]
+    programs += [jax.make_jaxpr(METRICS[name][0])(*METRICS[name][1]) for name in SOME]
+    for name in ("sharding_constraint", "reshard", "pcast", "pvary"):
+        assert not any(re.search(rf"\b{name}\b", str(program)) for program in programs), name
+
+
+def main(wanted: list[str]) -> int:
+    failed = 0
+    for name, run in CASES.items():
+        if wanted and not any(part in name for part in wanted):
+            continue
+        try:
+            run()
+            print("PASS", name, flush=True)
+        except Exception as error:
+            failed += 1
+            frames = traceback.extract_tb(error.__traceback__)
+            places = [f"{f.filename}:{f.lineno}" for f in frames if "/jaxsoftmax/" in f.filename]
+            reason = " ".join(str(error).split())[:300]
+            print("FAIL", name, places[-1:], type(error).__name__, reason, flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--list"]:
+        print(*CASES, sep="\n")
+    else:
+        sys.exit(bool(main(sys.argv[1:])))
