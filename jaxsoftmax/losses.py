@@ -122,7 +122,9 @@ def _values_by_blocks(z: Array, *rows: Array) -> Array:
         part = [placement.take(a, cut, longest) for a in arrays]
         return placement.put(values, _values(*part, axis=values.ndim), cut, longest)
 
-    start = jnp.zeros_like(arrays[1], z.dtype)
+    # Out of the context of a mesh zeros have no place of their own.
+    zeros = jnp.zeros_like(arrays[1], z.dtype)
+    start = placement.like_rows(zeros, arrays[0], zeros.ndim)
     return lax.fori_loop(0, -(-count // size), block, start).reshape(lead)
 
 
