@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as mosaic
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
@@ -166,8 +167,8 @@ def in_a_callback(pallas_call: Callable, kernel: Callable, *, out_shape: Any, **
 
 
 def with_type(a: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-    axes = like.manual_axis_type.varying if like.manual_axis_type else ()
-    return jax.lax.pcast(a, tuple(axes), to="varying") if axes else a
+    axes = tuple(like.manual_axis_type.varying)  # None would be a type that is not whole
+    return jax.lax.pcast(a, axes, to="varying") if axes else a
 
 
 def close(found: Any, wanted: Any, name: str) -> None:
@@ -196,6 +197,19 @@ def test_types_on_a_gpu(kind: str, check_vma: bool):
                 (),
                 [a.dtype for a in shapes[:3]],
             )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sizes_that_are_symbols_are_refused(name: str):
+    (n,) = export.symbolic_shape("n")
+    _, dtype, tiles = CASES[name]
+    x, w = jax.ShapeDtypeStruct((n, 64), dtype), jax.ShapeDtypeStruct((64, 256), dtype)
+    program = partial(linear_cross_entropy, implementation=name, tiles=tiles)
+    with (
+        target.assumed(name.removeprefix("mosaic_"), interpret=True),
+        pytest.raises(NotImplementedError, match="sizes that are numbers"),
+    ):
+        export.export(jax.jit(program))(x, w, jax.ShapeDtypeStruct((n,), jnp.int32))
 
 
 @pytest.mark.libtpu

@@ -59,6 +59,8 @@ ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kerne
 def unsupported(head: Head, options: Options) -> str | None:
     """What the tensor cores multiply, and which GPUs have them."""
     k, dtype, gaps = head.w.shape[1], head.x.dtype, _gaps(head)
+    if not placement.known(*head.x.shape, *head.w.shape):
+        return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
     if head.truth.ndim == 1 and gaps is not None:

@@ -57,6 +57,8 @@ PRECISIONS = (None, "default", "high", "highest", *lax.Precision)
 
 def unsupported(head: Head, options: Options) -> str | None:
     """What the matrix unit cannot do; any N, D, K and mask will do."""
+    if not placement.known(*head.x.shape, *head.w.shape):
+        return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if head.x.dtype.name not in DTYPES:
         return f"it needs features and weights in {' or '.join(DTYPES)}, got {head.x.dtype}"
     if options.precision not in PRECISIONS:
