@@ -27,7 +27,7 @@ DATA = {
     "main_job",
 }
 TORCH = {"exactness", "training_speed", "stability"}
-TIMED = ("exactness", "loss_price", "training_speed", "main_job")
+TIMED = ("exactness", "loss_price", "data_parallel", "training_speed", "main_job")
 
 
 def main() -> None:

@@ -133,6 +133,19 @@ def solver() -> list[str]:
     return markdown(heads, rows)
 
 
+def data_parallel() -> list[str]:
+    """Time as a multiple of Optax's, temporary memory, and collectives."""
+    found = record("data_parallel_cpu")
+    rows = []
+    for name in sorted(found["seconds"], key=lambda name: (not name.startswith("optax"), name)):
+        part = found[name]
+        sent = ", ".join(f"{count} {kind}" for kind, count in sorted(part["collectives"].items()))
+        memory = f"{part['temporary_bytes'] / 1e6:.0f} MB"
+        rows.append([name, f"{part['times_optax']:.2f}", memory, sent])
+    heads = ("program", "time / Optax's", "temporary memory of each device", "collectives")
+    return markdown(heads, rows)
+
+
 def main_job() -> list[str]:
     """Accuracy of the command's defaults."""
     rows = [
@@ -169,6 +182,7 @@ TABLES = {
     "price": price,
     "training": training,
     "fused": fused,
+    "data parallel": data_parallel,
     "solver": solver,
     "main job": main_job,
     "own data": own_data,

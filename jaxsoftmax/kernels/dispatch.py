@@ -475,8 +475,8 @@ def _per_example(
     if name == "reference":
         nll, lse, mean, predicted = reference.softmax_head(head, options)
     else:
-        first = shards.first_class(head, axes)
-        rows = _as_integers(_rows(name, options, head._replace(truth=head.truth - first)))
+        head, first = shards.local_labels(head, axes)
+        rows = _as_integers(_rows(name, options, head))
         nll, lse, mean, predicted = _finished(shards.combine(rows, first, axes))
     # A factor, not a choice: the gradient is to be NaN as well.
     nll = nll * jnp.where(known, 1, jnp.nan).astype(nll.dtype)

@@ -97,9 +97,18 @@ def _is_shared(where: Array | None) -> bool:
     return where is None or where.shape[0] == 1
 
 
-def first_class(head: Head, axes: Axes) -> Array | int:
-    """The number of the first of the classes that this device holds."""
-    return lax.axis_index(axes.classes) * head.w.shape[1] if axes.classes else 0
+def local_labels(head: Head, axes: Axes) -> tuple[Head, Array | int]:
+    """Labels counted from the first class that this device holds, and the number of that class.
+
+    A label of another device is -1, as a kernel's padding may have any greater number.
+    """
+    if not axes.classes:
+        return head, 0
+    classes = head.w.shape[1]
+    first = lax.axis_index(axes.classes) * classes
+    local = head.truth - first
+    here = (local >= 0) & (local < classes)
+    return head._replace(truth=jnp.where(here, local, -1)), first
 
 
 def combine(rows: Rows, first: Array | int, axes: Axes) -> Rows:
