@@ -185,12 +185,22 @@ def replicated(x: Array) -> Array:
 
 
 def resharded(x: Array, like: Array, *axes: Any) -> Array:
-    """x over these axes of the Explicit mesh on which `like` lies, in its context or not."""
+    """x over these axes of the Explicit mesh on which `like` lies, or else x itself.
+
+    It works in the context of that mesh and out of it, where JAX moves concrete arrays only.
+    """
+    like = like if _is_explicit(like) else x
     mesh = jax.typeof(like).sharding.mesh
-    here = AxisType.Explicit not in mesh.axis_types or jax.typeof(x).sharding.mesh == mesh
-    if here and spec(x) == axes:
+    if not _is_explicit(like) or (jax.typeof(x).sharding.mesh == mesh and spec(x) == axes):
         return x
-    return jax.sharding.reshard(x, sharding(like, *axes))
+    if isinstance(x, jax.core.Tracer) or isinstance(like, jax.core.Tracer):
+        return jax.sharding.reshard(x, sharding(like, *axes))
+    place: Any = like.sharding
+    return jax.device_put(x, NamedSharding(place.mesh, PartitionSpec(*axes)))
+
+
+def _is_explicit(x: Array) -> bool:
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def sharding(like: Array, *axes: Any) -> NamedSharding:

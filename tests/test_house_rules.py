@@ -21,13 +21,13 @@ FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(inspect
 
 # Lower imports nothing from higher; modules of one rank do not import each other.
 RANKS = {
-    "exponential": 0,
-    "checks": 0,
-    "links": 1,
-    "derivatives": 2,
-    "losses": 3,
-    "kernels": 4,
-    "class_parallel": 5,
+    "placement": 0,
+    "exponential": 1,
+    "checks": 1,
+    "links": 2,
+    "derivatives": 3,
+    "losses": 4,
+    "kernels": 5,
     "linear": 6,
     "training": 7,
     "solvers": 7,

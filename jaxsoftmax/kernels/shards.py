@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
+from jax.sharding import PartitionSpec
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels.contract import Head, Rows, Stats
@@ -43,7 +43,7 @@ def over_shards(
         per_row: whether the results are `[N]`.
     """
     given = (head, *numbers)
-    sharded = any(any(placement.spec(a)) for a in jax.tree.leaves(given))
+    sharded = [a for a in jax.tree.leaves(given) if any(placement.spec(a))]
     if not sharded or implementation == "reference" or head.x.shape[0] == 0:
         return function(Axes(), *placement.join(*given))
     axes = _axes(head)
@@ -56,17 +56,13 @@ def over_shards(
             return function(axes, *placement.join(head), *numbers)
         return function(axes, *placement.join(head, *numbers))
 
-    mesh = _mesh(given)
     run = jax.shard_map(
-        local, mesh=mesh, in_specs=specs, out_specs=row if per_row else PartitionSpec()
+        local,
+        mesh=jax.typeof(sharded[0]).sharding.mesh,
+        in_specs=specs,
+        out_specs=row if per_row else PartitionSpec(),
     )
-    return run(*jax.tree.map(lambda a, s: reshard(a, NamedSharding(mesh, s)), given, specs))
-
-
-def _mesh(arrays: Any) -> AbstractMesh:
-    """The mesh on which one of the arrays is sharded."""
-    sharded = (a for a in jax.tree.leaves(arrays) if any(placement.spec(a)))
-    return jax.typeof(next(sharded)).sharding.mesh
+    return run(*jax.tree.map(lambda a, s: placement.resharded(a, sharded[0], *s), given, specs))
 
 
 def _axes(head: Head) -> Axes:
@@ -132,4 +128,3 @@ def _combine_stats(rows: Rows, top: Array, first: Array | int, axes: Axes) -> St
     return Stats(
         total / jnp.maximum(classes, 1), classes, lax.pmin(here.astype(jnp.int32), axes.classes)
     )
-

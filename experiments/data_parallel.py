@@ -1,0 +1,129 @@
+"""Data parallelism: a fused loss whose batch is sharded over four devices, beside dense Optax.
+
+Command: `python experiments/data_parallel.py`, about 2 minutes on two cores. `--smoke` takes tiny
+shapes, to see that the script works, and writes no record. The record is
+results/data_parallel_cpu.json.
+
+Question. The features and the labels of a batch lie on four CPU devices, an equal part on each, and
+the weights on all of them. What do value and gradient, in weights and features, of the mean loss
+cost, beside Optax's of the logits, and what passes between the devices? On an Auto mesh the
+compiler alone knows where arrays lie; on an Explicit mesh, and inside `jax.shard_map`, the program
+does. The four devices share the machine's cores, so the times compare programs and show no speedup.
+
+Findings: the record's and README.md's. Nothing but sums passes between the devices, and each of
+them holds a fraction of the logits.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import measure
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxsoftmax import linear_cross_entropy_sum
+
+DEVICES = 4
+SHAPE = (4096, 128, 4000)
+
+
+def main() -> None:
+    """Time all programs in turn, print a line for each and write the record."""
+    parser = argparse.ArgumentParser(description="A fused loss of a sharded batch.")
+    parser.add_argument("--rounds", type=int, default=25, help="paired rounds")
+    parser.add_argument("--smoke", action="store_true", help="a tiny run, without a record")
+    arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    shape = (64, 8, 100) if arguments.smoke else SHAPE
+    programs = {
+        "optax, auto mesh": compiled(dense, AxisType.Auto, shape),
+        "fused, auto mesh": compiled(fused, AxisType.Auto, shape),
+        "fused, explicit mesh": compiled(fused, AxisType.Explicit, shape),
+        "fused, shard_map": compiled(local, AxisType.Auto, shape),
+    }
+    calls = {name: partial(program, *given) for name, (program, given) in programs.items()}
+    found = measure.paired(calls, rounds=2 if arguments.smoke else arguments.rounds)
+    for name, (program, _) in programs.items():
+        found[name] = {
+            "times_optax": 1 / found["ratios"][name]["median"],
+            "temporary_bytes": measure.temporary_bytes(program),
+            "collectives": collectives(program.as_text()),
+        }
+        show(name, found)
+    if not arguments.smoke:
+        n, d, k = shape
+        settings = {"devices": DEVICES, "dtype": "float32", "rows": n, "features": d, "classes": k}
+        settings |= {"x": "normal", "w": "0.05 * normal", "labels": "uniform"}
+        print("written:", measure.write_record("data_parallel_cpu", settings | found).name)
+
+
+def fused(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean loss without the logits."""
+    return linear_cross_entropy_sum(x, w, y) / len(x)
+
+
+def dense(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean loss of the logits."""
+    return optax.softmax_cross_entropy_with_integer_labels(x @ w, y).mean()
+
+
+def local(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean of the mean losses of each device's rows."""
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+    return jax.shard_map(
+        lambda w, x, y: jax.lax.pmean(fused(w, x, y), "rows"),
+        mesh=mesh(AxisType.Auto),
+        in_specs=(whole, rows, rows),
+        out_specs=whole,
+    )(w, x, y)
+
+
+def mesh(kind: AxisType) -> Mesh:
+    """All devices along one axis."""
+    return Mesh(np.array(jax.devices()), ("rows",), axis_types=(kind,))
+
+
+def compiled(
+    loss: Callable[..., jax.Array], kind: AxisType, shape: tuple[int, int, int]
+) -> tuple[jax.stages.Compiled, tuple[jax.Array, ...]]:
+    """Value and gradient of a loss, with its arguments placed on a mesh."""
+    n, d, k = shape
+    w_key, x_key, y_key = jax.random.split(jax.random.key(0), 3)
+    arrays = (
+        0.05 * jax.random.normal(w_key, (d, k)),
+        jax.random.normal(x_key, (n, d)),
+        jax.random.randint(y_key, (n,), 0, k),
+    )
+    whole, rows = (NamedSharding(mesh(kind), PartitionSpec(*s)) for s in ((), ("rows",)))
+    given = tuple(map(jax.device_put, arrays, (whole, rows, rows)))
+    context = jax.set_mesh(mesh(kind)) if kind == AxisType.Explicit else nullcontext()
+    with context:
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*given).compile()
+    return program, given
+
+
+def collectives(text: str) -> dict[str, int]:
+    """How many of each kind are in the text of a program; one in a loop counts once."""
+    kinds = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+    return dict(Counter(re.findall(kinds, text)))
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """Print one line."""
+    milliseconds = 1e3 * found["seconds"][name]["median"]
+    part = found[name]
+    print(
+        f"{name:22}{milliseconds:10.1f} ms{part['times_optax']:8.2f} times Optax's"
+        f"{part['temporary_bytes'] / 1e6:9.1f} MB  {part['collectives']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
