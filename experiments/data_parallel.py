@@ -10,8 +10,11 @@ cost, beside Optax's of the logits, and what passes between the devices? On an A
 compiler alone knows where arrays lie; on an Explicit mesh, and inside `jax.shard_map`, the program
 does. The four devices share the machine's cores, so the times compare programs and show no speedup.
 
-Findings: the record's and README.md's. Nothing but sums passes between the devices, and each of
-them holds a fraction of the logits.
+Findings: the fused loss takes 0.97 to 1.00 times the time of dense Optax, which computes the same
+products, with a fifth to a half of its temporary memory on each device, and nothing but sums passes
+between the devices: the loss and w's gradient, once in a program that knows where its rows lie, and
+once for each chunk of rows on an Auto mesh. Before blocks followed the shards each device computed
+every row, at 3.5 times Optax's time.
 """
 
 import argparse
