@@ -321,19 +321,22 @@ def value_and_gradient(
     # A row's maximum is what every entry of it passes through: NaN for a label that is none.
     maximum = jnp.where(valid, jnp.where(known, maximum, jnp.nan), 0)
     row = exponential.row(maximum)
-    z_y = label_logit(z, index, axis)
+    z_y = jnp.where(valid, label_logit(z, index, axis), 0)
     e_y = exponential.scaled_exp(z_y, row)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
-    others = jnp.where(hot, 0, exponential.scaled_exp(z, jax.tree.map(wide, row)))
+    # All of a row that does not count is left out, NaN included.
+    out = hot | wide(~valid)
+    others = jnp.where(out, 0, exponential.scaled_exp(z, jax.tree.map(wide, row)))
     # A dead row is one whose others weigh nothing and whose label leads: value and gradient are 0.
-    s_o = jnp.where(dead, 0, exponential.total(others, row, axis))
+    # A factor, for the maximum of NaN alone may be -inf, and their sum is NaN.
+    s_o = exponential.total(others, row, axis) * jnp.where(dead, 0, 1).astype(z.dtype)
     total = s_o + e_y
     leads = (z_y == maximum) | dead
     excess = jnp.where(leads, s_o / e_y, total / exponential.scaled_exp(maximum, row) - 1)
     behind = jnp.where(leads, 0, maximum - z_y)
     value = jnp.log1p(excess) + behind
-    inverse = 1 / jnp.where(dead, jnp.inf, total)
-    return value, jnp.where(hot, wide(-s_o * inverse), others * wide(inverse))
+    inverse = 1 / (total + jnp.where(dead, jnp.inf, 0))
+    return value, jnp.where(out, wide(-s_o * inverse), others * wide(inverse))
 
 
 @value_and_gradient.defjvp

@@ -13,8 +13,8 @@ where ln 2 = high + low and n * high is exact, so that t carries half an ulp of 
 
 whose factor c exp(t_max) 2^s cancels in every ratio. The scale 2^s keeps what is as small as the
 smallest normal number, relative to the maximum, a normal number itself; c puts the row's largest
-entry where a sum loses least (`TOP`). exp(t) is a minimax polynomial; the power of two is added to
-its exponent bits as an integer.
+entry where a sum loses least (`TOP`). exp(t) is a minimax polynomial; the power of two is made
+of its exponent bits as an integer.
 
 A maximum beyond the range in which n * high is exact is taken off first. There the subtraction
 is exact for each term that matters, because such a term lies within a factor of two of the
@@ -42,6 +42,7 @@ class _Format(NamedTuple):
 
     integer: Any  # the integer type of the same width
     mantissa: int  # bits of the stored mantissa
+    bias: int  # of the exponent
     scale: int  # s: small terms are kept normal by a factor 2^s
     offset: float  # maxima of at least this size are subtracted first
     reach: float  # a term this far below the maximum counts for nothing
@@ -55,6 +56,7 @@ _FORMATS = {
     "float32": _Format(
         integer=jnp.int32,
         mantissa=23,
+        bias=127,
         scale=64,
         offset=256.0,
         reach=128.0,
@@ -70,6 +72,7 @@ _FORMATS = {
     "float64": _Format(
         integer=jnp.int64,
         mantissa=52,
+        bias=1023,
         scale=512,
         offset=2048.0,
         reach=1024.0,
@@ -107,7 +110,7 @@ class Row(NamedTuple):
     maximum: Array
     base: Array  # what is subtracted from z before the reduction: 0 or the maximum
     peak: Array  # maximum - base
-    shift: Array  # (s - n_max) in the exponent's bits
+    shift: Array  # s - n_max in the exponent's bits, with the bias
     factor: Array  # c = TOP / exp(t_max), to a hundredth
 
 
@@ -119,7 +122,7 @@ def row(maximum: Array) -> Row:
     peak = jnp.where(far, 0, maximum)
     n, t = _reduce(peak, form)
     factor = t.dtype.type(TOP) * (1 - t + t * t / 2)
-    return Row(maximum, base, peak, (form.scale - n) << form.mantissa, factor)
+    return Row(maximum, base, peak, (form.scale + form.bias - n) << form.mantissa, factor)
 
 
 def scaled_exp(z: Array, row: Row) -> Array:
@@ -128,17 +131,19 @@ def scaled_exp(z: Array, row: Row) -> Array:
     What stands for TOP is the same number in the whole row, and each entry is right to two ulp.
 
     Whatever lies more than `reach` below the maximum, -inf included, gives a number that is less
-    than half of the smallest subnormal relative to the maximum: any ratio rounds it to 0. Integer
-    arithmetic loses a NaN; `total` is what carries it.
+    than half of the smallest subnormal relative to the maximum: any ratio rounds it to 0.
+
+    A NaN gives NaN, and sums carry it. The maximum need not: XLA's lose it, in vectors on a CPU and
+    among devices over which the classes are sharded. So each comparison is false for what passes.
     """
     form = _FORMATS[z.dtype.name]
-    shifted = jnp.where(z < row.maximum, z - row.base, row.peak)
+    shifted = jnp.where(z >= row.maximum, row.peak, z - row.base)
     floor = row.peak - form.reach
-    n, t = _reduce(jnp.where(shifted > floor, shifted, floor), form)
-    # One addition puts n - n_max + s into the exponent of exp(t): what stands above the integer
-    # in n is shifted out.
-    exponent = (n << form.mantissa) + row.shift
-    return lax.bitcast_convert_type(_bits(_exp(t, row.factor, form), form) + exponent, z.dtype)
+    n, t = _reduce(jnp.where(shifted <= floor, floor, shifted), form)
+    # One addition makes the exponent of 2^(n - n_max + s): what stands above the integer in n is
+    # shifted out. A product, for an integer added to the bits of a NaN would make a number of it.
+    power = lax.bitcast_convert_type((n << form.mantissa) + row.shift, z.dtype)
+    return _exp(t, row.factor, form) * power
 
 
 def total(entries: Array, row: Row, axis: int) -> Array:

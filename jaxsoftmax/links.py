@@ -243,10 +243,13 @@ def _softmax(z: Array, valid: Array | None, axis: int) -> Array:
     maximum = jnp.max(z, axis)
     dead = maximum < jnp.finfo(z.dtype).min  # not `== -inf`, see derivatives.value_and_gradient
     if valid is not None:
-        maximum, dead = jnp.where(valid, maximum, 0), dead | ~valid
+        maximum = jnp.where(valid, maximum, 0)
     row = exponential.row(maximum)
     e = exponential.scaled_exp(z, jax.tree.map(wide, row))
-    return e * wide(1 / jnp.where(dead, jnp.inf, exponential.total(e, row, axis)))
+    total = exponential.total(e, row, axis)
+    # The maximum of NaN alone may be -inf, but their sum is NaN.
+    p = e * wide(1 / jnp.where(dead & ~jnp.isnan(total), jnp.inf, total))
+    return p if valid is None else jnp.where(wide(valid), p, 0)
 
 
 @_softmax.defjvp
@@ -276,7 +279,9 @@ def _log_softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array,
 @functools.partial(jax.jit, static_argnums=1)
 def _logsumexp(z: Array, axis: int) -> Array:
     maximum = jnp.max(z, axis)
-    return jnp.where(maximum == -jnp.inf, -jnp.inf, maximum + _log_excess(z, maximum, axis))
+    excess = _log_excess(z, maximum, axis)
+    masked = (maximum == -jnp.inf) & ~jnp.isnan(excess)
+    return jnp.where(masked, -jnp.inf, maximum + excess)
 
 
 @_logsumexp.defjvp
@@ -293,7 +298,7 @@ def _log_excess(z: Array, maximum: Array, axis: int) -> Array:
     peak = exponential.scaled_exp(maximum, row)
     below = z < wide(maximum)
     lower = jnp.where(below, exponential.scaled_exp(z, jax.tree.map(wide, row)), 0)
-    ties = jnp.sum(jnp.where(below, 0, jnp.ones_like(z)), axis)
+    ties = jnp.sum(jnp.where(below, 0, jnp.where(z == z, 1, z)), axis)
     return jnp.log1p(exponential.total(lower, row, axis) / peak + (ties - 1))
 
 

@@ -517,6 +517,8 @@ def multiclass_hinge(
     z = z * jnp.where(known, 1, jnp.nan).astype(z.dtype)
     truth = jnp.sum(jnp.where(hot, z, 0), axis)
     best_other = jnp.max(jnp.where(hot, -jnp.inf, z), axis)
+    # XLA's maxima may lose a NaN.
+    best_other = jnp.where(jnp.any(jnp.isnan(z), axis), jnp.nan, best_other)
     # Where no other class exists there is no margin to keep.
     alone = best_other == -jnp.inf
     # Two infinite scores are equal; so are finite ones, but those keep their slope.
@@ -711,7 +713,7 @@ def _soft_arguments(
     valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
     z, t = checks.count_rows(z, valid, axis), checks.count_rows(t, valid, axis)
     # A row that is masked whole has no distribution: it counts for nothing.
-    alive = jnp.max(z, axis, keepdims=True) != -jnp.inf
+    alive = jnp.any(z != -jnp.inf, axis, keepdims=True)
     return z, jnp.where(alive, t, 0), valid, axis
 
 

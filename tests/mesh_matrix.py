@@ -58,12 +58,19 @@ def data() -> dict[str, np.ndarray]:
     where = rng.random((N, K)) < 0.9
     where[:3] = False
     targets = np.abs(normal(N, K))
+    w = normal(D, K // 2) / 2
+    broken = 4 * normal(N, K)
+    broken[3, 5], broken[20, 90], broken[21] = np.nan, np.nan, np.nan
+    diverged = normal(D, K)
+    diverged[:, 70] = np.nan
     found = {
         "logits": 4 * normal(N, K), "tangents": normal(N, K), "labels": rng.integers(0, K, N),
         "valid": valid, "where": where, "targets": targets / targets.max(),
         "weights": np.abs(normal(N)), "values": np.abs(normal(N)),
-        "x": normal(N, D), "w": normal(D, K) / 2, "bias": normal(K), "few": normal(D, FEW),
-        "few_bias": normal(FEW), "few_labels": rng.integers(0, FEW, N),
+        "x": normal(N, D), "bias": np.tile(normal(K // 2), 2),
+        # Each class has a twin in another block: a tie goes to the first.
+        "w": np.concatenate([w, w], 1), "broken": broken, "diverged": diverged,
+        "few": normal(D, FEW), "few_bias": normal(FEW), "few_labels": rng.integers(0, FEW, N),
         "exists": np.arange(K) != 5, "marks": rng.integers(0, 2, (N, K)),
     }  # fmt: skip
     for name in ("x", "labels", "valid", "weights"):
@@ -132,6 +139,19 @@ def cases() -> dict[str, Case]:
                 js.binary_cross_entropy_hessian_product(z, t, z),
                 js.binary_gauss_newton_factor(z),
             ), logit, 1, exact=()),
+        "labels alone are many": Case(
+            lambda z, y: js.cross_entropy(jnp.broadcast_to(z, (len(y), K)), y),
+            {"bias": "k", "labels": "n"}, 1, exact=()),
+        "NaN in a row": Case(
+            lambda z, y, t: (
+                js.cross_entropy(z, y), js.logsumexp(z), js.softmax(z), js.log_softmax(z),
+                js.brier(z, y), js.multiclass_hinge(z, y), js.soft_cross_entropy(z, t),
+            ), {"broken": "nk", "labels": "n", "targets": "nk"}, 1, exact=()),
+        "NaN in a class": Case(
+            lambda x, w, b, y: (
+                *js.linear_cross_entropy(x, w, y, bias=b, tiles=tiles),
+                js.linear_cross_entropy_sum(x, w, y, bias=b, tiles=tiles),
+            ), {"x": "nd", "diverged": "dk", "bias": "k", "labels": "n"}, 3, exact=()),
         "gauss_newton_factor": Case(
             lambda z: js.gauss_newton_factor(js.softmax(z[:, :8])), one, 1, exact=()),
         "linear_cross_entropy": Case(fused(js.linear_cross_entropy, tuple), head, 3, exact=()),
@@ -219,6 +239,8 @@ def compare(case: Case, found: Any, truth: Any) -> str | None:
         pairs = zip(jax.tree.leaves(found[part]), jax.tree.leaves(truth[part]), strict=True)
         for number, (a, t) in enumerate(pairs):
             a, t = np.asarray(a, np.float64), np.asarray(t)
+            if not np.array_equal(np.isnan(a), np.isnan(t)):
+                return f"{part}[{number}]: other entries are NaN"
             if not np.array_equal(np.isfinite(a), np.isfinite(t)):
                 return f"{part}[{number}]: other entries are finite"
             a, t = a[np.isfinite(a)], t[np.isfinite(t)]
@@ -437,7 +459,9 @@ def main(only: list[str]) -> Iterator[str]:
             truth = jax.tree.map(np.asarray, truth)
         given = arguments(case, np.float32)
         linear = next(iter(case.arguments)).startswith("x")
-        limit = max(D * K, N * D) if linear else 2 * N
+        # A gradient of logits that are the same for all rows is summed before they are broadcast.
+        large = linear or name == "labels alone are many"
+        limit = max(D * K, N * D) if large else 2 * N
         for title, way in WAYS.items():
             if skipped(name, case, title):
                 continue

@@ -984,3 +984,38 @@ def test_a_label_whose_own_logit_is_masked() -> None:
 def test_axis_is_one_integer(axis: object) -> None:
     with pytest.raises(TypeError, match="axis: expected one integer"):
         js.cross_entropy(jnp.ones(3), 0, axis=axis)  # type: ignore[arg-type]
+
+
+def every_loss(z: jax.Array, y: jax.Array) -> jax.Array:
+    """A number of each row by each function of this kind, `[losses, N]`."""
+    few = jnp.full_like(z, 0.1)
+    fused = js.linear_cross_entropy(z, jnp.eye(z.shape[1]), y)
+    return jnp.stack(
+        [
+            js.cross_entropy(z, y), js.brier(z, y), js.multiclass_hinge(z, y), js.entropy(z),
+            js.soft_cross_entropy(z, few), js.logsumexp(z), js.softmax(z)[:, 1],
+            js.log_softmax(z)[:, 1], *fused,
+        ]
+    )  # fmt: skip
+
+
+@jax.jit
+def values_and_gradients(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, pull = jax.vjp(lambda z: every_loss(z, y), z)
+    one = jnp.eye(len(values), dtype=z.dtype)[:, :, None] * jnp.ones_like(values)[None, :1]
+    return values, jax.vmap(lambda cotangents: pull(cotangents)[0])(one)
+
+
+# XLA's maxima of vectors lose a NaN on a CPU: from some tens of rows and classes on.
+@pytest.mark.parametrize("shape", [(1, 24), (64, 96), (300, 1000)])
+def test_a_nan_is_never_lost(shape: tuple[int, int]) -> None:
+    labels = np.arange(shape[0], dtype=np.int32) % shape[1]
+    row, others = shape[0] // 2, np.arange(shape[0]) != shape[0] // 2
+    for broken in (5, labels[row], slice(None)):
+        logits = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        logits[row, broken] = np.nan
+        values, gradients = values_and_gradients(logits, labels)
+        assert np.isnan(values[:, row]).all()
+        assert np.isnan(gradients[:, row]).any(-1).all()
+        assert np.isfinite(values[:, others]).all()
+        assert np.isfinite(gradients[:, others]).all()

@@ -15,6 +15,7 @@ is differentiable to any order in both modes:
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
@@ -32,7 +33,7 @@ from jaxsoftmax.kernels import products, reference, shards, target
 from jaxsoftmax.kernels import tiles as sizes
 from jaxsoftmax.kernels.contract import Head, Model, Moved, Options, Precision, Rows, Wanted
 from jaxsoftmax.kernels.linear_map import linear_map, opaque
-from jaxsoftmax.kernels.shards import Axes
+from jaxsoftmax.kernels.shards import Axes, Call
 from jaxsoftmax.kernels.tiles import Tiles
 
 # In the order in which they are tried, with the platform that each needs. The kernels for
@@ -58,9 +59,12 @@ class LinearStats(NamedTuple):
     correct: Array
 
 
-# An exported program is stored with the types of its results.
-export.register_namedtuple_serialization(LinearLoss, serialized_name="jaxsoftmax.LinearLoss")
-export.register_namedtuple_serialization(LinearStats, serialized_name="jaxsoftmax.LinearStats")
+# An exported program is stored with the types of its results. A reloaded module finds them there.
+for result in (LinearLoss, LinearStats):
+    with suppress(ValueError):
+        export.register_namedtuple_serialization(
+            result, serialized_name=f"jaxsoftmax.{result.__name__}"
+        )
 
 
 def linear_cross_entropy(
@@ -145,15 +149,9 @@ def linear_cross_entropy(
     """
     head, known, counts, shaped = _softmax_head(x, w, labels, bias, where, valid)
 
-    def local(axes: Axes, head: Head, known: Array, counts: Array | None) -> tuple[Array, Array]:
-        options = _options(head, softcap, precision, memory, tiles)
-        name = _chosen(implementation, head, options)
-        return _per_example(name, options, axes, head, known, counts)[:2]
-
-    found = shards.over_shards(
-        local, head, known, counts, implementation=implementation, per_row=True
-    )
-    return LinearLoss(*map(shaped, found))
+    call = Call(softcap, precision, memory, implementation, tiles)
+    nll, lse = shards.over_shards(_losses, call, head, known, counts)[:2]
+    return LinearLoss(shaped(nll), shaped(lse))
 
 
 def linear_cross_entropy_stats(
@@ -218,14 +216,8 @@ def linear_cross_entropy_stats(
     """
     head, known, counts, shaped = _softmax_head(x, w, labels, bias, where, valid)
 
-    def local(axes: Axes, head: Head, known: Array, counts: Array | None) -> tuple[Array, ...]:
-        options = _options(head, softcap, precision, memory, tiles, stats=True)
-        name = _chosen(implementation, head, options)
-        return _per_example(name, options, axes, head, known, counts)
-
-    nll, lse, mean, predicted = shards.over_shards(
-        local, head, known, counts, implementation=implementation, per_row=True
-    )
+    call = Call(softcap, precision, memory, implementation, tiles, stats=True)
+    nll, lse, mean, predicted = shards.over_shards(_losses, call, head, known, counts)
     correct = (predicted == head.truth) & known
     correct = correct if counts is None else correct & counts
     return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
@@ -301,21 +293,8 @@ def linear_cross_entropy_sum(
     head, known, counts, _ = _softmax_head(x, w, labels, bias, where, valid)
     weights = _weights(weights, counts, jnp.asarray(x), products.sum_dtype(head.x.dtype))
 
-    def local(axes: Axes, head: Head, known: Array, counts: Array | None, weights: Array) -> Array:
-        options = _options(head, softcap, precision, memory, tiles)
-        name = _chosen(implementation, head, options)
-        known |= weights == 0
-        # Whole rows cannot be cut where their number is a symbol, nor made where classes are apart.
-        if name == "reference" or axes.classes or not placement.known(head.x.shape[0]):
-            values = _per_example(name, options, axes, head, known, counts)[0]
-            return lax.psum(_total(values, weights), axes.rows)
-        # NaN as a weight is what a label out of range does to value and gradient.
-        weights = weights * jnp.where(known, 1, jnp.nan).astype(weights.dtype)
-        return lax.psum(_sum(name, options, head, counts, weights), axes.rows)
-
-    return shards.over_shards(
-        local, head, known, counts, weights, implementation=implementation, per_row=False
-    )
+    call = Call(softcap, precision, memory, implementation, tiles)
+    return shards.over_shards(_sum_of_losses, call, head, known, counts, weights, per_row=False)
 
 
 def linear_binary_cross_entropy(
@@ -377,14 +356,8 @@ def linear_binary_cross_entropy(
     """
     head, counts, shaped = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
 
-    def local(axes: Axes, head: Head, counts: Array | None) -> Array:
-        options = _options(head, softcap, precision, memory, tiles)
-        name = _chosen(implementation, head, options)
-        return _binary_per_example(name, options, axes, head, counts)
-
-    return shaped(
-        shards.over_shards(local, head, counts, implementation=implementation, per_row=True)
-    )
+    call = Call(softcap, precision, memory, implementation, tiles)
+    return shaped(shards.over_shards(_binary_losses, call, head, counts))
 
 
 def linear_binary_cross_entropy_sum(
@@ -448,16 +421,46 @@ def linear_binary_cross_entropy_sum(
     head, counts, _ = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
     weights = _weights(weights, counts, jnp.asarray(x), products.sum_dtype(head.x.dtype))
 
-    def local(axes: Axes, head: Head, counts: Array | None, weights: Array) -> Array:
-        options = _options(head, softcap, precision, memory, tiles)
-        name = _chosen(implementation, head, options)
-        if name == "reference":
-            return _total(_binary_per_example(name, options, axes, head, counts), weights)
-        return lax.psum(_binary_sum(name, options, head, weights), axes.rows + axes.classes)
+    call = Call(softcap, precision, memory, implementation, tiles)
+    return shards.over_shards(_sum_of_binary_losses, call, head, counts, weights, per_row=False)
 
-    return shards.over_shards(
-        local, head, counts, weights, implementation=implementation, per_row=False
-    )
+
+# -- On one device, or on what one of many holds --
+
+
+def _losses(
+    call: Call, axes: Axes, head: Head, known: Array, counts: Array | None
+) -> tuple[Any, ...]:
+    options, name = _prepare(call, head)
+    return _per_example(name, options, axes, head, known, counts)
+
+
+def _sum_of_losses(
+    call: Call, axes: Axes, head: Head, known: Array, counts: Array | None, weights: Array
+) -> Array:
+    options, name = _prepare(call, head)
+    known |= weights == 0
+    # Whole rows cannot be cut where their number is a symbol, nor made where classes are apart.
+    if name == "reference" or axes.classes or not placement.known(head.x.shape[0]):
+        values = _per_example(name, options, axes, head, known, counts)[0]
+        return lax.psum(_total(values, weights), axes.rows)
+    # NaN as a weight is what a label out of range does to value and gradient.
+    weights = weights * jnp.where(known, 1, jnp.nan).astype(weights.dtype)
+    return lax.psum(_sum(name, options, head, counts, weights), axes.rows)
+
+
+def _binary_losses(call: Call, axes: Axes, head: Head, counts: Array | None) -> Array:
+    options, name = _prepare(call, head)
+    return _binary_per_example(name, options, axes, head, counts)
+
+
+def _sum_of_binary_losses(
+    call: Call, axes: Axes, head: Head, counts: Array | None, weights: Array
+) -> Array:
+    options, name = _prepare(call, head)
+    if name == "reference":
+        return _total(_binary_per_example(name, options, axes, head, counts), weights)
+    return lax.psum(_binary_sum(name, options, head, weights), axes.rows + axes.classes)
 
 
 # -- Derivative rules: softmax --
@@ -491,6 +494,7 @@ def _finished(rows: Rows) -> tuple[Array, Array, Array | None, Array | None]:
     maximum = lax.stop_gradient(rows.maximum)
     lse = jnp.where(rows.label == maximum, rows.label + nll, maximum + jnp.log(total))
     lse = jnp.where(maximum == -jnp.inf, -jnp.inf, lse)
+    lse = jnp.where(jnp.isnan(nll), nll, lse)  # a maximum may lose a NaN
     if rows.stats is None:
         return nll, lse, None, None
     return nll, lse, rows.stats.mean, rows.stats.predicted
@@ -711,6 +715,8 @@ def _linear_model(
 ) -> tuple[Model, Array | None, Array]:
     """Features as a matrix, w and bias; the mask in its place; the features as they came."""
     rows, w = checks.floating(x, "x"), checks.floating(w, "w")
+    if not placement.known(*w.shape):
+        raise ValueError(f"w: expected sizes that are numbers, got {w.shape}; x's may be symbols")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w: expected [D, K] with D and K at least 1, got {w.shape}")
     if rows.ndim < 1 or rows.shape[-1] != w.shape[0]:
@@ -752,16 +758,9 @@ def _weights(weights: ArrayLike | None, counts: Array | None, features: Array, d
     return checks.count(_flat(weights, features), counts)
 
 
-def _options(
-    head: Head,
-    softcap: float | None,
-    precision: Precision,
-    memory: int | None,
-    tiles: Tiles | None,
-    *,
-    stats: bool = False,
-) -> Options:
-    """What is known at compile time, after a look at it."""
+def _prepare(call: Call, head: Head) -> tuple[Options, str]:
+    """What is known at compile time, after a look at it, and the implementation to run."""
+    softcap, memory, tiles = call.softcap, call.memory, call.tiles
     if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
         raise ValueError(f"softcap: expected a positive number, got {softcap!r}")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int)):
@@ -774,7 +773,8 @@ def _options(
     n = max(n, 1) if placement.known(n) else sizes.ROWS
     tiles = sizes.choose(n, k, memory=memory) if tiles is None else tiles
     cap = None if softcap is None else float(softcap)
-    return Options(tiles, target.current(), cap, precision, stats)
+    options = Options(tiles, target.current(), cap, call.precision, call.stats)
+    return options, _chosen(call.implementation, head, options)
 
 
 def _chosen(implementation: str | None, head: Head, options: Options) -> str:

@@ -7,16 +7,21 @@ once, by the transpose of the replication itself.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels.contract import Head, Rows, Stats
+from jaxsoftmax.kernels import target
+from jaxsoftmax.kernels.contract import Head, Precision, Rows, Stats
 from jaxsoftmax.kernels.products import relative_exp
+from jaxsoftmax.kernels.target import Target
+from jaxsoftmax.kernels.tiles import Tiles
 
 
 class Axes(NamedTuple):
@@ -26,43 +31,76 @@ class Axes(NamedTuple):
     classes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a user's call says beside its arrays: checked when it runs."""
+
+    softcap: float | None
+    precision: Precision
+    memory: int | None
+    implementation: str | None
+    tiles: Tiles | None
+    stats: bool = False
+
+
 def over_shards(
     function: Callable[..., Any],
+    call: Call,
     head: Head,
     *numbers: Array | None,
-    implementation: str | None,
-    per_row: bool,
+    per_row: bool = True,
 ) -> Any:
-    """function(axes, head, *numbers) on what each device holds.
+    """function(call, axes, head, *numbers) on what each device holds.
 
     Args:
-        function: `(axes, head, *numbers) -> arrays [N]`, or scalars that are sums over the axes.
+        function: `(call, axes, head, *numbers) -> arrays [N]`, or a sum over all rows and classes.
+        call: known at compile time; the dense implementation is sharded as its arrays are.
         head: the head of all rows and classes.
         numbers: of the rows, `[N]` each, or None.
-        implementation: as it was named; the dense one is sharded as its arrays are.
         per_row: whether the results are `[N]`.
     """
     given = (head, *numbers)
     sharded = [a for a in jax.tree.leaves(given) if any(placement.spec(a))]
-    if not sharded or implementation == "reference" or head.x.shape[0] == 0:
-        return function(Axes(), *placement.join(*given))
+    if not sharded or call.implementation == "reference" or head.x.shape[0] == 0:
+        return function(call, Axes(), *placement.join(*given))
     axes = _axes(head)
     row = PartitionSpec(axes.rows or None)
     specs = _specs(head, axes), *(None if a is None else row for a in numbers)
+    placed = jax.tree.map(lambda a, s: placement.resharded(a, sharded[0], *s), given, specs)
+    mesh = jax.typeof(sharded[0]).sharding.mesh
+    out_specs = row if per_row else PartitionSpec()
+    here = target.current()
+    return _on_mesh(function, call, here, axes, mesh, specs, out_specs, placed)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+def _on_mesh(
+    function: Callable[..., Any],
+    call: Call,
+    here: Target,
+    axes: Axes,
+    mesh: AbstractMesh,
+    specs: tuple[Any, ...],
+    out_specs: PartitionSpec,
+    placed: tuple[Any, ...],
+) -> Any:
+    """The shard_map, traced once for arrays of the same types."""
+    del here  # what is assumed of the device is read while tracing
 
     def local(head: Head, *numbers: Array | None) -> Any:
         # Numbers of the rows are the same for all classes, and so is what is made of them.
         if axes.classes:
-            return function(axes, *placement.join(head), *numbers)
-        return function(axes, *placement.join(head, *numbers))
+            return function(call, axes, *placement.join(head), *numbers)
+        return function(call, axes, *placement.join(head, *numbers))
 
-    run = jax.shard_map(
-        local,
-        mesh=jax.typeof(sharded[0]).sharding.mesh,
-        in_specs=specs,
-        out_specs=row if per_row else PartitionSpec(),
-    )
-    return run(*jax.tree.map(lambda a, s: placement.resharded(a, sharded[0], *s), given, specs))
+    explicit = {
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=explicit
+    )(*placed)
 
 
 def _axes(head: Head) -> Axes:
@@ -124,7 +162,7 @@ def _combine_stats(rows: Rows, top: Array, first: Array | int, axes: Axes) -> St
     total = lax.psum(mean * classes, axes.classes)
     classes = lax.psum(classes, axes.classes)
     # The first class of the largest logit: of the devices that have one, the least.
-    here = jnp.where(rows.maximum == top, predicted + first, jnp.iinfo(jnp.int32).max)
-    return Stats(
-        total / jnp.maximum(classes, 1), classes, lax.pmin(here.astype(jnp.int32), axes.classes)
-    )
+    none = jnp.iinfo(jnp.int32).max  # a row with a NaN has no largest logit
+    here = jnp.where(rows.maximum == top, predicted + first, none).astype(jnp.int32)
+    least = lax.pmin(here, axes.classes)
+    return Stats(total / jnp.maximum(classes, 1), classes, jnp.where(least == none, 0, least))
