@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 
 def join(*trees: Any) -> tuple[Any, ...]:
-    """The trees, each of their arrays varying over every axis over which one of them does.
+    """Return the trees with each array varying over every axis over which any of them varies.
 
     The gradient of a replicated argument is then the sum over the devices, as shard_map has it.
     """
@@ -38,45 +38,45 @@ def _vary(x: Array, axes: frozenset) -> Array:
 
 
 def full(like: Array, value: float, shape: tuple, dtype: DTypeLike) -> Array:
-    """A constant array that varies over the axes over which `like` does: where a loop starts."""
+    """Return a constant array that varies over the axes of `like`, for a loop to start from."""
     return lax.full_like(like, value, dtype, shape)
 
 
 def struct(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> jax.ShapeDtypeStruct:
-    """The type of a kernel's result that varies over the axes over which `like` does."""
+    """Return the type of a kernel's result that varies over the axes of `like`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).mat)
 
 
 def known(*sizes: Any) -> bool:
-    """Whether sizes are numbers, and not the symbols of `jax.export`."""
+    """Return whether all sizes are numbers, rather than the symbols of `jax.export`."""
     return all(isinstance(size, int | np.integer) for size in sizes)
 
 
 def groups(x: Array, axis: int) -> int:
-    """In how many equal groups an axis is cut, so that no block takes a part of one device alone.
+    """Return how many equal groups to cut an axis into before blocks are taken from it.
 
-    A block of consecutive rows or classes lies on one device where the axis is sharded, and the
-    compiler would gather the whole axis everywhere. A block that takes as much of each group keeps
-    every device at work on what it holds: each even sharding over the devices of a mesh, or over
-    some of them, has a number of shards that divides this number of groups.
+    Where an axis is sharded, a block of consecutive rows or classes lies on one device, and the
+    compiler gathers the whole axis on all of them. A block that takes an equal part of each group
+    keeps every device at work on its own data: the number of shards of any even sharding over the
+    devices of the mesh, or over some of its axes, divides this number of groups.
     """
     return math.gcd(x.shape[axis], devices(x)) if known(x.shape[axis]) else 1
 
 
 class Cut(NamedTuple):
-    """A block of an axis: of each of its groups so many consecutive entries."""
+    """A block of an axis: `size` consecutive entries of each of its groups."""
 
     start: Array | int  # in each group
     size: int  # of each group
     groups: int = 1
 
     def indices(self, length: int) -> Array:
-        """The places of the entries in an axis of this length, ascending."""
+        """Return the positions of the entries in an axis of this length, in ascending order."""
         first = jnp.arange(self.groups, dtype=jnp.int32) * (length // self.groups) + self.start
         return _flat(first[:, None] + jnp.arange(self.size, dtype=jnp.int32)[None, :])
 
     def since(self, place: Array | int) -> Array:
-        """Which entries do not lie before a place in their groups, `[groups size]`."""
+        """Return which entries are at or after a position in their groups, `[groups size]`."""
         late = self.start + jnp.arange(self.size, dtype=jnp.int32) >= place
         return _flat(jnp.broadcast_to(late[None, :], (self.groups, self.size)))
 
@@ -86,7 +86,7 @@ def _flat(x: Array) -> Array:
 
 
 def take(x: Array, cut: Cut, axis: int) -> Array:
-    """A block of an axis."""
+    """Return a block of an axis."""
     if x.shape[axis] == cut.size * cut.groups:
         return x
     parts = _grouped(x, axis, cut.groups)
@@ -95,7 +95,7 @@ def take(x: Array, cut: Cut, axis: int) -> Array:
 
 
 def put(x: Array, block: Array, cut: Cut, axis: int) -> Array:
-    """x with a block of an axis in its place."""
+    """Return x with a block of an axis replaced."""
     parts, block = (_grouped(a, axis, cut.groups) for a in (x, block))
     return lax.dynamic_update_slice_in_dim(parts, block, cut.start, axis + 1).reshape(x.shape)
 
@@ -106,22 +106,22 @@ def _grouped(x: Array, axis: int, count: int) -> Array:
 
 
 def devices(x: Array) -> int:
-    """Over how many devices x may be sharded: within a shard_map it is local, and they are one."""
+    """Return over how many devices x may be sharded: 1 inside a shard_map, where it is local."""
     mesh = jax.typeof(x).sharding.mesh
     pairs = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return math.prod(size for size, kind in pairs if kind != AxisType.Manual)
 
 
 def spec(x: Array) -> tuple[Any, ...]:
-    """The Explicit mesh axes that each dimension is sharded over, None where there are none."""
+    """Return the Explicit mesh axes that each dimension is sharded over, None for none."""
     return tuple(jax.typeof(x).sharding.spec)
 
 
 def flat_rows(x: Array, lead: int) -> Array:
-    """x with its first axes, so many, as one: `[N, ...]`.
+    """Return x with its first `lead` axes merged: `[N, ...]`.
 
-    Where an Explicit mesh shards an inner one of them, each device flattens what it holds, so that
-    nothing moves and the rows come in another order, which `unflat_rows` takes back.
+    Where an Explicit mesh shards an inner one of them, each device flattens its own part: nothing
+    moves, and the rows are in another order, which `unflat_rows` undoes.
     """
     found = spec(x)
     if not any(found[1:lead]):
@@ -131,7 +131,7 @@ def flat_rows(x: Array, lead: int) -> Array:
 
 
 def unflat_rows(x: Array, like: Array, lead: int) -> Array:
-    """What belongs to rows, `[N, ...]`, in the shape and the place of the first axes of `like`."""
+    """Undo `flat_rows`: return `[N, ...]` with the first axes of `like` and their sharding."""
     rows, rest = spec(like)[:lead], spec(x)[1:]
     if not any(rows[1:]):
         return x.reshape(*like.shape[:lead], *x.shape[1:])
@@ -142,26 +142,26 @@ def unflat_rows(x: Array, like: Array, lead: int) -> Array:
 
 
 def locally(function: Callable[[Array], Array], x: Array, *, out_specs: PartitionSpec) -> Array:
-    """function(x) on what each device of an Explicit mesh holds of x."""
+    """Apply a function to each device's part of x on an Explicit mesh."""
     mesh = jax.typeof(x).sharding.mesh
     in_specs = PartitionSpec(*spec(x))
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(x)
 
 
 def _merged(entries: tuple[Any, ...]) -> tuple[str, ...]:
-    """The axes of several entries of a PartitionSpec, as one entry."""
+    """Return the axes of several entries of a PartitionSpec as one entry."""
     return tuple(name for entry in entries for name in names(entry))
 
 
 def names(entry: Any) -> tuple[str, ...]:
-    """The axes in one entry of a PartitionSpec."""
+    """Return the axes in one entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
 def like_rows(x: Array, like: Array, axis: int) -> Array:
-    """Numbers of rows, sharded as the rows of `like` are on an Explicit mesh.
+    """Return values per row, sharded as the rows of `like` are on an Explicit mesh.
 
-    Axes of x after those of the rows stay where they are.
+    The sharding of later axes of x is kept.
     """
     rows = spec(like)[:axis] + spec(like)[axis + 1 :]
     used = {name for entry in rows for name in names(entry)}
@@ -171,7 +171,7 @@ def like_rows(x: Array, like: Array, axis: int) -> Array:
 
 
 def gathered(x: Array, axis: int) -> Array:
-    """x with all of an axis on every device, where an Explicit mesh shards it."""
+    """Return x with an axis that an Explicit mesh shards gathered on every device."""
     found = list(spec(x))
     if found[axis] is None:
         return x
@@ -180,14 +180,14 @@ def gathered(x: Array, axis: int) -> Array:
 
 
 def replicated(x: Array) -> Array:
-    """All of x on every device, where an Explicit mesh shards it."""
+    """Return x gathered on every device, where an Explicit mesh shards it."""
     return resharded(x, x, *(None,) * x.ndim)
 
 
 def resharded(x: Array, like: Array, *axes: Any) -> Array:
-    """x over these axes of the Explicit mesh on which `like` lies, or else x itself.
+    """Return x sharded over these axes of the Explicit mesh of `like`, or of its own.
 
-    It works in the context of that mesh and out of it, where JAX moves concrete arrays only.
+    It works inside and outside the context of that mesh; outside, JAX moves only concrete arrays.
     """
     like = like if _is_explicit(like) else x
     mesh = jax.typeof(like).sharding.mesh
@@ -204,15 +204,15 @@ def _is_explicit(x: Array) -> bool:
 
 
 def sharding(like: Array, *axes: Any) -> NamedSharding:
-    """These axes of the mesh on which `like` lies."""
+    """Return the sharding over these axes of the mesh of `like`."""
     return NamedSharding(jax.typeof(like).sharding.mesh, PartitionSpec(*axes))
 
 
 def row_axes(x: Array, count: int) -> Any:
-    """The mesh axes over which to share the work on so many rows taken from x; None for none.
+    """Return the mesh axes over which to share the work on `count` rows taken from x, or None.
 
-    They are those of x's own rows, or of an Auto mesh, which hides these, all; and none where they
-    do not divide the count.
+    They are the axes of x's own rows on an Explicit mesh, and all axes of an Auto mesh, which hides
+    where rows lie. There are none where they do not divide the count.
     """
     mesh = jax.typeof(x).sharding.mesh
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
@@ -224,7 +224,7 @@ def row_axes(x: Array, count: int) -> Any:
 
 
 def taken(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
-    """x[rows], shared over these axes of the mesh on which `like` lies."""
+    """Return x[rows] with its rows shared over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
         how["out_sharding"] = sharding(like, *_with_rows_over(axes, x))
@@ -232,7 +232,7 @@ def taken(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
 
 
 def shared(x: Array, like: Array, axes: Any) -> Array:
-    """x with its rows shared over these axes of the mesh on which `like` lies."""
+    """Return x with its rows shared over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
         return resharded(x, like, *_with_rows_over(axes, x))
@@ -243,6 +243,6 @@ def shared(x: Array, like: Array, axes: Any) -> Array:
 
 
 def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:
-    """x's Explicit axes, but these of its rows, and no axis twice."""
+    """Return x's Explicit axes with these for its rows, and no axis twice."""
     used = {*names(axes)}
     return axes, *(None if used & {*names(entry)} else entry for entry in spec(x)[1:])

@@ -13,6 +13,7 @@ import oracles
 import pytest
 import sigmoid_contract
 from contract import LABELS, SCALES, SHAPES, TILES, assert_no_worse, case, fused
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxsoftmax import binary_cross_entropy, cross_entropy, focal, weighted_mean
 from jaxsoftmax.kernels import (
@@ -537,3 +538,20 @@ def test_mixed_dtypes_and_precision():
     assert (dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.float32)
     text = jax.jit(jax.grad(lambda w: linear_cross_entropy_sum(x, w, labels, precision="highest")))
     assert text.lower(w).as_text().count("precision = [HIGHEST, HIGHEST]") == 2
+
+
+def test_a_platform_without_a_budget_of_its_own_takes_the_default() -> None:
+    found = {}
+    for platform in ("gpu", "METAL"):
+        with target.assumed(platform):
+            found[platform] = tiles.choose(5000, 300_000, memory=None)
+    assert found["METAL"] == found["gpu"]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_large_losses_lower_in_shard_map_for_every_platform(platform: str) -> None:
+    mesh = Mesh(np.array(jax.devices()[:2]), ("rows",))
+    rows = PartitionSpec("rows")
+    loss = jax.shard_map(cross_entropy, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    logits, labels = jax.ShapeDtypeStruct((8192, 2560), jnp.float32), jnp.zeros(8192, jnp.int32)
+    assert jax.jit(loss).trace(logits, labels).lower(lowering_platforms=(platform,)).as_text()

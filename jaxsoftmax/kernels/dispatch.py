@@ -1,8 +1,8 @@
 """linear_cross_entropy and its family: validation, choice of implementation, derivative rules.
 
 The functions take features and a linear model, and return losses without ever storing the logits
-of all classes. Every function runs under jit, vmap, scan, remat and shard_map's automatic kin, and
-is differentiable to any order in both modes:
+of all classes. Every function runs under jit, vmap, scan, remat and export, inside shard_map, and
+on Auto and Explicit meshes (see `shards`), and is differentiable to any order in both modes:
 
     call                                   what runs
     a value                                forward: one pass over blocks of classes
@@ -107,7 +107,8 @@ def linear_cross_entropy(
 
     Numerics:
         Sums and statistics are float32 for any input, and gradients have the dtype of their
-        argument. In half precision the gradient in the logits is cast down before the two products
+        argument. On an Explicit mesh, and inside `jax.shard_map`, each device computes the rows and
+        classes that it holds; on an Auto mesh blocks are cut along its devices. In half precision the gradient in the logits is cast down before the two products
         of the reverse pass, so that they run at the device's full rate. The label's term is kept
         apart, so a confident example's nll is log1p(others / own), which does not cancel to 0, and
         its gradient is as exact. valid=False gives 0 for both, whatever features and label hold; a
@@ -425,7 +426,7 @@ def linear_binary_cross_entropy_sum(
     return shards.over_shards(_sum_of_binary_losses, call, head, counts, weights, per_row=False)
 
 
-# -- On one device, or on what one of many holds --
+# -- On one device, or on each device's rows and classes --
 
 
 def _losses(
@@ -759,7 +760,7 @@ def _weights(weights: ArrayLike | None, counts: Array | None, features: Array, d
 
 
 def _prepare(call: Call, head: Head) -> tuple[Options, str]:
-    """What is known at compile time, after a look at it, and the implementation to run."""
+    """Validate a call, and return its options and the name of the implementation to run."""
     softcap, memory, tiles = call.softcap, call.memory, call.tiles
     if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
         raise ValueError(f"softcap: expected a positive number, got {softcap!r}")

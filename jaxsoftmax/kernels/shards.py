@@ -33,7 +33,7 @@ class Axes(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """What a user's call says beside its arrays: checked when it runs."""
+    """The settings of a user's call, which are known at compile time and checked when it runs."""
 
     softcap: float | None
     precision: Precision
@@ -50,11 +50,11 @@ def over_shards(
     *numbers: Array | None,
     per_row: bool = True,
 ) -> Any:
-    """function(call, axes, head, *numbers) on what each device holds.
+    """Apply a function to the rows and classes of each device.
 
     Args:
         function: `(call, axes, head, *numbers) -> arrays [N]`, or a sum over all rows and classes.
-        call: known at compile time; the dense implementation is sharded as its arrays are.
+        call: the settings; the dense implementation is left to JAX's own sharding.
         head: the head of all rows and classes.
         numbers: of the rows, `[N]` each, or None.
         per_row: whether the results are `[N]`.
@@ -84,7 +84,7 @@ def _on_mesh(
     out_specs: PartitionSpec,
     placed: tuple[Any, ...],
 ) -> Any:
-    """The shard_map, traced once for arrays of the same types."""
+    """Run the shard_map, traced once for arrays of the same types."""
     del here  # what is assumed of the device is read while tracing
 
     def local(head: Head, *numbers: Array | None) -> Any:
@@ -104,14 +104,14 @@ def _on_mesh(
 
 
 def _axes(head: Head) -> Axes:
-    """Rows are sharded as x's are; classes as w's, over the axes that rows leave."""
+    """Return the axes of x's rows, and those of w's classes that the rows do not use."""
     rows = placement.names(placement.spec(head.x)[0])
     classes = placement.names(placement.spec(head.w)[1])
     return Axes(rows, tuple(name for name in classes if name not in rows))
 
 
 def _specs(head: Head, axes: Axes) -> Head:
-    """Where the parts of a head lie."""
+    """Return the PartitionSpecs of the parts of a head."""
     rows, classes = axes.rows or None, axes.classes or None
     places: dict[str, Any] = {
         "x": PartitionSpec(rows, None),
@@ -127,14 +127,14 @@ def _specs(head: Head, axes: Axes) -> Head:
 
 
 def _is_shared(where: Array | None) -> bool:
-    """Whether one mask stands for all rows."""
+    """Return whether all rows have the same mask."""
     return where is None or where.shape[0] == 1
 
 
 def local_labels(head: Head, axes: Axes) -> tuple[Head, Array | int]:
-    """Labels counted from the first class that this device holds, and the number of that class.
+    """Return the head with labels relative to this device's first class, and that class.
 
-    A label of another device is -1, as a kernel's padding may have any greater number.
+    A label of another device becomes -1: any number above could fall into a kernel's padding.
     """
     if not axes.classes:
         return head, 0
@@ -146,7 +146,7 @@ def local_labels(head: Head, axes: Axes) -> tuple[Head, Array | int]:
 
 
 def combine(rows: Rows, first: Array | int, axes: Axes) -> Rows:
-    """The statistics of rows over all classes, from those of each device's."""
+    """Combine the statistics of rows over each device's classes into those over all classes."""
     if not axes.classes:
         return rows
     top = lax.pmax(lax.stop_gradient(rows.maximum), axes.classes)
