@@ -108,12 +108,12 @@ def linear_cross_entropy(
     Numerics:
         Sums and statistics are float32 for any input, and gradients have the dtype of their
         argument. On an Explicit mesh, and inside `jax.shard_map`, each device computes the rows and
-        classes that it holds; on an Auto mesh blocks are cut along its devices. In half precision the gradient in the logits is cast down before the two products
-        of the reverse pass, so that they run at the device's full rate. The label's term is kept
-        apart, so a confident example's nll is log1p(others / own), which does not cancel to 0, and
-        its gradient is as exact. valid=False gives 0 for both, whatever features and label hold; a
-        label out of range NaN for its example; a row that is masked whole nll 0 and lse -inf; a
-        label on a masked class +inf.
+        classes that it holds; on an Auto mesh blocks are cut along its devices. In half precision
+        the gradient in the logits is cast down before the two products of the reverse pass, so that
+        they run at the device's full rate. The label's term is kept apart, so a confident example's
+        nll is log1p(others / own), which does not cancel to 0, and its gradient is as exact.
+        valid=False gives 0 for both, whatever features and label hold; a label out of range NaN for
+        its example; a row that is masked whole nll 0 and lse -inf; a label on a masked class +inf.
 
     Derivatives:
         Of any order in x, w and bias. grad runs a handwritten reverse pass, jvp the tangent of

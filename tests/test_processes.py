@@ -1,0 +1,30 @@
+"""Functions of the host on arrays that two processes share: the lines of `process_cases.py`."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import process_cases
+
+
+def test_arrays_may_span_processes() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [
+        subprocess.Popen(
+            [sys.executable, process_cases.__file__, str(rank), port], env=environment, **pipes
+        )
+        for rank in range(2)
+    ]
+    try:
+        (printed, errors), (_, more) = (process.communicate(timeout=600) for process in both)
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], errors + more
+    lines = [line for line in printed.splitlines() if line.startswith(("PASS", "FAIL"))]
+    assert lines == [f"PASS {name}" for name in process_cases.cases()]
