@@ -58,7 +58,7 @@ def data() -> dict[str, np.ndarray]:
     where = rng.random((N, K)) < 0.9
     where[:3] = False
     targets = np.abs(normal(N, K))
-    w = normal(D, K // 2) / 2
+    w, bias = normal(D, K // 2) / 2, normal(K // 2)
     broken = 4 * normal(N, K)
     broken[3, 5], broken[20, 90], broken[21] = np.nan, np.nan, np.nan
     diverged = normal(D, K)
@@ -67,9 +67,9 @@ def data() -> dict[str, np.ndarray]:
         "logits": 4 * normal(N, K), "tangents": normal(N, K), "labels": rng.integers(0, K, N),
         "valid": valid, "where": where, "targets": targets / targets.max(),
         "weights": np.abs(normal(N)), "values": np.abs(normal(N)),
-        "x": normal(N, D), "bias": np.tile(normal(K // 2), 2),
+        "x": normal(N, D), "bias": np.concatenate([bias, np.roll(bias, 5)]),
         # Each class has a twin in another block: a tie goes to the first.
-        "w": np.concatenate([w, w], 1), "broken": broken, "diverged": diverged,
+        "w": np.concatenate([w, np.roll(w, 5, 1)], 1), "broken": broken, "diverged": diverged,
         "few": normal(D, FEW), "few_bias": normal(FEW), "few_labels": rng.integers(0, FEW, N),
         "exists": np.arange(K) != 5, "marks": rng.integers(0, 2, (N, K)),
     }  # fmt: skip
@@ -140,7 +140,8 @@ def cases() -> dict[str, Case]:
                 js.binary_gauss_newton_factor(z),
             ), logit, 1, exact=()),
         "labels alone are many": Case(
-            lambda z, y: js.cross_entropy(jnp.broadcast_to(z, (len(y), K)), y),
+            lambda z, y: js.cross_entropy(
+                jnp.broadcast_to(z, (len(y), K)), y, valid=jnp.ones(len(y), bool)),
             {"bias": "k", "labels": "n"}, 1, exact=()),
         "NaN in a row": Case(
             lambda z, y, t: (
