@@ -1,7 +1,7 @@
 """The fused losses on an Explicit mesh, whose types show where rows and classes are sharded.
 
 Each device runs an implementation on the rows and the classes that it holds, inside one
-`jax.shard_map`. Nothing as large as the logits, x or w crosses between devices: the statistics of
+`jax.shard_map`. Only sums cross between devices, no logits: the statistics of
 the rows are combined over the shards of the classes, and gradients of what is replicated are summed
 once, by the transpose of the replication itself.
 """
