@@ -427,6 +427,46 @@ def test_a_callback_hears_of_every_iteration() -> None:
     assert heard[-1]["objective"][0] < heard[0]["objective"][0]
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_a_callback_runs_under_the_callers_own_setting_of_float64(double: bool) -> None:
+    x, y = problem()
+    heard: list[dict] = []
+
+    def callback(figures: dict) -> None:
+        assert jnp.ones(1).dtype == (jnp.float64 if double else jnp.float32)
+        assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(figures))
+        heard.append(figures)
+
+    with jax.enable_x64(double):
+        found = solve(x, y, C=1.0, gap=1e-9, callback=callback)
+        path = solve_path(x, y, C=[0.1, 1.0], callback=callback)
+    assert path.converged.all()
+    assert [figures.get("stage") for figures in heard[-2:]] == [1, 2]
+    theta = heard[-3]["theta"]
+    assert theta.dtype == np.float64
+    assert theta.shape == (1, 3, 7)  # six features and the intercept: no padding
+    now = objective(LinearParams(theta[0, :, :-1].T, theta[0, :, -1]), x, y, alpha=1 / 90)
+    assert found.objective <= now < 1.01 * found.objective
+    assert now == pytest.approx(heard[-3]["objective"][0], rel=1e-12)
+
+
+def test_arguments_are_read_under_the_callers_own_setting_of_float64() -> None:
+    class Read:
+        def __init__(self, values: Array) -> None:
+            self.values = values
+
+        def __array__(self, *arguments: object, **named: object) -> Array:
+            assert jnp.ones(1).dtype == jnp.float32
+            return self.values
+
+    x, y = problem()
+    init = LinearParams(Read(np.zeros((6, 3))), Read(np.zeros(3)))
+    solve(Read(x), Read(y), C=1.0, weights=Read(np.ones(90)), class_weights=Read(np.ones(3)),
+          init=init)  # fmt: skip
+    solve_path(Read(x), Read(y), C=Read(np.ones(1)), folds=Read(np.arange(90) % 2),
+               weights=Read(np.ones(90)), gap=Read(np.full(1, 1e-3)))  # fmt: skip
+
+
 def test_no_global_flag_is_changed() -> None:
     import jax
     import jax.numpy as jnp

@@ -1,5 +1,6 @@
 """`solve` and `solve_path`: from a user's arrays to certified solutions."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoftmax.linear import LinearParams
@@ -14,6 +16,7 @@ from jaxsoftmax.losses import cross_entropy
 from jaxsoftmax.solvers import preconditioner, prepare
 from jaxsoftmax.solvers.minimise import Outcome, minimise
 from jaxsoftmax.solvers.path import Path
+from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
 
 MEMORY = 4 * 2**30  # bytes, for what is made beside the features
@@ -59,8 +62,10 @@ def solve(
         method: "newton-cg", "lbfgs" or "proximal"; by default the first, the last with l1.
         max_iterations: outer iterations.
         memory: bytes for what is made beside the features.
-        callback: called after each iteration with a dict of figures: the seconds since the call,
-            the objective, the estimate of its distance from the optimum, the parameters.
+        callback: called after each iteration, under the caller's own setting of float64, with a
+            dict: iteration, products, seconds (since the call); and lists of one number,
+            objective and estimate (of its distance from the optimum); theta, the parameters in
+            float64, a NumPy array `[1, K, D + 1]` with the intercepts last.
 
     Returns:
         A `Solution`: params of NumPy arrays in the dtype of the features, and the certificate.
@@ -86,24 +91,25 @@ def solve(
         Steihaug (1982).
     """
     start = time.perf_counter()
+    told = _outside(callback)
+    given = prepare.data(
+        features,
+        targets,
+        loss=loss,
+        weights=weights,
+        class_weights=class_weights,
+        memory=memory,
+    )
+    s, t = given.weights[None], given.targets[None]
+    l2, l1 = prepare.penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
+    theta = _start(given, s, t, bias, init)
     with jax.enable_x64():
-        given = prepare.data(
-            features,
-            targets,
-            loss=loss,
-            weights=weights,
-            class_weights=class_weights,
-            memory=memory,
-        )
-        s, t = given.weights[None], given.targets[None]
-        l2, l1 = prepare.penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
         problem = prepare.lanes(given, s, t, l2, l1)
-        theta = _start(given, s, t, problem.features.shape[1], bias, init)
         pre = preconditioner.build(problem.features, problem.weights[0], memory)
         outcome = minimise(
             problem,
             given.head,
-            jnp.asarray(theta),
+            _padded(theta, problem),
             gap=gap,
             method=_method(method, l1_ratio),
             intercept=bias,
@@ -112,7 +118,7 @@ def solve(
             dtype=given.features.dtype.name,
             memory=memory,
             start=start,
-            callback=callback,
+            callback=told and functools.partial(_without_padding, told, given.features.shape[1]),
         )
     return _solution([outcome], given, (), bias, time.perf_counter() - start)
 
@@ -156,7 +162,8 @@ def solve_path(
         method: as of `solve`.
         max_iterations: outer iterations of each stage.
         memory: bytes for what is made beside the features.
-        callback: called after each stage with its C, the number of stages and the seconds.
+        callback: called after each stage, under the caller's own setting of float64, with a dict:
+            stage, stages, C, converged (a list over the lanes), seconds.
 
     Returns:
         A `Solution` whose fields have the leading axes `[P, F, M]`, without F where there are no
@@ -174,47 +181,33 @@ def solve_path(
         (2, 2, 1, 2) True
     """
     start = time.perf_counter()
+    told = _outside(callback)
+    several = isinstance(targets, list | tuple) and np.ndim(targets[0]) > 0
+    sets = [
+        prepare.data(
+            features, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
+        )
+        for t in (targets if several else [targets])
+    ]
+    given = sets[0]._replace(classes=max(one.classes for one in sets))
+    s, t, tail = _lanes(sets, folds, several)
+    strengths, gaps = _stages(C, gap)
+    penalties = [prepare.penalties(s.sum(1), C=c, alpha=None, l1_ratio=l1_ratio) for c in strengths]
+    theta = _start(given, s, t, bias, None)
+    found: list[Outcome] = [None] * len(strengths)  # type: ignore[list-item]
     with jax.enable_x64():
-        several = isinstance(targets, list | tuple) and np.ndim(targets[0]) > 0
-        sets = [
-            prepare.data(
-                features, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
-            )
-            for t in (targets if several else [targets])
-        ]
-        given = sets[0]._replace(classes=max(one.classes for one in sets))
-        masks, tail = _masks(folds, given.features.shape[0])
-        s = np.concatenate([masks * one.weights for one in sets]) if several else (
-            masks * given.weights
-        )  # fmt: skip
-        s = s.reshape(len(sets), len(masks), -1).swapaxes(0, 1).reshape(-1, s.shape[-1])
-        if not s.any(1).all():
-            raise ValueError("folds: expected every fold to leave examples of positive weight")
-        t = np.stack([one.targets for one in sets])
-        t = np.tile(t, (len(masks), *(1,) * (t.ndim - 1))) if several else t
-        tail = (*tail, len(sets)) if several else tail
-        strengths = np.asarray(C, np.float64)
-        if strengths.ndim != 1 or not len(strengths):
-            raise ValueError(f"C: expected [P] and not empty, got shape {strengths.shape}")
-        if np.shape(gap) not in ((), strengths.shape):
-            raise ValueError(
-                f"gap: expected one number or {strengths.shape}, got shape {np.shape(gap)}"
-            )
-        gaps = np.broadcast_to(np.asarray(gap, np.float64), strengths.shape)
-        found: list[Outcome] = [None] * len(strengths)  # type: ignore[list-item]
         zeros = np.zeros(len(s))
         problem = prepare.lanes(given, s, t, zeros, zeros)
         pre = preconditioner.build(problem.features, jnp.mean(problem.weights, 0), memory)
-        theta = jnp.asarray(_start(given, s, t, problem.features.shape[1], bias, None))
-        path = Path(theta, smooth=l1_ratio == 0)
+        path = Path(_padded(theta, problem), smooth=l1_ratio == 0)
         for stage, i in enumerate(np.argsort(strengths, kind="stable")):
-            l2, l1 = prepare.penalties(s.sum(1), C=strengths[i], alpha=None, l1_ratio=l1_ratio)
-            problem = problem._replace(l2=jnp.asarray(l2), l1=jnp.asarray(l1))
-            theta, scores = path.start(strengths[i])
+            l2, l1 = map(jnp.asarray, penalties[i])
+            problem = problem._replace(l2=l2, l1=l1)
+            begin, scores = path.start(strengths[i])
             found[i] = minimise(
                 problem,
                 given.head,
-                theta,
+                begin,
                 gap=float(gaps[i]),
                 method=_method(method, l1_ratio),
                 intercept=bias,
@@ -226,9 +219,9 @@ def solve_path(
                 scores=scores,
             )
             path.add(strengths[i], found[i])
-            if callback is not None:
+            if told is not None:
                 seconds = time.perf_counter() - start
-                callback(
+                told(
                     {
                         "stage": stage + 1,
                         "stages": len(strengths),
@@ -240,6 +233,29 @@ def solve_path(
     return _solution(found, given, (len(strengths), *tail), bias, time.perf_counter() - start)
 
 
+def _outside(
+    callback: Callable[[dict[str, Any]], object] | None,
+) -> Callable[[dict[str, Any]], object] | None:
+    """The callback under the setting of float64 in which the user wrote it: that of now."""
+    if callback is None:
+        return None
+    double = jnp.result_type(float) == jnp.float64
+
+    def told(figures: dict[str, Any]) -> object:
+        with jax.enable_x64(double):
+            return callback(figures)
+
+    return told
+
+
+def _without_padding(
+    told: Callable[[dict[str, Any]], object], columns: int, figures: dict[str, Any]
+) -> object:
+    """Tell the figures with the parameters of the user's columns alone."""
+    theta = np.delete(figures["theta"], np.s_[columns:-1], -1)
+    return told(figures | {"theta": theta})
+
+
 def _method(method: str | None, l1_ratio: float) -> str:
     """The method, where the penalty allows it."""
     chosen = method or ("proximal" if l1_ratio > 0 else "newton-cg")
@@ -249,6 +265,30 @@ def _method(method: str | None, l1_ratio: float) -> str:
     if l1_ratio > 0 and chosen != "proximal":
         raise ValueError(f"method: expected proximal, as l1_ratio is {l1_ratio}, got {method!r}")
     return chosen
+
+
+def _stages(C: ArrayLike, gap: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The values of C, and the gap of each, `[P]`."""
+    strengths = np.asarray(C, np.float64)
+    if strengths.ndim != 1 or not len(strengths):
+        raise ValueError(f"C: expected [P] and not empty, got shape {strengths.shape}")
+    gaps = np.asarray(gap, np.float64)
+    if gaps.shape not in ((), strengths.shape):
+        raise ValueError(f"gap: expected one number or {strengths.shape}, got shape {gaps.shape}")
+    return strengths, np.broadcast_to(gaps, strengths.shape)
+
+
+def _lanes(
+    sets: list[prepare.Data], folds: ArrayLike | None, several: bool
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Weights `[L, N]` and targets of every fold and label set, and the axes of the result."""
+    masks, tail = _masks(folds, sets[0].features.shape[0])
+    s = np.stack([masks * one.weights for one in sets], 1)  # [F, M, N]
+    if not s.any(2).all():
+        raise ValueError("folds: expected every fold to leave examples of positive weight")
+    t = np.stack([one.targets for one in sets])
+    t = np.tile(t, (len(masks), *(1,) * (t.ndim - 1))) if several else t
+    return s.reshape(-1, s.shape[2]), t, (*tail, len(sets)) if several else tail
 
 
 def _masks(folds: ArrayLike | None, n: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -267,16 +307,11 @@ def _masks(folds: ArrayLike | None, n: int) -> tuple[np.ndarray, tuple[int, ...]
 
 
 def _start(
-    given: prepare.Data,
-    s: np.ndarray,
-    t: np.ndarray,
-    columns: int,
-    bias: bool,
-    init: LinearParams | None,
+    given: prepare.Data, s: np.ndarray, t: np.ndarray, bias: bool, init: LinearParams | None
 ) -> np.ndarray:
     """Packed parameters to start from, `[L, K, D + 1]`."""
     features = given.features.shape[1]
-    theta = np.zeros((len(s), given.classes, columns + 1))
+    theta = np.zeros((len(s), given.classes, features + 1))
     limits = prepare.intercepts(given, s, t) if bias else np.zeros(theta.shape[:2])
     if init is not None:
         w = np.asarray(init.w, np.float64)
@@ -286,13 +321,21 @@ def _start(
                 f"{'a' if bias else 'no'} bias, got w {w.shape} and bias "
                 f"{None if init.bias is None else np.shape(init.bias)}"
             )
-        theta[:, :, :features] = w.T
+        theta[:, :, :-1] = w.T
         if init.bias is not None:
-            theta[:, :, -1] = np.where(np.isfinite(init.bias), init.bias, 0)
+            b = np.asarray(init.bias, np.float64)
+            theta[:, :, -1] = np.where(np.isfinite(b), b, 0)
     absent = ~np.isfinite(limits)
     theta[absent] = 0
     theta[..., -1] = np.where(absent, limits, theta[..., -1])
     return theta
+
+
+def _padded(theta: np.ndarray, problem: Problem) -> Array:
+    """Parameters with zeros for the problem's columns of padding."""
+    features = theta.shape[-1] - 1
+    unused = problem.features.shape[1] - features
+    return jnp.asarray(np.insert(theta, [features] * unused, 0, -1))
 
 
 def _solution(

@@ -353,7 +353,10 @@ class _Run:
             self.outcome.scores = Scores(self.point.scores, self.rounded)
 
     def report(self) -> dict[str, Any]:
-        """What a callback is told of the lanes that are not done."""
+        """What a callback is told of the lanes that are not done: no array of JAX's is among it.
+
+        One of float64 is none that a user can work with where float64 is not enabled.
+        """
         slots = np.flatnonzero(self.real)
         return {
             "iteration": int(self.outcome.iterations.max()),
@@ -361,7 +364,7 @@ class _Run:
             "objective": self.value[slots].tolist(),
             "estimate": self.estimate[slots].tolist(),
             "products": int(self.outcome.products.max()),
-            "theta": self.point.theta,
+            "theta": np.asarray(self.point.theta[slots], np.float64),
         }
 
 
