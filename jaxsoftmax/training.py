@@ -192,20 +192,15 @@ def init_state(
     return jax.tree.map(jnp.copy, state)
 
 
-@partial(
-    jax.jit,
-    static_argnames=("loss", "optimizer", "batch_size", "score"),
-    donate_argnames="state",
-)
 def train_epoch(
     state: TrainState,
-    features: Array,
-    targets: Array,
+    features: ArrayLike,
+    targets: ArrayLike,
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
     batch_size: int,
-    weights: Array | None = None,
+    weights: ArrayLike | None = None,
     score: Score | None = accuracy,
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch: a scan over shuffled minibatches, compiled as one program.
@@ -246,7 +241,7 @@ def train_epoch(
         2 1 ['accuracy', 'loss']
     """
     _check_counts(batch_size=batch_size)
-    return _epoch(
+    return _train_epoch(
         state,
         (features, targets, weights),
         loss=loss,
@@ -256,14 +251,13 @@ def train_epoch(
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "score"))
 def evaluate(
     params: LinearParams,
-    features: Array,
-    targets: Array,
+    features: ArrayLike,
+    targets: ArrayLike,
     *,
     loss: Loss,
-    weights: Array | None = None,
+    weights: ArrayLike | None = None,
     score: Score | None = accuracy,
 ) -> Metrics:
     """Weighted means of loss and score over all examples, in one batch.
@@ -291,11 +285,7 @@ def evaluate(
         >>> print(metrics["loss"], metrics["accuracy"])
         0.6931472 0.33333334
     """
-    reports = {"loss": loss} | _reported(score, targets)
-    return {
-        name: weighted_mean(_per_example(report, params, features, targets), weights=weights)
-        for name, report in reports.items()
-    }
+    return _evaluate(params, (features, targets, weights), loss=loss, score=score)
 
 
 def fit(
@@ -512,6 +502,23 @@ def _epoch(
         ),
         metrics,
     )
+
+
+_train_epoch = jax.jit(
+    _epoch,
+    static_argnames=("loss", "optimizer", "batch_size", "score"),
+    donate_argnames="state",
+)
+
+
+@partial(jax.jit, static_argnames=("loss", "score"))
+def _evaluate(params: LinearParams, data: Data, *, loss: Loss, score: Score | None) -> Metrics:
+    features, targets, weights = data
+    reports = {"loss": loss} | _reported(score, targets)
+    return {
+        name: weighted_mean(_per_example(report, params, features, targets), weights=weights)
+        for name, report in reports.items()
+    }
 
 
 def _with_data(carry: Any, data: Data) -> Any:

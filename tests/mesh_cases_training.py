@@ -295,7 +295,7 @@ def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
 
 def lowered_epoch(x: Any, t: Any, batch: int, lanes: int) -> Any:
     how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch}
-    return training.train_epoch.lower(state(), x, t, **how)
+    return training._train_epoch.lower(state(), (x, t, None), score=training.accuracy, **how)
 
 
 def lowered_sweep(x: Any, t: Any, batch: int, lanes: int) -> Any:

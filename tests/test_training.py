@@ -1,6 +1,10 @@
 """Training: every optimizer family, exact minibatches, histories, sweeps, against plain numpy."""
 
+import inspect
+import pydoc
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -691,8 +695,13 @@ def test_scores_of_an_epoch_are_computed_once():
     """Loss and accuracy ask for the same product; the compiled epoch has it once, and dz^T x."""
     x, y = map(jnp.asarray, classes(size=40, features=11, count=5))
     state = init_state(linear.init(11, 5), optimizer=optax.sgd(0.1), key=KEY)
-    compiled = train_epoch.lower(
-        state, x, y, loss=SOFTMAX, optimizer=OPTIMIZERS["sgd"], batch_size=7
+    compiled = training._train_epoch.lower(
+        state,
+        (x, y, None),
+        loss=SOFTMAX,
+        optimizer=OPTIMIZERS["sgd"],
+        batch_size=7,
+        score=training.accuracy,
     ).compile()
     assert len(re.findall(r" dot\(", compiled.as_text())) == 2
 
@@ -800,3 +809,54 @@ def test_sweep_and_epoch_name_what_is_missing():
     state = init_state(linear.init(5, 3), optimizer=sgd, key=KEY)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         train_epoch(state, x, y, loss=SOFTMAX, optimizer=sgd, batch_size=0)
+
+
+# What type checkers, completion and help() see
+
+
+@pytest.mark.parametrize("function", [train_epoch, training.evaluate, fit, sweep, init_state])
+def test_public_functions_are_functions(function):
+    """Not jitted objects, whose every keyword a type checker lets pass."""
+    assert inspect.isfunction(function)
+    shown = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    assert f"{function.__name__}(" in shown
+    assert "Args:" in shown
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bath_size'"):
+        function(None, None, None, bath_size=8)
+
+
+CALL = """
+import jax, jax.numpy as jnp, optax
+from jaxsoftmax import cross_entropy, linear, training
+
+loss, sgd = training.on_logits(cross_entropy), optax.sgd(0.1)
+state = training.init_state(linear.init(3, 2), optimizer=sgd, key=jax.random.key(0))
+x, y = jnp.eye(3), jnp.zeros(3, int)
+state, means = training.train_epoch(state, x, y, loss=loss, optimizer=sgd, batch_size=2)
+means = training.evaluate(state.params, x, y, loss=loss, weights=y >= 0)
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_refuses_a_misspelled_keyword(tmp_path):
+    wrong = CALL.replace("weights=", "weight=").replace("batch_size=", "bath_size=")
+    (tmp_path / "right.py").write_text(CALL)
+    (tmp_path / "wrong.py").write_text(wrong)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--config-file=",
+    ]
+    command += ["--ignore-missing-imports", "--follow-imports=silent"]
+
+    def checked(name):
+        path = str(tmp_path / name)
+        return subprocess.run([*command, path], capture_output=True, text=True, check=False)
+
+    assert checked("right.py").returncode == 0
+    said = checked("wrong.py").stdout
+    assert 'Unexpected keyword argument "bath_size" for "train_epoch"' in said
+    assert 'Unexpected keyword argument "weight" for "evaluate"' in said
