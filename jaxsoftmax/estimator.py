@@ -201,6 +201,9 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         link = scipy.special.log_expit if self._multilabel else _log_softmax
         return link(scores)
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")  # a fit that failed may have left other attributes
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
@@ -387,6 +390,10 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
 
         Returns:
             Itself.
+
+        Raises:
+            ValueError: if each C has a score that is NaN in some fold; where only some of them
+            have, a UserWarning says that they are not chosen.
         """
         X, targets, weights = self._checked(X, y, sample_weight)
         y = targets if self._multilabel else self.classes_[targets]
@@ -417,9 +424,8 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
                 bias = None if path.bias is None else path.bias[i, fold]
                 self._take(LinearParams(path.w[i, fold], bias), None)
                 self.scores_[i, fold] = self.score(X[held_out], y[held_out], given)
-        best = int(self.scores_.mean(1).argmax())
-        self.C_ = float(self.Cs_[best])
         del self.coef_, self.intercept_
+        self.C_ = float(self.Cs_[_best(self.scores_)])
         self._solved(X, targets, weights, self.C_, None)
         return self
 
@@ -463,6 +469,26 @@ def _check_settings(model: SoftmaxClassifier) -> None:
             raise ValueError(f"{name}: expected a number above 0, got {value!r}")
     if not isinstance(model.l1_ratio, int | float | np.number) or not 0 <= model.l1_ratio <= 1:
         raise ValueError(f"l1_ratio: expected a number in [0, 1], got {model.l1_ratio!r}")
+
+
+def _best(scores: np.ndarray) -> int:
+    """The row of greatest mean, the first of equal ones; NaN never wins."""
+    means = scores.mean(1)
+    unknown = np.isnan(means)
+    folds = np.flatnonzero(~np.isfinite(scores[unknown]).all(0)).tolist()
+    if unknown.all():
+        raise ValueError(
+            f"scoring: expected a C with a number in every fold, got NaN for each C, in folds "
+            f"{folds}: a score may not be defined where a part lacks a class; give cv fewer folds "
+            "or a splitter that stratifies, or another scoring"
+        )
+    if unknown.any():
+        warnings.warn(
+            f"scoring: {unknown.sum()} of {len(means)} values of C have the score NaN in folds "
+            f"{folds} and are not chosen",
+            stacklevel=3,
+        )
+    return int(np.nanargmax(means))
 
 
 def _of_all_classes(scorer: Callable, classes: np.ndarray) -> Callable:

@@ -28,8 +28,10 @@ class Path(NamedTuple):
 
     @property
     def best(self) -> float:
-        """The C of least held-out loss; of equal ones the strongest penalty."""
-        return float(self.C[int(np.argmin(np.where(np.isnan(self.loss), np.inf, self.loss)))])
+        """The C of least held-out loss; of equal ones the strongest penalty; NaN is never least."""
+        if not np.isfinite(self.loss).any():
+            raise ValueError("loss: expected a finite held-out loss of some C, got none")
+        return float(self.C[int(np.nanargmin(self.loss))])
 
     def to_json(self) -> dict[str, list[float]]:
         """The curve in JSON's types."""
@@ -85,7 +87,8 @@ def sweep(
         A `Path`.
 
     Raises:
-        ValueError: if the loss has no certified solver, or there are fewer than 2 folds.
+        ValueError: if the loss has no certified solver, there are fewer than 2 folds, or no C has
+            a finite held-out loss, because of the folds that it names.
 
     Example:
         >>> import numpy as np
@@ -111,6 +114,7 @@ def sweep(
     held = np.stack(
         [_held_out(dataset, loss, path.params, fold, number) for number in range(folds)], 1
     )  # [P, F], sums
+    _check_finite(held)
     sizes = np.bincount(fold[fold >= 0], minlength=folds)
     spread = np.std(held / sizes, axis=1, ddof=1) / np.sqrt(folds)
     return Path(strengths, held.sum(1) / sizes.sum(), spread, np.asarray(path.gap).max(1))
@@ -169,6 +173,18 @@ def _folds(train: Split, task: Task, count: int) -> np.ndarray:
         return np.arange(len(train.features)) % count
     fold = dealt(train.targets, count)
     return np.where(np.bincount(train.targets)[train.targets] == 1, -1, fold)
+
+
+def _check_finite(held: np.ndarray) -> None:
+    """A C can be chosen where one has a finite loss in every fold."""
+    unknown = ~np.isfinite(held)
+    if unknown.any(1).all():
+        folds = np.flatnonzero(unknown.any(0)).tolist()
+        raise ValueError(
+            f"folds: no C has a finite loss of the examples held out in folds {folds}: one of them "
+            "may have a label that no other fold shows, or features too large to score; use fewer "
+            "folds, leave such labels out, or scale the features"
+        )
 
 
 def _held_out(

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_multilabel_classification
-from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold
@@ -207,6 +207,35 @@ def test_score_is_what_c_was_chosen_by(iris: Any) -> None:
     model = SoftmaxClassifierCV(Cs=[0.1, 1.0], cv=3, scoring="neg_log_loss").fit(x, y)
     expected = -log_loss(y, model.predict_proba(x))
     assert model.score(x, y) == expected
+
+
+def weakest_is_nan(model: SoftmaxClassifier, x: Any, y: Any) -> float:
+    """Worse by the length of the coefficients, and NaN where they are long."""
+    size = np.abs(model.coef_).sum()
+    return np.nan if size > 9 else -size
+
+
+def test_nan_never_wins(iris: Any) -> None:
+    model = SoftmaxClassifierCV(Cs=[0.1, 1e-3, 10.0], cv=3, scoring=weakest_is_nan)
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 values of C have the score NaN in folds \[0, 1, 2"
+    ):
+        model.fit(*iris)
+    assert np.isnan(model.scores_[2]).all()
+    assert model.C_ == 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:Only one class is present")
+def test_where_every_c_is_nan_the_folds_are_named(iris: Any) -> None:
+    x, y = iris
+    x, y = x[y < 2], y[y < 2]
+    fold = np.r_[0, 0, np.arange(98) % 2 + 1]  # the first holds one class out
+    model = SoftmaxClassifierCV(Cs=[0.1, 1.0], cv=_splits(fold), scoring="roc_auc")
+    with pytest.raises(ValueError, match=r"scoring: .* NaN for each C, in folds \[0\]: .* cv"):
+        model.fit(x, y)
+    assert np.isfinite(model.scores_[:, 1:]).all()
+    with pytest.raises(NotFittedError):
+        model.predict(x)
 
 
 def test_folds_need_not_hold_every_class(iris: Any) -> None:

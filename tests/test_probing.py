@@ -65,6 +65,23 @@ def test_the_only_example_of_a_class_is_in_every_fit() -> None:
     assert np.isfinite(path.loss).all()
 
 
+def test_where_no_c_has_a_loss_the_folds_are_named() -> None:
+    dataset = made(Task.labels)
+    labels = dataset.train.targets.copy()
+    labels[:, 2] = np.arange(len(labels)) == 7  # one example in fold 1 of 2 has it
+    rare = replace(dataset, train=dataset.train._replace(targets=labels))
+    with pytest.raises(ValueError, match=r"held out in folds \[1\]: .* a label that no other fold"):
+        probing.sweep(rare, loss=LossName.sigmoid, C=np.array([0.1, 1.0]), folds=2)
+
+
+def test_nan_is_never_the_least_loss() -> None:
+    C = np.array([0.1, 1.0, 10.0])
+    for loss, best in (([np.nan, 2.0, 1.0], 10.0), ([np.inf, np.nan, 3.0], 10.0)):
+        assert probing.Path(C, np.array(loss), C, C).best == best
+    with pytest.raises(ValueError, match="loss: expected a finite held-out loss of some C"):
+        _ = probing.Path(C, np.array([np.nan, np.inf, np.nan]), C, C).best
+
+
 def test_what_is_refused() -> None:
     dataset, C = made(), np.array([1.0])
     with pytest.raises(ValueError, match="loss: expected softmax or sigmoid"):
