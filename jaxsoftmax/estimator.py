@@ -143,18 +143,38 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores `[n, K]`, or `[n]` for two classes: X coef_' + intercept_.
 
+        The intercept of a class without weight is infinite, for its probability is 0 (or 1 of the
+        other of two). Here such a score is finite, as metrics and calibrators want it, and lies at
+        least 1000 below (above) 0 and the example's other scores, so that the softmax or the
+        sigmoid of the scores has the same probabilities.
+
         Args:
             X: `[n, D]`.
 
         Returns:
-            The scores.
+            The scores, finite; those of an example depend on no other.
+
+        Raises:
+            ValueError: X whose scores overflow its dtype.
         """
+        return self._by_class(_finite(self._scores(X), np.isinf(self.intercept_)))
+
+    def _scores(self, X: Any) -> np.ndarray:
+        """Scores `[n, K]`, one column for two classes, with the infinite ones of the intercepts."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
-        product = X @ self.coef_.T  # sparse where both are, after `sparsify`
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = X @ self.coef_.T  # sparse where both are, after `sparsify`
         product = product.toarray() if scipy.sparse.issparse(product) else product
-        scores = product + self.intercept_
-        return scores.ravel() if scores.shape[1] == 1 and not self._multilabel else scores
+        if not np.isfinite(product).all():
+            at = int(np.argwhere(~np.isfinite(product))[0, 0])
+            raise ValueError(
+                f"X: the scores of X[{at}] overflow {product.dtype}; scale the features"
+            )
+        return product + self.intercept_
+
+    def _by_class(self, scores: np.ndarray) -> np.ndarray:
+        return scores if scores.shape[1] > 1 or self._multilabel else scores.ravel()
 
     def predict(self, X: Any) -> np.ndarray:
         """Most probable labels `[n]`, or 0 and 1 `[n, K]`.
@@ -165,7 +185,7 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         Returns:
             The labels.
         """
-        scores = self.decision_function(X)
+        scores = self._by_class(self._scores(X))
         if self._multilabel:
             return (scores > 0).astype(int)
         best = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
@@ -180,7 +200,7 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         Returns:
             The probabilities.
         """
-        scores = self.decision_function(X)
+        scores = self._by_class(self._scores(X))
         if scores.ndim == 1:
             return scipy.special.expit(np.stack([-scores, scores], 1))
         link = scipy.special.expit if self._multilabel else _softmax
@@ -195,7 +215,7 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         Returns:
             The logarithms.
         """
-        scores = self.decision_function(X)
+        scores = self._by_class(self._scores(X))
         if scores.ndim == 1:
             return scipy.special.log_expit(np.stack([-scores, scores], 1))
         link = scipy.special.log_expit if self._multilabel else _log_softmax
@@ -516,6 +536,18 @@ def _first_state(model: SoftmaxClassifier, features: int, width: int, optimizer:
     seed = check_random_state(model.random_state).randint(2**31 - 1)
     key = jax.random.key(seed)
     return training.init_state(LinearParams(w.astype(np.float32), b), optimizer=optimizer, key=key)
+
+
+def _finite(scores: np.ndarray, unbounded: np.ndarray) -> np.ndarray:
+    """Scores with finite ones in the unbounded columns, beyond 0 and the row's others."""
+    if not unbounded.any():
+        return scores
+    others = scores[:, ~unbounded]
+    # 1000 is more than the softmax resolves; of large scores, more than their rounding.
+    beyond = np.maximum(1000, 1e-3 * np.abs(others).max(1, initial=0))[:, None]
+    least, greatest = (f(others, 1, initial=0, keepdims=True) for f in (np.min, np.max))
+    ends = np.where(scores < 0, least - beyond, greatest + beyond)
+    return np.where(unbounded, ends, scores).astype(scores.dtype)
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

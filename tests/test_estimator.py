@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+import scipy.special
 from sklearn.base import clone
-from sklearn.datasets import load_iris, make_multilabel_classification
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_iris, make_classification, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, label_binarize
 from sklearn.utils.estimator_checks import check_estimator
 
 from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV
@@ -99,6 +101,73 @@ def test_multi_label_targets() -> None:
     with pytest.warns(DataConversionWarning):
         column = SoftmaxClassifier().fit(x, y[:, :1])
     assert column.predict(x).shape == (120,)
+
+
+@pytest.mark.parametrize("gone", [[1], [0, 3], [1, 2, 3]])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_class_without_weight_has_finite_scores_and_no_probability(
+    gone: list[int], dtype: type
+) -> None:
+    x, y = make_classification(200, n_classes=4, n_informative=5, random_state=0)
+    s = ~np.isin(y, gone)
+    model = SoftmaxClassifier().fit(x.astype(dtype), y, s.astype(float))
+    scores = model.decision_function(x.astype(dtype))
+    assert scores.dtype == dtype
+    assert np.isfinite(scores).all()
+    assert not scipy.special.softmax(scores, 1)[:, gone].any()
+    alone = [model.decision_function(x[i : i + 1].astype(dtype)) for i in range(5)]
+    np.testing.assert_allclose(scores[:5], np.concatenate(alone), rtol=1e-5)
+    p, log_p = model.predict_proba(x.astype(dtype)), model.predict_log_proba(x.astype(dtype))
+    assert not p[:, gone].any()
+    assert np.isneginf(log_p[:, gone]).all()
+    kept = np.setdiff1d(range(4), gone)
+    np.testing.assert_allclose(p[:, kept], scipy.special.softmax(scores[:, kept], 1), rtol=1e-5)
+    assert np.isin(model.predict(x), kept).all()
+    auc = roc_auc_score(label_binarize(y, classes=range(4)), scores, average=None)
+    assert np.isfinite(auc).all()
+    if len(kept) > 1:
+        assert auc[kept].min() > 0.6
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_class_without_weight_can_be_calibrated(classes: int) -> None:
+    x, y = make_classification(200, n_classes=classes, n_informative=5, random_state=0)
+    s = (y != 1).astype(float)
+    calibrated = CalibratedClassifierCV(SoftmaxClassifier(tol=1e-3), cv=2).fit(x, y, s)
+    p = calibrated.predict_proba(x)
+    assert np.isfinite(p).all()
+    assert p[:, 1].max() < 0.1
+    assert not (calibrated.predict(x) == 1).any()
+
+
+def test_scores_of_an_only_class_and_of_constant_labels_are_finite(iris: Any) -> None:
+    x, y = iris
+    x, y = x[y < 2], y[y < 2]
+    for only, sign in ((0, -1), (1, 1)):
+        model = SoftmaxClassifier().fit(x, y, (y == only).astype(float))
+        np.testing.assert_array_equal(model.decision_function(x), np.full(100, sign * 1000.0))
+        assert (model.predict_proba(x)[:, only] == 1).all()
+        np.testing.assert_array_equal(
+            model.predict_log_proba(x)[:, 1 - only], np.full(100, -np.inf)
+        )
+    labels = np.stack([y, y < 5, y > 5], 1).astype(int)
+    model = SoftmaxClassifier().fit(x, labels)
+    scores = model.decision_function(x)
+    assert np.isfinite(scores).all()
+    assert (scores[:, 1] >= np.maximum(scores[:, 0], 0) + 1000).all()
+    assert (scores[:, 2] <= np.minimum(scores[:, 0], 0) - 1000).all()
+    np.testing.assert_array_equal(model.predict_proba(x)[:, 1:], np.tile([1.0, 0.0], (100, 1)))
+    np.testing.assert_array_equal(model.predict(x)[:, 1:], np.tile([1, 0], (100, 1)))
+
+
+def test_stand_ins_are_beyond_large_scores_too() -> None:
+    x = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32)
+    y = np.array([0, 0, 1, 2])
+    model = SoftmaxClassifier().fit(x, y, np.array([1.0, 1.0, 1.0, 0.0]))
+    scores = model.decision_function(np.array([[1e12], [-1e12]], np.float32))
+    assert not scipy.special.softmax(scores, 1)[:, 2].any()
+    with pytest.raises(ValueError, match=r"X: the scores of X\[1\] overflow float32; scale"):
+        SoftmaxClassifier(C=1e4).fit(x, y).predict(np.array([[0.0], [3e38]], np.float32))
 
 
 def test_one_epoch_of_optax_voids_the_certificate(iris: Any) -> None:
