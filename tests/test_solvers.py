@@ -482,17 +482,39 @@ def test_no_global_flag_is_changed() -> None:
     [
         ({"C": None}, ValueError, "C, alpha: expected one of the two"),
         ({"alpha": 1.0}, ValueError, "C, alpha: expected one of the two"),
-        ({"C": -1.0}, ValueError, "C: expected numbers above 0, got -1.0"),
+        ({"C": -1.0}, ValueError, "C: expected a number above 0, got -1.0"),
         ({"C": None, "alpha": -1.0}, ValueError, "alpha: expected"),
         ({"l1_ratio": 2.0}, ValueError, r"l1_ratio: expected a number in \[0, 1\], got 2.0"),
         ({"method": "adam"}, ValueError, "method: expected one of newton-cg"),
         ({"method": "lbfgs", "l1_ratio": 0.5}, ValueError, "method: expected proximal"),
-        ({"weights": np.ones(3)}, ValueError, r"weights: expected shape \(90,\), got \(3,\)"),
+        ({"weights": np.ones(3)}, ValueError, r"weights: expected shape \(90,\) or .*, got \(3,\)"),
         ({"weights": -np.ones(90)}, ValueError, "weights: expected finite numbers"),
         ({"class_weights": np.ones(2)}, ValueError, "got 2"),
         ({"loss": np.mean}, ValueError, "loss: expected jaxsoftmax.cross_entropy"),
         ({"init": LinearParams(np.zeros((2, 3)), None)}, ValueError, "init: expected w"),
-        ({"targets": np.zeros(90)}, TypeError, "targets: expected integer labels"),
+        (
+            {"init": LinearParams(np.full((6, 3), np.nan), np.zeros(3))},
+            ValueError,
+            "init: expected finite numbers in w",
+        ),
+        (
+            {"init": LinearParams(np.zeros((6, 3)), np.zeros(1))},
+            ValueError,
+            r"init: expected bias \(3,\), got \(1,\)",
+        ),
+        ({"weights": np.array(["a"] * 90)}, TypeError, "weights: expected real numbers or bools"),
+        ({"weights": 0}, ValueError, "weights: expected finite numbers"),
+        ({"class_weights": np.ones((3, 1))}, ValueError, r"class_weights: .* got shape \(3, 1\)"),
+        ({"C": [1.0, 2.0]}, ValueError, r"C: expected one number, got shape \(2,\)"),
+        ({"C": "1"}, TypeError, "C: expected real numbers"),
+        ({"l1_ratio": None}, TypeError, "l1_ratio: expected real numbers"),
+        ({"gap": -1e-6}, ValueError, "gap: expected numbers of at least 0, got -1e-06"),
+        ({"gap": [1e-6]}, ValueError, r"gap: expected one number, got shape \(1,\)"),
+        ({"max_iterations": 0}, ValueError, "max_iterations: expected an integer of at least 1"),
+        ({"max_iterations": 2.5}, ValueError, "max_iterations: expected an integer .* got 2.5"),
+        ({"targets": np.zeros(90)}, TypeError, r"got float64; .* targets.astype\(int\)"),
+        ({"targets": np.full(90, "a")}, TypeError, "numpy.unique.*return_inverse=True"),
+        ({"targets": np.full(90, -100)}, ValueError, "expected a label from 0 to"),
         ({"targets": np.zeros(3, int)}, ValueError, r"N = 90, got shape \(3,\)"),
         ({"features": np.zeros((90, 2), int)}, TypeError, "features: expected floats, got int64"),
         ({"features": np.full((90, 2), np.nan)}, ValueError, r"got nan at \[0, 0\]"),
@@ -504,6 +526,75 @@ def test_bad_input_is_named(change: dict, error: type, words: str) -> None:
     given = {"features": x, "targets": y, "C": 1.0} | change
     with pytest.raises(error, match=words):
         solve(given.pop("features"), given.pop("targets"), **given)
+
+
+@pytest.mark.parametrize("largest", [50_000_000, 2**31, 2**40])
+def test_a_label_that_makes_too_many_classes_is_named(largest: int) -> None:
+    x, y = problem()
+    y[3] = largest
+    words = rf"targets\[3\]: label {largest} makes {largest + 1} classes of 90 .*class_weights="
+    with pytest.raises(ValueError, match=words):
+        solve(x, y, C=1.0)
+    with pytest.raises(ValueError, match=words):
+        solve_path(x, y, C=[1.0])
+    # Who says how many there are has a wrong label.
+    for stated in ({"class_weights": np.ones(3)}, {"init": LinearParams(np.zeros((6, 3)), y[:3])}):
+        with pytest.raises(ValueError, match=rf"labels\[3\]: expected .* 0 to 2, got {largest}"):
+            solve(x, y, C=1.0, **stated)
+
+
+def test_class_weights_or_a_start_say_how_many_classes_there_are() -> None:
+    x, y = problem()
+    for stated in (
+        {"class_weights": np.ones(5)},
+        {"init": LinearParams(np.zeros((6, 5)), np.zeros(5))},
+    ):
+        found = solve(x, y, C=1.0, gap=1e-9, **stated)
+        assert found.params.w.shape == (6, 5)
+        assert np.array_equal(np.isneginf(found.params.bias), [False] * 3 + [True] * 2)
+        assert_certified(found, optimum(x, y, alpha=1 / 90, bias=True), 1e-9)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float16, jnp.bfloat16])
+def test_weights_of_any_numbers_and_one_for_all(kind: type) -> None:
+    x, y = problem()
+    s = np.random.default_rng(2).integers(0, 2, 90)
+    found = solve(x, y, alpha=0.02, weights=s.astype(kind), gap=1e-9)
+    assert_certified(found, optimum(x, y, alpha=0.02, bias=True, weights=s), 1e-9)
+    every, twice = solve(x, y, C=1.0, gap=1e-9), solve(x, y, C=0.5, weights=kind(1) * 2, gap=1e-9)
+    np.testing.assert_allclose(twice.objective, every.objective, rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_an_example_without_weight_holds_does_not_matter(loss: object, sparse: bool) -> None:
+    x, y = hashed() if sparse else problem()
+    s = (np.arange(len(y)) % 5 > 0).astype(int)
+    y = y if loss is cross_entropy else (y == 1).astype(float)
+    kept = solve(x[s > 0], y[s > 0], C=1.0, loss=loss, gap=1e-9)
+    x, y = x.copy(), y.copy()
+    y[s == 0] = -100 if loss is cross_entropy else np.nan
+    if sparse:
+        x.data[np.repeat(s == 0, np.diff(x.indptr))] = np.nan
+    else:
+        x[s == 0] = [np.inf, np.nan, 1e300, -1e300, 0, 1]
+    found = solve(x, y, C=1.0, loss=loss, weights=s, gap=1e-9)
+    assert found.converged
+    np.testing.assert_allclose(found.objective, kept.objective, rtol=1e-8)
+    path = solve_path(x, y, C=[1.0], loss=loss, weights=s, gap=1e-9)
+    np.testing.assert_allclose(path.objective, [kept.objective], rtol=1e-8)
+    with pytest.raises(ValueError, match="expected"):
+        solve(x, y, C=1.0, loss=loss)
+
+
+def test_a_sigmoids_targets_may_leave_the_unit_interval_by_rounding() -> None:
+    x, y = problem()
+    t = (y[:, None] == np.arange(2)).astype(np.float32)
+    off = np.nextafter(t, np.where(t == 1, 2, -1).astype(np.float32))
+    exact, near = (solve(x, a, C=1.0, loss=binary_cross_entropy, gap=1e-9) for a in (t, off))
+    assert near.objective == exact.objective
+    with pytest.raises(ValueError, match=r"targets: expected numbers in \[0, 1\]"):
+        solve(x, t + np.float32(1e-5), C=1.0, loss=binary_cross_entropy)
 
 
 # -- Paths --
@@ -574,6 +665,16 @@ def test_a_path_of_sigmoids_and_of_elastic_nets() -> None:
 
 def test_bad_grids_are_named() -> None:
     x, y = problem()
+    with pytest.raises(TypeError, match="C: expected real numbers"):
+        solve_path(x, y, C=["1"])
+    with pytest.raises(ValueError, match="C: expected a number above 0"):
+        solve_path(x, y, C=[1.0, -1.0])
+    with pytest.raises(
+        ValueError, match=r"targets: expected .* of one shape, got \[\(90, 1\), \(9"
+    ):
+        solve_path(x, [y == 0, np.eye(2)[y % 2]], C=[1.0], loss=binary_cross_entropy)
+    with pytest.raises(ValueError, match=r"targets: expected \[N\] with N = 90, got shape \(0,\)"):
+        solve_path(x, [], C=[1.0])
     with pytest.raises(ValueError, match=r"folds: expected integers of shape \(90,\)"):
         solve_path(x, y, C=[1.0], folds=np.zeros(3, int))
     with pytest.raises(ValueError, match=r"C: expected \[P\]"):

@@ -54,10 +54,12 @@ def solve(
         C: scikit-learn's inverse strength of the penalty; C or alpha must be given.
         alpha: the strength in the mean form; 0 for no penalty, and then no bound.
         l1_ratio: the share of |w|_1 in the penalty, 0 to 1.
-        weights: s, floats `[N]`.
+        weights: s, numbers of at least 0 or bools, `[N]`, or one number for all. What an example
+            of weight 0 holds does not matter: its label may be -100, its features NaN.
         class_weights: `[K]`, or `[2]` for one binary label: factors of s by class.
         bias: whether the model has one; it is not penalised.
-        init: where to start.
+        init: where to start. Its w also says how many classes there are, where no class_weights
+            do; else the largest label does.
         gap: the certified relative distance from the optimum at which it stops.
         method: "newton-cg", "lbfgs" or "proximal"; by default the first, the last with l1.
         max_iterations: outer iterations.
@@ -76,7 +78,9 @@ def solve(
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: shapes or values that do not
-        fit, named. MemoryError: sparse features whose entries alone exceed `memory`.
+        fit, named; a label so large that it must be another numbering, where no class_weights or
+        init say how many classes there are. MemoryError: sparse features whose entries alone
+        exceed `memory`.
 
     Example:
         >>> import numpy as np
@@ -92,6 +96,9 @@ def solve(
     """
     start = time.perf_counter()
     told = _outside(callback)
+    gaps = prepare.limits(gap, max_iterations)
+    if gaps.ndim:
+        raise ValueError(f"gap: expected one number, got shape {gaps.shape}")
     given = prepare.data(
         features,
         targets,
@@ -99,6 +106,7 @@ def solve(
         weights=weights,
         class_weights=class_weights,
         memory=memory,
+        classes=None if init is None or np.ndim(init.w) != 2 else np.shape(init.w)[1],
     )
     s, t = given.weights[None], given.targets[None]
     l2, l1 = prepare.penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
@@ -110,7 +118,7 @@ def solve(
             problem,
             given.head,
             _padded(theta, problem),
-            gap=gap,
+            gap=float(gaps),
             method=_method(method, l1_ratio),
             intercept=bias,
             pre=pre,
@@ -154,7 +162,7 @@ def solve_path(
             None fits all examples once.
         loss: `cross_entropy` or `binary_cross_entropy`.
         l1_ratio: the share of |w|_1 in the penalty.
-        weights: floats `[N]`.
+        weights: as of `solve`.
         class_weights: `[K]`, or `[2]` for one binary label.
         bias: whether the model has one.
         gap: the certified relative distance from the optimum of every fit; `[P]` gives each C its
@@ -182,7 +190,7 @@ def solve_path(
     """
     start = time.perf_counter()
     told = _outside(callback)
-    several = isinstance(targets, list | tuple) and np.ndim(targets[0]) > 0
+    several = isinstance(targets, list | tuple) and len(targets) > 0 and np.ndim(targets[0]) > 0
     sets = [
         prepare.data(
             features, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
@@ -191,7 +199,7 @@ def solve_path(
     ]
     given = sets[0]._replace(classes=max(one.classes for one in sets))
     s, t, tail = _lanes(sets, folds, several)
-    strengths, gaps = _stages(C, gap)
+    strengths, gaps = _stages(C, prepare.limits(gap, max_iterations))
     penalties = [prepare.penalties(s.sum(1), C=c, alpha=None, l1_ratio=l1_ratio) for c in strengths]
     theta = _start(given, s, t, bias, None)
     found: list[Outcome] = [None] * len(strengths)  # type: ignore[list-item]
@@ -267,12 +275,11 @@ def _method(method: str | None, l1_ratio: float) -> str:
     return chosen
 
 
-def _stages(C: ArrayLike, gap: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _stages(C: ArrayLike, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values of C, and the gap of each, `[P]`."""
-    strengths = np.asarray(C, np.float64)
+    strengths = prepare.numbers(C, "C").astype(np.float64)
     if strengths.ndim != 1 or not len(strengths):
         raise ValueError(f"C: expected [P] and not empty, got shape {strengths.shape}")
-    gaps = np.asarray(gap, np.float64)
     if gaps.shape not in ((), strengths.shape):
         raise ValueError(f"gap: expected one number or {strengths.shape}, got shape {gaps.shape}")
     return strengths, np.broadcast_to(gaps, strengths.shape)
@@ -286,6 +293,9 @@ def _lanes(
     s = np.stack([masks * one.weights for one in sets], 1)  # [F, M, N]
     if not s.any(2).all():
         raise ValueError("folds: expected every fold to leave examples of positive weight")
+    shapes = sorted({one.targets.shape for one in sets})
+    if len(shapes) > 1:
+        raise ValueError(f"targets: expected label sets of one shape, got {shapes}")
     t = np.stack([one.targets for one in sets])
     t = np.tile(t, (len(masks), *(1,) * (t.ndim - 1))) if several else t
     return s.reshape(-1, s.shape[2]), t, (*tail, len(sets)) if several else tail
@@ -321,9 +331,13 @@ def _start(
                 f"{'a' if bias else 'no'} bias, got w {w.shape} and bias "
                 f"{None if init.bias is None else np.shape(init.bias)}"
             )
+        if not np.isfinite(w).all():
+            raise ValueError("init: expected finite numbers in w")
         theta[:, :, :-1] = w.T
         if init.bias is not None:
             b = np.asarray(init.bias, np.float64)
+            if b.shape != (given.classes,):
+                raise ValueError(f"init: expected bias {(given.classes,)}, got {b.shape}")
             theta[:, :, -1] = np.where(np.isfinite(b), b, 0)
     absent = ~np.isfinite(limits)
     theta[absent] = 0

@@ -35,74 +35,112 @@ def data(
     weights: ArrayLike | None,
     class_weights: ArrayLike | None,
     memory: int,
+    classes: int | None = None,
 ) -> Data:
-    """Check what the user passed; every error names the argument."""
-    x = _features(features, memory)
-    n = x.shape[0]
+    """Check what the user passed; every error names the argument.
+
+    `classes` is their number where it is known without the labels. What features and targets hold
+    in an example of weight 0 does not matter.
+    """
     head = _head(loss)
-    t = checks.on_host(targets)
-    if t.ndim not in (1, 2) or len(t) != n or (head == "softmax" and t.ndim != 1):
-        expected = "[N]" if head == "softmax" else "[N] or [N, K]"
-        raise ValueError(f"targets: expected {expected} with N = {n}, got shape {t.shape}")
-    s = np.ones(n) if weights is None else checks.on_host(weights).astype(np.float64)
-    if s.shape != (n,):
-        raise ValueError(f"weights: expected shape {(n,)}, got {s.shape}")
-    if not (np.isfinite(s) & (s >= 0)).all() or not s.any():
-        raise ValueError("weights: expected finite numbers of at least 0, and some above 0")
+    x = _matrix(features)
+    s = _weights(weights, x.shape[0])
+    x, t = _features(x, s > 0, memory), checks.on_host(targets)
+    c = None if class_weights is None else _class_weights(class_weights)
     if head == "softmax":
-        classes = _classes(t, class_weights)
+        t, classes = _labels(t, s > 0, classes if c is None else len(c))
     else:
-        t = _probabilities(t)
+        t = _probabilities(t, s > 0)
         classes = t.shape[1]
-    if class_weights is not None:
-        s = s * _per_class(t, class_weights, classes, head)
+    if c is not None:
+        s = s * _per_class(t, c, head)
         if not s.any():
             raise ValueError("class_weights: expected some example to keep a weight above 0")
     return Data(x, t, s, classes, head)
 
 
-def _features(features: Any, memory: int) -> Any:
+def _matrix(features: Any) -> Any:
+    """Features `[N, D]` of floats: a NumPy array, or a SciPy CSR matrix of float32 or float64."""
     if hasattr(features, "tocsr"):  # a SciPy sparse matrix or array
-        return _sparse(features, memory)
-    x = checks.on_host(features)
+        x = features.tocsr() if features.ndim == 2 else features
+        x = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+    else:
+        x = checks.on_host(features)
     if x.dtype.name == "bfloat16" or x.dtype == np.float16:
         x = x.astype(np.float32)
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"features: expected floats, got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"features: expected [N, D] and not empty, got shape {x.shape}")
-    _check_values(x)
     return x
 
 
-def _check_values(x: np.ndarray, where: str = "") -> None:
-    # One sum says whether all are finite; only where it overflows too each entry is looked at.
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(x.sum()) or np.isfinite(x).all()
-    if not finite:
-        at = np.argwhere(~np.isfinite(x))[0].tolist()
-        raise ValueError(f"features: expected finite numbers, got {x[tuple(at)]} at {where}{at}")
-    largest, most = max(x.max(initial=0), -x.min(initial=0)), LARGEST[x.dtype.name]
-    if largest > most:
-        raise ValueError(f"features: expected numbers up to {most:g}, got {largest:g}; scale them")
-
-
-def _sparse(x: Any, memory: int) -> Any:
-    """CSR where that is what a product is faster with, or what `memory` allows; else dense."""
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"features: expected [N, D] and not empty, got shape {x.shape}")
-    x = x.tocsr().astype(np.float64 if x.dtype == np.float64 else np.float32)
+def _features(x: Any, counts: np.ndarray, memory: int) -> Any:
+    """Features that can be computed with; CSR where that is faster, or what `memory` allows."""
+    if isinstance(x, np.ndarray):
+        return _finite(x, counts)
     x.sum_duplicates()
     size = int(np.prod(x.shape, dtype=np.int64))
     if x.nnz >= sparse.DENSE * size and size * x.dtype.itemsize <= memory:
-        return _features(x.toarray(), memory)
+        return _finite(x.toarray(), counts)
     if sparse.needed(x) > memory:
         raise MemoryError(
             f"features: {x.nnz:,} entries need {sparse.needed(x):,} bytes; memory allows "
             f"{memory:,}: raise it, select columns, or fit by minibatches"
         )
-    _check_values(x.data, "entry ")
+    return _finite(x, counts)
+
+
+def _finite(x: Any, counts: np.ndarray) -> Any:
+    """The features; where an example that does not count is at fault, with zeros in its place."""
+    fault = _fault(x)
+    if fault is not None and not counts.all():
+        x = _silenced(x, counts)
+        fault = _fault(x)
+    if fault is not None:
+        raise ValueError(f"features: {fault}")
     return x
+
+
+def _silenced(x: Any, counts: np.ndarray) -> Any:
+    if isinstance(x, np.ndarray):
+        return np.where(counts[:, None], x, np.zeros((), x.dtype))
+    x = x.copy()
+    x.data[~np.repeat(counts, np.diff(x.indptr))] = 0
+    return x
+
+
+def _fault(x: Any) -> str | None:
+    """What is wrong with the features' values, or with a CSR matrix's entries."""
+    dense = isinstance(x, np.ndarray)
+    x = x if dense else x.data
+    # One sum says whether all are finite; only where it overflows too each entry is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(x.sum()) or np.isfinite(x).all()
+    if not finite:
+        at = np.argwhere(~np.isfinite(x))[0].tolist()
+        return f"expected finite numbers, got {x[tuple(at)]} at {'' if dense else 'entry '}{at}"
+    largest, most = max(x.max(initial=0), -x.min(initial=0)), LARGEST[x.dtype.name]
+    return (
+        f"expected numbers up to {most:g}, got {largest:g}; scale them" if largest > most else None
+    )
+
+
+def numbers(x: ArrayLike, name: str) -> np.ndarray:
+    """Real numbers or bools on the host, in the dtype they have."""
+    a = checks.on_host(x)
+    if not any(jnp.issubdtype(a.dtype, kind) for kind in (np.bool_, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected real numbers or bools, got {a.dtype}")
+    return a
+
+
+def _weights(weights: ArrayLike | None, n: int) -> np.ndarray:
+    s = numbers(1 if weights is None else weights, "weights").astype(np.float64)
+    if s.shape not in ((), (n,)):
+        raise ValueError(f"weights: expected shape {(n,)} or one number, got {s.shape}")
+    if not (np.isfinite(s) & (s >= 0)).all() or not s.any():
+        raise ValueError("weights: expected finite numbers of at least 0, and some above 0")
+    return np.broadcast_to(s, (n,))
 
 
 def _head(loss: Callable) -> problems.Head:
@@ -118,39 +156,78 @@ def _head(loss: Callable) -> problems.Head:
     return heads[loss]
 
 
-def _classes(labels: np.ndarray, class_weights: ArrayLike | None) -> int:
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"targets: expected integer labels, got {labels.dtype}")
-    if class_weights is None:
-        classes = int(labels.max()) + 1
-    else:
-        classes = np.shape(class_weights)[0] if np.ndim(class_weights) == 1 else 0
-    check_labels(labels, max(classes, 1))
-    return classes
+def _labels(t: np.ndarray, counts: np.ndarray, classes: int | None) -> tuple[np.ndarray, int]:
+    """Labels `[N]`, 0 where an example does not count, and the number of classes."""
+    if t.shape != counts.shape:
+        raise ValueError(f"targets: expected [N] with N = {len(counts)}, got shape {t.shape}")
+    if t.dtype.kind not in "iu":
+        raise TypeError(
+            f"targets: expected integer labels, got {t.dtype}; convert them: targets.astype(int) "
+            "of whole numbers, numpy.unique(targets, return_inverse=True) of anything else"
+        )
+    t = np.where(counts, t, np.zeros((), t.dtype))
+    classes = _inferred(t) if classes is None else classes
+    check_labels(t, classes)
+    return t, classes
 
 
-def _probabilities(t: np.ndarray) -> np.ndarray:
-    if t.dtype.kind not in "iufb":
-        raise TypeError(f"targets: expected numbers or bools, got {t.dtype}")
-    t = t.astype(np.float64).reshape(len(t), -1)
-    if not ((t >= 0) & (t <= 1)).all():
-        at = np.argwhere(~((t >= 0) & (t <= 1)))[0].tolist()
+def _inferred(labels: np.ndarray) -> int:
+    try:
+        return losses.inferred_classes(labels, "targets")
+    except ValueError as error:
+        raise ValueError(f"{error}: class_weights=numpy.ones(K)") from None
+
+
+def _probabilities(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Targets of sigmoids, float64 `[N, K]` in [0, 1]; 0 where an example does not count."""
+    n = len(counts)
+    if t.ndim not in (1, 2) or len(t) != n or 0 in t.shape:
+        raise ValueError(f"targets: expected [N] or [N, K] with N = {n}, got shape {t.shape}")
+    slack = _slack(numbers(t, "targets"))
+    t = np.where(counts[:, None], t.astype(np.float64).reshape(n, -1), 0)
+    outside = ~((t >= -slack) & (t <= 1 + slack))
+    if outside.any():
+        at = np.argwhere(outside)[0].tolist()
         raise ValueError(f"targets: expected numbers in [0, 1], got {t[tuple(at)]} at {at}")
-    return t
+    return np.clip(t, 0, 1)
 
 
-def _per_class(
-    t: np.ndarray, class_weights: ArrayLike, classes: int, head: problems.Head
-) -> np.ndarray:
-    c = np.asarray(class_weights, np.float64)
-    expected = (classes,) if head == "softmax" else (2,)
-    if head == "sigmoid" and classes > 1:
-        raise ValueError("class_weights: expected one label; weigh the examples of several labels")
-    if c.shape != expected:
-        raise ValueError(f"class_weights: expected shape {expected}, got {c.shape}")
+def _slack(t: np.ndarray) -> float:
+    """By how much rounding may take a probability of this dtype out of [0, 1]."""
+    return checks.ROUNDING * float(jnp.finfo(t.dtype).eps) if t.dtype.kind not in "biu" else 0.0
+
+
+def _class_weights(class_weights: ArrayLike) -> np.ndarray:
+    c = numbers(class_weights, "class_weights").astype(np.float64)
+    if c.ndim != 1 or not len(c):
+        raise ValueError(f"class_weights: expected one for each class, [K], got shape {c.shape}")
     if not (np.isfinite(c) & (c >= 0)).all():
         raise ValueError("class_weights: expected finite numbers of at least 0")
-    return c[t] if head == "softmax" else c[0] + (c[1] - c[0]) * t[:, 0]
+    return c
+
+
+def _per_class(t: np.ndarray, c: np.ndarray, head: problems.Head) -> np.ndarray:
+    """The factor of each example's weight."""
+    if head == "softmax":
+        return c[t]
+    if t.shape[1] > 1:
+        raise ValueError("class_weights: expected one label; weigh the examples of several labels")
+    if len(c) != 2:
+        raise ValueError(f"class_weights: expected shape (2,) of one label, got {c.shape}")
+    return c[0] + (c[1] - c[0]) * t[:, 0]
+
+
+def limits(gap: ArrayLike, max_iterations: int) -> np.ndarray:
+    """The gaps that are asked for, after a check of what ends the iterations."""
+    gaps = numbers(gap, "gap").astype(np.float64)
+    if not (gaps >= 0).all():
+        raise ValueError(f"gap: expected numbers of at least 0, got {gap!r}")
+    whole = isinstance(max_iterations, int | np.integer) and not isinstance(max_iterations, bool)
+    if not whole or max_iterations < 1:
+        raise ValueError(
+            f"max_iterations: expected an integer of at least 1, got {max_iterations!r}"
+        )
+    return gaps
 
 
 def penalties(
@@ -159,18 +236,26 @@ def penalties(
     """l2 and l1 in the mean form, for lanes whose weights have these sums."""
     if (C is None) == (alpha is None):
         raise ValueError(f"C, alpha: expected one of the two, got C={C!r} and alpha={alpha!r}")
-    if not 0 <= l1_ratio <= 1:
+    if not 0 <= _number(l1_ratio, "l1_ratio") <= 1:
         raise ValueError(f"l1_ratio: expected a number in [0, 1], got {l1_ratio!r}")
     if C is not None:
-        if not np.all(np.asarray(C) > 0):
-            raise ValueError(f"C: expected numbers above 0, got {C!r}")
-        strength = 1 / (np.asarray(C, np.float64) * sums)
+        c = _number(C, "C")
+        if not c > 0:
+            raise ValueError(f"C: expected a number above 0, got {C!r}")
+        strength = 1 / (c * sums)
     else:
-        given = np.asarray(alpha, np.float64)
-        if not np.all((given >= 0) & np.isfinite(given)):
-            raise ValueError(f"alpha: expected finite numbers of at least 0, got {alpha!r}")
-        strength = np.broadcast_to(given, sums.shape)
+        a = _number(alpha, "alpha")
+        if not 0 <= a < np.inf:
+            raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha!r}")
+        strength = np.full(sums.shape, a)
     return (1 - l1_ratio) * strength, l1_ratio * strength
+
+
+def _number(value: Any, name: str) -> float:
+    a = numbers(value, name)
+    if a.ndim:
+        raise ValueError(f"{name}: expected one number, got shape {a.shape}")
+    return float(a)
 
 
 def lanes(
