@@ -10,22 +10,35 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 import optax
 import scipy.sparse  # type: ignore[import-untyped]
 import scipy.special  # type: ignore[import-untyped]
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.linear_model._base import SparseCoefMixin
-from sklearn.metrics import check_scoring, make_scorer
+from sklearn.metrics import check_scoring, get_scorer, make_scorer
 from sklearn.model_selection import check_cv
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+from sklearn.utils.metadata_routing import (
+    UNUSED,
+    MetadataRouter,
+    MethodMapping,
+    _raise_for_params,
+    process_routing,
+)
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_method_params,
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
 
 from jaxsoftmax import training
 from jaxsoftmax.linear import LinearParams
@@ -363,6 +376,8 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         class_weight: None, "balanced" or a dict.
         max_iter: outer iterations of each fit.
 
+    Metadata are routed as by scikit-learn's LogisticRegressionCV.
+
     Attributes, beside those of `SoftmaxClassifier`: `C_`, `Cs_`, `scores_ [len(Cs_), folds]`,
     `path_` (the `Solution` of the grid).
 
@@ -374,6 +389,9 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         >>> print(model.C_, model.scores_.shape)
         10.0 (2, 3)
     """
+
+    # `score` hands its weights to the scorer, and uses none itself.
+    __metadata_request__score: ClassVar = {"sample_weight": UNUSED}
 
     def __init__(
         self,
@@ -400,25 +418,30 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         self.scoring = scoring
         self.grid_tol = grid_tol
 
-    def fit(self, X: Any, y: Any, sample_weight: Any | None = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any | None = None, **metadata: Any) -> Self:
         """Fit every C on every fold, then the C with the best mean score on all examples.
 
         Args:
             X: `[n, D]`, dense or sparse.
             y: labels `[n]`, or 0 and 1 `[n, K]`.
-            sample_weight: `[n]`.
+            sample_weight: `[n]`, of the fits and, where metadata are not routed, of the scores.
+            **metadata: `groups` `[n]` for `cv`. With scikit-learn's
+                `set_config(enable_metadata_routing=True)`, what `cv` and `scoring` have requested;
+                `sample_weight` too goes to the scores only where `scoring` requests it.
 
         Returns:
             Itself.
 
         Raises:
             ValueError: if each C has a score that is NaN in some fold; where only some of them
-            have, a UserWarning says that they are not chosen.
+            have, a UserWarning says that they are not chosen. Other metadata than `groups`, where
+            they are not routed. TypeError: where they are, but nobody has requested them.
         """
+        to_cv, to_scorer = self._routed("fit", sample_weight, metadata)
         X, targets, weights = self._checked(X, y, sample_weight)
         y = targets if self._multilabel else self.classes_[targets]
         self.Cs_ = np.logspace(-4, 4, self.Cs) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs)
-        splits = list(check_cv(self.cv, y, classifier=True).split(X, y))
+        splits = list(check_cv(self.cv, y, classifier=True).split(X, y, **to_cv))
         masks = np.zeros((len(splits), X.shape[0]), bool)
         for mask, (train, _) in zip(masks, splits, strict=True):
             mask[train] = True
@@ -439,31 +462,65 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         self.scores_ = np.empty((len(self.Cs_), len(splits)))
         path = self.path_.params
         for fold, (_, held_out) in enumerate(splits):
-            given = None if sample_weight is None else np.asarray(sample_weight)[held_out]
+            given = _check_method_params(X, to_scorer, held_out)
             for i in range(len(self.Cs_)):
                 bias = None if path.bias is None else path.bias[i, fold]
                 self._take(LinearParams(path.w[i, fold], bias), None)
-                self.scores_[i, fold] = self.score(X[held_out], y[held_out], given)
+                self.scores_[i, fold] = self._scored(X[held_out], y[held_out], given)
         del self.coef_, self.intercept_
         self.C_ = float(self.Cs_[_best(self.scores_)])
         self._solved(X, targets, weights, self.C_, None)
         return self
 
-    def score(self, X: Any, y: Any, sample_weight: Any | None = None) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any | None = None, **metadata: Any) -> float:
         """What `scoring` says, which is also what C was chosen by.
 
         Args:
             X: `[n, D]`.
             y: labels `[n]`, or 0 and 1 `[n, K]`.
             sample_weight: `[n]`.
+            **metadata: what `scoring` has requested, where scikit-learn routes metadata.
 
         Returns:
             The score.
         """
+        return self._scored(X, y, self._routed("score", sample_weight, metadata)[1])
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Where scikit-learn sends metadata: to `fit` itself, to `cv` and to `scoring`.
+
+        Returns:
+            The router.
+        """
+        scored = MethodMapping().add(caller="fit", callee="score")
+        return (
+            MetadataRouter(owner=type(self).__name__)
+            .add_self_request(self)
+            .add(
+                splitter=self.cv,  # as it is: to look into an iterator would use it up
+                method_mapping=MethodMapping().add(caller="fit", callee="split"),
+            )
+            .add(
+                scorer=get_scorer(self.scoring or "accuracy"),
+                method_mapping=scored.add(caller="score", callee="score"),
+            )
+        )
+
+    def _routed(
+        self, method: str, sample_weight: Any, metadata: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What goes to the splitter and to the scorer."""
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        if get_config()["enable_metadata_routing"]:
+            routed = process_routing(self, method, **weights, **metadata)
+            return routed["splitter"].get("split", {}), routed["scorer"]["score"]
+        _raise_for_params(metadata, self, method, allow=["groups"] if method == "fit" else None)
+        return metadata, weights
+
+    def _scored(self, X: Any, y: Any, given: dict[str, Any]) -> float:
         scorer = check_scoring(self, self.scoring or "accuracy")
         if not self._multilabel:
             scorer = _of_all_classes(scorer, self.classes_)
-        given = {} if sample_weight is None else {"sample_weight": sample_weight}
         return scorer(self, X, y, **given)
 
     def partial_fit(self, *arguments: Any, **named: Any) -> Self:

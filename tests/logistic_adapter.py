@@ -120,13 +120,13 @@ class LogisticRegressionCV(SoftmaxClassifierCV):
         self.dual, self.solver, self.n_jobs = dual, solver, n_jobs
         self.intercept_scaling, self.verbose = intercept_scaling, verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, **metadata: Any) -> Self:
         (self.l1_ratio,) = (0,) if self.l1_ratios is None else self.l1_ratios
         given = self.get_params()
         self.set_params(tol=gap(self.tol), max_iter=iterations(self.max_iter))
         self.grid_tol = self.tol
         try:
-            super().fit(X, y, sample_weight)
+            super().fit(X, y, sample_weight, **metadata)
         finally:
             self.set_params(**given)
         self.l1_ratios_ = np.array([self.l1_ratio])

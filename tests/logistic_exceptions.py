@@ -7,7 +7,6 @@ MESSAGE = "wants the words of one of scikit-learn's solvers, which are dropped"
 PENALTY = "about the deprecated argument penalty, whose place l1_ratio and C have taken"
 DEPRECATED = "wants the warning of a deprecation in scikit-learn's own signature"
 L1_RATIOS = "SoftmaxClassifierCV chooses C alone; GridSearchCV chooses l1_ratio"
-ROUTING = "metadata are not routed: sample_weight goes to the scorer, and nothing else does"
 CALLBACKS = "scikit-learn's callbacks are not offered; solvers.solve has one of its own"
 PRIVATE = "calls a private method of scikit-learn's class"
 STEPS = "wants two fits of one step to be one of two; here each fit ends with its best intercept"
@@ -53,8 +52,6 @@ EXCEPTIONS = {
     "test_newton_cholesky_fallback_to_lbfgs": (
         "wants no warning at C = 1e30 on separable data, where nothing can be certified"
     ),
-    "test_lr_cv_scores_differ_when_sample_weight_is_requested": ROUTING,
-    "test_passing_params_without_enabling_metadata_routing": ROUTING,
     "test_logisticregressioncv_warns_with_use_legacy_attributes": DEPRECATED,
     "test_l1_ratio_None_deprecated": DEPRECATED,
     "test_logisticregression_warns_with_n_jobs": DEPRECATED,

@@ -2,19 +2,26 @@
 
 import pickle
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse
 import scipy.special
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris, make_classification, make_multilabel_classification
-from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
+from sklearn.exceptions import (
+    ConvergenceWarning,
+    DataConversionWarning,
+    NotFittedError,
+    UnsetMetadataPassedError,
+)
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.metrics import get_scorer, log_loss, roc_auc_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, label_binarize
 from sklearn.utils.estimator_checks import check_estimator
@@ -311,3 +318,86 @@ def test_folds_need_not_hold_every_class(iris: Any) -> None:
     x, y = iris
     model = SoftmaxClassifierCV(Cs=[0.1], cv=KFold(3), scoring="neg_log_loss").fit(x, y)
     assert (model.scores_ < 0).all()
+
+
+# -- Metadata --
+
+
+@pytest.fixture
+def routing() -> Iterator[None]:
+    with config_context(enable_metadata_routing=True):
+        yield
+
+
+def weighed(scoring: str) -> Any:
+    return get_scorer(scoring).set_score_request(sample_weight=True)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_groups_go_to_the_splitter(iris: Any, routed: bool) -> None:
+    x, y = iris
+    groups = np.arange(len(y)) % 7
+    splits = list(GroupKFold(3).split(x, y, groups))
+    expected = SoftmaxClassifierCV(Cs=2, cv=splits).fit(x, y)
+    with config_context(enable_metadata_routing=routed):
+        model = SoftmaxClassifierCV(Cs=2, cv=GroupKFold(3)).fit(x, y, groups=groups)
+        again = SoftmaxClassifierCV(Cs=2, cv=iter(splits)).fit(x, y)
+    np.testing.assert_array_equal(model.scores_, expected.scores_)
+    np.testing.assert_array_equal(again.scores_, expected.scores_)
+
+
+def test_other_metadata_are_refused(iris: Any, routing: None) -> None:
+    x, y = iris
+    with pytest.raises(TypeError, match=r"unexpected argument\(s\) \{'groups'\}.* not routed"):
+        SoftmaxClassifierCV(Cs=2, cv=3).fit(x, y, groups=y)
+    with pytest.raises(UnsetMetadataPassedError, match=r"sample_weight.*not explicitly set"):
+        SoftmaxClassifierCV(Cs=2, cv=3).fit(x, y, sample_weight=np.ones(150))
+    with config_context(enable_metadata_routing=False):
+        with pytest.raises(ValueError, match="only supported if enable_metadata_routing=True"):
+            SoftmaxClassifierCV(Cs=2, cv=3).fit(x, y, size=3)
+        model = SoftmaxClassifierCV(Cs=2, cv=3).fit(x, y)
+        with pytest.raises(ValueError, match="only supported if enable_metadata_routing=True"):
+            model.score(x, y, groups=y)
+
+
+def test_weights_go_to_the_scorer_that_requests_them(iris: Any, routing: None) -> None:
+    x, y = iris
+    s = np.random.default_rng(0).integers(1, 9, len(y))
+    models = {
+        asked: SoftmaxClassifierCV(
+            Cs=[0.01],
+            cv=3,
+            scoring=get_scorer("neg_log_loss").set_score_request(sample_weight=asked),
+        ).fit(x, y, sample_weight=s)
+        for asked in (False, True)
+    }
+    np.testing.assert_array_equal(models[False].path_.params.w, models[True].path_.params.w)
+    np.testing.assert_array_equal(models[False].coef_, models[True].coef_)
+    assert (models[False].scores_ != models[True].scores_).all()
+    p = models[True].predict_proba(x)
+    assert models[True].score(x, y, sample_weight=s) == -log_loss(y, p, sample_weight=s)
+    assert models[False].score(x, y) == -log_loss(y, p)
+    with pytest.raises(TypeError, match="not routed"):
+        models[False].score(x, y, sample_weight=s)
+
+
+def test_metadata_reach_the_estimators_inside_of_others(iris: Any, routing: None) -> None:
+    x, y = iris
+    groups, s = np.arange(len(y)) % 8, np.random.default_rng(0).integers(1, 9, len(y))
+    scoring, given = weighed("neg_log_loss"), {"sample_weight": s, "groups": groups}
+    inner = SoftmaxClassifierCV(Cs=[0.01, 1.0], cv=GroupKFold(2), scoring=scoring)
+    inner.set_fit_request(sample_weight=True)
+    scores = cross_validate(
+        make_pipeline(StandardScaler().set_fit_request(sample_weight=False), inner),
+        x, y, cv=GroupKFold(3), scoring=scoring, params=given,
+    )["test_score"]  # fmt: skip
+    for (train, test), score in zip(GroupKFold(3).split(x, y, groups), scores, strict=True):
+        scaler = StandardScaler().fit(x[train])
+        alone = clone(inner).fit(scaler.transform(x[train]), y[train], sample_weight=s[train],
+                                 groups=groups[train])  # fmt: skip
+        assert score == alone.score(scaler.transform(x[test]), y[test], sample_weight=s[test])
+    single = SoftmaxClassifier(tol=1e-4).set_fit_request(sample_weight=True)
+    search = GridSearchCV(single, {"C": [0.01, 1.0]}, cv=GroupKFold(3), scoring=scoring)
+    search.fit(x, y, **given)
+    own = clone(single).set_params(C=search.best_params_["C"]).fit(x, y, s)
+    np.testing.assert_array_equal(search.best_estimator_.coef_, own.coef_)
