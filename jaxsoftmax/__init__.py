@@ -33,7 +33,9 @@ from jaxsoftmax.losses import (
     focal,
     hinge,
     kl_divergence,
+    mean_cross_entropy,
     multiclass_hinge,
+    smoothed_cross_entropy,
     soft_cross_entropy,
     squared_error,
     weighted_mean,
@@ -69,6 +71,8 @@ __all__ = [
     "binary_gauss_newton_factor",
     # losses, one value per example
     "cross_entropy",
+    "mean_cross_entropy",
+    "smoothed_cross_entropy",
     "soft_cross_entropy",
     "binary_cross_entropy",
     "entropy",

@@ -1,6 +1,7 @@
 """Validation that every public function shares: clear errors, and one place that makes arrays.
 
-An error names the argument, what was expected and what came. Shapes are asserted with chex.
+An error names the argument, what was expected and what came. Shapes are asserted with chex. What is
+looked at is shapes and dtypes alone, so that it costs nothing once a program is traced.
 """
 
 from typing import Any
@@ -13,13 +14,46 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 
+from jaxsoftmax.placement import choose
+
+ROUNDING = 4  # ulp by which a probability may leave [0, 1] by rounding
+
+
+def argument(x: Any, name: str) -> Any:
+    """What a caller passed as one array, as something that `jax.jit` takes.
+
+    Where NumPy's integers of 64 bits become 32, none wraps: 2^32 is no label, and 0 would be one.
+    """
+    if x is None or isinstance(x, Array):
+        return x
+    if isinstance(x, tuple | dict):
+        fields = getattr(x, "_fields", ())
+        advice = f"; pass one of {', '.join(f'.{field}' for field in fields)}" if fields else ""
+        raise TypeError(f"{name}: expected one array, got {type(x).__name__}{advice}")
+    if hasattr(x, "__jax_array__") or any(isinstance(leaf, Array) for leaf in jax.tree.leaves(x)):
+        return jnp.asarray(x)
+    a = np.asarray(x)
+    if a.dtype.kind in "OSU":
+        raise TypeError(f"{name}: expected an array of numbers, got {type(x).__name__}")
+    if a.dtype.kind in "iu" and a.dtype.itemsize > 4 and jnp.result_type(int) == np.int32:
+        return np.clip(a, -(2**31), 2**31 - 1).astype(np.int32)
+    return a
+
+
+def setting(x: Any, name: str) -> Any:
+    """An argument that is no array, such as an axis, as something that can be compared."""
+    x = x.item() if isinstance(x, np.generic) else x
+    if isinstance(x, Array | np.ndarray | list | dict):
+        raise TypeError(f"{name}: expected one value, got {x!r}")
+    return x
+
 
 def floating(x: ArrayLike, name: str = "logits") -> Array:
     """x as an array of floats; a TypeError where it holds anything else.
 
     Only floats are scores: an integer is most often a label in the wrong place.
     """
-    x = jnp.asarray(x)
+    x = jnp.asarray(argument(x, name))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{name}: expected a floating dtype, got {x.dtype}; "
@@ -30,7 +64,7 @@ def floating(x: ArrayLike, name: str = "logits") -> Array:
 
 def numbers(x: ArrayLike, name: str) -> Array:
     """x as an array of real numbers or bools; a TypeError where it holds anything else."""
-    x = jnp.asarray(x)
+    x = jnp.asarray(argument(x, name))
     if not (jnp.issubdtype(x.dtype, jnp.bool_) or jnp.issubdtype(x.dtype, jnp.number)) or (
         jnp.issubdtype(x.dtype, jnp.complexfloating)
     ):
@@ -41,6 +75,49 @@ def numbers(x: ArrayLike, name: str) -> Array:
 def accumulated(x: Array) -> Array:
     """x in the dtype in which sums are taken: float64 for float64, else float32."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def binary_targets(targets: ArrayLike, logits: Array) -> Array:
+    """Targets of a sigmoid in the logits' shape and dtype: of their rank, or a scalar for all."""
+    t = numbers(targets, "targets")
+    if t.ndim not in (0, logits.ndim):
+        shaped(t, logits.shape, "targets", "that of the logits")
+    return in_unit(broadcast(t, logits.shape, "targets"), logits.dtype)
+
+
+def distributions(targets: ArrayLike, logits: Array, axis: int, *, logs: bool = False) -> Array:
+    """Targets of a softmax in the logits' shape and dtype, or of one row `[K]` for all.
+
+    Integers, such as one-hot codes, have the full shape; with an axis less they would be labels.
+    """
+    t = numbers(targets, "targets")
+    if t.ndim == 1 < logits.ndim and t.shape == logits.shape[axis : axis + 1]:
+        floating(t, "targets")
+        t = jnp.expand_dims(t, [i for i in range(logits.ndim) if i != axis])
+    if t.ndim != logits.ndim:
+        shaped(t, logits.shape, "targets", "that of the logits")
+    slack = _rounding(t)
+    t = broadcast(t, logits.shape, "targets").astype(logits.dtype)
+    if logs:
+        return t
+    # One minus a sum of others may be less than 0 by rounding.
+    return choose((t < 0) & (t >= -slack), 0, t)
+
+
+def in_unit(t: Array, dtype: Any) -> Array:
+    """Probabilities: what is outside [0, 1] by a few ulp is rounding, and NaN what is so by more.
+
+    A sum of float32 probabilities is 1 + 2^-23 as often as not.
+    """
+    slack = _rounding(t)
+    t = t.astype(dtype)
+    # Selections, for the derivative of a clip is one half at its ends.
+    nearest = choose(t < 0, 0, choose(t > 1, 1, t))
+    return choose(jnp.abs(t - 0.5) <= 0.5 + slack, nearest, jnp.nan)
+
+
+def _rounding(t: Array) -> float:
+    return ROUNDING * float(jnp.finfo(t.dtype).eps) if jnp.issubdtype(t.dtype, jnp.floating) else 0
 
 
 def class_axis(logits: Array, axis: int) -> int:
@@ -61,22 +138,22 @@ def scores(logits: ArrayLike, axis: int, where: ArrayLike | None = None) -> tupl
     logits = floating(logits)
     axis = class_axis(logits, axis)
     z = accumulated(logits)
-    if where is None:
-        return z, axis
+    return (z if where is None else jnp.where(classes(where, z, axis), z, -jnp.inf)), axis
+
+
+def classes(where: ArrayLike, logits: Array, axis: int) -> Array:
+    """`where` as bools that broadcast to the logits: of their rank, or one for each class."""
     where = boolean(where, "where")
-    chex.assert_rank(
-        where,
-        logits.ndim,
-        custom_message=f"where: expected the rank of logits {logits.shape}, got {where.shape}",
-        include_default_message=False,
-        exception_type=ValueError,
-    )
-    return jnp.where(broadcast(where, logits.shape, "where"), z, -jnp.inf), axis
+    if where.ndim == 1 < logits.ndim and where.shape == logits.shape[axis : axis + 1]:
+        where = jnp.expand_dims(where, [i for i in range(logits.ndim) if i != axis])
+    if where.ndim != logits.ndim:
+        shaped(where, logits.shape, "where", "that of the logits, or one per class")
+    return broadcast(where, logits.shape, "where")
 
 
 def boolean(x: ArrayLike, name: str) -> Array:
     """x as an array of bools; a TypeError where it holds anything else."""
-    x = jnp.asarray(x)
+    x = jnp.asarray(argument(x, name))
     if x.dtype != jnp.bool_:
         raise TypeError(f"{name}: expected bool, got {x.dtype}")
     return x
@@ -84,13 +161,11 @@ def boolean(x: ArrayLike, name: str) -> Array:
 
 def shaped(x: Any, shape: tuple[int, ...], name: str, like: str) -> Any:
     """x, after an assertion that it has this shape."""
-    chex.assert_shape(
-        x,
-        shape,
-        custom_message=f"{name}: expected shape {shape} ({like}), got {x.shape}",
-        include_default_message=False,
-        exception_type=ValueError,
-    )
+    try:
+        chex.assert_shape(x, shape)
+    except AssertionError:
+        message = f"{name}: expected shape {shape} ({like}), got {x.shape}"
+        raise ValueError(message) from None
     return x
 
 
@@ -104,10 +179,18 @@ def broadcast(x: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def valid_rows(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """`valid` as bools of the given leading shape, or None."""
+    """`valid` as bools of the given leading shape, or None; integers count where they are not 0."""
     if valid is None:
         return None
-    return shaped(boolean(valid, "valid"), shape, "valid", "one per example")
+    return broadcast(flags(valid, "valid"), shape, "valid")
+
+
+def flags(x: ArrayLike, name: str) -> Array:
+    """x as bools: an integer is one unless it is 0; a TypeError for floats."""
+    x = numbers(x, name)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected bools, or integers 0 and 1, got {x.dtype}")
+    return x if x.dtype == jnp.bool_ else x != 0
 
 
 def count(values: Array, valid: Array | None) -> Array:
@@ -126,14 +209,16 @@ def leading(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def class_labels(
-    labels: ArrayLike, logits: Array, axis: int, name: str = "labels"
+    labels: Any, logits: Array, axis: int, name: str = "labels"
 ) -> tuple[Array, Array]:
     """Labels as indices that exist, and which of them were in range.
 
     The range is checked in the labels' own dtype, or a wider one, and in NumPy where they come
     from there: a cast to int32 first would wrap 2^32 to the class 0.
     """
-    labels = labels if isinstance(labels, Array) else np.asarray(labels)
+    given = argument(labels, name)
+    # An empty list has no integers to show.
+    labels = jnp.zeros(given.shape, jnp.int32) if 0 in given.shape else given
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {labels.dtype}")
     shaped(labels, leading(logits.shape, axis), name, "logits without the class axis")

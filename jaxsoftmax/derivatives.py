@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, exponential, links, placement
+from jaxsoftmax import calls, checks, exponential, links, placement
+from jaxsoftmax.placement import choose
 
 
+@calls.compiled("axis")
 def cross_entropy_gradient(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -68,10 +70,11 @@ def cross_entropy_gradient(
     g = value_and_gradient(*rows(labels, valid, z, axis), axis)[1]
     if where is not None:
         # The label may name a masked class: the loss is infinite there, but not by its logit.
-        g = jnp.where(jnp.asarray(where), g, 0)
+        g = jnp.where(checks.classes(where, z, axis), g, 0)
     return g.astype(jnp.asarray(logits).dtype)
 
 
+@calls.compiled("axis")
 def cross_entropy_hessian_product(
     logits: ArrayLike,
     tangents: ArrayLike,
@@ -119,6 +122,7 @@ def cross_entropy_hessian_product(
     return links.covariance_product(p, v, axis).astype(jnp.asarray(logits).dtype)
 
 
+@calls.compiled()
 def gauss_newton_factor(probabilities: ArrayLike) -> Array:
     r"""B with B B' = diag(p) - p p': the factor of a softmax's Hessian, diag(q) - p q', q = sqrt p.
 
@@ -157,11 +161,13 @@ def gauss_newton_factor(probabilities: ArrayLike) -> Array:
     )
 
 
+@calls.compiled()
 def binary_cross_entropy_gradient(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
     pos_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
     r"""Gradient of each label's sigmoid cross-entropy, (1 - t) sigmoid(z) - w t sigmoid(-z).
@@ -170,16 +176,17 @@ def binary_cross_entropy_gradient(
 
     Args:
         logits: floats, `[...]`.
-        targets: t in [0, 1], floats, integers or bools of the logits' shape.
+        targets: t in [0, 1], floats, integers or bools of the logits' shape, or a scalar.
         pos_weight: w >= 0, broadcastable to the logits.
-        valid: bool of the logits' shape: which labels count.
+        where: bool, broadcastable to the logits: which labels exist.
+        valid: bool, broadcastable to the logits: which labels count.
 
     Returns:
         `[...]` in the dtype of the logits.
 
     Numerics:
-        Right to 8 ulp for t = 0 and t = 1, else to 8 ulp of the larger term. 0 where valid is
-        False, NaN where a target is outside [0, 1].
+        Right to 8 ulp for t = 0 and t = 1, else to 8 ulp of the larger term. 0 where valid
+        or where is False, NaN where a target is outside [0, 1] by more than rounding.
 
     Derivatives:
         Of any order.
@@ -195,27 +202,31 @@ def binary_cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.91.
     """
-    z, t, w, valid = binary_arguments(logits, targets, pos_weight, valid)
-    gradient = (1 - t) * links._sigmoid(z) - w * t * links._sigmoid(-z)
+    z, t, w, valid = binary_arguments(logits, targets, pos_weight, where, valid)
+    positive = t if w is None else w * t
+    gradient = (1 - t) * links._sigmoid(z) - positive * links._sigmoid(-z)
     return checks.count(gradient, valid).astype(jnp.asarray(logits).dtype)
 
 
+@calls.compiled()
 def binary_cross_entropy_hessian_product(
     logits: ArrayLike,
     targets: ArrayLike,
     tangents: ArrayLike,
     *,
     pos_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
     r"""Second derivative of each label's loss times v, (1 - t + w t) sigmoid(z) sigmoid(-z) v.
 
     Args:
         logits: floats, `[...]`.
-        targets: t in [0, 1], floats, integers or bools of the logits' shape.
+        targets: t in [0, 1], floats, integers or bools of the logits' shape, or a scalar.
         tangents: v, floats of the logits' shape.
         pos_weight: w >= 0, broadcastable to the logits.
-        valid: bool of the logits' shape: which labels count.
+        where: bool, broadcastable to the logits: which labels exist.
+        valid: bool, broadcastable to the logits: which labels count.
 
     Returns:
         `[...]` in the dtype of the logits.
@@ -238,13 +249,14 @@ def binary_cross_entropy_hessian_product(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
     """
-    z, t, w, valid = binary_arguments(logits, targets, pos_weight, valid)
+    z, t, w, valid = binary_arguments(logits, targets, pos_weight, where, valid)
     v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
     checks.shaped(v, z.shape, "tangents", "that of the logits")
-    curvature = ((1 - t) + w * t) * (links._sigmoid(z) * links._sigmoid(-z))
+    curvature = ((1 - t) + (t if w is None else w * t)) * (links._sigmoid(z) * links._sigmoid(-z))
     return checks.count(curvature * v, valid).astype(jnp.asarray(logits).dtype)
 
 
+@calls.compiled()
 def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
     r"""b with b^2 = p (1 - p), p = sigmoid(z): the factor of the sigmoid's Hessian.
 
@@ -300,11 +312,10 @@ def label_logit(z: Array, index: Array, axis: int) -> Array:
     if placement.spec(z)[axis] is None:
         return jnp.squeeze(jnp.take_along_axis(z, wide, axis), axis)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide
-    return jnp.sum(jnp.where(hot, z, 0), axis)
+    return jnp.sum(choose(hot, z, 0), axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-@functools.partial(jax.jit, static_argnums=4)
 def value_and_gradient(
     z: Array, index: Array, known: Array, valid: Array, axis: int
 ) -> tuple[Array, Array]:
@@ -316,26 +327,24 @@ def value_and_gradient(
     """
     wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    # Not `== -inf`: sharing that constant with the maximum's start keeps XLA's fast reduction away.
-    dead = ~valid | (maximum < jnp.finfo(z.dtype).min)
+    dead = ~valid | links.is_dead(maximum)
     # A row's maximum is what every entry of it passes through: NaN for a label that is none.
-    maximum = jnp.where(valid, jnp.where(known, maximum, jnp.nan), 0)
-    row = exponential.row(maximum)
-    z_y = jnp.where(valid, label_logit(z, index, axis), 0)
+    maximum = choose(valid, choose(known, maximum, jnp.nan), 0)
+    row, top = exponential.row(maximum)
+    z_y = choose(valid, label_logit(z, index, axis), 0)
     e_y = exponential.scaled_exp(z_y, row)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
     # All of a row that does not count is left out, NaN included.
     out = hot | wide(~valid)
-    others = jnp.where(out, 0, exponential.scaled_exp(z, jax.tree.map(wide, row)))
+    others = choose(out, 0, exponential.scaled_exp(z, row.along(axis)))
     # A dead row is one whose others weigh nothing and whose label leads: value and gradient are 0.
     # A factor, for the maximum of NaN alone may be -inf, and their sum is NaN.
-    s_o = exponential.total(others, row, axis) * jnp.where(dead, 0, 1).astype(z.dtype)
+    s_o = exponential.total(others, row, axis) * (~dead).astype(z.dtype)
     total = s_o + e_y
     leads = (z_y == maximum) | dead
-    excess = jnp.where(leads, s_o / e_y, total / exponential.scaled_exp(maximum, row) - 1)
-    behind = jnp.where(leads, 0, maximum - z_y)
-    value = jnp.log1p(excess) + behind
-    inverse = 1 / (total + jnp.where(dead, jnp.inf, 0))
+    excess = choose(leads, s_o / e_y, total / top - 1)
+    value = jnp.log1p(excess) + choose(leads, 0, maximum - z_y)
+    inverse = 1 / (total + choose(dead, jnp.inf, jnp.zeros_like(total)))
     return value, jnp.where(out, wide(-s_o * inverse), others * wide(inverse))
 
 
@@ -357,14 +366,18 @@ def binary_arguments(
     logits: ArrayLike,
     targets: ArrayLike,
     pos_weight: ArrayLike | None,
+    where: ArrayLike | None,
     valid: ArrayLike | None,
-) -> tuple[Array, Array, Array, Array | None]:
+) -> tuple[Array, Array, Array | None, Array | None]:
     """Logits, targets and positive weights of one shape and dtype; 0 where a label is ignored."""
     z = checks.accumulated(checks.floating(logits))
-    t = checks.shaped(checks.numbers(targets, "targets"), z.shape, "targets", "that of the logits")
-    t = t.astype(z.dtype)
-    t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
-    w = checks.numbers(1.0 if pos_weight is None else pos_weight, "pos_weight").astype(z.dtype)
-    w = checks.broadcast(w, z.shape, "pos_weight")
-    valid = checks.valid_rows(valid, z.shape)
-    return checks.count(z, valid), checks.count(t, valid), w, valid
+    t = checks.binary_targets(targets, z)
+    w = None
+    if pos_weight is not None:
+        w = checks.numbers(pos_weight, "pos_weight").astype(z.dtype)
+        w = checks.broadcast(w, z.shape, "pos_weight")
+    counts = checks.valid_rows(valid, z.shape)
+    if where is not None:
+        exists = checks.classes(where, z, z.ndim - 1)
+        counts = exists if counts is None else counts & exists
+    return checks.count(z, counts), checks.count(t, counts), w, counts

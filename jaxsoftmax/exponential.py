@@ -35,6 +35,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax import placement
+from jaxsoftmax.placement import choose
 
 
 class _Format(NamedTuple):
@@ -113,16 +114,21 @@ class Row(NamedTuple):
     shift: Array  # s - n_max in the exponent's bits, with the bias
     factor: Array  # c = TOP / exp(t_max), to a hundredth
 
+    def along(self, axis: int) -> "Row":
+        """The same with a class axis of length 1."""
+        return Row(*(jnp.expand_dims(a, axis) for a in self))
 
-def row(maximum: Array) -> Row:
-    """Prepare the exponentials of rows with the given maxima."""
+
+def row(maximum: Array) -> tuple[Row, Array]:
+    """Return what prepares the exponentials of rows with these maxima, and those of the maxima."""
     form = _FORMATS[maximum.dtype.name]
     far = jnp.abs(maximum) >= form.offset
-    base = jnp.where(far, maximum, 0)
-    peak = jnp.where(far, 0, maximum)
+    base, peak = choose(far, maximum, 0), choose(far, 0, maximum)
     n, t = _reduce(peak, form)
-    factor = t.dtype.type(TOP) * (1 - t + t * t / 2)
-    return Row(maximum, base, peak, (form.scale + form.bias - n) << form.mantissa, factor)
+    factor = t.dtype.type(TOP) * (1 - t + t * t * t.dtype.type(0.5))
+    shift = ((form.scale + form.bias) - n) << form.mantissa
+    top = _exp(t, factor * t.dtype.type(2.0**form.scale), form)
+    return Row(maximum, base, peak, shift, factor), top
 
 
 def scaled_exp(z: Array, row: Row) -> Array:
@@ -137,9 +143,10 @@ def scaled_exp(z: Array, row: Row) -> Array:
     among devices over which the classes are sharded. So each comparison is false for what passes.
     """
     form = _FORMATS[z.dtype.name]
-    shifted = jnp.where(z >= row.maximum, row.peak, z - row.base)
-    floor = row.peak - form.reach
-    n, t = _reduce(jnp.where(shifted <= floor, floor, shifted), form)
+    peak = jnp.broadcast_to(row.peak, z.shape)
+    shifted = choose(z >= row.maximum, peak, z - row.base)
+    floor = peak - form.reach
+    n, t = _reduce(choose(shifted <= floor, floor, shifted), form)
     # One addition makes the exponent of 2^(n - n_max + s): what stands above the integer in n is
     # shifted out. A product, for an integer added to the bits of a NaN would make a number of it.
     power = lax.bitcast_convert_type((n << form.mantissa) + row.shift, z.dtype)
@@ -148,7 +155,7 @@ def scaled_exp(z: Array, row: Row) -> Array:
 
 def total(entries: Array, row: Row, axis: int) -> Array:
     """The sums of rows of entries, without the axis: NaN where the maximum is."""
-    return jnp.where(jnp.isnan(row.maximum), jnp.nan, _sum(entries, axis))
+    return choose(row.maximum != row.maximum, jnp.nan, _sum(entries, axis))
 
 
 def _sum(entries: Array, axis: int) -> Array:

@@ -16,15 +16,18 @@ one class axis (`axis`), on arrays of any shape, and share these rules:
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, exponential
+from jaxsoftmax import calls, checks, exponential
+from jaxsoftmax.placement import choose
 
 
+@calls.compiled("axis")
 def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     r"""Logarithm of the sum of exponentials, lse(z) = log sum_k exp(z_k).
 
@@ -58,6 +61,7 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = No
     return _logsumexp(z, axis)
 
 
+@calls.compiled("axis")
 def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     r"""Logarithm of the softmax, log p_k = z_k - lse(z).
 
@@ -91,6 +95,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = 
     return _log_softmax(z, axis).astype(jnp.asarray(logits).dtype)
 
 
+@calls.compiled("axis")
 def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     r"""Softmax, p_k = exp(z_k) / sum_j exp(z_j).
 
@@ -125,6 +130,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
     return _softmax(z, None, axis).astype(jnp.asarray(logits).dtype)
 
 
+@calls.compiled()
 def sigmoid(logits: ArrayLike) -> Array:
     r"""Logistic sigmoid, 1 / (1 + exp(-z)): the softmax of (z, 0).
 
@@ -155,6 +161,7 @@ def sigmoid(logits: ArrayLike) -> Array:
     return _sigmoid(checks.accumulated(z)).astype(z.dtype)
 
 
+@calls.compiled()
 def log_sigmoid(logits: ArrayLike) -> Array:
     r"""Logarithm of the sigmoid, log sigmoid(z) = -softplus(-z).
 
@@ -185,6 +192,7 @@ def log_sigmoid(logits: ArrayLike) -> Array:
     return -_softplus(-checks.accumulated(z)).astype(z.dtype)
 
 
+@calls.compiled()
 def softplus(logits: ArrayLike) -> Array:
     r"""Softplus, log(1 + exp(z)) = lse(z, 0).
 
@@ -221,7 +229,7 @@ def center(p: Array, tangents: Array, axis: int) -> Array:
     Softmax does not feel a shift of its logits, and this shift makes the centred tangents of a
     confident row exact: what remains of the leading class is the small sum itself.
     """
-    u = tangents - jnp.sum(jnp.where(p > 0.5, tangents, 0), axis, keepdims=True)
+    u = tangents - jnp.sum(choose(p > 0.5, tangents, 0), axis, keepdims=True)
     return u - jnp.sum(_no_mass_no_say(p, p * u), axis, keepdims=True)
 
 
@@ -232,23 +240,22 @@ def covariance_product(p: Array, tangents: Array, axis: int) -> Array:
 
 def _no_mass_no_say(p: Array, products: Array) -> Array:
     """The products p * x, but 0 where p is: also where x is infinite or NaN."""
-    return jnp.where(p == 0, 0, products)
+    return choose(p == 0, 0, products)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-@functools.partial(jax.jit, static_argnums=2)
 def _softmax(z: Array, valid: Array | None, axis: int) -> Array:
     """Softmax; rows with valid=False are 0 whatever they hold."""
     wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    dead = maximum < jnp.finfo(z.dtype).min  # not `== -inf`, see derivatives.value_and_gradient
+    dead = is_dead(maximum)
     if valid is not None:
-        maximum = jnp.where(valid, maximum, 0)
-    row = exponential.row(maximum)
-    e = exponential.scaled_exp(z, jax.tree.map(wide, row))
+        maximum = choose(valid, maximum, 0)
+    row, _ = exponential.row(maximum)
+    e = exponential.scaled_exp(z, row.along(axis))
     total = exponential.total(e, row, axis)
     # The maximum of NaN alone may be -inf, but their sum is NaN.
-    p = e * wide(1 / jnp.where(dead & ~jnp.isnan(total), jnp.inf, total))
+    p = e * wide(1 / choose(dead & (total == total), jnp.inf, total))
     return p if valid is None else jnp.where(wide(valid), p, 0)
 
 
@@ -259,54 +266,90 @@ def _softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Arr
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-@functools.partial(jax.jit, static_argnums=1)
 def _log_softmax(z: Array, axis: int) -> Array:
-    maximum = jnp.max(z, axis)
-    wide, excess = (jnp.expand_dims(a, axis) for a in (maximum, _log_excess(z, maximum, axis)))
-    # Equal infinities differ by 0, and a product fused into z may exceed its own rounded maximum.
-    below = jnp.where(z < wide, z - wide, jnp.where(jnp.isnan(z), jnp.nan, 0))
-    return jnp.where(z == -jnp.inf, -jnp.inf, below - excess)
+    return softmax_and_log(z, axis)[1]
 
 
 @_log_softmax.defjvp
 def _log_softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
-    centered = center(_softmax(z, None, axis), dz, axis)
-    return _log_softmax(z, axis), jnp.where(z == -jnp.inf, 0, centered)
+    p, log_p = softmax_and_log(z, axis)
+    return log_p, choose(z == -jnp.inf, 0, center(p, dz, axis))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-@functools.partial(jax.jit, static_argnums=1)
-def _logsumexp(z: Array, axis: int) -> Array:
+def softmax_and_log(z: Array, axis: int) -> tuple[Array, Array]:
+    """The softmax and its logarithm from one exponential an entry."""
+    wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    excess = _log_excess(z, maximum, axis)
-    masked = (maximum == -jnp.inf) & ~jnp.isnan(excess)
-    return jnp.where(masked, -jnp.inf, maximum + excess)
+    e, total, excess = _sums(z, maximum, axis)
+    # Equal infinities differ by 0, and a product fused into z may exceed its own rounded maximum.
+    peak = wide(maximum)
+    below = choose(z < peak, z - peak, choose(z == z, 0, z))
+    p = e * wide(1 / choose(is_dead(maximum) & (total == total), jnp.inf, total))
+    return p, choose(z == -jnp.inf, -jnp.inf, below - wide(excess))
+
+
+@softmax_and_log.defjvp
+def _softmax_and_log_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    (z,), (dz,) = primals, tangents
+    p, log_p = softmax_and_log(z, axis)
+    centered = center(p, dz, axis)
+    return (p, log_p), (_no_mass_no_say(p, p * centered), choose(z == -jnp.inf, 0, centered))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _logsumexp(z: Array, axis: int) -> Array:
+    return _softmax_and_lse(z, axis)[1]
 
 
 @_logsumexp.defjvp
 def _logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (z,), (dz,) = primals, tangents
-    p = _softmax(z, None, axis)
-    return _logsumexp(z, axis), jnp.sum(_no_mass_no_say(p, p * dz), axis)
+    p, lse = _softmax_and_lse(*primals, axis)
+    return lse, jnp.sum(_no_mass_no_say(p, p * tangents[0]), axis)
 
 
-def _log_excess(z: Array, maximum: Array, axis: int) -> Array:
-    """Log of sum_k exp(z_k - max z), as log1p of what comes on top of one maximum."""
-    wide = functools.partial(jnp.expand_dims, axis=axis)
-    row = exponential.row(maximum)
-    peak = exponential.scaled_exp(maximum, row)
-    below = z < wide(maximum)
-    lower = jnp.where(below, exponential.scaled_exp(z, jax.tree.map(wide, row)), 0)
-    ties = jnp.sum(jnp.where(below, 0, jnp.where(z == z, 1, z)), axis)
-    return jnp.log1p(exponential.total(lower, row, axis) / peak + (ties - 1))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax_and_lse(z: Array, axis: int) -> tuple[Array, Array]:
+    maximum = jnp.max(z, axis)
+    e, total, excess = _sums(z, maximum, axis)
+    masked = is_dead(maximum) & (total == total)
+    p = e * jnp.expand_dims(1 / choose(masked, jnp.inf, total), axis)
+    return p, choose(masked, -jnp.inf, maximum + excess)
+
+
+@_softmax_and_lse.defjvp
+def _softmax_and_lse_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    p, lse = _softmax_and_lse(*primals, axis)
+    product = covariance_product(p, tangents[0], axis)
+    return (p, lse), (product, jnp.sum(_no_mass_no_say(p, p * tangents[0]), axis))
+
+
+def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
+    """The exponentials, scaled, their sums S, and log S / e_max, as log1p of the rest over e_max.
+
+    The rest is what is below the maximum and the further entries that are equal to it.
+    """
+    row, top = exponential.row(maximum)
+    below = z < jnp.expand_dims(maximum, axis)
+    e = exponential.scaled_exp(z, row.along(axis))
+    ties = jnp.sum(choose(below, 0, choose(z == z, 1, z)), axis)
+    lower = exponential.total(choose(below, e, 0), row, axis)
+    return e, lower + ties * top, jnp.log1p(lower / top + (ties - 1))
+
+
+def is_dead(maximum: Array) -> Array:
+    """Whether a row is masked whole.
+
+    Not `== -inf`: sharing that constant with the maximum's start keeps XLA's fast reduction away.
+    """
+    return maximum < jnp.finfo(maximum.dtype).min
 
 
 @jax.custom_jvp
-@jax.jit
 def _sigmoid(z: Array) -> Array:
     tail = jnp.exp(-jnp.abs(z))
-    return jnp.where(z >= 0, 1, tail) / (1 + tail)
+    return choose(z >= 0, 1, tail) / (1 + tail)
 
 
 @_sigmoid.defjvp
@@ -317,7 +360,6 @@ def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-@jax.jit
 def _softplus(z: Array) -> Array:
     return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
 

@@ -2,6 +2,7 @@ r"""Losses of a classification head: one value per example, exact, with closed d
 
     name                   of logits z, truth y or t                      gradient in z
     cross_entropy          -log p_y                                       p - onehot(y)
+    smoothed_cross_entropy -sum_k t_k c_k log p_k                         p sum(t c) - t c
     soft_cross_entropy     -sum_k t_k log p_k                             p sum(t) - t
     kl_divergence          sum_k t_k (log t_k - log p_k)                  p sum(t) - t
     entropy                -sum_k p_k log p_k                             -p (log p + entropy)
@@ -19,12 +20,14 @@ with p the softmax or, for the binary one, the sigmoid of z. The shared rules:
   the others have value 0 and gradient 0, whatever their label or their logits hold;
 - a label out of range gives NaN for its example alone, a label on a masked class +inf, and a row
   that is masked whole 0. `check_labels` names a bad label before training;
-- what cuts across losses composes outside: label smoothing is (1 - a) cross_entropy + a (lse -
-  mean logit), temperature divides logits, z-loss adds `logsumexp(z)**2`, class weights are
-  `weights[labels]` in `weighted_mean`, and `focal` is a function of a loss's values.
+- what cuts across losses composes outside: temperature divides logits, z-loss adds
+  `logsumexp(z)**2`, and `focal` is a function of a loss's values. Label smoothing and class weights
+  change the target of each class: `smoothed_cross_entropy`; and `mean_cross_entropy` is the mean
+  that most training steps minimize, with what does not count left out of sum and denominator.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +35,11 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, derivatives, links, placement
+from jaxsoftmax import calls, checks, derivatives, links, placement
+from jaxsoftmax.placement import choose
 
 
+@calls.compiled("axis")
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -80,7 +85,6 @@ def cross_entropy(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-@functools.partial(jax.jit, static_argnums=4)
 def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int) -> Array:
     arrays = (z, index, known, valid)
     whole = functools.partial(_values, axis=axis)
@@ -134,6 +138,118 @@ def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Arra
     return value, derivatives.directional(gradient, tangents[0], primals[3], axis)
 
 
+@calls.compiled("axis", constant="smoothing")
+def smoothed_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    smoothing: ArrayLike,
+    class_weights: ArrayLike | None = None,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
+    r"""Cross-entropy with smoothed labels and class weights, sum_k t_k c_k (-log p_k).
+
+    The target t gives the label 1 - a + a / K and every other class a / K, where K counts the
+    classes that exist in the row; c are the class weights.
+
+    Args:
+        logits: floats, `[..., K]`.
+        labels: integers of any dtype, `[...]`.
+        smoothing: a, a scalar from 0 to 1.
+        class_weights: c >= 0, numbers `[K]`; None for ones.
+        axis: the class axis.
+        where: bool, broadcastable to the logits, or `[K]`: which classes exist.
+        valid: bool, `[...]`: which examples count.
+
+    Returns:
+        `[...]`, float32 or float64. Their mean divides by the sum of the labels' weights:
+        `mean_cross_entropy` does both.
+
+    Numerics:
+        A sum of non-negative terms, right to 8 ulp of the largest. A masked class has no share in
+        the smoothing. +inf for a label on a masked class, unless its target is 0; 0 for a row
+        masked whole and for valid=False, NaN for a label out of range. With smoothing 0, a number,
+        it is c_y times `cross_entropy`, exact in each entry of the gradient.
+
+    Derivatives:
+        p sum_k(t_k c_k) - t c; of any order.
+
+    Raises:
+        TypeError: logits are not floats, labels not integers, or where not bool.
+        ValueError: shapes that do not fit, or smoothing, if it is a number, outside [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(f"{smoothed_cross_entropy(jnp.array([2.0, 0.0]), 0, smoothing=0.1):.4f}")
+        0.2269
+
+    Reference:
+        Szegedy et al., "Rethinking the Inception architecture for computer vision" (2016); weights
+        and smoothing together as in torch.nn.CrossEntropyLoss, which weights the uniform part too.
+    """
+    rows = _labelled_rows(logits, labels, axis, where, valid)
+    return _smoothed(rows, smoothing, class_weights)[0]
+
+
+class _Rows(NamedTuple):
+    """Logits, labels as indices, which of them are labels, which examples count, the class axis."""
+
+    z: Array
+    index: Array
+    known: Array
+    counts: Array
+    axis: int
+
+
+def _labelled_rows(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    valid: ArrayLike | None,
+) -> _Rows:
+    z, axis = checks.scores(logits, axis, where)
+    return _Rows(*derivatives.rows(labels, valid, z, axis), axis)
+
+
+def _smoothed(
+    rows: _Rows, smoothing: ArrayLike, class_weights: ArrayLike | None
+) -> tuple[Array, Array]:
+    """The losses, and the class weight of each label."""
+    if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
+    z, axis = rows.z, rows.axis
+    c = None
+    own = jnp.ones_like(rows.index, z.dtype)
+    if class_weights is not None:
+        c = checks.numbers(class_weights, "class_weights").astype(z.dtype)
+        checks.shaped(c, (z.shape[axis],), "class_weights", "one per class")
+        own = c[rows.index]
+    if not isinstance(smoothing, Array) and smoothing == 0:
+        values = _cross_entropy(*rows)
+        return (values if c is None else _term(own, values)), own
+    t = _smooth_targets(rows, jnp.asarray(smoothing, z.dtype), c)
+    z, t, counts, axis = _soft_arguments(z, t, axis, None, rows.counts)
+    return checks.count(_soft_cross_entropy(z, t, axis), counts), own
+
+
+def _smooth_targets(rows: _Rows, smoothing: Array, class_weights: Array | None) -> Array:
+    """t c: 1 - a more for the label, and the share of a of each class that exists."""
+    z, axis = rows.z, rows.axis
+    wide = functools.partial(jnp.expand_dims, axis=axis)
+    exists = z != -jnp.inf
+    share = smoothing / jnp.sum(exists, axis, keepdims=True, dtype=z.dtype)
+    hot = lax.broadcasted_iota(rows.index.dtype, z.shape, axis) == wide(rows.index)
+    t = jnp.where(hot, 1 - smoothing, 0) + jnp.where(exists, share, 0)
+    if class_weights is not None:
+        t = t * jnp.expand_dims(class_weights, [i for i in range(z.ndim) if i != axis])
+    # NaN for a label that is none.
+    return t * wide(jnp.where(rows.known, 1, jnp.nan).astype(z.dtype))
+
+
+@calls.compiled("axis")
 def soft_cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -146,7 +262,7 @@ def soft_cross_entropy(
 
     Args:
         logits: floats, `[..., K]`.
-        targets: t >= 0, floats of the logits' shape; they are not normalised.
+        targets: t >= 0, of the logits' shape, or floats `[K]`; they are not normalised.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
@@ -178,29 +294,32 @@ def soft_cross_entropy(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-@functools.partial(jax.jit, static_argnums=2)
 def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
-    surprise = -links._log_softmax(z, axis)
-    return jnp.sum(jnp.where(t == 0, 0, t * surprise), axis)
+    return _expected(links.softmax_and_log(z, axis)[1], t, axis)
 
 
 @_soft_cross_entropy.defjvp
 def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z, t), (dz, dt) = primals, tangents
-    gradient = links._softmax(z, None, axis) * jnp.sum(t, axis, keepdims=True) - t
+    p, log_p = links.softmax_and_log(z, axis)
+    gradient = p * jnp.sum(t, axis, keepdims=True) - t
     # A masked class is a constant: neither its logit nor its target moves the loss; and where
     # another logit is +inf, neither does the target of a class without mass.
-    exists = z > -jnp.inf
-    surprise = -links._log_softmax(z, axis)
-    surprise = jnp.where(jnp.isinf(surprise), 0, surprise)
-    change = jnp.where(exists, gradient * dz, 0) + surprise * dt
-    return _soft_cross_entropy(z, t, axis), jnp.sum(change, axis)
+    change = choose(z == -jnp.inf, 0, gradient * dz) - choose(jnp.isinf(log_p), 0, log_p) * dt
+    return _expected(log_p, t, axis), jnp.sum(change, axis)
 
 
+def _expected(log_p: Array, t: Array, axis: int) -> Array:
+    """-sum_k t_k log p_k, with 0 log 0 = 0."""
+    return -jnp.sum(choose(t == 0, 0, t * log_p), axis)
+
+
+@calls.compiled("axis", "log_targets")
 def kl_divergence(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
+    log_targets: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
@@ -209,7 +328,8 @@ def kl_divergence(
 
     Args:
         logits: floats, `[..., K]`.
-        targets: t >= 0, floats of the logits' shape; they are not normalised.
+        targets: t >= 0, of the logits' shape, or floats `[K]`; they are not normalised.
+        log_targets: whether the targets are log t, at most a little above 0, with -inf for t = 0.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
@@ -219,9 +339,11 @@ def kl_divergence(
 
     Numerics:
         The difference of two sums of terms of one sign, right to 8 ulp of the larger; 0 log 0 = 0.
+        NaN for a negative t: give log-probabilities with log_targets=True.
 
     Derivatives:
-        p sum(t) - t in the logits, 1 + log t - log p in the targets (0 at t = 0); of any order.
+        p sum(t) - t in the logits, 1 + log t - log p in the targets (0 at t = 0), t times that in
+        their logarithms; of any order.
 
     Raises:
         TypeError: logits or targets are not floats, or a mask not bool.
@@ -235,16 +357,16 @@ def kl_divergence(
     Reference:
         Kullback and Leibler, "On information and sufficiency" (1951).
     """
-    z, t, valid, axis = _soft_arguments(logits, targets, axis, where, valid)
-    return checks.count(_soft_cross_entropy(z, t, axis) + jnp.sum(_x_log_x(t), axis), valid)
+    z, t, valid, axis = _soft_arguments(logits, targets, axis, where, valid, logs=log_targets)
+    if log_targets:
+        t, log_t = jnp.exp(t), choose(t == -jnp.inf, 0, t)
+    else:
+        log_t = jnp.log(choose(t == 0, 1, t))
+    negative_entropy = jnp.sum(choose(t == 0, 0, t * log_t), axis)
+    return checks.count(_soft_cross_entropy(z, t, axis) + negative_entropy, valid)
 
 
-def _x_log_x(x: Array) -> Array:
-    """x log x, with value and derivative 0 at 0."""
-    positive = jnp.where(x == 0, 1, x)
-    return jnp.where(x == 0, 0, x * jnp.log(positive))
-
-
+@calls.compiled("axis")
 def entropy(
     logits: ArrayLike,
     *,
@@ -284,25 +406,27 @@ def entropy(
     z, axis = checks.scores(logits, axis, where)
     valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
     z = checks.count_rows(z, valid, axis)
-    p = links._softmax(z, None, axis)
-    surprise = jnp.where(p == 0, 0, -links._log_softmax(z, axis))
-    return checks.count(jnp.sum(p * surprise, axis), valid)
+    p, log_p = links.softmax_and_log(z, axis)
+    return checks.count(-jnp.sum(p * choose(p == 0, 0, log_p), axis), valid)
 
 
+@calls.compiled()
 def binary_cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
     pos_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
     r"""Sigmoid cross-entropy per label, w t softplus(-z) + (1 - t) softplus(z).
 
     Args:
         logits: floats, `[...]`; a trailing axis of labels makes it multi-label.
-        targets: t in [0, 1], floats, integers or bools of the logits' shape.
+        targets: t in [0, 1], floats, integers or bools of the logits' shape, or a scalar.
         pos_weight: w >= 0, broadcastable to the logits: the weight of the positive term.
-        valid: bool of the logits' shape: which labels count.
+        where: bool, broadcastable to the logits: which labels exist.
+        valid: bool, broadcastable to the logits: which labels count; the same as `where`.
 
     Returns:
         `[...]`, float32 or float64.
@@ -310,8 +434,8 @@ def binary_cross_entropy(
     Numerics:
         Right to 8 ulp where the loss without weight is a normal number: both terms are
         non-negative. A coefficient of 0 silences an infinite term, so infinite logits give 0 or
-        +inf and never NaN. NaN for a target outside [0, 1]; 0 for
-        valid=False.
+        +inf and never NaN. A target outside [0, 1] by up to 4 ulp of its dtype is rounding, and is
+        clipped; NaN for one farther out. 0 where valid or where is False.
 
     Derivatives:
         sigmoid(z) - t for w = 1, see `binary_cross_entropy_gradient`; of any order.
@@ -327,17 +451,17 @@ def binary_cross_entropy(
     Reference:
         softplus is minus the log of the sigmoid: Bishop (2006), equation 4.90.
     """
-    z, t, w, valid = derivatives.binary_arguments(logits, targets, pos_weight, valid)
-    positive, negative = _term(w * t, links._softplus(-z)), _term(1 - t, links._softplus(z))
-    return checks.count(positive + negative, valid)
+    z, t, w, valid = derivatives.binary_arguments(logits, targets, pos_weight, where, valid)
+    positive = _term(t if w is None else w * t, links._softplus(-z))
+    return checks.count(positive + _term(1 - t, links._softplus(z)), valid)
 
 
 def _term(coefficient: Array, value: Array) -> Array:
     """coefficient * value, where a coefficient of 0 silences an infinite value."""
-    silent = (coefficient == 0) & jnp.isinf(value)
-    return coefficient * jnp.where(silent, 0, value)
+    return coefficient * choose((coefficient == 0) & (value == jnp.inf), 0, value)
 
 
+@calls.compiled("axis")
 def squared_error(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -394,6 +518,7 @@ def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
     return checks.shaped(targets, z.shape, "targets", "that of the logits")
 
 
+@calls.compiled("axis")
 def brier(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -438,19 +563,27 @@ def brier(
     return jnp.sum(residual**2, axis)
 
 
-def hinge(logits: ArrayLike, targets: ArrayLike, *, valid: ArrayLike | None = None) -> Array:
+@calls.compiled()
+def hinge(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+) -> Array:
     r"""Hinge loss per label, max(0, 1 - s z) with the sign s = 2 t - 1.
 
     Args:
         logits: floats, `[...]`.
-        targets: t in {0, 1} (in between, s is too), of the logits' shape.
-        valid: bool of the logits' shape: which labels count.
+        targets: t in {0, 1} (in between, s is too), of the logits' shape, or a scalar.
+        where: bool, broadcastable to the logits: which labels exist.
+        valid: bool, broadcastable to the logits: which labels count; the same as `where`.
 
     Returns:
         `[...]`, float32 or float64.
 
     Numerics:
-        One rounding of 1 - s z. NaN for a target outside [0, 1].
+        One rounding of 1 - s z. NaN for a target outside [0, 1] by more than 4 ulp.
 
     Derivatives:
         -s where the margin s z is below 1, else 0.
@@ -466,10 +599,11 @@ def hinge(logits: ArrayLike, targets: ArrayLike, *, valid: ArrayLike | None = No
     Reference:
         Cortes and Vapnik, "Support-vector networks" (1995).
     """
-    z, t, _, valid = derivatives.binary_arguments(logits, targets, None, valid)
+    z, t, _, valid = derivatives.binary_arguments(logits, targets, None, where, valid)
     return checks.count(_ramp(1 - (2 * t - 1) * z), valid)
 
 
+@calls.compiled("axis")
 def multiclass_hinge(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -533,12 +667,13 @@ def _ramp(x: Array) -> Array:
     return jnp.where(x <= 0, 0, x)
 
 
-def focal(values: ArrayLike, *, gamma: float) -> Array:
+@calls.compiled(constant="gamma")
+def focal(values: ArrayLike, *, gamma: ArrayLike) -> Array:
     r"""Focal loss as a function of the cross-entropy l, (1 - exp(-l))^gamma l.
 
     Args:
         values: a loss's values l >= 0 (so that exp(-l) is a probability), floats `[...]`.
-        gamma: the focusing exponent, a number >= 0; 0 returns the values.
+        gamma: the focusing exponent, a scalar >= 0; 0 returns the values.
 
     Returns:
         `[...]`, float32 or float64.
@@ -548,7 +683,7 @@ def focal(values: ArrayLike, *, gamma: float) -> Array:
 
     Derivatives:
         q^gamma (1 + gamma l / expm1(l)), q = 1 - exp(-l): finite at l = 0 for every gamma, where
-        the derivative of q^gamma alone is not.
+        the derivative of q^gamma alone is not; q^gamma l log q in gamma.
 
     Raises:
         TypeError: values are not floats. ValueError: gamma is negative.
@@ -561,30 +696,34 @@ def focal(values: ArrayLike, *, gamma: float) -> Array:
     Reference:
         Lin et al., "Focal loss for dense object detection" (2017).
     """
-    if not gamma >= 0:
+    if not isinstance(gamma, Array) and not gamma >= 0:
         raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
-    return _focal(checks.accumulated(checks.floating(values, "values")), gamma)
+    values = checks.accumulated(checks.floating(values, "values"))
+    return _focal(values, jnp.asarray(gamma, values.dtype))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _focal(values: Array, gamma: float) -> Array:
+@jax.custom_jvp
+def _focal(values: Array, gamma: Array) -> Array:
     return _power(-jnp.expm1(-values), gamma) * values
 
 
 @_focal.defjvp
-def _focal_jvp(gamma: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (loss,), (change,) = primals, tangents
-    slope = _power(-jnp.expm1(-loss), gamma) * (1 + gamma * _bernoulli(loss))
-    return _focal(loss, gamma), slope * change
+def _focal_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (loss, gamma), (change, dgamma) = primals, tangents
+    q = -jnp.expm1(-loss)
+    power = _power(q, gamma)
+    slope = power * (1 + gamma * _bernoulli(loss))
+    # q^gamma l log q, which is 0 at both ends.
+    inside = (q > 0) & (q < 1)
+    logs = choose(inside, power * loss * jnp.log(choose(inside, q, 1)), 0)
+    return power * loss, slope * change + logs * dgamma
 
 
-def _power(q: Array, gamma: float) -> Array:
+def _power(q: Array, gamma: Array) -> Array:
     """q^gamma, a constant at q = 0 where its slope would be infinite."""
-    if gamma == 0:
-        return jnp.ones_like(q)
-    if gamma >= 1:
-        return q**gamma
-    return jnp.where(q == 0, 0, jnp.where(q == 0, 1, q) ** gamma)
+    edge = (q == 0) & (gamma < 1)
+    gamma = jnp.broadcast_to(gamma, q.shape)
+    return choose(edge, (gamma == 0).astype(q.dtype), choose(edge, 1, q) ** gamma)
 
 
 def _bernoulli(x: Array) -> Array:
@@ -601,6 +740,7 @@ def _bernoulli(x: Array) -> Array:
     return jnp.where(inside, y * jnp.exp(-y) / -jnp.expm1(-y), limit)
 
 
+@calls.compiled()
 def weighted_mean(
     values: ArrayLike, *, valid: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> Array:
@@ -608,8 +748,9 @@ def weighted_mean(
 
     Args:
         values: floats `[...]`.
-        valid: bool: which examples count; of the values' shape or a leading part of it.
-        weights: non-negative floats, likewise.
+        valid: bools, or integers 0 and 1: which examples count; of the values' shape, a leading
+            part of it, or a scalar.
+        weights: non-negative numbers or bools, likewise.
 
     Returns:
         A scalar, float32 or float64; 0 where the total weight is 0.
@@ -621,7 +762,7 @@ def weighted_mean(
         The weight over the total weight, in each value; (value - mean) / total, in each weight.
 
     Raises:
-        TypeError: values or weights are not floats, or valid not bool.
+        TypeError: values are not one array of floats, weights no numbers, or valid floats.
         ValueError: shapes that do not fit.
 
     Example:
@@ -633,21 +774,92 @@ def weighted_mean(
         The ratio estimator of a mean, as scikit-learn's `sample_weight` has it.
     """
     v = checks.accumulated(checks.floating(values, "values"))
-    w = jnp.ones_like(v)
+    w = _mean_weights(v, valid, weights)
+    return _ratio(v, w, w)
+
+
+def _mean_weights(values: Array, valid: ArrayLike | None, weights: ArrayLike | None) -> Array:
+    """The weight of each value, 0 where it does not count."""
+    w = jnp.ones_like(values)
     if weights is not None:
-        w = _from_leading(checks.floating(weights, "weights").astype(v.dtype), v, "weights")
+        w = checks.numbers(weights, "weights").astype(values.dtype)
+        w = _from_leading(w, values, "weights")
     if valid is not None:
-        w = jnp.where(_from_leading(checks.boolean(valid, "valid"), v, "valid"), w, 0)
-    total = jnp.sum(w)
-    return jnp.sum(w * jnp.where((w == 0) & ~jnp.isfinite(v), 0, v)) / jnp.where(
-        total == 0, 1, total
-    )
+        w = choose(_from_leading(checks.flags(valid, "valid"), values, "valid"), w, 0)
+    return w
+
+
+def _ratio(values: Array, weights: Array, shares: Array) -> Array:
+    """The weighted sum over that of the shares; a weight of 0 silences NaN and infinity."""
+    total = jnp.sum(shares)
+    heard = choose((weights == 0) & ~jnp.isfinite(values), 0, values)
+    return jnp.sum(weights * heard) / choose(total == 0, 1, total)
 
 
 def _from_leading(x: Array, values: Array, name: str) -> Array:
     """x, whose shape is a leading part of the values', broadcast to them."""
     checks.shaped(x, values.shape[: x.ndim], name, "that of the values, or a leading part of it")
     return jnp.broadcast_to(x.reshape(x.shape + (1,) * (values.ndim - x.ndim)), values.shape)
+
+
+@calls.compiled("axis", constant="smoothing")
+def mean_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    smoothing: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Array:
+    r"""Mean cross-entropy of the examples that count, what most training steps minimize.
+
+    sum_i v_i w_i l_i / sum_i v_i w_i c_{y_i}, with v valid, w the weights, c the class weights.
+
+    It is `weighted_mean(cross_entropy(z, y, valid=v), valid=v, weights=w)`, in which `valid` stands
+    twice: in the loss it keeps NaN out of the gradient, in the mean it is in the denominator.
+
+    Args:
+        logits: floats, `[..., K]`.
+        labels: integers of any dtype, `[...]`.
+        smoothing: a, a scalar from 0 to 1: see `smoothed_cross_entropy`.
+        class_weights: c >= 0, numbers `[K]`; None for ones.
+        axis: the class axis.
+        where: bool, broadcastable to the logits, or `[K]`: which classes exist.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count, such as `labels != -100`.
+        weights: w >= 0, numbers or bools `[...]`, or a leading part of that shape.
+
+    Returns:
+        A scalar, float32 or float64; 0 where the total weight is 0.
+
+    Numerics:
+        Of the values as in `cross_entropy` and `smoothed_cross_entropy`. An example that does not
+        count has neither a value nor a gradient, whatever its label or its logits hold.
+
+    Derivatives:
+        (p - onehot(y)) w / sum(w) in the logits; of any order.
+
+    Raises:
+        TypeError: logits are not floats, labels not integers, or where not bool.
+        ValueError: shapes that do not fit, or smoothing, if it is a number, outside [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> logits, labels = jnp.zeros((3, 2)), jnp.array([0, 1, -100])
+        >>> print(mean_cross_entropy(logits, labels, valid=labels != -100))
+        0.6931472
+
+    Reference:
+        The denominator is that of torch.nn.CrossEntropyLoss(weight, ignore_index,
+        label_smoothing), reduction "mean".
+    """
+    rows = _labelled_rows(logits, labels, axis, where, valid)
+    w = _mean_weights(rows.counts.astype(rows.z.dtype), rows.counts, weights)
+    # No label of an example without weight can spoil the gradient.
+    values, own = _smoothed(rows._replace(counts=w != 0), smoothing, class_weights)
+    return _ratio(values, w, w * own)
 
 
 def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None = None) -> None:
@@ -699,22 +911,40 @@ def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None
         )
 
 
+MANY = 65_536  # classes that a label may make of itself
+
+
+def inferred_classes(labels: Array | np.ndarray, name: str) -> int:
+    """Return one more than the largest label; a ValueError where that is no number of classes."""
+    largest = int(labels.max())
+    if largest < max(MANY, 2 * labels.size):
+        return max(1, largest + 1)
+    first = int(np.argmax(checks.on_host(labels)))
+    raise ValueError(
+        f"{name}[{first}]: label {largest} makes {largest + 1} classes of {labels.size} examples; "
+        "renumber the labels as 0 ... K - 1 (numpy.unique(labels, return_inverse=True)), or say "
+        "how many classes there are"
+    )
+
+
 def _soft_arguments(
     logits: ArrayLike,
     targets: ArrayLike,
     axis: int,
     where: ArrayLike | None,
     valid: ArrayLike | None,
+    *,
+    logs: bool = False,
 ) -> tuple[Array, Array, Array | None, int]:
     """Logits and targets of one shape and dtype; a row that does not count has targets 0."""
     z, axis = checks.scores(logits, axis, where)
-    t = checks.floating(targets, "targets").astype(z.dtype)
-    checks.shaped(t, z.shape, "targets", "that of the logits")
+    t = checks.distributions(targets, z, axis, logs=logs)
     valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
-    z, t = checks.count_rows(z, valid, axis), checks.count_rows(t, valid, axis)
     # A row that is masked whole has no distribution: it counts for nothing.
     alive = jnp.any(z != -jnp.inf, axis, keepdims=True)
-    return z, jnp.where(alive, t, 0), valid, axis
+    counts = alive if valid is None else alive & jnp.expand_dims(valid, axis)
+    nothing = jnp.full((), -jnp.inf if logs else 0, t.dtype)
+    return checks.count_rows(z, valid, axis), jnp.where(counts, t, nothing), valid, axis
 
 
 def _one_hot(labels: ArrayLike, z: Array, axis: int, name: str) -> tuple[Array, Array]:

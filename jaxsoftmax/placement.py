@@ -42,6 +42,13 @@ def full(like: Array, value: float, shape: tuple, dtype: DTypeLike) -> Array:
     return lax.full_like(like, value, dtype, shape)
 
 
+def choose(predicate: Array, x: Any, y: Any) -> Array:
+    """Return `jnp.where` of one shape and dtype, or a number, in an equation or two of its five."""
+    like = x if isinstance(x, Array) else y
+    x, y = (a if isinstance(a, Array) else lax.full_like(like, a) for a in (x, y))
+    return lax.select(predicate, x, y)
+
+
 def struct(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> jax.ShapeDtypeStruct:
     """Return the type of a kernel's result that varies over the axes of `like`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).mat)

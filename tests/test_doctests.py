@@ -2,13 +2,16 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import jaxsoftmax
+from jaxsoftmax import losses
 
 ROOT = Path(jaxsoftmax.__file__).parent.parent
 MODULES = ["jaxsoftmax"] + [
@@ -17,6 +20,13 @@ MODULES = ["jaxsoftmax"] + [
     if not found.name.endswith("__main__")  # runs the command line when imported
 ]
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+class Finder(doctest.DocTestFinder):
+    """Finds the examples of decorated functions too, whose globals are those of the decorator."""
+
+    def _from_module(self, module: Any, found: Any) -> bool:
+        return super()._from_module(module, inspect.unwrap(found) if callable(found) else found)
 
 
 def run(examples: list[doctest.DocTest]) -> None:
@@ -29,7 +39,12 @@ def run(examples: list[doctest.DocTest]) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name: str) -> None:
-    run(doctest.DocTestFinder().find(importlib.import_module(name), name))
+    run(Finder().find(importlib.import_module(name), name))
+
+
+def test_the_examples_of_decorated_functions_are_found() -> None:
+    found = {test.name for test in Finder().find(losses, "losses") if test.examples}
+    assert {"losses.cross_entropy", "losses.focal", "losses.weighted_mean"} <= found
 
 
 def test_readme() -> None:

@@ -24,14 +24,15 @@ RANKS = {
     "placement": 0,
     "exponential": 1,
     "checks": 1,
-    "links": 2,
-    "derivatives": 3,
-    "losses": 4,
-    "kernels": 5,
-    "linear": 6,
-    "training": 7,
-    "solvers": 7,
-    "estimator": 8,
+    "calls": 2,
+    "links": 3,
+    "derivatives": 4,
+    "losses": 5,
+    "kernels": 6,
+    "linear": 7,
+    "training": 8,
+    "solvers": 8,
+    "estimator": 9,
 }
 # Imported by nothing below the command line, and by each other only as the command line needs.
 LEAVES = {"plots", "report", "cli"}

@@ -227,7 +227,7 @@ def test_bad_arguments_are_named(link: Callable) -> None:
     with pytest.raises((TypeError, ValueError), match="where"):
         link(logits, where=jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="where"):
-        link(logits, where=jnp.ones(3, bool))
+        link(logits, where=jnp.ones(2, bool))
     with pytest.raises(ValueError, match="where"):
         link(logits, where=jnp.ones((2, 4), bool))
     with pytest.raises(ValueError, match="axis"):

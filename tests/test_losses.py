@@ -447,7 +447,7 @@ def test_bad_labels_where_and_valid_are_named(loss: Callable) -> None:
             loss(logits, wrong)
     with pytest.raises(TypeError, match="where"):
         loss(logits, labels, where=jnp.ones((2, 3)))
-    for wrong in (jnp.ones(3, bool), jnp.ones((2, 4), bool), jnp.ones((1, 2, 3), bool)):
+    for wrong in (jnp.ones(2, bool), jnp.ones((2, 4), bool), jnp.ones((1, 2, 3), bool)):
         with pytest.raises(ValueError, match="where"):
             loss(logits, labels, where=wrong)
     with pytest.raises(TypeError, match="valid"):
@@ -461,12 +461,12 @@ def test_bad_labels_where_and_valid_are_named(loss: Callable) -> None:
 def test_bad_targets_are_named() -> None:
     logits = jnp.zeros((2, 3))
     for loss in (*TARGETED.values(), js.binary_cross_entropy, js.hinge):
-        for wrong in (jnp.zeros((2, 4)), jnp.zeros(3), jnp.zeros((1, 2, 3))):
+        for wrong in (jnp.zeros((2, 4)), jnp.zeros(2), jnp.zeros((1, 2, 3))):
             with pytest.raises(ValueError, match="targets"):
                 loss(logits, wrong)
     for loss in TARGETED.values():
-        with pytest.raises(TypeError, match="targets"):
-            loss(logits, jnp.zeros((2, 3), jnp.int32))
+        with pytest.raises(ValueError, match="targets"):
+            loss(logits, jnp.zeros(2, jnp.int32))
     for wrong in (jnp.zeros(2), jnp.zeros((2, 1)), jnp.zeros((2, 3, 1)), jnp.zeros(3, jnp.int32)):
         with pytest.raises((TypeError, ValueError), match="targets"):
             js.squared_error(logits, wrong)

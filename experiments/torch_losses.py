@@ -1,0 +1,82 @@
+"""What torch's losses answer, so that the tests compare with torch where torch is not installed.
+
+Command: `python experiments/torch_losses.py`, seconds, in an environment that has PyTorch. The
+record is results/torch_losses.json: inputs, and value and gradient in the logits of each call in
+float64, by the call as a torch user writes it. `tests/test_moving_here.py` reads it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+RECORD = Path(__file__).parent / "results" / "torch_losses.json"
+
+# As written in a torch program, of z, y, t and the weights w of classes and p of positives.
+CALLS = (
+    "F.cross_entropy(z, y)",
+    'F.cross_entropy(z, y, reduction="none")',
+    'F.cross_entropy(z, y, reduction="sum")',
+    "F.cross_entropy(z, y, weight=w)",
+    'F.cross_entropy(z, y, weight=w, reduction="none")',
+    "F.cross_entropy(z, ignored, ignore_index=-100)",
+    "F.cross_entropy(z, y, label_smoothing=0.1)",
+    "F.cross_entropy(z, y, weight=w, label_smoothing=0.1)",
+    'F.cross_entropy(z, y, weight=w, label_smoothing=0.1, reduction="none")',
+    "F.cross_entropy(z, ignored, weight=w, ignore_index=-100, label_smoothing=0.1)",
+    "F.cross_entropy(z, y, label_smoothing=1.0)",
+    "F.cross_entropy(z, t)",
+    "F.cross_entropy(z, t, weight=w)",
+    'F.kl_div(F.log_softmax(z, -1), t, reduction="batchmean")',
+    'F.kl_div(F.log_softmax(z, -1), t.log(), log_target=True, reduction="batchmean")',
+    "F.binary_cross_entropy_with_logits(z, b)",
+    "F.binary_cross_entropy_with_logits(z, b, pos_weight=p)",
+    "F.binary_cross_entropy_with_logits(z, b, weight=w)",
+    "F.mse_loss(z, t)",
+    "F.log_softmax(z, -1)[:, 1]",
+    "F.softmax(z, -1)[:, 1]",
+    "F.logsigmoid(z)",
+    "F.softplus(z)",
+    "torch.logsumexp(z, -1)",
+)
+
+
+def main() -> None:
+    """Make the calls and write the record."""
+    inputs = drawn()
+    names = {name: torch.tensor(value) for name, value in inputs.items()}
+    found = {}
+    for call in CALLS:
+        z = names["z"].clone().requires_grad_()
+        value = eval(call, {"F": F, "torch": torch} | names | {"z": z})
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+        found[call] = {"value": value.tolist(), "gradient": gradient.tolist()}
+    record = {
+        "inputs": {name: value.tolist() for name, value in inputs.items()},
+        "dtype": "float64",
+        "calls": found,
+        "versions": {"torch": torch.__version__.split("+")[0]},
+    }
+    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    print("written:", RECORD.name)
+
+
+def drawn() -> dict[str, np.ndarray]:
+    """Logits of 6 examples and 4 classes, and what goes with them."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 6)
+    return {
+        "z": np.round(3 * rng.standard_normal((6, 4)), 3),
+        "y": y,
+        "ignored": np.where([0, 1, 0, 0, 1, 0], -100, y),
+        "t": np.round(rng.dirichlet(np.ones(4), 6), 3),
+        "b": rng.integers(0, 2, (6, 4)).astype(np.float64),
+        "w": np.array([0.5, 1.0, 2.0, 0.25]),
+        "p": np.array([3.0, 0.5, 1.0, 8.0]),
+    }
+
+
+if __name__ == "__main__":
+    main()
