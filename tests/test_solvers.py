@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from jaxsoftmax import binary_cross_entropy, cross_entropy
+from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import Solution, certificate, prepare, solve, solve_path, steps
 from jaxsoftmax.solvers import problem as problems
@@ -33,6 +33,22 @@ def problem(n: int = 90, d: int = 6, classes: int = 3, *, key: int = 0) -> tuple
     return x, rng.permutation(np.arange(n) % classes)
 
 
+def shared(n: int, classes: int) -> Array:
+    """Distributions: spread, with zeros, nearly and exactly one-hot."""
+    rng = np.random.default_rng(1)
+    t = rng.dirichlet(np.full(classes, 0.5), n)
+    t[: n // 4] = np.where(t[: n // 4] < 0.2, 0, t[: n // 4])
+    t[n // 2 : n // 2 + n // 8] = np.eye(classes)[rng.integers(0, classes, n // 8)]
+    return t / t.sum(1, keepdims=True)
+
+
+def copies(x: Array, t: Array, s: Array | float = 1.0) -> tuple[Array, Array, Array]:
+    """Features, labels and weights of one example for each class, with its share of the weight."""
+    n, classes = t.shape
+    weights = np.reshape(s, (-1, 1)) * t
+    return np.repeat(x, classes, 0), np.tile(np.arange(classes), n), weights.ravel()
+
+
 def objective(
     params: LinearParams,
     x: Array,
@@ -41,21 +57,33 @@ def objective(
     alpha: float,
     l1_ratio: float = 0.0,
     weights: Array | None = None,
+    soft: bool = False,
 ) -> float:
-    """F in float64, written down anew."""
+    """F in float64, written down anew; `soft` for rows of y that are distributions."""
     w = np.asarray(params.w, np.float64)
     z = x.astype(np.float64) @ w + (0 if params.bias is None else params.bias.astype(np.float64))
     if y.ndim == 1:
         values = scipy.special.logsumexp(z, axis=1) - z[np.arange(len(y)), y]
+    elif soft:
+        values = scipy.special.logsumexp(z, axis=1) - np.sum(y * z, 1)
     else:
         values = np.sum(np.logaddexp(0, z) - y * z, 1)
     penalty = (1 - l1_ratio) / 2 * np.sum(w**2) + l1_ratio * np.sum(np.abs(w))
     return float(np.average(values, weights=weights) + alpha * penalty)
 
 
-def optimum(x: Array, y: Array, *, alpha: float, bias: bool, weights: Array | None = None) -> float:
+def optimum(
+    x: Array,
+    y: Array,
+    *,
+    alpha: float,
+    bias: bool,
+    weights: Array | None = None,
+    soft: bool = False,
+) -> float:
     """The least objective that SciPy's trust-region Newton method finds, with an exact Hessian."""
     n, d = x.shape
+    softmax = soft or y.ndim == 1
     classes = y.max() + 1 if y.ndim == 1 else y.shape[1]
     s = np.ones(n) / n if weights is None else weights / weights.sum()
     t = np.eye(classes)[y] if y.ndim == 1 else y.astype(float)
@@ -64,13 +92,13 @@ def optimum(x: Array, y: Array, *, alpha: float, bias: bool, weights: Array | No
 
     def link(v: Array) -> tuple[Array, Array]:
         z = ones @ v.reshape(d + 1, classes)
-        p = scipy.special.softmax(z, 1) if y.ndim == 1 else scipy.special.expit(z)
+        p = scipy.special.softmax(z, 1) if softmax else scipy.special.expit(z)
         return z, p
 
     def value(v: Array) -> float:
         params = v.reshape(d + 1, classes)
         given = LinearParams(params[:-1], params[-1] * bias)
-        return objective(given, x, y, alpha=alpha, weights=s)
+        return objective(given, x, y, alpha=alpha, weights=s, soft=soft)
 
     def gradient(v: Array) -> Array:
         r = s[:, None] * (link(v)[1] - t)
@@ -78,7 +106,7 @@ def optimum(x: Array, y: Array, *, alpha: float, bias: bool, weights: Array | No
 
     def product(v: Array, u: Array) -> Array:
         p, dz = link(v)[1], ones @ u.reshape(d + 1, classes)
-        mean = np.sum(p * dz, 1, keepdims=True) if y.ndim == 1 else p * dz
+        mean = np.sum(p * dz, 1, keepdims=True) if softmax else p * dz
         c = p * (dz - mean)
         return (ones.T @ (s[:, None] * c) + ridge * u.reshape(d + 1, classes)).ravel()
 
@@ -131,6 +159,74 @@ def test_soft_targets_of_a_sigmoid() -> None:
     t = np.random.default_rng(1).random((len(x), 2))
     found = solve(x, t, loss=binary_cross_entropy, alpha=0.01, gap=1e-9)
     assert_certified(found, optimum(x, t, alpha=0.01, bias=True), 1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("alpha", [1e-4, 0.1])
+def test_distributions_as_targets_reach_the_optimum(alpha: float, bias: bool) -> None:
+    x, _ = problem()
+    t = shared(90, 4)
+    best = optimum(x, t, alpha=alpha, bias=bias, soft=True)
+    for gap in (1e-3, 1e-9):
+        found = solve(x, t, loss=soft_cross_entropy, alpha=alpha, bias=bias, gap=gap)
+        assert_certified(found, best, gap)
+    np.testing.assert_allclose(
+        found.objective, objective(found.params, x, t, alpha=alpha, soft=True), rtol=1e-14
+    )
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "lbfgs", "proximal"])
+def test_every_method_takes_distributions(method: str) -> None:
+    x, _ = problem()
+    t = shared(90, 3)
+    best = optimum(x, t, alpha=1 / 90, bias=True, soft=True)
+    found = solve(x, t, loss=soft_cross_entropy, C=1.0, gap=1e-8, method=method)
+    assert_certified(found, best, 1e-8)
+
+
+@pytest.mark.parametrize("dtype", [bool, int, jnp.bfloat16, np.float32, np.float64])
+def test_one_hot_targets_have_the_optimum_of_their_labels(dtype: type) -> None:
+    x, y = problem()
+    hot = np.eye(3)[y].astype(dtype)
+    for C in (1.0, 1e6):
+        labels = solve(x, y, C=C, gap=1e-12)
+        found = solve(x, hot, loss=soft_cross_entropy, C=C, gap=1e-12)
+        assert found.converged, found.reason
+        np.testing.assert_allclose(found.objective, labels.objective, rtol=1e-12)
+        np.testing.assert_allclose(found.params.w, labels.params.w, rtol=1e-5)
+
+
+def test_one_hot_targets_of_confident_examples_lose_no_digits() -> None:
+    x, y = np.eye(3)[np.arange(90) % 3], np.arange(90) % 3  # separable: p is 1 - 1e-7
+    labels = solve(x, y, C=1e12, gap=1e-9)
+    found = solve(x, np.eye(3)[y], loss=soft_cross_entropy, C=1e12, gap=1e-9)
+    assert labels.converged
+    assert found.converged, found.reason
+    np.testing.assert_allclose(found.objective, labels.objective, rtol=1e-9)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+def test_a_distribution_is_an_example_of_each_class_with_its_share_of_the_weight(
+    l1_ratio: float,
+) -> None:
+    x, _ = problem()
+    t, c = shared(90, 3), np.array([1.0, 2.0, 0.0])
+    t[5], t[6] = [0, 0, 1], [0.5, 0, 0.5]
+    s = np.random.default_rng(2).integers(0, 4, 90)
+    rows, labels, weights = copies(x, t * c, s)
+    given = {"alpha": 0.02, "l1_ratio": l1_ratio, "gap": 1e-9}
+    expected = solve(rows, labels, weights=weights, class_weights=np.ones(3), **given)
+    found = solve(x, t, loss=soft_cross_entropy, weights=s, class_weights=c, **given)
+    assert found.converged, found.reason
+    np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-8)
+    np.testing.assert_array_equal(np.isneginf(found.params.bias), [False, False, True])
+    # So is a binary target between 0 and 1.
+    t, c = shared(90, 2), np.array([3.0, 0.5])
+    rows, labels, weights = copies(x, t * c, s)
+    given |= {"loss": binary_cross_entropy}
+    expected = solve(rows, labels, weights=weights, **given)
+    found = solve(x, t[:, 1], weights=s, class_weights=c, **given)
+    np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-8)
 
 
 def test_weights_and_class_weights_multiply() -> None:
@@ -199,27 +295,30 @@ def test_the_bound_holds_far_from_the_optimum() -> None:
         assert (found.objective - best) / found.objective <= found.gap + 1e-14
 
 
-def optimal(head: problems.Head, n: int) -> tuple[problems.Problem, Array, float]:
-    """A problem as one lane in float64, its best parameters and its least objective."""
+def optimal(kind: str, n: int) -> tuple[problems.Problem, problems.Head, Array, float]:
+    """A problem as one lane in float64, its head, its best parameters and its least objective."""
     x, y = problem(n)
-    loss = cross_entropy if head == "softmax" else binary_cross_entropy
-    targets = y if head == "softmax" else (y[:, None] == np.arange(3)).astype(int)
+    loss, targets = {
+        "labels": (cross_entropy, y),
+        "distributions": (soft_cross_entropy, shared(n, 3)),
+        "sigmoid": (binary_cross_entropy, (y[:, None] == np.arange(3)).astype(int)),
+    }[kind]
     best = solve(x, targets, loss=loss, alpha=0.01, gap=1e-14)
     packed = np.concatenate([best.params.w.T, best.params.bias[:, None]], 1)[None]
+    given = prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9)
     lanes = prepare.lanes(
-        prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9),
-        np.ones((1, n)), targets[None], np.array([0.01]), np.zeros(1),
-    )  # fmt: skip
+        given, np.ones((1, n)), given.targets[None], np.array([0.01]), np.zeros(1)
+    )
     unused = lanes.features.shape[1] - x.shape[1]  # columns of zeros
-    return lanes, np.insert(packed, [x.shape[1]] * unused, 0, -1), best.objective
+    return lanes, given.head, np.insert(packed, [x.shape[1]] * unused, 0, -1), best.objective
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["labels", "distributions", "sigmoid"])
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-2, 1.0, 30.0])
-def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float) -> None:
+def test_the_bound_holds_at_any_parameters(kind: str, distance: float) -> None:
     # Near the optimum the intercepts are left alone, far from it Newton moves them or fails.
     with jax.enable_x64():
-        lanes, packed, least = optimal(head, 90)
+        lanes, head, packed, least = optimal(kind, 90)
         moved = np.random.default_rng(1).normal(size=packed.shape)
         theta = jnp.asarray(packed + distance * np.where(packed == 0, 0, moved))
         at, g = steps.evaluate(lanes, head, theta, intercept=True)
@@ -233,10 +332,10 @@ def test_the_bound_holds_at_any_parameters(head: problems.Head, distance: float)
                 np.testing.assert_array_equal(found.theta, theta)
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-def test_some_examples_meet_the_condition_for_all(head: problems.Head) -> None:
+@pytest.mark.parametrize("kind", ["labels", "distributions", "sigmoid"])
+def test_some_examples_meet_the_condition_for_all(kind: str) -> None:
     with jax.enable_x64():
-        lanes, packed, least = optimal(head, 5000)
+        lanes, head, packed, least = optimal(kind, 5000)
         for shift, spent in ((1e-4, 0), (1e-2, 0), (2.0, 3)):
             theta = jnp.asarray(packed).at[0, 0, -1].add(shift)  # the intercept alone is wrong
             at, g = steps.evaluate(lanes, head, theta, intercept=True)
@@ -325,6 +424,92 @@ def test_a_class_without_examples_gets_no_mass() -> None:
     labels = solve(x, np.stack([y == 0, y > 5, y < 5], 1), loss=binary_cross_entropy, C=1.0)
     assert labels.converged
     assert np.array_equal(labels.params.bias[1:], [-np.inf, np.inf])
+
+
+def test_a_class_without_targets_gets_no_mass() -> None:
+    x, _ = problem()
+    t = np.insert(shared(90, 3), 1, 0.0, axis=1)
+    t[:, 1] = 1e-310  # a subnormal number, which a device takes for 0
+    found = solve(x, t, loss=soft_cross_entropy, C=1.0, gap=1e-9)
+    present = solve(x, np.delete(t, 1, 1), loss=soft_cross_entropy, C=1.0, gap=1e-9)
+    np.testing.assert_allclose(found.objective, present.objective, rtol=1e-9)
+    assert np.array_equal(np.isneginf(found.params.bias), [False, True, False, False])
+    # In one fold of a path: the only examples with the class are held out.
+    t = np.where(np.arange(90)[:, None] < 5, [0.25] * 4, np.insert(shared(90, 3), 1, 0.0, axis=1))
+    folds = (np.arange(90) >= 5).astype(int)
+    path = solve_path(x, t, C=[1.0], folds=folds, loss=soft_cross_entropy)
+    assert path.converged.all()
+    assert np.array_equal(np.isneginf(path.params.bias[0, 0]), [False, True, False, False])
+    assert np.isfinite(path.params.bias[0, 1]).all()
+
+
+def test_large_data_with_distributions_go_through_all_precisions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prepare, "SMALL", 0)
+    x, _ = problem(n=2000, d=10)
+    x = x.astype(np.float32)
+    for t in (shared(2000, 3).astype(np.float32), shared(2000, 3)):
+        exact = t.astype(np.float64) / t.sum(1, keepdims=True, dtype=np.float64)
+        best = optimum(x.astype(np.float64), exact, alpha=1 / 2000, bias=True, soft=True)
+        for gap in (1e-4, 1e-10):
+            found = solve(x, t, loss=soft_cross_entropy, C=1.0, gap=gap)
+            assert_certified(found, best, gap)
+    wide = solve(x.astype(np.float64), t, loss=soft_cross_entropy, C=1.0, gap=1e-12)
+    assert_certified(wide, best, 1e-12)
+
+
+def test_distributions_without_a_penalty() -> None:
+    x, _ = problem()
+    t = shared(90, 3)
+    found = solve(x, t, loss=soft_cross_entropy, alpha=0.0, gap=1e-10)
+    assert found.converged
+    best = optimum(x, t, alpha=0.0, bias=True, soft=True)
+    np.testing.assert_allclose(found.objective, best, rtol=1e-9)
+    x, hot = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.eye(2)[[0, 0, 1, 1]]
+    assert "separates" in solve(x, hot, loss=soft_cross_entropy, alpha=0.0).reason
+    hot[0] = [0.9, 0.1]
+    assert solve(x, hot, loss=soft_cross_entropy, alpha=0.0).converged
+
+
+def test_a_path_of_distributions() -> None:
+    x, _ = hashed()
+    sets, folds = [shared(300, 3), shared(300, 3)[:, [1, 2, 0]]], np.arange(300) % 2
+    path = solve_path(x, sets, C=[0.1, 1.0], folds=folds, loss=soft_cross_entropy, gap=1e-8)
+    assert path.converged.all()
+    assert path.params.w.shape == (2, 2, 2, 4000, 3)
+    alone = solve_path(x, sets[0].tolist(), C=[1.0], loss=soft_cross_entropy, gap=1e-8)
+    assert alone.params.w.shape == (1, 4000, 3)
+    for i, c in enumerate([0.1, 1.0]):
+        one = solve(x[folds != 1], sets[1][folds != 1], C=c, loss=soft_cross_entropy, gap=1e-10)
+        np.testing.assert_allclose(path.objective[i, 1, 1], one.objective, rtol=2e-8)
+
+
+def test_rows_of_probabilities_sum_to_one_up_to_rounding() -> None:
+    x, _ = problem()
+    t = shared(90, 3)
+    best = solve(x, t, loss=soft_cross_entropy, C=1.0, gap=1e-9).objective
+    for dtype, rtol in ((np.float32, 1e-7), (np.float16, 1e-3), (jnp.bfloat16, 5e-3)):
+        found = solve(x, t.astype(dtype), loss=soft_cross_entropy, C=1.0, gap=1e-9)
+        np.testing.assert_allclose(found.objective, best, rtol=rtol)
+    bad = t.copy()
+    bad[7] *= 0.99
+    with pytest.raises(ValueError, match=r"targets\[7\]: .* got the sum 0.99; divide each row"):
+        solve(x, bad, loss=soft_cross_entropy, C=1.0)
+    found = solve(x, bad, loss=soft_cross_entropy, C=1.0, weights=np.arange(90) != 7)
+    assert found.converged
+    for value in (-1e-3, np.nan):
+        bad[7, 1] = value
+        with pytest.raises(ValueError, match=rf"targets: expected .* got {value} at \[7, 1\]"):
+            solve(x, bad, loss=soft_cross_entropy, C=1.0)
+    with pytest.raises(ValueError, match=r"class_weights: expected shape \(3,\), got \(4,\)"):
+        solve(x, t, loss=soft_cross_entropy, C=1.0, class_weights=np.ones(4))
+    with pytest.raises(
+        ValueError, match=r"targets: expected \[N, K\] with N = 90, got shape \(90,"
+    ):
+        solve(x, np.zeros(90, int), loss=soft_cross_entropy, C=1.0)
+    with pytest.raises(ValueError, match=r"got shape \(90, 3\); loss=soft_cross_entropy takes"):
+        solve(x, t, C=1.0)
 
 
 def test_large_float32_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.losses import cross_entropy
+from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
 from jaxsoftmax.solvers import preconditioner, prepare
 from jaxsoftmax.solvers.minimise import Outcome, minimise
 from jaxsoftmax.solvers.path import Path
@@ -48,15 +48,16 @@ def solve(
     Args:
         features: floats `[N, D]`, or a SciPy sparse matrix, which stays sparse where one entry in
             a hundred or fewer is not 0, or where `memory` does not hold it dense.
-        targets: integer labels `[N]` of `cross_entropy`; numbers in [0, 1], `[N]` or `[N, K]`, of
-            `binary_cross_entropy`.
-        loss: `cross_entropy` or `binary_cross_entropy`.
+        targets: integer labels `[N]` of `cross_entropy`; probabilities `[N, K]` of
+            `soft_cross_entropy`; numbers in [0, 1], `[N]` or `[N, K]`, of `binary_cross_entropy`.
+        loss: `cross_entropy`, `soft_cross_entropy` or `binary_cross_entropy`.
         C: scikit-learn's inverse strength of the penalty; C or alpha must be given.
         alpha: the strength in the mean form; 0 for no penalty, and then no bound.
         l1_ratio: the share of |w|_1 in the penalty, 0 to 1.
         weights: s, numbers of at least 0 or bools, `[N]`, or one number for all. What an example
             of weight 0 holds does not matter: its label may be -100, its features NaN.
-        class_weights: `[K]`, or `[2]` for one binary label: factors of s by class.
+        class_weights: `[K]`, or `[2]` for one binary label: factors of s by class. A target shared
+            among classes counts as examples of each of them, of weight s t_k.
         bias: whether the model has one; it is not penalised.
         init: where to start. Its w also says how many classes there are, where no class_weights
             do; else the largest label does.
@@ -73,8 +74,12 @@ def solve(
         A `Solution`: params of NumPy arrays in the dtype of the features, and the certificate.
 
     Numerics:
-        Products run at HIGHEST precision. The certificate is evaluated in float64 at the params
-        that are returned; float64 is enabled inside this function only.
+        Each row of probabilities must sum to 1, within 1e-3 or its dtype's rounding, and is divided
+        by its sum; one that is to count for more or less has a weight. They stay in memory, in
+        float32, or in float64 where they came so or class_weights are given: 4 or 8 N K bytes
+        beside the scores, which take as much. Products run at HIGHEST precision. The certificate is
+        evaluated in float64 at the params that are returned; float64 is enabled inside this
+        function only.
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: shapes or values that do not
@@ -160,7 +165,7 @@ def solve_path(
         folds: integers `[N]`: fold f is fitted without the examples that carry f; those that carry
             a negative number are in every fit. Or bools `[F, N]`: which examples each fit is of.
             None fits all examples once.
-        loss: `cross_entropy` or `binary_cross_entropy`.
+        loss: as of `solve`.
         l1_ratio: the share of |w|_1 in the penalty.
         weights: as of `solve`.
         class_weights: `[K]`, or `[2]` for one binary label.
@@ -190,7 +195,8 @@ def solve_path(
     """
     start = time.perf_counter()
     told = _outside(callback)
-    several = isinstance(targets, list | tuple) and len(targets) > 0 and np.ndim(targets[0]) > 0
+    alone = 1 if loss is soft_cross_entropy else 0  # axes of one of the rows of a list
+    several = isinstance(targets, list | tuple) and np.ndim([*targets, 0][0]) > alone
     sets = [
         prepare.data(
             features, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory

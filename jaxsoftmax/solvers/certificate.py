@@ -13,8 +13,10 @@ and with an l1 penalty the last term becomes, over the entries of w and G,
     sum w G + l1 |w| + l2 / 2 w^2 + max(0, |G| - l1)^2 / (2 l2),
 
 or for l2 = 0, where |G| <= l1 is needed, sum w G + l1 |w|, after q has been moved towards y as far
-as it takes. y_i is the one-hot code, or the labels' 0 and 1 with KL that of each sigmoid. Every
-term is non-negative and is computed without a difference of large numbers.
+as it takes. y_i is the one-hot code, any distribution that is the target in its place, or the
+labels' 0 and 1 with KL that of each sigmoid: the conjugate of log sum exp(z) - y z at q - y is
+sum q log q, whatever y is. Every term is non-negative and is computed without a difference of large
+numbers.
 
 q is the model's own prediction at trial parameters, whose intercepts a few steps of Newton's method
 have made nearly optimal. The next step would be beta, with H beta = -sum_i s_i (p_i - y_i); instead
@@ -273,9 +275,8 @@ def _outcomes(head: problems.Head, targets: Array, *scores: Array) -> tuple[Arra
     """The targets' probabilities, and the logarithms of those of each array of scores."""
     shape = scores[0].shape
     if head == "softmax":
-        hot = jnp.arange(shape[1])[None, :, None] == targets[:, None]
-        target = jnp.broadcast_to(hot, shape)[:, :, None].astype(jnp.float64)
-        return target, *(_log_softmax(z)[:, :, None] for z in scores)
+        target = jnp.broadcast_to(problems.expected(targets, shape[1], jnp.float64), shape)
+        return target[:, :, None], *(_log_softmax(z)[:, :, None] for z in scores)
     t = jnp.broadcast_to(targets, shape).astype(jnp.float64)
     pairs = (jnp.stack([links.log_sigmoid(z), links.log_sigmoid(-z)], 1) for z in scores)
     return jnp.stack([t, 1 - t], 1), *pairs

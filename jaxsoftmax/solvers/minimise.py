@@ -420,14 +420,14 @@ def _figures(
 def _margin(problem: problems.Problem, head: problems.Head, z: Array) -> Array:
     """The least margin of an example that counts, `[L]`: above 0 everything is classified."""
     if head == "softmax":
-        hot = jnp.arange(z.shape[1])[None, :, None] == problem.targets[:, None]
-        own = jnp.max(jnp.where(hot, z, -jnp.inf), 1)
-        margin = own - jnp.max(jnp.where(hot, -jnp.inf, z), 1)
+        t = problems.expected(problem.targets, z.shape[1], z.dtype)
+        own = jnp.max(jnp.where(t > 0.5, z, -jnp.inf), 1)
+        margin = own - jnp.max(jnp.where(t > 0.5, -jnp.inf, z), 1)
     else:
-        margin = jnp.min(jnp.where(problem.targets > 0.5, z, -z), 1)
-        # Targets between 0 and 1 are never fitted with loss 0.
-        soft = jnp.any((problem.targets > 0) & (problem.targets < 1), 1)
-        margin = jnp.where(soft, -jnp.inf, margin)
+        t = problem.targets
+        margin = jnp.min(jnp.where(t > 0.5, z, -z), 1)
+    # Targets between 0 and 1 are never fitted with loss 0.
+    margin = jnp.where(jnp.any((t > 0) & (t < 1), 1), -jnp.inf, margin)
     return jnp.min(jnp.where(problem.weights > 0, margin, jnp.inf), -1)
 
 

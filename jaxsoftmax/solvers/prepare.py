@@ -14,11 +14,12 @@ from jaxsoftmax.solvers import products, sparse
 
 SMALL = 2**24  # features times classes: up to here float64 costs nothing worth a thought
 LARGEST = {"float32": 1e15, "float64": 1e100}  # so that no sum of squares overflows
+SUM = 1e-3  # by how much a distribution's sum may differ from one
 EXACT = 8192  # examples: above, none are added to make shapes, and compilations, fewer
 
 
 class Data(NamedTuple):
-    """Checked arrays on the host: x [N, D]; targets [N] labels or [N, K] numbers; s [N]."""
+    """Checked arrays on the host: x [N, D]; targets, [N] labels or [N, K] numbers; s [N]."""
 
     features: Any  # a NumPy array or a SciPy CSR matrix
     targets: np.ndarray
@@ -47,13 +48,13 @@ def data(
     s = _weights(weights, x.shape[0])
     x, t = _features(x, s > 0, memory), checks.on_host(targets)
     c = None if class_weights is None else _class_weights(class_weights)
-    if head == "softmax":
+    if loss is losses.cross_entropy:
         t, classes = _labels(t, s > 0, classes if c is None else len(c))
     else:
-        t = _probabilities(t, s > 0)
+        t = _distributions(t, s > 0) if head == "softmax" else _probabilities(t, s > 0)
         classes = t.shape[1]
     if c is not None:
-        s = s * _per_class(t, c, head)
+        t, s = _reweighted(t, s, c, head)
         if not s.any():
             raise ValueError("class_weights: expected some example to keep a weight above 0")
     return Data(x, t, s, classes, head)
@@ -146,12 +147,14 @@ def _weights(weights: ArrayLike | None, n: int) -> np.ndarray:
 def _head(loss: Callable) -> problems.Head:
     heads: dict[Callable, problems.Head] = {
         losses.cross_entropy: "softmax",
+        losses.soft_cross_entropy: "softmax",
         losses.binary_cross_entropy: "sigmoid",
     }
     if loss not in heads:
         raise ValueError(
-            "loss: expected jaxsoftmax.cross_entropy or jaxsoftmax.binary_cross_entropy, "
-            f"got {getattr(loss, '__name__', loss)!r}; training.fit minimises any loss"
+            "loss: expected jaxsoftmax.cross_entropy, jaxsoftmax.soft_cross_entropy or "
+            f"jaxsoftmax.binary_cross_entropy, got {getattr(loss, '__name__', loss)!r}; "
+            "training.fit minimises any loss"
         )
     return heads[loss]
 
@@ -159,7 +162,10 @@ def _head(loss: Callable) -> problems.Head:
 def _labels(t: np.ndarray, counts: np.ndarray, classes: int | None) -> tuple[np.ndarray, int]:
     """Labels `[N]`, 0 where an example does not count, and the number of classes."""
     if t.shape != counts.shape:
-        raise ValueError(f"targets: expected [N] with N = {len(counts)}, got shape {t.shape}")
+        advice = "; loss=soft_cross_entropy takes [N, K] probabilities" if t.ndim == 2 else ""
+        raise ValueError(
+            f"targets: expected [N] with N = {len(counts)}, got shape {t.shape}{advice}"
+        )
     if t.dtype.kind not in "iu":
         raise TypeError(
             f"targets: expected integer labels, got {t.dtype}; convert them: targets.astype(int) "
@@ -192,6 +198,30 @@ def _probabilities(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.clip(t, 0, 1)
 
 
+def _distributions(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Targets of a softmax, `[N, K]`, rows of sum one; float64 where they came so, else float32."""
+    n = len(counts)
+    if t.ndim != 2 or len(t) != n or 0 in t.shape:
+        raise ValueError(f"targets: expected [N, K] with N = {n}, got shape {t.shape}")
+    slack = _slack(numbers(t, "targets"))
+    dtype = np.float64 if t.dtype == np.float64 else np.float32
+    t = np.where(counts[:, None], t.astype(dtype), np.eye(1, t.shape[1], dtype=dtype))
+    if not (t >= -slack).all():
+        at = np.argwhere(~(t >= -slack))[0].tolist()
+        raise ValueError(f"targets: expected numbers in [0, 1], got {t[tuple(at)]} at {at}")
+    # On the device a subnormal number is 0, and a class without targets is known by it.
+    t = np.where(t < np.finfo(dtype).tiny, np.zeros((), dtype), t)
+    sums = t.sum(1, dtype=np.float64)
+    near = np.abs(sums - 1) <= max(SUM, slack)
+    if not near.all():
+        i = int(np.argmin(near))
+        raise ValueError(
+            f"targets[{i}]: expected probabilities of sum 1, got the sum {sums[i]:g}; divide each "
+            "row by its sum, and multiply the example's weight by it if it is to count by it"
+        )
+    return t
+
+
 def _slack(t: np.ndarray) -> float:
     """By how much rounding may take a probability of this dtype out of [0, 1]."""
     return checks.ROUNDING * float(jnp.finfo(t.dtype).eps) if t.dtype.kind not in "biu" else 0.0
@@ -206,15 +236,28 @@ def _class_weights(class_weights: ArrayLike) -> np.ndarray:
     return c
 
 
-def _per_class(t: np.ndarray, c: np.ndarray, head: problems.Head) -> np.ndarray:
-    """The factor of each example's weight."""
+def _reweighted(
+    t: np.ndarray, s: np.ndarray, c: np.ndarray, head: problems.Head
+) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and weights with those of the classes.
+
+    An example whose target is shared among classes is as many examples, each of its class with its
+    share of the weight: the weight becomes s sum_k c_k t_k, and the target is in proportion to c t.
+    """
+    if t.ndim == 1:
+        return t, s * c[t]
     if head == "softmax":
-        return c[t]
+        if len(c) != t.shape[1]:
+            raise ValueError(f"class_weights: expected shape {t.shape[1:]}, got {c.shape}")
+        share = t.astype(np.float64) * c
+        total = share.sum(1)
+        return np.where(total[:, None] > 0, share, t), s * total / t.sum(1, dtype=np.float64)
     if t.shape[1] > 1:
         raise ValueError("class_weights: expected one label; weigh the examples of several labels")
     if len(c) != 2:
         raise ValueError(f"class_weights: expected shape (2,) of one label, got {c.shape}")
-    return c[0] + (c[1] - c[0]) * t[:, 0]
+    total = c[0] * (1 - t) + c[1] * t
+    return np.where(total > 0, c[1] * t / np.where(total > 0, total, 1), t), s * total[:, 0]
 
 
 def limits(gap: ArrayLike, max_iterations: int) -> np.ndarray:
@@ -271,13 +314,14 @@ def lanes(
     if (rows, columns) != (n, d):
         x = np.pad(x, ((0, rows - n), (0, columns - d)))
     s = weights / weights.sum(1, keepdims=True)
-    t = np.pad(targets, ((0, 0), (0, rows - n)) + ((0, 0),) * (targets.ndim - 2))
-    if given.head == "sigmoid":
-        t = np.moveaxis(t, 1, 2)
+    # Padding has no weight, but targets as the last example's: those of a softmax sum to one.
+    t = np.pad(targets, ((0, 0), (0, rows - n)) + ((0, 0),) * (targets.ndim - 2), mode="edge")
+    kind = {"softmax": t.dtype if t.ndim == 3 else np.int32, "sigmoid": np.float64}[given.head]
+    t = np.moveaxis(t, 1, 2) if t.ndim == 3 else t
     features = jnp.asarray(x) if dense else sparse.stored(x)
     return problems.Problem(
         features=features,
-        targets=jnp.asarray(t.astype(np.int32 if given.head == "softmax" else np.float64)),
+        targets=jnp.asarray(t.astype(kind)),
         weights=jnp.asarray(np.pad(s, ((0, 0), (0, rows - n)))),
         l2=jnp.asarray(l2),
         l1=jnp.asarray(l1),
@@ -302,7 +346,7 @@ def intercepts(given: Data, weights: np.ndarray, targets: np.ndarray) -> np.ndar
     for lane in range(lanes):
         t, s = targets[lane], weights[lane]
         if given.head == "softmax":
-            share = np.bincount(t, s, given.classes)
+            share = np.bincount(t, s, given.classes) if t.ndim == 1 else s @ t
             b[lane, share == 0] = -np.inf
         else:
             share = s @ t / s.sum()

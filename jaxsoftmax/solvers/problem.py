@@ -4,11 +4,12 @@ r"""The problem: weighted cross-entropy of a linear model plus penalties, in lan
 
 for L lanes at once, which may differ in everything but the features. Parameters are packed,
 `theta: [L, K, D + 1]` with the intercept last, so that a method handles one array. The head is a
-softmax over K classes or K sigmoids. A class without examples has the intercept -inf, the limit in
-which the optimum lies: its scores are -inf, its probabilities and its gradient 0.
+softmax over K classes or K sigmoids. The softmax has one label or a distribution for each example.
+A class without examples, or whose targets are all 0, has the intercept -inf, the limit in which the
+optimum lies: its scores are -inf, its probabilities and its gradient 0.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -24,7 +25,7 @@ class Problem(NamedTuple):
     """Arrays that define L problems; T is L, or 1 where the lanes share the targets."""
 
     features: Array | Sparse  # [N, D]
-    targets: Array  # softmax: integer [T, N]; sigmoid: [T, K, N] in [0, 1]
+    targets: Array  # softmax: integer [T, N] or distributions [T, K, N]; sigmoid: [T, K, N]
     weights: Array  # s: [L, N], each row of sum 1
     l2: Array  # [L]
     l1: Array  # [L]
@@ -37,7 +38,7 @@ class Point(NamedTuple):
     theta: Array  # [L, K, D + 1]
     scores: Array  # z: [L, K, N]
     value: Array  # F: [L]
-    residual: Array  # s (p - onehot(y)): [L, K, N], the gradient in the scores
+    residual: Array  # s (p - t): [L, K, N], the gradient in the scores
 
 
 def where(lanes: Array, then: Point, otherwise: Point) -> Point:
@@ -85,13 +86,27 @@ def mass(problem: Problem, head: Head, at: Point) -> Array:
     s = problem.weights.astype(at.residual.dtype)[:, None]
     difference = at.residual / jnp.where(s == 0, 1, s)
     if head == "softmax":
-        return difference + (jnp.arange(difference.shape[1])[:, None] == problem.targets[:, None])
+        t = expected(problem.targets, difference.shape[1], difference.dtype)
+        return jnp.maximum(t + difference, 0)
     t = problem.targets.astype(difference.dtype)
     return (t + difference) * ((1 - t) - difference)
 
 
+def expected(targets: Array, classes: int, dtype: Any) -> Array:
+    """The softmax's targets as distributions, `[T, K, N]`.
+
+    Those that are stored in float32 sum to one in float64 too: the bound needs it.
+    """
+    if targets.ndim == 2:
+        return (jnp.arange(classes)[:, None] == targets[:, None]).astype(dtype)
+    t = targets.astype(dtype)
+    return t / jnp.sum(t, 1, keepdims=True)
+
+
 def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array]:
     """Each example's loss and its gradient in the scores."""
+    if head == "softmax" and targets.ndim == 3:
+        return _of_distributions(z, expected(targets, z.shape[1], z.dtype))
     if head == "softmax":
         index = jnp.broadcast_to(targets, (z.shape[0], z.shape[2]))
         every = jnp.ones(index.shape, bool)
@@ -100,6 +115,14 @@ def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array]:
     p, rest = links._sigmoid(z), links._sigmoid(-z)
     loss = _term(t, links._softplus(-z)) + _term(1 - t, links._softplus(z))
     return loss.sum(1), (1 - t) * p - t * rest
+
+
+def _of_distributions(z: Array, t: Array) -> tuple[Array, Array]:
+    """-sum_k t_k log p_k and p - t, as p (1 - t) - t (1 - p): of one-hot codes nothing cancels."""
+    p = links._softmax(z, None, 1)
+    others = jnp.sum(jnp.where(p > 0.5, 0, p), 1, keepdims=True)
+    rest = jnp.where(p > 0.5, others, 1 - p)
+    return _term(t, -links._log_softmax(z, 1)).sum(1), p * (1 - t) - t * rest
 
 
 def _term(coefficient: Array, value: Array) -> Array:

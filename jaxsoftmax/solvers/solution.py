@@ -13,7 +13,8 @@ class Solution:
 
     Args:
         params: `w: [D, K]` and `bias: [K]` or None, NumPy arrays in the dtype of the features. The
-            bias of a class without examples is -inf, and that of a label without contrast infinite.
+            bias of a class without examples or targets is -inf, and that of a label without
+            contrast infinite.
         objective: F at params, in float64.
         gap: a proven bound on (F - min F) / F, evaluated in float64 at these params; inf where the
             problem gives no bound, which `reason` then explains.
