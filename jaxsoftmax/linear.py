@@ -1,14 +1,17 @@
 """The linear model that everything fits: scores that are affine in the features."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxsoftmax import placement
+from jaxsoftmax.kernels.linear_map import linear_map
 
 
 class LinearParams(NamedTuple):
@@ -65,19 +68,25 @@ def init(
     return LinearParams(w, jnp.zeros(num_classes, dtype) if bias else None)
 
 
-def logits(params: LinearParams, features: ArrayLike) -> Array:
+def logits(params: LinearParams, features: ArrayLike, *, dtype: DTypeLike | None = None) -> Array:
     """Scores of a linear model, z = x w + bias.
 
     Args:
         params: `w: [D, K]`, `bias: [K]` or None.
         features: `[..., D]`.
+        dtype: of the operands of products, for instance `jnp.bfloat16` for training in mixed
+            precision; None for the promoted dtype of w and features. In training it is
+            `on_logits(loss, logits=partial(linear.logits, dtype=jnp.bfloat16))`.
 
     Returns:
-        `[..., K]` scores in the promoted dtype of w and features.
+        `[..., K]` scores in the promoted dtype of w and features; with a `dtype` in float32, or
+        float64 where w or `dtype` is.
 
     Numerics:
         The product runs in the platform's default precision, which on a TPU, and on a GPU with
-        TF32 enabled, is below float32; `jax.default_matmul_precision` raises it. On the CPU the
+        TF32 enabled, is below float32; `jax.default_matmul_precision` raises it. With a `dtype`
+        w, features and the derivative in the scores are rounded to it where they are multiplied;
+        sums, scores, bias and w's gradient are not. On the CPU the
         product and its gradient are computed with the classes outermost, see `_class_major`.
 
     Derivatives:
@@ -85,6 +94,7 @@ def logits(params: LinearParams, features: ArrayLike) -> Array:
 
     Raises:
         ValueError: if the last axis of features is not D.
+        TypeError: if dtype is not floating.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,12 +106,21 @@ def logits(params: LinearParams, features: ArrayLike) -> Array:
     w, x = jnp.asarray(params.w), jnp.asarray(features)
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"features must be [..., D] for w: [D, K], got {x.shape} for w: {w.shape}")
-    dtype = jnp.promote_types(w.dtype, x.dtype)
-    rows = placement.flat_rows(x, x.ndim - 1).astype(dtype)
-    bias = None if params.bias is None else params.bias.astype(dtype)
-    w, bias = _beside(rows, w.astype(dtype), bias)
+    operands, sums = _dtypes(w, x, dtype)
+    rows = placement.flat_rows(x, x.ndim - 1).astype(operands)
+    bias = None if params.bias is None else params.bias.astype(sums)
+    w, bias = _beside(rows, w.astype(sums), bias)
     scores = jax.lax.platform_dependent(w, bias, rows, cpu=_class_major, default=_scores)
     return placement.unflat_rows(scores.T, x, x.ndim - 1)
+
+
+def _dtypes(w: Array, x: Array, dtype: DTypeLike | None) -> tuple[DTypeLike, DTypeLike]:
+    """Return the dtypes of the operands and of the sums of products."""
+    if dtype is None:
+        return (jnp.promote_types(w.dtype, x.dtype),) * 2
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype: expected a floating dtype, got {jnp.dtype(dtype)}")
+    return dtype, jnp.float64 if jnp.float64 in (w.dtype, jnp.dtype(dtype)) else jnp.float32
 
 
 def _beside(rows: Array, w: Array, bias: Array | None) -> tuple[Array, Array | None]:
@@ -122,10 +141,33 @@ def _scores(
     """`[K, N]` scores; `hold` wraps what XLA would like to transpose back."""
     (inner, classes), (examples, features) = placement.spec(w), placement.spec(rows)
     # An Explicit mesh must be told that the parts of a sum over sharded features are added up.
-    partial = inner is not None and features is not None
-    out = placement.sharding(rows, classes, examples) if partial else None
-    scores = jax.lax.dot_general(hold(w.T), rows, (((1,), (1,)), ((), ())), out_sharding=out)
+    in_parts = inner is not None and features is not None
+    out = placement.sharding(rows, classes, examples) if in_parts else None
+    scores = _product(hold(w.T), rows, out)
     return hold(scores if bias is None else scores + bias[:, None])
+
+
+def _product(w: Array, rows: Array, out: NamedSharding | None) -> Array:
+    """`[K, D]` by `[N, D]`, with sums in the dtype of w and operands in that of the rows.
+
+    Where these differ, automatic transposition would round w's gradient to the operands' dtype,
+    and multiply by the scores' derivative in full.
+    """
+    over = ((1,), (1,)), ((), ())
+    if w.dtype == rows.dtype:
+        return jax.lax.dot_general(w, rows, over, out_sharding=out)
+    dot = partial(jax.lax.dot_general, preferred_element_type=w.dtype)
+    examples, back = placement.spec(rows)[0], None
+    if examples is not None:  # as above, of a sum over sharded examples
+        back = placement.sharding(rows, *placement.spec(w))
+
+    def push(rows: Array, w: Array) -> Array:
+        return dot(w.astype(rows.dtype), rows, over, out_sharding=out)
+
+    def pull(rows: Array, dz: Array) -> Array:
+        return dot(dz.astype(rows.dtype), rows, (((1,), (0,)), ((), ())), out_sharding=back)
+
+    return linear_map(push, pull, rows, w)
 
 
 def _class_major(w: Array, bias: Array | None, rows: Array) -> Array:

@@ -1,5 +1,7 @@
 """The linear model: scores, gradients and second derivatives against float64, and its errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,82 @@ def test_dtypes_promote():
     assert linear.logits(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     with jax.enable_x64(), jax.numpy_dtype_promotion("standard"):
         assert linear.logits(params, x.astype(np.float64)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("features", [jnp.float32, jnp.bfloat16])
+def test_products_in_bfloat16_keep_the_gradient_of_w_in_float32(features):
+    """Mixed precision: operands are rounded, and nothing that is summed, or the optimizer's, is."""
+    params, x = example(33, 40, 5)
+    x = jnp.asarray(x, features)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(33, 5)), jnp.float32)
+
+    def rounded(a):
+        return np.float64(jnp.asarray(a, jnp.bfloat16))
+
+    def mixed(params, x):
+        return linear.logits(params, x, dtype=jnp.bfloat16)
+
+    z, pull = jax.vjp(mixed, params, x)
+    (dw, dbias), dx = pull(cotangent)
+    assert (z.dtype, dw.dtype, dbias.dtype, dx.dtype) == (*[jnp.float32] * 3, features)
+    want = rounded(x) @ rounded(params.w) + np.float64(params.bias)
+    np.testing.assert_allclose(z, want, rtol=1e-5, atol=1e-5)
+    want = rounded(x).T @ rounded(cotangent)
+    np.testing.assert_allclose(dw, want, rtol=1e-5, atol=1e-5)
+    assert np.max(abs(rounded(want) - want)) > 1e-3  # what a gradient in bfloat16 would be
+    np.testing.assert_allclose(dbias, np.float64(cotangent).sum(0), rtol=1e-5, atol=1e-6)
+    tangent = jax.tree.map(lambda a: a + 1, params)
+    moved = jax.jvp(lambda p: mixed(p, x), (params,), (tangent,))[1]
+    want = rounded(x) @ rounded(tangent.w) + np.float64(tangent.bias)
+    np.testing.assert_allclose(moved, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_operands_of_products_are_what_is_asked_for():
+    params, x = example(33, 40, 5)
+
+    def operands(**how):
+        def total(w):
+            return jnp.sum(jnp.sin(linear.logits(LinearParams(w, None), x, **how)))
+
+        text = jax.jit(jax.grad(total)).lower(params.w).as_text()
+        found = re.findall(r"dot_general .*: \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)", text)
+        return {dtype for pair in found for dtype in pair}
+
+    assert operands() == {"f32"}
+    assert operands(dtype=jnp.float32) == {"f32"}
+    assert operands(dtype=jnp.bfloat16) == {"bf16"}
+
+
+def test_products_in_bfloat16_under_vmap_and_twice_differentiated():
+    _, x = example(5, 4, 3)
+    models = [example(rows, 4, 3)[0] for rows in (1, 2, 3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+
+    def energy(params):
+        return jnp.sum(linear.logits(params, x, dtype=jnp.bfloat16) ** 2) / 2
+
+    got = jax.vmap(jax.grad(energy))(stacked)
+    for i, params in enumerate(models):
+        np.testing.assert_allclose(got.w[i], jax.grad(energy)(params).w, rtol=1e-6, atol=1e-6)
+    hessian = jax.hessian(lambda w: energy(LinearParams(w, models[0].bias)))(models[0].w)
+    half = np.float64(jnp.asarray(x, jnp.bfloat16))
+    gram = np.einsum("ni,nj,kl->ikjl", half, half, np.eye(3))
+    # The tangent of the scores is rounded too before it is multiplied.
+    np.testing.assert_allclose(hessian, gram, rtol=2**-8, atol=2**-8)
+
+
+def test_scores_of_products_in_another_dtype_are_float32():
+    params, x = example(3, 4, 2)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    for model, dtype in ((params, jnp.bfloat16), (half, jnp.bfloat16), (half, jnp.float32)):
+        assert linear.logits(model, x.astype(jnp.bfloat16), dtype=dtype).dtype == jnp.float32
+    assert (
+        jax.grad(lambda p: linear.logits(p, x, dtype=jnp.float32).sum())(half).w.dtype == "bfloat16"
+    )
+    with jax.enable_x64():
+        assert linear.logits(params, x, dtype=jnp.float64).dtype == jnp.float64
+    with pytest.raises(TypeError, match="dtype: expected a floating dtype, got int32"):
+        linear.logits(params, x, dtype=jnp.int32)
 
 
 def test_init():
