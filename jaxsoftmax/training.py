@@ -1,4 +1,7 @@
-"""Fitting linear models by minibatches: an epoch is one compiled scan, a sweep is its vmap."""
+"""Fitting by minibatches: an epoch is one compiled scan, a sweep is its vmap.
+
+The model is linear unless a loss brings scores of its own; its parameters are then any pytree.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +15,21 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoftmax import linear, placement
+from jaxsoftmax import checks, linear, placement
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import check_labels, weighted_mean
 
-type Loss = Callable[[LinearParams, Array, Array], Array]
-"""`loss(params, features[B, D], targets[B, ...]) -> values[B]`, one value per example."""
+type Loss = Callable[[Any, Array, Array], Array]
+"""`loss(params, features[B, ...], targets[B, ...]) -> values[B]`, one value per example.
 
-type Score = Callable[[LinearParams, Array, Array], Array]
+`params` are `LinearParams` or any pytree of floating arrays.
+"""
+
+type Score = Callable[[Any, Array, Array], Array]
 """As `Loss`, but only reported."""
+
+type Logits = Callable[[Any, Array], Array]
+"""`logits(params, features[B, ...]) -> scores[B, K]`, or `[B, ..., K]`: a model."""
 
 type Metrics = dict[str, Array]
 """Means by name: "loss", and "accuracy" where there is a score."""
@@ -33,7 +42,7 @@ class TrainState(NamedTuple):
     minibatches; `step` counts updates and `epoch` counts epochs, both from 0.
     """
 
-    params: LinearParams
+    params: Any
     opt_state: Any
     key: Array
     step: Array
@@ -43,14 +52,15 @@ class TrainState(NamedTuple):
 class FitResult(NamedTuple):
     """What `fit` and `sweep` return; of `sweep`, each array has a leading axis of lanes.
 
-    `params` are those after the last epoch, or with patience those of the best epoch; `state` is
-    that of the last epoch, None after an interrupt. `history` maps "loss", "accuracy",
-    "validation_loss" and "validation_accuracy", as far as they exist, to one number per epoch.
-    `epochs` were run; `best_epoch` has the least validation loss (without validation it is the
-    last). Epochs count from 1, so that of the best one is `history[name][best_epoch - 1]`.
+    `params`, `LinearParams` or of the form that was given, are those after the last epoch, or with
+    patience those of the best epoch; `state` is that of the last epoch, None after an interrupt.
+    `history` maps "loss", "accuracy", "validation_loss" and "validation_accuracy", as far as they
+    exist, to one number per epoch. `epochs` were run; `best_epoch` has the least validation loss
+    (without validation it is the last). Epochs count from 1, so that of the best one is
+    `history[name][best_epoch - 1]`. A loss that is not a number is never the least.
     """
 
-    params: LinearParams
+    params: Any
     state: TrainState | None
     history: dict[str, np.ndarray]
     epochs: int
@@ -76,27 +86,43 @@ class _OnLogits:
     """A value, not a closure: two made of the same function are equal and share compiled code."""
 
     function: Callable[[Array, Array], Array]
+    logits: Logits
 
-    def __call__(self, params: LinearParams, features: Array, targets: Array) -> Array:
-        scores = linear.logits(params, features)
-        targets = placement.like_rows(targets, scores, 1)
-        if scores.shape[-1] == 1 and targets.ndim == 1:
-            targets = targets[:, None]
+    def __call__(self, params: Any, features: Array, targets: Array) -> Array:
+        scores = _scores(self.logits, params, features)
+        rank = scores.ndim - 1
+        if targets.ndim >= rank:
+            targets = placement.like_rows(targets, scores, rank)
+        if scores.shape[-1] == 1 and targets.ndim == rank:
+            targets = targets[..., None]
         return jax.vmap(lambda z, t: jnp.sum(self.function(z, t)))(scores, targets)
 
 
-def on_logits(function: Callable[[Array, Array], Array]) -> Loss:
-    """Make a loss on a linear model's scores out of a loss of one example.
+def on_logits(function: Callable[[Array, Array], Array], *, logits: Logits = linear.logits) -> Loss:
+    """Make a loss on a model's scores out of a loss of one example.
 
     loss(params, x, t)_i = sum(function(logits(params, x_i), t_i)).
 
     Args:
         function: of scores `[K]` and one example's target, an integer label `[]`, or `[K]`
             probabilities or labels; for K = 1 a target of rank 0 comes as `[1]`. It returns a
-            scalar, or one value per label, which are summed.
+            scalar, or one value per label, which are summed. Where the scores have more axes, so
+            have its arguments: of an image's pixels, scores `[H, W, K]` and labels `[H, W]`.
+        logits: the model, `(params, features[B, ...]) -> scores[B, ..., K]`; the default is that
+            of `LinearParams`. Its parameters may be any pytree of floating arrays. A module of
+            Equinox is `params, static = eqx.partition(model, eqx.is_inexact_array)` and
+            `lambda params, x: jax.vmap(eqx.combine(params, static))(x)`; one of Flax is
+            `graph, params, rest = nnx.split(model, nnx.Param, ...)` and
+            `lambda params, x: nnx.merge(graph, params, rest)(x)`. What a call changes beside the
+            parameters (running means, dropout keys) is not carried from step to step.
 
     Returns:
-        A `Loss`: `(params, features[B, D], targets[B, ...]) -> values[B]`, `function` under vmap.
+        A `Loss`: `(params, features[B, ...], targets[B, ...]) -> values[B]`, `function` under
+        vmap. Two of the same function and the same model are equal and share compiled code; a
+        lambda is the same only as itself, so make it once.
+
+    Raises:
+        ValueError: when called, if the model does not return scores `[B, ..., K]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,26 +130,39 @@ def on_logits(function: Callable[[Array, Array], Array]) -> Loss:
         >>> loss = training.on_logits(cross_entropy)
         >>> print(loss(linear.init(3, 2), jnp.ones((1, 3)), jnp.array([0])))
         [0.6931472]
+        >>> def mlp(params, x):
+        ...     return jnp.tanh(x @ params["inner"]) @ params["outer"]
+        >>> params = {"inner": jnp.ones((3, 4)), "outer": jnp.zeros((4, 2))}
+        >>> own = training.on_logits(cross_entropy, logits=mlp)
+        >>> print(own(params, jnp.ones((1, 3)), jnp.array([0])))
+        [0.6931472]
     """
-    return _OnLogits(function)
+    return _OnLogits(function, logits)
 
 
-def accuracy(params: LinearParams, features: Array, targets: Array) -> Array:
+def accuracy(
+    params: Any, features: Array, targets: Array, *, logits: Logits = linear.logits
+) -> Array:
     """Score predictions by the share of an example's labels that they hit.
 
     Integer targets of rank 1: argmax_k z_k = target, or [z > 0] = target where K = 1; targets
-    `[B, K]` of several labels: the mean over k of ([z_k > 0] = target_k).
+    `[B, K]` of several labels: the mean over k of ([z_k > 0] = target_k). Where scores are
+    `[B, ..., K]` and targets `[B, ...]` it is the share of the labels from 0 to K - 1 that are
+    hit, and 0 where an example has none: others, such as 255 of pixels, are left out.
 
     Args:
-        params: the model, `w: [D, K]`.
-        features: `[B, D]`.
-        targets: `[B]` or `[B, K]`, integer or bool.
+        params: the model's, `w: [D, K]` of the default one.
+        features: `[B, ...]`, `[B, D]` of the default model.
+        targets: `[B]`, `[B, K]` or `[B, ...]`, integer or bool.
+        logits: the model, as of `on_logits`. `fit` and its like take that of their loss.
 
     Returns:
         `[B]` float32 between 0 and 1.
 
     Raises:
         TypeError: if targets are floats: numbers and probabilities have no accuracy.
+        ValueError: if the model does not return scores `[B, ..., K]`, or targets are not of
+            their shape, with or without K.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,41 +174,65 @@ def accuracy(params: LinearParams, features: Array, targets: Array) -> Array:
     """
     if jnp.issubdtype(targets.dtype, jnp.floating):
         raise TypeError(f"targets must be integer or bool for accuracy, got {targets.dtype}")
-    scores = linear.logits(params, features)
-    if targets.ndim == 1 and scores.shape[-1] > 1:
-        return (jnp.argmax(scores, axis=-1) == targets).astype(jnp.float32)
-    hits = (scores > 0) == targets.reshape(scores.shape).astype(bool)
-    return jnp.mean(hits, axis=-1, dtype=jnp.float32)
+    z = _scores(logits, params, features)
+    if targets.shape not in (z.shape, z.shape[:-1]):
+        raise ValueError(
+            f"targets must have shape {z.shape[:-1]} or {z.shape} for accuracy, "
+            f"got {targets.shape}; give another score, or None"
+        )
+    if targets.ndim < z.ndim and z.shape[-1] > 1:
+        hits = jnp.argmax(z, axis=-1) == targets
+        known = (targets >= 0) & (targets < z.shape[-1])
+    else:
+        hits = (z > 0) == targets.reshape(z.shape).astype(bool)
+        known = jnp.ones_like(hits)
+    if hits.ndim == 1:
+        return hits.astype(jnp.float32)
+    within = tuple(range(1, hits.ndim))
+    share = jnp.sum(hits, within) / jnp.maximum(jnp.sum(known, within), 1)
+    return share.astype(jnp.float32)
 
 
-def weight_decay_mask(params: LinearParams) -> LinearParams:
+def _scores(logits: Logits, params: Any, features: Array) -> Array:
+    scores = logits(params, features)
+    if scores.ndim < 2 or scores.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"logits must return scores [B, ..., K] for {features.shape[0]} examples, "
+            f"got shape {scores.shape}"
+        )
+    return scores
+
+
+def weight_decay_mask(params: Any) -> Any:
     """Mark what weight decay acts on, the weights and not the bias: Optax's `mask`.
 
     Args:
-        params: a model or anything of its form.
+        params: a linear model, or any pytree of arrays.
 
     Returns:
-        `LinearParams(w=True, bias=False)`, with None for a bias that is None.
+        `LinearParams(w=True, bias=False)`, with None for a bias that is None; of another pytree,
+        which of its arrays have two axes or more, as products' weights have and biases have not.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from jaxsoftmax import linear, training
         >>> optimizer = optax.adamw(1e-3, weight_decay=1e-2, mask=training.weight_decay_mask)
         >>> print(training.weight_decay_mask(linear.init(3, 2)))
         LinearParams(w=True, bias=False)
+        >>> training.weight_decay_mask({"inner": jnp.ones((3, 4)), "shift": jnp.ones(4)})
+        {'inner': True, 'shift': False}
     """
-    return LinearParams(w=True, bias=None if params.bias is None else False)  # type: ignore[arg-type]
+    return jax.tree.map(lambda a: jnp.ndim(a) > 1, params)
 
 
-def init_state(
-    params: LinearParams, *, optimizer: optax.GradientTransformation, key: Array
-) -> TrainState:
+def init_state(params: Any, *, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """Build the state before the first epoch.
 
     The parameters and the key are copied, because `train_epoch` overwrites the state it is given.
 
     Args:
-        params: the parameters to start from, for instance `linear.init(D, K)`.
+        params: the parameters to start from, for instance `linear.init(D, K)`, or any pytree of
+            floating arrays.
         optimizer: any Optax optimizer.
         key: a random key of JAX's default kind; it gives the order of the minibatches.
 
@@ -212,14 +275,19 @@ def train_epoch(
 
     Args:
         state: of `init_state` or the epoch before. Its buffers are donated: use the new state.
-        features: `[N, D]`.
+        features: `[N, ...]`, `[N, D]` of a linear model.
         targets: `[N, ...]`.
-        loss: values `[B]` of a minibatch; a static argument, as are optimizer and score.
+        loss: values `[B]` of a minibatch; a static argument, as are optimizer and score: the same
+            objects again, or equal ones, are not compiled again.
         optimizer: any Optax optimizer; value, gradient and value function of the minibatch are
             handed to those that ask for them (such as `optax.lbfgs()`).
         batch_size: B, at least 1; more than N is N.
-        weights: `[N]`, at least 0; None for ones. Rows of weight 0 must hold finite features.
-        score: reported beside the loss, or None. The default is left out for float targets.
+        weights: `[N]`, or one number for all: floats, integers or bools, at least 0 and some
+            above; None for ones. A row of weight 0 has no say whatever its features and targets
+            hold, NaN and labels out of range included: another stands in for it.
+        score: reported beside the loss, or None. The default takes the scores of a loss of
+            `on_logits`, or those of `LinearParams`; it is left out for float targets, and where
+            neither is given.
 
     Returns:
         The new state, and the weighted means over the epoch's examples, each under the parameters
@@ -227,7 +295,8 @@ def train_epoch(
         the same bits.
 
     Raises:
-        ValueError: if loss or score does not return one value per example.
+        ValueError: if loss or score does not return one value per example, if weights are not one
+            for each, or if batch_size is below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -248,11 +317,12 @@ def train_epoch(
         optimizer=optimizer,
         batch_size=batch_size,
         score=score,
+        clean=weights is None or batch_size < np.shape(features)[0],
     )
 
 
 def evaluate(
-    params: LinearParams,
+    params: Any,
     features: ArrayLike,
     targets: ArrayLike,
     *,
@@ -263,18 +333,19 @@ def evaluate(
     """Weighted means of loss and score over all examples, in one batch.
 
     Args:
-        params: the model, `w: [D, K]`.
-        features: `[N, D]`.
+        params: the model, `w: [D, K]` or any pytree of arrays.
+        features: `[N, ...]`, `[N, D]` of a linear model.
         targets: `[N, ...]`.
         loss: values `[N]`.
-        weights: `[N]`, or None for ones.
+        weights: as in `train_epoch`.
         score: as in `train_epoch`.
 
     Returns:
         "loss", and "accuracy" where there is a score: float scalars.
 
     Raises:
-        ValueError: if loss or score does not return one value per example.
+        ValueError: if loss or score does not return one value per example, or if weights are not
+            one for each.
 
     Example:
         >>> import jax.numpy as jnp
@@ -285,7 +356,8 @@ def evaluate(
         >>> print(metrics["loss"], metrics["accuracy"])
         0.6931472 0.33333334
     """
-    return _evaluate(params, (features, targets, weights), loss=loss, score=score)
+    clean = weights is None
+    return _evaluate(params, (features, targets, weights), loss=loss, score=score, clean=clean)
 
 
 def fit(
@@ -297,33 +369,43 @@ def fit(
     key: Array,
     epochs: int,
     batch_size: int,
-    params: LinearParams | None = None,
+    params: Any = None,
     weights: ArrayLike | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: tuple[ArrayLike, ...] | None = None,
     patience: int | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     score: Score | None = accuracy,
 ) -> FitResult:
-    """Fit a linear model by minibatches.
+    """Fit a linear model, or one of your own, by minibatches.
 
     The data go to the device once; each epoch is one call of `train_epoch`, and without callback
     and patience the host waits for nothing before the end. The same key gives the same bits.
 
+    Compiled programs are kept by loss and optimizer. Make each once and hand the same object to
+    every fit: two `optax.sgd(0.1)` are two programs, and so are a lambda in `on_logits` and the
+    next one. A number that changes from fit to fit is a hyperparameter of `sweep`, or lies in the
+    optimizer's state, where `optax.inject_hyperparams(optax.sgd)(learning_rate=...)` puts it.
+
     Args:
-        loss: `on_logits` of a loss of one example, or any `Loss`.
-        features: `[N, D]`, float and finite.
-        targets: `[N]` labels or numbers, or `[N, K]`.
+        loss: `on_logits` of a loss of one example, with `logits=` for a model of your own, or any
+            `Loss`.
+        features: `[N, D]`, float and finite; of a model of your own `[N, ...]` of any dtype.
+        targets: `[N]` labels (integers) or numbers (floats), or `[N, K]`; of a model of your own
+            `[N, ...]`. Only labels of rank 1 must be in range: of pixels some may be left out.
         optimizer: any Optax optimizer. One object used again is not compiled again.
         key: a random key, split as `init_key, order_key = jax.random.split(key)`.
         epochs: how many, at least 1.
         batch_size: B, at least 1; at N or above it is full-batch, as `optax.lbfgs()` wants it.
         params: to start from; None for `linear.init(D, K, key=init_key)`, with K of the targets:
             their greatest integer label + 1, their last axis where they have two, else 1 (floats
-            and bools). Give `linear.init(D, 1)` for one score on labels 0 and 1.
-        weights: `[N]` of the examples, at least 0, some above; None for ones.
-        validation: `(features, targets)`, evaluated after every epoch.
+            and bools). Give `linear.init(D, 1)` for one score on labels 0 and 1. A model of your
+            own starts from a pytree of floating arrays, which must be given.
+        weights: `[N]` of the examples, or one number: at least 0, some above; None for ones. What
+            has weight 0 may hold anything, so that `weights=labels >= 0` ignores labels of -100.
+        validation: `(features, targets)` or `(features, targets, weights)`, evaluated after every
+            epoch, in one batch.
         patience: stop when the validation loss has not improved for so many epochs, and return
-            the parameters of the best one.
+            the parameters of the best one. A loss that is not a number is no improvement.
         callback: called after each epoch with a dictionary of its number "epoch", counted from 1,
             and its figures as floats, named as in the history. What it raises ends the fit.
         score: as in `train_epoch`.
@@ -333,9 +415,11 @@ def fit(
         parameters that met it; that of validation data is taken at the end of the epoch.
 
     Raises:
-        TypeError: if features are not floats.
-        ValueError: if shapes do not match, data are empty or not finite, a label is out of range,
-            weights are negative or all 0, a count is below 1, or patience has no validation.
+        TypeError: if features of a linear model are not floats, or parameters of your own are not.
+        ValueError: if shapes do not match, data are empty or not finite, a label is out of range
+            or too great for so few examples to show every class up to it, weights are negative
+            or all 0, a count is below 1, patience has no validation, or a model of your own has
+            no params.
         Interrupted: a KeyboardInterrupt, at Ctrl-C, which carries the result so far.
 
     Example:
@@ -347,23 +431,35 @@ def fit(
         ...     optimizer=optax.sgd(1.0), key=jax.random.key(0), epochs=10, batch_size=2)
         >>> print(result.history["accuracy"][-1], result.params.w.shape)
         1.0 (1, 2)
+
+        A model of your own:
+
+        >>> def mlp(params, x):
+        ...     return jnp.tanh(x @ params["inner"]) @ params["outer"]
+        >>> params = {"inner": jnp.ones((1, 4)), "outer": jnp.zeros((4, 2))}
+        >>> result = training.fit(
+        ...     training.on_logits(cross_entropy, logits=mlp), x, y, params=params,
+        ...     optimizer=optax.sgd(1.0), key=jax.random.key(0), epochs=10, batch_size=2)
+        >>> print(result.history["accuracy"][-1])
+        1.0
     """
     _check_counts(epochs=epochs, batch_size=batch_size, patience=patience)
-    data = _training_data(features, targets, weights)
+    is_linear = _is_linear(loss, params)
+    data = _examples(features, targets, weights, is_linear=is_linear)
     init_key, order_key = jax.random.split(key)
     if params is None:
         params = _init_like(data, key=init_key)
-    held_out = _checked(params, data, validation)
+    held_out = _held_out(validation, is_linear=is_linear)
+    _check_model(loss, params, data, held_out)
     if patience is not None and held_out is None:
         raise ValueError("patience needs validation=(features, targets) to watch, got None")
 
-    x, t, w = data
-    figures = {"loss": loss, "score": score}
-    batches = {"batch_size": batch_size, "weights": w}
+    figures: dict[str, Any] = {"loss": loss, "score": score}
+    how = {"optimizer": optimizer, "batch_size": batch_size, "clean": True}
     return _run(
         init_state(params, optimizer=optimizer, key=order_key),
-        lambda state: train_epoch(state, x, t, optimizer=optimizer, **batches, **figures),
-        held_out and (lambda params: evaluate(params, *held_out, **figures)),
+        lambda state: _train_epoch(state, data, **how, **figures),
+        held_out and (lambda params: _evaluate(params, held_out, clean=True, **figures)),
         epochs=epochs,
         patience=patience,
         callback=callback,
@@ -380,9 +476,9 @@ def sweep(
     keys: Array,
     epochs: int,
     batch_size: int,
-    params: LinearParams | None = None,
+    params: Any = None,
     weights: ArrayLike | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: tuple[ArrayLike, ...] | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     score: Score | None = accuracy,
 ) -> FitResult:
@@ -393,16 +489,18 @@ def sweep(
 
     Args:
         loss: as in `fit`.
-        features: `[N, D]`, float and finite.
-        targets: `[N]` or `[N, K]`.
+        features: as in `fit`.
+        targets: as in `fit`.
         make_optimizer: from one lane's hyperparameters, which are traced scalars, to an Optax
-            optimizer, for instance `lambda h: optax.sgd(h["learning_rate"])`.
+            optimizer, for instance `lambda h: optax.sgd(h["learning_rate"])`. Made once, and used
+            again with other hyperparameters, it is not compiled again.
         hyperparams: any tree of arrays `[L, ...]`.
         keys: `[L]` random keys. Lane l starts where `fit` with `keys[l]` starts; the order of the
             minibatches is that of `keys[0]`, so that lane 0 repeats that fit to rounding.
         epochs: as in `fit`.
         batch_size: as in `fit`.
-        params: `w: [L, D, K]`, `bias: [L, K]` to start from, or None.
+        params: `w: [L, D, K]`, `bias: [L, K]` to start from, or None; of a model of your own each
+            array has a leading axis of lanes, as `jax.vmap(init)(keys)` gives it.
         weights: as in `fit`.
         validation: as in `fit`.
         callback: as in `fit`; each figure is a list of L floats.
@@ -430,19 +528,21 @@ def sweep(
     _check_counts(epochs=epochs, batch_size=batch_size)
     if not isinstance(keys, Array) or jnp.shape(keys)[:1] in ((), (0,)):
         raise ValueError("keys must be an array of [L] random keys with L of at least 1")
-    data = _training_data(features, targets, weights)
+    is_linear = _is_linear(loss, params)
+    data = _examples(features, targets, weights, is_linear=is_linear)
     split = jax.vmap(jax.random.split)(keys)
     if params is None:
         params = jax.vmap(lambda key: _init_like(data, key=key))(split[:, 0])
     _check_lanes(len(keys), hyperparams, params)
-    held_out = _checked(jax.tree.map(lambda leaf: leaf[0], params), data, validation)
+    held_out = _held_out(validation, is_linear=is_linear)
+    _check_model(loss, jax.tree.map(lambda leaf: leaf[0], params), data, held_out)
 
-    figures = {"loss": loss, "score": score}
+    figures: dict[str, Any] = {"loss": loss, "score": score}
     how = {"make_optimizer": make_optimizer, "batch_size": batch_size}
     return _run(
         _init_lanes(params, hyperparams, make_optimizer=make_optimizer, key=split[0, 1]),
         lambda state: _sweep_epoch(state, hyperparams, data, **how, **figures),
-        held_out and (lambda params: _evaluate_lanes(params, *held_out, **figures)),
+        held_out and (lambda params: _evaluate_lanes(params, held_out, **figures)),
         epochs=epochs,
         callback=callback,
     )
@@ -463,14 +563,15 @@ def _epoch(
     score: Score | None,
 ) -> tuple[TrainState, Metrics]:
     optimizer = optax.with_extra_args_support(optimizer)
-    scores = _reported(score, data[1])
+    data = _weighted(data)
+    scores = _reported(score, loss, state.params, data[1])
     draw, key = jax.random.split(jax.random.wrap_key_data(state.key))
 
     def step(carry: Any, batch: tuple[Array, Array, Array]) -> tuple[Any, tuple[Metrics, Array]]:
         params, opt_state = carry
         x, t, weight = batch
 
-        def value_fn(params: LinearParams) -> Array:
+        def value_fn(params: Any) -> Array:
             return weighted_mean(_per_example(loss, params, x, t), weights=weight)
 
         value, grad = jax.value_and_grad(value_fn)(params)
@@ -504,21 +605,85 @@ def _epoch(
     )
 
 
-_train_epoch = jax.jit(
-    _epoch,
-    static_argnames=("loss", "optimizer", "batch_size", "score"),
+@partial(
+    jax.jit,
+    static_argnames=("loss", "optimizer", "batch_size", "score", "clean"),
     donate_argnames="state",
 )
+def _train_epoch(
+    state: TrainState, data: Data, *, clean: bool, **how: Any
+) -> tuple[TrainState, Metrics]:
+    """One epoch; data are clean if no row without weight holds what could do harm.
+
+    So are those that `fit` has looked at, and minibatches, which take such rows from elsewhere.
+    """
+
+    def run(data: Data) -> tuple[TrainState, Metrics]:
+        return _epoch(state, data, **how)
+
+    return run(data) if clean else _cleaned(run, data)
 
 
-@partial(jax.jit, static_argnames=("loss", "score"))
-def _evaluate(params: LinearParams, data: Data, *, loss: Loss, score: Score | None) -> Metrics:
+@partial(jax.jit, static_argnames=("loss", "score", "clean"))
+def _evaluate(params: Any, data: Data, *, loss: Loss, score: Score | None, clean: bool) -> Metrics:
+    def means(data: Data) -> Metrics:
+        features, targets, weights = _weighted(data)
+        reports = {"loss": loss} | _reported(score, loss, params, targets)
+        return {
+            name: weighted_mean(_per_example(report, params, features, targets), weights=weights)
+            for name, report in reports.items()
+        }
+
+    return means(data) if clean else _cleaned(means, data)
+
+
+def _cleaned[T](run: Callable[[Data], T], data: Data) -> T:
+    """Return run(data), after a copy of the data where some rows do not count."""
+    data = _weighted(data)
+    assert data[2] is not None
+    everything = jnp.all(data[2] != 0)
+    return jax.lax.cond(everything, run, lambda data: run(_counting(data)), data)
+
+
+def _weighted(data: Data) -> Data:
+    """The data with weights as floats `[N]`, out of bools, integers or one number."""
     features, targets, weights = data
-    reports = {"loss": loss} | _reported(score, targets)
-    return {
-        name: weighted_mean(_per_example(report, params, features, targets), weights=weights)
-        for name, report in reports.items()
-    }
+    if weights is None:
+        return data
+    return features, targets, _as_weights(weights, features.shape[:1])
+
+
+def _as_weights(weights: ArrayLike, shape: tuple[int, ...], of: str = "") -> Array:
+    w = checks.numbers(weights, f"{of}weights")
+    if w.shape not in ((), shape):
+        raise ValueError(
+            f"{of}weights must have shape {shape}, as {of}features, or be one number, "
+            f"got shape {w.shape}"
+        )
+    return jnp.broadcast_to(w.astype(jnp.promote_types(w.dtype, jnp.float32)), shape)
+
+
+@jax.jit
+def _counting(data: Data) -> Data:
+    """The data with the first row that counts in the place of each that does not.
+
+    A weight of 0 comes too late for a NaN: in the gradient they meet as 0 NaN. And a row of zeros
+    is no row of the data: a norm has no gradient there.
+    """
+    features, targets, weights = data
+    assert weights is not None
+
+    def standing_in(a: Array) -> Array:
+        counts = placement.shared(weights != 0, a, placement.spec(a)[0])
+        first = _first_counting(weights)[None]
+        row = placement.taken(a, first, a, None, mode="promise_in_bounds")
+        return jnp.where(counts.reshape(-1, *(1,) * (a.ndim - 1)), a, row)
+
+    return standing_in(features), standing_in(targets), weights
+
+
+def _first_counting(weights: Array) -> Array:
+    return jnp.argmax(placement.replicated(weights) != 0)
 
 
 def _with_data(carry: Any, data: Data) -> Any:
@@ -540,9 +705,9 @@ def _over_batches(
     key: Array,
 ) -> tuple[Any, Any]:
     """Scan `step` over shuffled minibatches (x, t, weight); all the data at once as they lie."""
-    features, targets, weights = data
+    features, targets, given = data
     size = features.shape[0]
-    weights = jnp.ones(size, jnp.float32) if weights is None else weights
+    weights = jnp.ones(size, jnp.float32) if given is None else given
     if batch_size >= size:
         carry, out = step(carry, (features, targets, weights))
         return carry, jax.tree.map(lambda leaf: leaf[None], out)
@@ -554,6 +719,8 @@ def _over_batches(
     # Not all of weights' rows: the padding's are 0.
     weight = placement.replicated(weights)[order]
     weight = jnp.pad(weight, (0, padding)).reshape(steps, batch_size)
+    if given is not None:
+        rows = jnp.where(weight != 0, rows, _first_counting(given))  # see _counting
     axes = placement.row_axes(features, batch_size)
 
     def taken(a: Array, rows: Array) -> Array:
@@ -577,19 +744,28 @@ def _shuffled(key: Array, size: int) -> Array:
     return jax.lax.sort((draws, jnp.arange(size, dtype=jnp.int32)), num_keys=1)[1]
 
 
-def _reported(score: Score | None, targets: Array) -> dict[str, Score]:
+def _reported(score: Score | None, loss: Loss, params: Any, targets: Array) -> dict[str, Score]:
     """Return the score by its name in the metrics, in floats; none where accuracy means nothing."""
-    if score is None or (score is accuracy and jnp.issubdtype(targets.dtype, jnp.floating)):
+    of_loss = _accuracy_of(loss, params, targets) if score is accuracy else score
+    if of_loss is None:
         return {}
 
-    def in_floats(params: LinearParams, features: Array, targets: Array) -> Array:
-        values = score(params, features, targets)
+    def in_floats(params: Any, features: Array, targets: Array) -> Array:
+        values = of_loss(params, features, targets)
         return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
     return {"accuracy": in_floats}
 
 
-def _per_example(report: Loss, params: LinearParams, features: Array, targets: Array) -> Array:
+def _accuracy_of(loss: Loss, params: Any, targets: Array) -> Score | None:
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return None
+    if isinstance(loss, _OnLogits):
+        return partial(accuracy, logits=loss.logits)
+    return accuracy if isinstance(params, LinearParams) else None
+
+
+def _per_example(report: Loss, params: Any, features: Array, targets: Array) -> Array:
     values = report(params, features, targets)
     if values.shape != features.shape[:1]:
         raise ValueError(
@@ -605,13 +781,13 @@ _LANES = TrainState(params=0, opt_state=0, key=None, step=None, epoch=None)  # t
 
 
 def _init_lanes(
-    params: LinearParams,
+    params: Any,
     hyperparams: Any,
     *,
     make_optimizer: Callable[[Any], optax.GradientTransformation],
     key: Array,
 ) -> TrainState:
-    def lane(params: LinearParams, hyper: Any) -> TrainState:
+    def lane(params: Any, hyper: Any) -> TrainState:
         return init_state(params, optimizer=make_optimizer(hyper), key=key)
 
     return jax.vmap(lane, out_axes=_LANES)(params, hyperparams)
@@ -637,8 +813,8 @@ def _sweep_epoch(
 
 
 @partial(jax.jit, static_argnames=("loss", "score"))
-def _evaluate_lanes(params: LinearParams, features: Array, targets: Array, **how: Any) -> Metrics:
-    return jax.vmap(lambda params: evaluate(params, features, targets, **how))(params)
+def _evaluate_lanes(params: Any, data: Data, **how: Any) -> Metrics:
+    return jax.vmap(lambda params: _evaluate(params, data, clean=True, **how))(params)
 
 
 # The loop over epochs, on the host.
@@ -647,7 +823,7 @@ def _evaluate_lanes(params: LinearParams, features: Array, targets: Array, **how
 def _run(
     state: TrainState,
     epoch: Callable[[TrainState], tuple[TrainState, Metrics]],
-    validate: Callable[[LinearParams], Metrics] | None,
+    validate: Callable[[Any], Metrics] | None,
     *,
     epochs: int,
     patience: int | None = None,
@@ -688,7 +864,7 @@ class _Kept(NamedTuple):
     """Parameters and their validation loss, infinite while there is none."""
 
     loss: Array
-    params: LinearParams
+    params: Any
 
 
 def _nothing_yet(like: _Kept) -> _Kept:
@@ -706,11 +882,11 @@ def _better(old: _Kept, new: _Kept) -> _Kept:
         return jnp.where(chosen.reshape(chosen.shape + (1,) * (new.ndim - chosen.ndim)), new, old)
 
     less = new.loss < old.loss
-    params = jax.tree.map(partial(choose, less | jnp.isinf(old.loss)), new.params, old.params)
+    params = jax.tree.map(partial(choose, less | jnp.isposinf(old.loss)), new.params, old.params)
     return _Kept(choose(less, new.loss, old.loss), params)
 
 
-def _result(params: LinearParams, state: TrainState | None, history: list[Metrics]) -> FitResult:
+def _result(params: Any, state: TrainState | None, history: list[Metrics]) -> FitResult:
     table = _stacked(history)
     return FitResult(params, state, table, epochs=len(history), best_epoch=_best_epoch(table))
 
@@ -728,7 +904,7 @@ def _best_epoch(history: dict[str, np.ndarray]) -> int | np.ndarray:
         losses = np.full_like(history["loss"], np.nan)
     losses = np.where(np.isnan(losses), np.inf, losses)
     last = losses.shape[-1] - 1
-    best = 1 + np.where(np.isinf(losses).all(-1), last, losses.argmin(-1))
+    best = 1 + np.where(np.isposinf(losses).all(-1), last, losses.argmin(-1))
     return int(best) if best.ndim == 0 else best
 
 
@@ -754,7 +930,7 @@ def _check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}")
 
 
-def _check_lanes(lanes: int, hyperparams: Any, params: LinearParams) -> None:
+def _check_lanes(lanes: int, hyperparams: Any, params: Any) -> None:
     for name, tree in (("hyperparams", hyperparams), ("params", params)):
         for leaf in jax.tree.leaves(tree):
             if jnp.shape(leaf)[:1] != (lanes,):
@@ -764,40 +940,99 @@ def _check_lanes(lanes: int, hyperparams: Any, params: LinearParams) -> None:
                 )
 
 
-def _training_data(features: ArrayLike, targets: ArrayLike, weights: ArrayLike | None) -> Data:
-    x, t = _examples(features, targets)
-    if weights is None:
-        return x, t, None
-    w = jnp.asarray(weights)
-    if w.shape != x.shape[:1]:
-        raise ValueError(f"weights must have shape {x.shape[:1]}, as features, got {w.shape}")
-    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
-    if not bool(jnp.all((w >= 0) & jnp.isfinite(w)) & jnp.any(w > 0)):
-        raise ValueError("weights must be finite, at least 0, and some above 0")
-    return x, t, w
+def _is_linear(loss: Loss, params: Any) -> bool:
+    """Whether the model is x w + bias; one of the user's own must bring its parameters."""
+    logits = loss.logits if isinstance(loss, _OnLogits) else linear.logits
+    is_linear = getattr(logits, "func", logits) is linear.logits  # a partial has its options
+    if params is None and not is_linear:
+        raise ValueError("params must be given for a model of your own, got None")
+    return is_linear and (params is None or isinstance(params, LinearParams))
 
 
-def _examples(features: ArrayLike, targets: ArrayLike, of: str = "") -> tuple[Array, Array]:
-    if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
-        # Before 64 bits become 32, which would wrap 2^32 to the class 0.
-        check_labels(targets, 2**31 - 1)
+def _held_out(validation: tuple[ArrayLike, ...] | None, *, is_linear: bool) -> Data | None:
+    if validation is None:
+        return None
+    if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
+        raise ValueError(
+            "validation must be (features, targets) or (features, targets, weights), "
+            f"got {type(validation).__name__} of length {len(validation)}"
+        )
+    features, targets, *rest = validation
+    weights = rest[0] if rest else None
+    return _examples(features, targets, weights, of="validation ", is_linear=is_linear)
+
+
+def _examples(
+    features: ArrayLike,
+    targets: ArrayLike,
+    weights: ArrayLike | None,
+    *,
+    of: str = "",
+    is_linear: bool,
+) -> Data:
+    """Return the data on the device, clean, and checked by themselves: shapes, numbers, weights."""
     # device_put borrows a NumPy array that is aligned, where asarray would copy large data.
     x = jax.device_put(features) if isinstance(features, np.ndarray) else jnp.asarray(features)
-    t = jnp.asarray(targets)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    _check_shapes(x, np.shape(targets), of=of, is_linear=is_linear)
+    w = None if weights is None else _as_weights(weights, x.shape[:1], of)
+    if w is not None and not bool(jnp.all((w >= 0) & jnp.isfinite(w)) & jnp.any(w > 0)):
+        raise ValueError(f"{of}weights must be finite, at least 0, and some above 0")
+    data: Data = x, jnp.asarray(targets), w
+    counts = _counts(data)
+    for name, given, a in (("features", features, x), ("targets", targets, data[1])):
+        _check_finite(a, counts, f"{of}{name}")
+        _check_integers(a, given, counts, f"{of}{name}")
+    return data if counts.all() else _counting(data)
+
+
+def _counts(data: Data) -> np.ndarray:
+    """Return which examples count, on the host."""
+    x, _, w = data
+    return np.ones(x.shape[0], bool) if w is None else checks.on_host(w > 0)
+
+
+def _check_shapes(x: Array, targets: tuple[int, ...], *, of: str, is_linear: bool) -> None:
+    if is_linear and not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{of}features must be floats, got {x.dtype}; convert and scale them")
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{of}features must be [N, D] and not empty, got shape {x.shape}")
-    if t.ndim not in (1, 2) or t.shape[0] != x.shape[0]:
+    if 0 in x.shape or (x.ndim != 2 if is_linear else x.ndim < 1):
+        form = "[N, D]" if is_linear else "[N, ...]"
+        raise ValueError(f"{of}features must be {form} and not empty, got shape {x.shape}")
+    if targets[:1] != x.shape[:1] or (is_linear and len(targets) > 2):
+        form = "[N] or [N, K]" if is_linear else "[N, ...]"
         raise ValueError(
-            f"{of}targets must be [N] or [N, K] with N = {x.shape[0]}, as {of}features, "
-            f"got shape {t.shape}"
+            f"{of}targets must be {form} with N = {x.shape[0]}, as {of}features, "
+            f"got shape {targets}"
         )
-    for name, a in ((f"{of}features", x), (f"{of}targets", t)):
-        if jnp.issubdtype(a.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(a))):
-            bad = np.argwhere(~np.isfinite(np.asarray(a)))[0].tolist()
-            raise ValueError(f"{name} must be finite, got {a[tuple(bad)]} at {bad}")
-    return x, t
+
+
+def _check_finite(a: Array, counts: np.ndarray, name: str) -> None:
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return
+    bad = counts & ~checks.on_host(jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim))))
+    if bad.any():
+        first = int(bad.argmax())
+        row = checks.on_host(a[first])
+        at = np.argwhere(~np.isfinite(row))[0].tolist()
+        raise ValueError(f"{name} must be finite, got {row[tuple(at)]} at {[first, *at]}")
+
+
+def _check_integers(a: Array, given: ArrayLike, counts: np.ndarray, name: str) -> None:
+    """Refuse integers of 64 bits that 32 would change: 2^32 to the class 0."""
+    given = np.asarray(given) if not isinstance(given, Array) else np.empty(0)
+    if given.dtype.kind not in "iu" or given.dtype.itemsize <= a.dtype.itemsize:
+        return
+    bad = np.asarray(a) != given
+    bad[~counts] = False
+    if bad.any():
+        at = np.argwhere(bad)[0].tolist()
+        raise ValueError(f"{name} must fit {a.dtype}, got {given[tuple(at)]} at {at}")
+
+
+def _check_labels(t: ArrayLike, num_classes: int, counts: np.ndarray, *, of: str) -> None:
+    try:
+        check_labels(t, num_classes, valid=counts)
+    except ValueError as error:
+        raise ValueError(f"{of}targets: {error}") from None
 
 
 def _init_like(data: Data, *, key: Array) -> LinearParams:
@@ -806,27 +1041,56 @@ def _init_like(data: Data, *, key: Array) -> LinearParams:
     if t.ndim == 2:
         num_classes = t.shape[1]
     elif jnp.issubdtype(t.dtype, jnp.integer):
-        num_classes = max(1, int(t.max()) + 1)
+        num_classes = _inferred_classes(np.where(_counts(data), checks.on_host(t), 0))
     else:
         num_classes = 1
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return linear.init(x.shape[1], num_classes, key=key, dtype=dtype)
 
 
-def _checked(
-    params: LinearParams, data: Data, validation: tuple[ArrayLike, ArrayLike] | None
-) -> tuple[Array, Array] | None:
-    """Check that parameters, data and validation data agree; return the latter on the device."""
-    held_out = None if validation is None else _examples(*validation, of="validation ")
-    features, num_classes = params.w.shape
-    for of, pair in (("", data[:2]), ("validation ", held_out)):
-        if pair is None:
+def _inferred_classes(labels: np.ndarray) -> int:
+    """The greatest label + 1: a w of so many columns is made, so a wild label must not pass."""
+    first = int(labels.argmax())
+    num_classes = max(1, int(labels[first]) + 1)
+    if num_classes > max(65_536, 2 * len(labels)):
+        raise ValueError(
+            f"targets[{first}]: label {num_classes - 1} stands for {num_classes:,} classes, which "
+            f"{len(labels):,} examples cannot show; if there are so many, give params"
+        )
+    return num_classes
+
+
+def _check_model(loss: Loss, params: Any, data: Data, held_out: Data | None) -> None:
+    """Check that parameters, data and validation data agree, by the shapes of scores alone."""
+    _check_params(params)
+    for of, examples in (("", data), ("validation ", held_out)):
+        if examples is None:
             continue
-        x, t = pair
+        x, t, _ = examples
+        num_classes = _num_classes(loss, params, x, of=of)
+        if num_classes and t.ndim == 1 and jnp.issubdtype(t.dtype, jnp.integer):
+            # One score tells two classes apart.
+            _check_labels(t, max(2, num_classes), _counts(examples), of=of)
+
+
+def _check_params(params: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"params must be floating arrays, got {getattr(leaf, 'dtype', type(leaf))} at "
+                f"params{jax.tree_util.keystr(path)}; split off what is not trained"
+            )
+
+
+def _num_classes(loss: Loss, params: Any, x: Array, *, of: str) -> int | None:
+    """Return K, or None where a loss of the user's own does not show its scores."""
+    if _is_linear(loss, params):
+        features, num_classes = params.w.shape
         if x.shape[1] != features:
             raise ValueError(
                 f"{of}features must have {features} columns, as w has rows, got {x.shape[1]}"
             )
-        if t.ndim == 1 and jnp.issubdtype(t.dtype, jnp.integer):
-            check_labels(t, max(2, num_classes))  # one score tells two classes apart
-    return held_out
+        return num_classes
+    if isinstance(loss, _OnLogits):
+        return jax.eval_shape(partial(_scores, loss.logits), params, x).shape[-1]
+    return None

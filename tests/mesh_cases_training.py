@@ -272,6 +272,71 @@ for name, axes in {
     CASES[name] = functools.partial(epoch_of_model, *axes)
 
 
+def ignoring(put: Callable[[np.ndarray], Any], batch_size: int) -> tuple:
+    """Rows of weight 0 hold labels out of range and features that are no numbers."""
+    counts = WEIGHTS > 0
+    x, t = np.where(counts[:, None], FEATURES, np.nan), np.where(counts, LABELS, -100)
+    return epoch(*map(put, (x, t, counts)), batch_size=batch_size)
+
+
+@functools.cache
+def whole_ignoring(batch_size: int) -> tuple:
+    return jax.device_get(ignoring(lambda a: a, batch_size))
+
+
+def sharded_ignoring(mesh: Mesh, batch_size: int) -> None:
+    with within(mesh):
+        same(ignoring(lambda a: place(a, mesh, "r"), batch_size), whole_ignoring(batch_size))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(whole_ignoring(batch_size)))
+
+
+for name, m in (("auto", AUTO), ("explicit", EXPLICIT), ("square", SQUARE)):
+    for size in (24, N):
+        CASES[f"epoch_ignoring_{name}_{size}"] = functools.partial(sharded_ignoring, m, size)
+
+
+def perceptron(params: Any, x: Any) -> Any:
+    """Scores `[B, 3, K]` of three pixels."""
+    hidden = jnp.tanh(x.reshape(-1, 3, D // 3) @ params["inner"])
+    return hidden @ params["outer"]
+
+
+def own_model(put: Callable[[np.ndarray], Any], batch_size: int) -> tuple:
+    draw = np.random.default_rng(1)
+    params = {"inner": draw.normal(size=(D // 3, 5)), "outer": draw.normal(size=(5, K))}
+    x, t, w = map(put, (FEATURES, TARGETS[:, :3] + LABELS[:, None] // 2, WEIGHTS))
+    result = training.fit(
+        training.on_logits(cross_entropy, logits=perceptron),
+        x,
+        t,
+        params=jax.tree.map(np.float32, params),
+        optimizer=OPTIMIZER,
+        key=jax.random.key(0),
+        epochs=2,
+        batch_size=batch_size,
+        weights=w,
+        validation=(x, t, w),
+        patience=2,
+    )
+    return result.params, result.history, result.best_epoch
+
+
+@functools.cache
+def whole_own_model(batch_size: int) -> tuple:
+    return jax.device_get(own_model(lambda a: a, batch_size))
+
+
+def sharded_own_model(mesh: Mesh, batch_size: int, context: bool = True) -> None:
+    with within(mesh) if context else nullcontext():
+        same(own_model(lambda a: place(a, mesh, "r"), batch_size), whole_own_model(batch_size))
+
+
+for size in (16, N):
+    CASES[f"own_model_auto_{size}"] = functools.partial(sharded_own_model, AUTO, size)
+    CASES[f"own_model_explicit_{size}"] = functools.partial(sharded_own_model, EXPLICIT, size)
+CASES["own_model_outside"] = functools.partial(sharded_own_model, EXPLICIT, 16, context=False)
+
+
 @case
 def epoch_by_shard() -> None:
     """Each device of a shard_map fits a model of its own."""
@@ -295,7 +360,9 @@ def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
 
 def lowered_epoch(x: Any, t: Any, batch: int, lanes: int) -> Any:
     how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch}
-    return training._train_epoch.lower(state(), (x, t, None), score=training.accuracy, **how)
+    return training._train_epoch.lower(
+        state(), (x, t, None), score=training.accuracy, clean=True, **how
+    )
 
 
 def lowered_sweep(x: Any, t: Any, batch: int, lanes: int) -> Any:
@@ -369,6 +436,21 @@ def logits_of_any_rank() -> None:
         with within(SQUARE):
             got = jax.jit(linear.logits)(PARAMS, place(x, SQUARE, *axes))
         same(got, linear.logits(PARAMS, x))
+
+
+@case
+def products_in_bfloat16() -> None:
+    logits = functools.partial(linear.logits, dtype=jnp.bfloat16)
+    loss = training.on_logits(cross_entropy, logits=logits)
+
+    def mean(params: Any, x: Any, t: Any) -> Any:
+        return jnp.mean(loss(params, x, t))
+
+    wanted = jax.value_and_grad(mean)(PARAMS, FEATURES, LABELS)
+    for axes in (("r",), ("r", "c")):
+        with within(SQUARE):
+            x, t = place(FEATURES, SQUARE, *axes), place(LABELS, SQUARE, "r")
+            same(jax.jit(jax.value_and_grad(mean))(PARAMS, x, t), wanted)
 
 
 # -- Calibration --

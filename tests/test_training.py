@@ -5,6 +5,7 @@ import pydoc
 import re
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,122 @@ def test_a_weight_of_two_is_an_example_twice_and_of_zero_none():
     repeated = fit(SOFTMAX, x[rows], y[rows], **how, **start)
     assert_close(weighted.params, repeated.params)
     assert_close(weighted.history, repeated.history)
+
+
+# Examples that weights say not to count
+
+
+def ignored_rows():
+    """A fifth of the rows without a label, half of these with features that are no numbers."""
+    x, y = classes()
+    counts = np.arange(43) % 5 > 0
+    x = np.where((np.arange(43) % 10 == 0)[:, None], np.nan, x)
+    return x, np.where(counts, y, -100), counts
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.lbfgs()], ids=["adam", "lbfgs"])
+@pytest.mark.parametrize("batch_size", [8, 42, 43])
+def test_rows_without_weight_have_no_say(batch_size, optimizer):
+    x, y, counts = ignored_rows()
+    how = {"optimizer": optimizer, "key": KEY, "epochs": 3, "batch_size": batch_size}
+    result = fit(SOFTMAX, x, y, weights=counts, validation=(x, y, counts), **how)
+    other = np.where(counts[:, None], x, 0), np.where(counts, y, 0)
+    want = fit(SOFTMAX, *other, weights=counts, validation=(*other, counts), **how)
+    assert result.params.w.shape == (5, 3)
+    assert_close(result.params, want.params)
+    assert_close(result.history, want.history)
+    left = fit(SOFTMAX, x[counts], y[counts], **how | {"epochs": 1, "batch_size": 43})
+    if batch_size == 43:
+        assert left.history["loss"][0] == pytest.approx(want.history["loss"][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [8, 43])
+def test_lanes_leave_out_what_does_not_count(batch_size):
+    x, y, counts = ignored_rows()
+    how = {"make_optimizer": optax.sgd, "hyperparams": RATES, "epochs": 2}
+    how |= {"keys": jax.random.split(KEY, 3), "batch_size": batch_size}
+    result = sweep(SOFTMAX, x, y, weights=counts, validation=(x, y, counts), **how)
+    other = np.where(counts[:, None], x, 0), np.where(counts, y, 0)
+    want = sweep(SOFTMAX, *other, weights=counts, validation=(*other, counts), **how)
+    assert_close(result.params, want.params)
+    assert_close(result.history, want.history)
+
+
+@pytest.mark.parametrize("batch_size", [8, 43])
+def test_an_epoch_and_an_evaluation_leave_out_what_does_not_count(batch_size):
+    x, y, counts = ignored_rows()
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZERS["sgd"], "batch_size": batch_size}
+    state = init_state(linear.init(5, 3), optimizer=OPTIMIZERS["sgd"], key=KEY)
+    state, means = train_epoch(state, x, y, weights=jnp.asarray(y) >= 0, **how)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, means)))
+
+    def mean(params):
+        return training.evaluate(params, x, y, loss=SOFTMAX, weights=counts)["loss"]
+
+    value, slope = jax.value_and_grad(mean)(state.params)
+
+    def plain(params):
+        return jnp.mean(SOFTMAX(params, jnp.asarray(x[counts]), jnp.asarray(y[counts])))
+
+    assert_close((value, slope), jax.value_and_grad(plain)(state.params))
+
+
+@pytest.mark.parametrize(
+    "given", [np.True_, True, 2, 0.5, np.ones(43, int), np.ones(43, bool), [1.0] * 43]
+)
+def test_weights_are_bools_integers_or_one_number(given):
+    x, y = classes()
+    how = {"optimizer": OPTIMIZERS["sgd"], "key": KEY, "epochs": 2, "batch_size": 8}
+    result, want = fit(SOFTMAX, x, y, weights=given, **how), fit(SOFTMAX, x, y, **how)
+    assert_close(result.params, want.params)
+    assert_close(result.history, want.history)
+    weighted = training.evaluate(want.params, x, y, loss=SOFTMAX, weights=jnp.asarray(given))
+    assert_close(weighted, training.evaluate(want.params, x, y, loss=SOFTMAX))
+
+
+def test_weights_of_another_shape_are_refused():
+    x, y = classes()
+    sgd = OPTIMIZERS["sgd"]
+    state = init_state(linear.init(5, 3), optimizer=sgd, key=KEY)
+    with pytest.raises(ValueError, match=r"weights must have shape \(43,\).*got shape \(43, 1\)"):
+        training.evaluate(state.params, x, y, loss=SOFTMAX, weights=np.ones((43, 1)))
+    with pytest.raises(ValueError, match=r"weights must have shape \(43,\).*got shape \(1,\)"):
+        train_epoch(state, x, y, loss=SOFTMAX, optimizer=sgd, batch_size=8, weights=jnp.ones(1))
+
+
+def test_classes_are_counted_over_what_counts():
+    x, y, counts = ignored_rows()
+    y[0] = 70  # does not count
+    how = {"optimizer": OPTIMIZERS["sgd"], "key": KEY, "epochs": 1, "batch_size": 8}
+    assert fit(SOFTMAX, x, y, weights=counts, **how).params.w.shape == (5, 3)
+    y[0], y[1] = -100, 70
+    assert fit(SOFTMAX, x, y, weights=counts, **how).params.w.shape == (5, 71)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint32, jnp.asarray, np.ndarray.tolist])
+def test_a_wild_label_asks_for_no_memory(kind):
+    """Two billion columns of w: XLA's out of memory says nothing of a label."""
+    x, y = classes()
+    y = y.astype(np.int64)
+    y[7] = 2_000_000_000
+    how = {"optimizer": OPTIMIZERS["sgd"], "key": KEY, "epochs": 1, "batch_size": 8}
+    message = r"targets\[7\]: label 2000000000 .*2,000,000,001 classes"
+    with pytest.raises(ValueError, match=message):
+        fit(SOFTMAX, x, kind(y), **how)
+    lanes = {"make_optimizer": optax.sgd, "hyperparams": RATES, "keys": jax.random.split(KEY, 3)}
+    with pytest.raises(ValueError, match=message):
+        sweep(SOFTMAX, x, kind(y), epochs=1, batch_size=8, **lanes)
+
+
+def test_many_classes_are_inferred_where_examples_could_show_them():
+    x, y = classes(features=1)
+    y[0] = 65_535
+    how = {"optimizer": OPTIMIZERS["sgd"], "key": KEY, "epochs": 1, "batch_size": 43}
+    assert fit(SOFTMAX, x, y, **how).params.w.shape == (1, 65_536)
+    y[0] = 65_536
+    with pytest.raises(ValueError, match=r"targets\[0\]: label 65536"):
+        fit(SOFTMAX, x, y, **how)
+    assert fit(SOFTMAX, x, y, params=linear.init(1, 65_537), **how).epochs == 1
 
 
 # Optimizers
@@ -317,6 +434,69 @@ def test_a_diverging_fit_stops_and_says_nan():
     result = fit(square, x, y, optimizer=optax.sgd(1e30), **how, **held_out)
     assert result.epochs == 2
     assert not np.isfinite(result.history["validation_loss"]).any()
+
+
+def validated(values, *, lanes=None, **how):
+    """A fit whose parameter w counts epochs, and whose validation loss after epoch i is values[i].
+
+    Of several lanes each starts at another multiple of ten, and has its own ten values.
+    """
+    table = jnp.full(100, jnp.inf).at[1 : 1 + len(values)].set(jnp.array(values, jnp.float32))
+    if lanes is not None:
+        table = jnp.concatenate([table[:10].at[1 : 1 + len(v)].set(jnp.array(v)) for v in lanes])
+
+    def loss(params, x, t):
+        held_out = table[jnp.round(params["w"]).astype(int)]
+        return jnp.where(x[:, 0] > 0, held_out, -params["w"])
+
+    zero, one, labels = np.zeros((2, 1), np.float32), np.ones((2, 1), np.float32), np.zeros(2, int)
+    how |= {"batch_size": 2, "validation": (one, labels), "score": None}
+    if lanes is None:
+        start = {"w": jnp.float32(0)}
+        how |= {"optimizer": optax.sgd(1.0), "key": KEY, "params": start}
+        return fit(loss, zero, labels, **how)
+    start = {"w": 10 * jnp.arange(len(lanes), dtype=jnp.float32)}
+    how |= {"make_optimizer": optax.sgd, "hyperparams": jnp.ones(len(lanes)), "params": start}
+    return sweep(loss, zero, labels, keys=jax.random.split(KEY, len(lanes)), **how)
+
+
+NAN, INF = np.nan, np.inf
+SEQUENCES = [
+    ([3, 2, 4], 2),
+    ([NAN, 3, NAN, 2, NAN], 4),
+    ([NAN, INF, 3, INF, NAN], 3),
+    ([3, NAN, NAN, NAN], 1),
+    ([2, 2, NAN, 2], 1),
+    ([-INF, NAN, 1], 1),
+    ([1, -INF, NAN], 2),
+    ([NAN, NAN, NAN], 3),
+    ([NAN, INF, NAN], 3),
+]
+
+
+@pytest.mark.parametrize(("values", "best"), SEQUENCES)
+def test_what_is_not_a_number_never_wins(values, best):
+    result = validated(values, epochs=len(values), patience=len(values))
+    np.testing.assert_array_equal(result.history["validation_loss"], np.float32(values))
+    assert result.best_epoch == best
+    assert float(result.params["w"]) == best
+
+
+def test_what_is_not_a_number_is_no_improvement():
+    result = validated([3, NAN, NAN, 1], epochs=4, patience=2)
+    assert (result.epochs, result.best_epoch, float(result.params["w"])) == (3, 1, 1)
+    result = validated([NAN, NAN, 1], epochs=3, patience=2)
+    assert (result.epochs, result.best_epoch, float(result.params["w"])) == (2, 2, 2)
+
+
+def test_in_each_lane_what_is_not_a_number_never_wins():
+    lanes = [(values + [5] * 5)[:5] for values, _ in SEQUENCES[:7]]
+    bests = np.array([best for _, best in SEQUENCES[:7]])
+    with pytest.raises(training.Interrupted) as caught:
+        validated([], lanes=lanes, epochs=9, callback=interrupt_after(5))
+    result = caught.value.result
+    np.testing.assert_array_equal(result.best_epoch, bests)
+    np.testing.assert_array_equal(result.params["w"], 10 * np.arange(7) + bests)
 
 
 def test_callback_sees_each_epoch_in_floats():
@@ -574,6 +754,17 @@ def test_a_loss_of_features_and_a_score_fit_the_same_slots():
     assert 0 < one.history["accuracy"][-1] < 1
 
 
+def test_products_in_bfloat16_train_a_model_in_float32():
+    x, y = classes()
+    mixed = on_logits(jaxsoftmax.cross_entropy, logits=partial(linear.logits, dtype=jnp.bfloat16))
+    how = {"optimizer": OPTIMIZERS["sgd"], "key": KEY, "epochs": 5, "batch_size": 8}
+    result, plain = fit(mixed, x.astype(jnp.bfloat16), y, **how), fit(SOFTMAX, x, y, **how)
+    assert result.params.w.dtype == jnp.float32
+    assert set(result.history) == {"loss", "accuracy"}
+    np.testing.assert_allclose(result.params.w, plain.params.w, rtol=0, atol=5e-3)
+    assert not np.array_equal(result.params.w, plain.params.w)
+
+
 # Sweeps
 
 RATES = np.float32([0.05, 0.2, 0.8])
@@ -702,6 +893,7 @@ def test_scores_of_an_epoch_are_computed_once():
         optimizer=OPTIMIZERS["sgd"],
         batch_size=7,
         score=training.accuracy,
+        clean=True,
     ).compile()
     assert len(re.findall(r" dot\(", compiled.as_text())) == 2
 
@@ -736,6 +928,12 @@ def with_entry(array, value):
         (X, Y, {"patience": 0}, ValueError, "patience must be at least 1, got 0"),
         (X, Y, {"patience": 1}, ValueError, "patience needs validation"),
         (X, Y, {"weights": np.ones(3)}, ValueError, r"weights must have shape \(43,\)"),
+        (X, Y, {"weights": np.ones((43, 1))}, ValueError, r"got shape \(43, 1\)"),
+        (X, with_entry(Y, 9), {"params": linear.init(5, 3)}, ValueError, r"labels\[0\].*0 to 2.*9"),
+        (X, Y, {"validation": (X, Y, -np.ones(43))}, ValueError, "validation weights must be"),
+        (X, Y, {"validation": (X,)}, ValueError, r"validation must be \(features, targets\) or"),
+        (X, Y, {"validation": {"x": X, "y": Y}}, ValueError, "got dict of length 2"),
+        (X, np.where(Y, 2**40, 0)[:, None], {}, ValueError, r"targets must fit int32, got 10995"),
         (X, Y, {"weights": -np.ones(43)}, ValueError, "weights must be finite, at least 0"),
         (X, Y, {"weights": np.zeros(43)}, ValueError, "some above 0"),
         (
