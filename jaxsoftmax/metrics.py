@@ -12,31 +12,39 @@ r"""Metrics of a classifier: how often it is right, how well it ranks, how far t
 so that macro F1 is `macro(f1(counts))`, micro F1 `f1(micro(counts))`, and the one-vs-rest ROC-AUC
 of a softmax `roc_auc(*one_vs_rest(logits, labels))`. The shared rules:
 
-- every function is of arrays alone and runs under jit; `weights` is one non-negative float per
-  example, and an example of weight 0 does not count, whatever it holds;
+- every function is of arrays alone and runs under jit; `weights` is one non-negative number per
+  example, or one for all, and an example of weight 0 does not count, whatever it holds;
 - the class predicted is the first of the largest logits; a label is predicted where its logit is
   above 0, which is a probability above one half;
 - what a metric cannot say is NaN, never an exception: a logit that is NaN, a label out of range or
   a target other than 0 and 1 makes NaN of every metric in which it counts, and so do data without
-  what the metric needs (for ROC-AUC one positive and one negative);
-- sums are float32, or float64 for float64 logits: counts of examples are exact to 2^24 a cell.
+  what the metric needs (for ROC-AUC one positive and one negative); a mean over no examples, or
+  over none of any weight, is 0, as `weighted_mean` has it;
+- sums are float32, or float64 for float64 logits, and none of them is one long running sum, which
+  would stop at 2^24 examples;
+- counts are integers unless weights are floats: exact to a total of 2^31 - 1, int64 where
+  `jax_enable_x64` is set. An integer cannot be NaN: there a count without an answer is -1.
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, derivatives, links, losses, placement
+from jaxsoftmax import calls, checks, derivatives, links, losses, placement
 from jaxsoftmax.losses import weighted_mean
 
 TOGETHER = 2**20  # confidences that are ranked at once, of some labels of all
+IN_SEQUENCE = 2**12  # at least so many terms are added one by one, in float32
 
 
+@calls.compiled("k")
 def hits(logits: ArrayLike, labels: ArrayLike, *, k: int = 1) -> Array:
     r"""Whether each label is among the k classes of largest logit: 1 or 0.
 
@@ -68,13 +76,15 @@ def hits(logits: ArrayLike, labels: ArrayLike, *, k: int = 1) -> Array:
     """
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    z, index, bad = _classes(logits, labels)
+    z, index, known = _classes(logits, labels)
+    bad = ~known | jnp.any(jnp.isnan(z), -1)
     own = derivatives.label_logit(z, index, z.ndim - 1)[..., None]
     earlier = lax.broadcasted_iota(index.dtype, z.shape, z.ndim - 1) < index[..., None]
     rank = jnp.sum((z > own) | ((z == own) & earlier), -1)
     return jnp.where(bad, jnp.nan, (rank < k).astype(z.dtype))
 
 
+@calls.compiled()
 def accuracy(logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None) -> Array:
     r"""Share of the examples whose label has the largest logit.
 
@@ -106,6 +116,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None 
     return weighted_mean(hits(logits, labels), weights=weights)
 
 
+@calls.compiled("k")
 def top_k_accuracy(
     logits: ArrayLike, labels: ArrayLike, *, k: int, weights: ArrayLike | None = None
 ) -> Array:
@@ -140,6 +151,7 @@ def top_k_accuracy(
     return weighted_mean(hits(logits, labels, k=k), weights=weights)
 
 
+@calls.compiled()
 def negative_log_likelihood(
     logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Array:
@@ -174,6 +186,7 @@ def negative_log_likelihood(
     return weighted_mean(losses.cross_entropy(logits, labels), weights=weights)
 
 
+@calls.compiled()
 def brier_score(logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None) -> Array:
     r"""Mean Brier loss, sum_i w_i sum_k (p_ik - [k = y_i])^2 / sum_i w_i.
 
@@ -207,6 +220,7 @@ def brier_score(logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | No
     return weighted_mean(losses.brier(logits, labels), weights=weights)
 
 
+@calls.compiled()
 def log_loss(logits: ArrayLike, targets: ArrayLike, *, weights: ArrayLike | None = None) -> Array:
     r"""Mean binary cross-entropy of each label, sum_i w_i l(z_il, t_il) / sum_i w_i.
 
@@ -239,6 +253,7 @@ def log_loss(logits: ArrayLike, targets: ArrayLike, *, weights: ArrayLike | None
     return _mean_per_label(losses.binary_cross_entropy(logits, targets), weights)
 
 
+@calls.compiled()
 def label_accuracy(
     logits: ArrayLike, targets: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Array:
@@ -281,7 +296,8 @@ class Counts(NamedTuple):
     """Weight of the examples that are right and wrong about a class: `[K]` each, or `[]`.
 
     Positive is what is predicted, false what is not so: a false negative is an example of the
-    class to which another class was given, or which lacks the label.
+    class to which another class was given, or which lacks the label. Integers or floats; a count
+    that nobody can tell is NaN, among integers negative.
     """
 
     true_positive: Array
@@ -289,6 +305,7 @@ class Counts(NamedTuple):
     false_negative: Array
 
 
+@calls.compiled()
 def confusion_matrix(
     logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Array:
@@ -299,37 +316,37 @@ def confusion_matrix(
     Args:
         logits: floats, `[..., K]`.
         labels: integers, `[...]`.
-        weights: floats, `[...]`.
+        weights: numbers or bools, `[...]` or a scalar.
 
     Returns:
-        `[K, K]`, float32 or float64; all NaN where one example that counts has no answer.
+        `[K, K]`, integers, or float32 or float64 where weights are floats; all -1, or NaN, where
+        one example that counts has no answer. Zeros for no examples and for zero total weight.
 
     Numerics:
-        Unit weights are exact to 2^24 a cell; others are added one by one.
+        Integers are exact to a total weight of 2^31 - 1, and all -1 beyond; floats are added in
+        blocks, none of them stopping at 2^24.
 
     Raises:
-        TypeError: logits are not floats, or labels not integers. ValueError: shapes.
+        TypeError: logits are not floats, labels not integers, or weights no numbers.
+        ValueError: shapes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
         >>> logits = jnp.array([[2.0, 1.0], [3.0, 1.0], [0.0, 1.0]])
         >>> print(metrics.confusion_matrix(logits, jnp.array([0, 1, 1])))
-        [[1. 0.]
-         [1. 1.]]
+        [[1 0]
+         [1 1]]
 
     Reference:
         scikit-learn's `confusion_matrix` with `labels=range(K)`.
     """
-    z, index, bad = _classes(logits, labels)
-    # Numbers of each example, and no logits, go to all devices where an Explicit mesh shards them.
-    numbers = (_counted(weights, bad, z.dtype), index, jnp.argmax(z, -1))
-    w, true, predicted = map(placement.replicated, numbers)
-    cells = jnp.zeros((z.shape[-1], z.shape[-1]), z.dtype)
-    # An example without an answer has no cell: 0 * NaN says so in every one.
-    return cells.at[true, predicted].add(w) + 0 * jnp.sum(w)
+    w, true, predicted, lost = _decisions(logits, labels, weights)
+    classes = jnp.shape(logits)[-1]
+    return _answer(_sums(w, (true, predicted), (classes, classes)), lost)
 
 
+@calls.compiled()
 def class_counts(
     logits: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Counts:
@@ -338,32 +355,39 @@ def class_counts(
     Args:
         logits: floats, `[..., K]`.
         labels: integers, `[...]`.
-        weights: floats, `[...]`.
+        weights: numbers or bools, `[...]` or a scalar.
 
     Returns:
-        `Counts` of `[K]`.
+        `Counts` of `[K]`, of the dtype and with the meaning of `confusion_matrix`: its diagonal and
+        the sums beside it.
 
     Numerics:
-        Those of `confusion_matrix`, its diagonal and the sums beside it; nothing is subtracted.
+        Those of `confusion_matrix`, in memory O(N + K). Nothing is subtracted.
 
     Raises:
-        TypeError: logits are not floats, or labels not integers. ValueError: shapes.
+        TypeError: logits are not floats, labels not integers, or weights no numbers.
+        ValueError: shapes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
         >>> logits = jnp.array([[2.0, 1.0], [3.0, 1.0], [0.0, 1.0]])
         >>> print(metrics.class_counts(logits, jnp.array([0, 1, 1])).false_positive)
-        [1. 0.]
+        [1 0]
 
     Reference:
         scikit-learn's `multilabel_confusion_matrix`.
     """
-    cells = confusion_matrix(logits, labels, weights=weights)
-    wrong = cells * (1 - jnp.eye(len(cells), dtype=cells.dtype))
-    return Counts(jnp.diagonal(cells), jnp.sum(wrong, 0), jnp.sum(wrong, 1))
+    w, true, predicted, lost = _decisions(logits, labels, weights)
+
+    def total(chosen: Array, index: Array) -> Array:
+        return _answer(_sums(jnp.where(chosen, w, 0), (index,), jnp.shape(logits)[-1:]), lost)
+
+    right = true == predicted
+    return Counts(total(right, true), total(~right, predicted), total(~right, true))
 
 
+@calls.compiled()
 def label_counts(
     logits: ArrayLike, targets: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Counts:
@@ -372,32 +396,36 @@ def label_counts(
     Args:
         logits: floats, `[N, L]`, or `[N]` for one label.
         targets: 0 or 1 as numbers or bools, of the logits' shape.
-        weights: floats, `[N]`.
+        weights: numbers or bools, `[N]` or a scalar.
 
     Returns:
-        `Counts` of `[L]`, or of scalars for one label.
+        `Counts` of `[L]`, or of scalars for one label, of the dtype of `confusion_matrix`; a label
+        for which one example that counts has no answer has -1, or NaN. Zeros for no examples and
+        for zero total weight.
 
     Numerics:
-        A logit of 0, a probability of one half, predicts 0.
+        A logit of 0, a probability of one half, predicts 0. Integers are exact to a total weight of
+        2^31 - 1, and -1 beyond.
 
     Raises:
-        TypeError: logits are not floats, or targets no numbers. ValueError: shapes.
+        TypeError: logits are not floats, or targets or weights no numbers. ValueError: shapes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
         >>> logits = jnp.array([[1.0, -1.0], [1.0, 2.0]])
         >>> print(metrics.label_counts(logits, jnp.array([[1, 1], [0, 1]])).false_negative)
-        [0. 1.]
+        [0 1]
 
     Reference:
         scikit-learn's `multilabel_confusion_matrix`.
     """
     z, positive, bad = _labels(logits, targets, "logits")
-    w, predicted = _counted_labels(weights, bad, z.dtype), z > 0
+    w, lost = _counted_labels(weights, bad, z.dtype)
+    predicted = z > 0
 
     def total(chosen: Array) -> Array:
-        return jnp.sum(w * chosen.astype(w.dtype), 0)
+        return _answer(jnp.sum(jnp.where(chosen, w, 0), 0), lost)
 
     return Counts(total(predicted & positive), total(predicted & ~positive),
                   total(~predicted & positive))  # fmt: skip
@@ -407,10 +435,13 @@ def micro(counts: Counts) -> Counts:
     """Counts of all classes together: of these, `precision`, `recall` and `f1` are micro-averages.
 
     Args:
-        counts: of `class_counts` or `label_counts`, `[K]`.
+        counts: of `class_counts` or `label_counts`, `[K]`, integers or floats.
 
     Returns:
-        `Counts` of scalars.
+        `Counts` of scalars, integers of integers; 0 of no classes.
+
+    Numerics:
+        A sum of integers is exact to 2^31 - 1, and -1 beyond and where one of them is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -422,17 +453,18 @@ def micro(counts: Counts) -> Counts:
     Reference:
         scikit-learn's `average="micro"`; of a single-label classifier the accuracy.
     """
-    return Counts(*(jnp.sum(count) for count in counts))
+    return Counts(*(_total(_count(count)) for count in counts))
 
 
 def macro(values: ArrayLike) -> Array:
     """Mean of a metric over the classes for which it is defined.
 
     Args:
-        values: floats, `[K]`, NaN for a class of which the metric says nothing.
+        values: floats, `[K]`, NaN for a class of which the metric says nothing, or counts as
+            integers, negative likewise.
 
     Returns:
-        A scalar; NaN where no class has a value.
+        A scalar; NaN where no class has a value, or there are no classes.
 
     Numerics:
         NaN is left out. scikit-learn's `average="macro"` of ROC-AUC is NaN with one label that
@@ -447,7 +479,7 @@ def macro(values: ArrayLike) -> Array:
     Reference:
         scikit-learn's `average="macro"`.
     """
-    return jnp.nanmean(checks.accumulated(checks.floating(values, "values")))
+    return _mean_of_known(_count(values, "values"))
 
 
 def precision(counts: Counts) -> Array:
@@ -457,7 +489,10 @@ def precision(counts: Counts) -> Array:
         counts: of `class_counts`, `label_counts` or `micro`.
 
     Returns:
-        `[K]` or `[]`; 0 for a class that is never predicted.
+        `[K]` or `[]`, floats; 0 for a class that is never predicted, and NaN where a count is.
+
+    Numerics:
+        Integer counts of any size are rounded once, to floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -469,7 +504,8 @@ def precision(counts: Counts) -> Array:
     Reference:
         scikit-learn's `precision_score` with `zero_division=0`, `labels=range(K)`.
     """
-    return _ratio(counts.true_positive, counts.true_positive + counts.false_positive)
+    true_positive, false_positive, _ = map(_count, counts)
+    return _share([true_positive], [false_positive])
 
 
 def recall(counts: Counts) -> Array:
@@ -479,7 +515,10 @@ def recall(counts: Counts) -> Array:
         counts: of `class_counts`, `label_counts` or `micro`.
 
     Returns:
-        `[K]` or `[]`; 0 for a class without examples.
+        `[K]` or `[]`, floats; 0 for a class without examples, and NaN where a count is.
+
+    Numerics:
+        Integer counts of any size are rounded once, to floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -491,7 +530,8 @@ def recall(counts: Counts) -> Array:
     Reference:
         scikit-learn's `recall_score` with `zero_division=0`, `labels=range(K)`.
     """
-    return _ratio(counts.true_positive, counts.true_positive + counts.false_negative)
+    true_positive, _, false_negative = map(_count, counts)
+    return _share([true_positive], [false_negative])
 
 
 def f1(counts: Counts) -> Array:
@@ -501,7 +541,11 @@ def f1(counts: Counts) -> Array:
         counts: of `class_counts`, `label_counts` or `micro`.
 
     Returns:
-        `[K]` or `[]`; 0 for a class that neither occurs nor is predicted, which `macro` counts in.
+        `[K]` or `[]`, floats; 0 for a class that neither occurs nor is predicted, which `macro`
+        counts in, and NaN where a count is.
+
+    Numerics:
+        Integer counts of any size are rounded once, to floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -513,13 +557,14 @@ def f1(counts: Counts) -> Array:
     Reference:
         scikit-learn's `f1_score` with `zero_division=0`, `labels=range(K)`.
     """
-    twice = 2 * counts.true_positive
-    return _ratio(twice, twice + counts.false_positive + counts.false_negative)
+    true_positive, *wrong = map(_count, counts)
+    return _share([true_positive, true_positive], wrong)
 
 
 # -- Rankings --
 
 
+@calls.compiled()
 def one_vs_rest(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     r"""Confidences and targets of each class of a softmax against the rest.
 
@@ -550,11 +595,13 @@ def one_vs_rest(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     Reference:
         scikit-learn's `multi_class="ovr"`.
     """
-    z, index, bad = _classes(logits, labels)
+    z, index, known = _classes(logits, labels)
+    bad = ~known | jnp.any(jnp.isnan(z), -1)
     hot = lax.broadcasted_iota(index.dtype, z.shape, z.ndim - 1) == index[..., None]
     return links.log_softmax(z), jnp.where(bad[..., None], jnp.nan, hot.astype(z.dtype))
 
 
+@calls.compiled()
 def roc_auc(
     confidences: ArrayLike, targets: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Array:
@@ -566,17 +613,18 @@ def roc_auc(
         confidences: floats, `[N, L]`, or `[N]` for one label: whatever grows with the belief that
             the target is 1, such as the logit of a sigmoid; for a softmax see `one_vs_rest`.
         targets: 0 or 1 as numbers or bools, of the same shape.
-        weights: floats, `[N]`.
+        weights: numbers or bools, `[N]` or a scalar.
 
     Returns:
         `[L]`, or a scalar for one label; NaN without a positive or without a negative
-        of any weight.
+        of any weight, and so for no examples.
 
     Numerics:
         Equal confidences are one step of the curve, whatever their order: no rounding decides it.
+        Examples are counted in integers unless weights are floats.
 
     Raises:
-        TypeError: confidences are not floats, or targets no numbers. ValueError: shapes.
+        TypeError: confidences are not floats, or targets or weights no numbers. ValueError: shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -588,13 +636,16 @@ def roc_auc(
         Hanley and McNeil, Radiology 143 (1982); scikit-learn's `roc_auc_score`.
     """
 
-    def area(true: Array, false: Array) -> Array:
-        above = jnp.cumsum(true) - true / 2
-        return jnp.sum(false / jnp.sum(false) * (above / jnp.sum(true)))
+    def area(steps: _Steps) -> Array:
+        positives, negatives = jnp.sum(steps.true), jnp.sum(steps.false)
+        above = steps.found - steps.true / 2
+        won = jnp.sum(steps.false / negatives * (above / positives))
+        return jnp.where((positives > 0) & (negatives > 0), won, jnp.nan)
 
     return _of_steps(area, confidences, targets, weights)
 
 
+@calls.compiled()
 def average_precision(
     confidences: ArrayLike, targets: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Array:
@@ -606,17 +657,18 @@ def average_precision(
     Args:
         confidences: floats, `[N, L]`, or `[N]` for one label, as of `roc_auc`.
         targets: 0 or 1 as numbers or bools, of the same shape.
-        weights: floats, `[N]`.
+        weights: numbers or bools, `[N]` or a scalar.
 
     Returns:
-        `[L]`, or a scalar for one label; NaN without a positive of any weight, where scikit-learn
-        warns and says 0. Without a negative it is 1.
+        `[L]`, or a scalar for one label; NaN without a positive of any weight, and so for no
+        examples, where scikit-learn warns and says 0. Without a negative it is 1.
 
     Numerics:
-        Equal confidences are one step, whatever their order.
+        Equal confidences are one step, whatever their order. Examples are counted in integers
+        unless weights are floats.
 
     Raises:
-        TypeError: confidences are not floats, or targets no numbers. ValueError: shapes.
+        TypeError: confidences are not floats, or targets or weights no numbers. ValueError: shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -628,41 +680,53 @@ def average_precision(
         scikit-learn's `average_precision_score`.
     """
 
-    def mean_precision(true: Array, false: Array) -> Array:
-        found = jnp.cumsum(true)
-        return jnp.sum(true / jnp.sum(true) * _ratio(found, found + jnp.cumsum(false)))
+    def mean_precision(steps: _Steps) -> Array:
+        positives = jnp.sum(steps.true)
+        at_each = _ratio(steps.found, steps.found + steps.mistaken)
+        mean = jnp.sum(steps.true / positives * at_each)
+        return jnp.where(positives > 0, mean, jnp.nan)
 
     return _of_steps(mean_precision, confidences, targets, weights)
 
 
+class _Steps(NamedTuple):
+    """Weights of positives and of negatives at each step, `[N]`, and at it or above.
+
+    A step is one distinct confidence, the largest first; unused steps at the end have weight 0.
+    """
+
+    true: Array
+    false: Array
+    found: Array
+    mistaken: Array
+
+
 def _of_steps(
-    summary: Callable[[Array, Array], Array],
+    summary: Callable[[_Steps], Array],
     confidences: ArrayLike,
     targets: ArrayLike,
     weights: ArrayLike | None,
 ) -> Array:
-    """Of each label, a summary of the weights of positives and of negatives at each step.
-
-    A step is one distinct confidence, the largest first; unused steps at the end have weight 0.
-    """
+    """A summary of each label's steps."""
     c, positive, bad = _labels(confidences, targets, "confidences")
-    w = _counted_labels(weights, bad, c.dtype)
+    w, lost = _counted_labels(weights, bad, c.dtype)
     c, positive, w = (_whole_columns(a, c) for a in (c, positive, w))
 
     def of_label(c: Array, positive: Array, w: Array) -> Array:
         order, step = _ties(-c)
-        total = functools.partial(jax.ops.segment_sum, segment_ids=step, num_segments=c.shape[0])
         w, positive = w[order], positive[order]
-        return summary(total(jnp.where(positive, w, 0)), total(jnp.where(positive, 0, w)))
+        true, false = (_tied(jnp.where(p, w, 0), step) for p in (positive, ~positive))
+        steps = _Steps(true, false, jnp.cumsum(true), jnp.cumsum(false))
+        return summary(_Steps(*(weight.astype(c.dtype) for weight in steps)))
 
     if c.ndim == 1:
-        return of_label(c, positive, w)
+        return _answer(of_label(c, positive, w), lost)
     # Some labels at a time: each needs ten arrays of N.
     together = max(1, TOGETHER // max(1, c.shape[0])) if placement.known(c.shape[0]) else 1
     columns = [c.T, positive.T, w.T]
     if together < c.shape[1]:
         columns = [placement.replicated(a) for a in columns]  # no loop steps over a sharded axis
-    return lax.map(lambda label: of_label(*label), columns, batch_size=together)
+    return _answer(lax.map(lambda label: of_label(*label), columns, batch_size=together), lost)
 
 
 def _whole_columns(x: Array, like: Array) -> Array:
@@ -676,6 +740,20 @@ def _ties(values: Array) -> tuple[Array, Array]:
     ascending = values[order]
     starts = jnp.concatenate([jnp.zeros_like(ascending[:1], bool), ascending[1:] != ascending[:-1]])
     return order, jnp.cumsum(starts, dtype=jnp.int32)
+
+
+def _tied(w: Array, group: Array) -> Array:
+    """Sums `[N]` of the weights of each group of ties, of weights in the order that sorts them.
+
+    They are taken by parts of a group of `IN_SEQUENCE` terms at most, and then of the parts: a
+    scatter adds one by one, and a float32 sum of ones stops at 2^24. Groups and blocks of terms
+    both ascend, so that the sum of their numbers is the number of the part.
+    """
+    size = w.shape[0]
+    part = group + lax.iota(jnp.int32, size) // IN_SEQUENCE
+    parts = jnp.zeros(size + size // IN_SEQUENCE + 1, w.dtype).at[part].add(w)
+    whose = jnp.zeros(parts.shape, jnp.int32).at[part].set(group)
+    return jnp.zeros_like(w).at[whose].add(parts)
 
 
 # -- Calibration --
@@ -695,37 +773,49 @@ class Reliability(NamedTuple):
     edges: Array  # [B + 1]
 
 
+Binning = Literal["equal_mass", "equal_width"]
+
+
+@calls.compiled("bins", "binning")
 def reliability(
     probabilities: ArrayLike,
     targets: ArrayLike,
     *,
     bins: int = 15,
+    binning: Binning = "equal_mass",
     weights: ArrayLike | None = None,
 ) -> Reliability:
-    r"""Probabilities against frequencies, in bins of equal mass.
+    r"""Probabilities against frequencies, in bins of equal mass or of equal width.
 
     error = sum_b |sum over i in b of w_i (t_i - p_i)| / sum_i w_i
 
-    Ties are never split: an example, or all examples of one probability together, is in the bin
-    that holds the middle of its weight among the sorted weights, floor(B (below + own / 2) / all).
-    So the order of the examples does not matter, and without ties the bins' counts differ by at
-    most 1 (of unit weights).
+    Of equal mass: ties are never split: an example, or all examples of one probability together, is
+    in the bin that holds the middle of its weight among the sorted weights,
+    floor(B (below + own / 2) / all). So the order of the examples does not matter, and without ties
+    the bins' counts differ by at most 1 (of unit weights).
+
+    Of equal width: bin b holds the probabilities in (b / B, (b + 1) / B], the first bin 0 too.
 
     Args:
         probabilities: floats of any shape, all of which go into the same bins.
         targets: the events' outcomes, of the same shape: 0 or 1 as numbers or bools.
         bins: B.
-        weights: floats of the same shape.
+        binning: `"equal_mass"` or `"equal_width"`, as most published figures have it.
+        weights: numbers or bools of the same shape, or a scalar.
 
     Returns:
-        `Reliability`; all NaN for zero total weight.
+        `Reliability`, of floats; for no examples and for zero total weight counts of 0, and all
+        else NaN.
 
     Numerics:
-        Within a bin the gaps t - p are summed, not the difference of two sums taken.
+        Within a bin the gaps t - p are summed, not the difference of two sums taken. The edges of
+        bins of equal width are b / B in the dtype of the sums, with which probabilities are
+        compared: a float32 0.2 is in the third of fifteen bins. What rounding leaves outside of
+        [0, 1] is in the first or the last.
 
     Raises:
-        TypeError: probabilities are not floats, or targets no numbers.
-        ValueError: shapes that do not fit, or bins below 1.
+        TypeError: probabilities are not floats, or targets or weights no numbers.
+        ValueError: shapes that do not fit, bins below 1, or another binning.
 
     Example:
         >>> import jax.numpy as jnp
@@ -734,34 +824,38 @@ def reliability(
         >>> result = metrics.reliability(p, t, bins=2)
         >>> print(result.counts, result.edges, result.error)
         [1. 3.] [0.25 0.25 1.  ] 0.0625
+        >>> result = metrics.reliability(p, t, bins=2, binning="equal_width")
+        >>> print(result.counts, result.edges, result.error)
+        [3. 1.] [0.  0.5 1. ] 0.0625
 
     Reference:
         Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language
-        processing models" (2015), for bins of equal mass.
+        processing models" (2015), for bins of equal mass; Guo, Pleiss, Sun and Weinberger, "On
+        calibration of modern neural networks" (2017), for fifteen of equal width.
     """
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
-    p, positive, bad = map(_flat, _labels(probabilities, targets, "probabilities"))
-    w = _counted(None if weights is None else _flat(jnp.asarray(weights)), bad, p.dtype)
-    order, group = _ties(p)
-    p, w, t = p[order], w[order], positive[order].astype(p.dtype)
-    index = _equal_mass(w, group, bins)
+    if binning not in get_args(Binning):
+        raise ValueError(f"binning: expected one of {get_args(Binning)}, got {binning!r}")
+    p, positive, bad = _labels(probabilities, targets, "probabilities")
+    w, lost = _counted(weights, bad, p.dtype)
+    p, t, w = map(_flat, (p, positive.astype(p.dtype), w))
+    divide = _equal_mass if binning == "equal_mass" else _equal_width
+    index, edges = divide(p, w, bins)
+    w = w.astype(p.dtype)
 
     def total(x: Array) -> Array:
-        return jax.ops.segment_sum(jnp.where(w == 0, 0, w * x), index, num_segments=bins)
+        return _sums(jnp.where(w == 0, 0, w * x), (index,), (bins,))
 
-    mass = jnp.sum(w)
-    counts = total(jnp.ones_like(w)) + 0 * mass  # NaN in every bin where one has no answer
-    lowest = jnp.min(jnp.where(w == 0, jnp.inf, p), initial=jnp.inf, keepdims=True)
-    highest = jax.ops.segment_max(jnp.where(w == 0, -jnp.inf, p), index, num_segments=bins)
-    edges = lax.cummax(jnp.concatenate([lowest, highest]))
-    return Reliability(
+    mass, counts = jnp.sum(w), total(jnp.ones_like(w))
+    result = Reliability(
         error=jnp.sum(jnp.abs(total(t - p))) / mass,
         confidence=total(p) / counts,
         accuracy=total(t) / counts,
         counts=counts,
         edges=jnp.where(mass > 0, edges, jnp.nan),
     )
+    return Reliability(*(_answer(part, lost) for part in result))
 
 
 def _flat(x: Array) -> Array:
@@ -769,19 +863,33 @@ def _flat(x: Array) -> Array:
     return placement.replicated(x).ravel()
 
 
-def _equal_mass(w: Array, group: Array, bins: int) -> Array:
-    """Of examples in order, the bin in which the middle of the weight of their ties lies."""
-    own = jax.ops.segment_sum(w, group, num_segments=w.shape[0])
-    middle = (jnp.cumsum(own) - own / 2)[group]
-    index = jnp.floor(bins * middle / jnp.sum(w))
-    return jnp.clip(jnp.nan_to_num(index), 0, bins - 1).astype(jnp.int32)
+def _equal_mass(p: Array, w: Array, bins: int) -> tuple[Array, Array]:
+    """The bin in which the middle of the weight of an example's ties lies, and the bins' edges."""
+    order, group = _ties(p)
+    own = _tied(w[order], group)
+    middle = jnp.cumsum(own).astype(p.dtype) - own.astype(p.dtype) / 2
+    ascending = jnp.floor(bins * middle / jnp.sum(w.astype(p.dtype)))[group]
+    ascending = jnp.clip(jnp.nan_to_num(ascending), 0, bins - 1).astype(jnp.int32)
+    index = jnp.zeros_like(ascending).at[order].set(ascending)
+    lowest = jnp.min(jnp.where(w == 0, jnp.inf, p), initial=jnp.inf, keepdims=True)
+    highest = jax.ops.segment_max(jnp.where(w == 0, -jnp.inf, p), index, num_segments=bins)
+    return index, lax.cummax(jnp.concatenate([lowest, highest]))
 
 
+def _equal_width(p: Array, w: Array, bins: int) -> tuple[Array, Array]:
+    """The bin (lower, upper] of each probability, and the bins' edges."""
+    edges = jnp.asarray(np.arange(bins + 1) / bins, p.dtype)
+    index = jnp.searchsorted(edges[1:-1], p, side="left", method="compare_all")
+    return index.astype(jnp.int32), edges
+
+
+@calls.compiled("bins", "binning")
 def expected_calibration_error(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
     bins: int = 15,
+    binning: Binning = "equal_mass",
     weights: ArrayLike | None = None,
 ) -> Reliability:
     r"""Expected calibration error of the predicted class, with its bins.
@@ -792,18 +900,20 @@ def expected_calibration_error(
     Args:
         logits: floats, `[..., K]`.
         labels: integers, `[...]`.
-        bins: how many bins of equal mass.
-        weights: floats, `[...]`.
+        bins: how many.
+        binning: `"equal_mass"`, or `"equal_width"` for figures to compare with published ones.
+        weights: numbers or bools, `[...]` or a scalar.
 
     Returns:
-        `Reliability`, of which `error` is the expected calibration error.
+        `Reliability`, of which `error` is the expected calibration error: NaN for no examples and
+        for zero total weight.
 
     Numerics:
         Equal confidences stay in one bin, so that those that round to 1 do too; see `reliability`.
 
     Raises:
-        TypeError: logits are not floats, or labels not integers.
-        ValueError: shapes that do not fit, or bins below 1.
+        TypeError: logits are not floats, labels not integers, or weights no numbers.
+        ValueError: shapes that do not fit, bins below 1, or another binning.
 
     Example:
         >>> import jax.numpy as jnp
@@ -813,13 +923,13 @@ def expected_calibration_error(
         0.16666667
 
     Reference:
-        Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks" (2017), with
-        bins of equal mass in place of equal width.
+        Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks" (2017), whose
+        fifteen bins are of equal width.
     """
     # In the accumulation dtype: half-precision confidences would be off by more than they err.
     z = checks.accumulated(checks.floating(logits))
     confidence = jnp.max(links.softmax(z), -1)
-    return reliability(confidence, hits(z, labels), bins=bins, weights=weights)
+    return reliability(confidence, hits(z, labels), bins=bins, binning=binning, weights=weights)
 
 
 # -- Intervals --
@@ -917,10 +1027,9 @@ def _resampled(
 
 
 def _classes(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
-    """Logits, labels that exist, and which examples have no answer."""
+    """Logits, labels that exist, and which of them were in range."""
     z = checks.accumulated(checks.floating(logits))
-    index, known = checks.class_labels(labels, z, checks.class_axis(z, -1))
-    return z, index, ~known | jnp.any(jnp.isnan(z), -1)
+    return z, *checks.class_labels(labels, z, checks.class_axis(z, -1))
 
 
 def _labels(values: ArrayLike, targets: ArrayLike, name: str) -> tuple[Array, Array, Array]:
@@ -933,20 +1042,109 @@ def _labels(values: ArrayLike, targets: ArrayLike, name: str) -> tuple[Array, Ar
     return v, t == 1, jnp.isnan(v) | ((t != 0) & (t != 1))
 
 
-def _counted(weights: ArrayLike | None, bad: Array, dtype: Any) -> Array:
-    """The examples' weights, NaN for one that counts and has no answer."""
-    if weights is None:
-        return jnp.where(bad, jnp.nan, jnp.ones(bad.shape, dtype))
-    w = checks.floating(weights, "weights").astype(dtype)
-    checks.shaped(w, bad.shape, "weights", "one per example")
-    return jnp.where(bad & (w != 0), jnp.nan, w)
+def _decisions(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[Array, Array, Array, Array]:
+    """Of the examples `[N]` the weight, class and predicted class, and whether one has no answer.
+
+    Numbers of each example, and no logits, go to all devices where an Explicit mesh shards them.
+    """
+    z, index, known = _classes(logits, labels)
+    predicted = jnp.argmax(z, -1).astype(index.dtype)  # the first NaN where there is one
+    nan = jnp.isnan(derivatives.label_logit(z, predicted, z.ndim - 1))
+    w, lost = _counted(weights, ~known | nan, z.dtype)
+    return _flat(w), _flat(index), _flat(predicted), lost
 
 
-def _counted_labels(weights: ArrayLike | None, bad: Array, dtype: Any) -> Array:
-    """As `_counted`, with one weight `[N]` for all of an example's labels `[N, L]`."""
-    if weights is None or bad.ndim == 1:
-        return _counted(weights, bad, dtype)
-    return jax.vmap(lambda bad: _counted(weights, bad, dtype), in_axes=1, out_axes=1)(bad)
+def _counted(weights: ArrayLike | None, bad: Array, dtype: Any) -> tuple[Array, Array]:
+    """The examples' weights, 0 for one without an answer, and whether such a one counts."""
+    w = _weights(weights, bad.shape, dtype)
+    return jnp.where(bad, 0, w), _lost(w, bad, None)
+
+
+def _counted_labels(weights: ArrayLike | None, bad: Array, dtype: Any) -> tuple[Array, Array]:
+    """As `_counted` label by label, with one weight for all of an example's labels `[N, L]`."""
+    w = _weights(weights, bad.shape[:1], dtype)
+    w = w if bad.ndim == 1 else jnp.broadcast_to(w[:, None], bad.shape)
+    return jnp.where(bad, 0, w), _lost(w, bad, 0)
+
+
+def _weights(weights: ArrayLike | None, shape: tuple[int, ...], dtype: Any) -> Array:
+    """One weight an example: integers, unless they are given as floats, which get this dtype."""
+    w = checks.numbers(True if weights is None else weights, "weights")
+    if w.ndim:
+        checks.shaped(w, shape, "weights", "one per example")
+    kind = dtype if jnp.issubdtype(w.dtype, jnp.floating) else jnp.result_type(int)
+    return jnp.broadcast_to(w.astype(kind), shape)
+
+
+def _lost(w: Array, bad: Array, axis: int | None) -> Array:
+    """Whether an example that counts has no answer, or all weigh more than can be counted."""
+    lost = jnp.any((w != 0) & (bad | ~jnp.isfinite(w)), axis)
+    return lost | _overflows(w, axis) if jnp.issubdtype(w.dtype, jnp.integer) else lost
+
+
+def _overflows(counts: Array, axis: int | None = None) -> Array:
+    """Whether integers sum to more than their dtype holds."""
+    return jnp.sum(counts.astype(jnp.float32), axis) >= float(jnp.iinfo(counts.dtype).max)
+
+
+def _answer(x: Array, lost: Array) -> Array:
+    """x, or where nobody can tell NaN, among integers -1."""
+    return jnp.where(lost, -1 if jnp.issubdtype(x.dtype, jnp.integer) else jnp.nan, x)
+
+
+def _sums(values: Array, index: tuple[Array, ...], shape: tuple[int, ...]) -> Array:
+    """Sums of this shape of the values `[N]` of each index, in memory O(N + size of the sums).
+
+    A scatter adds one by one, and a float32 sum of ones stops at 2^24: each block of examples has
+    sums of its own, and their sum is taken.
+    """
+    size, cells = values.shape[0], math.prod(shape)
+    block = max(IN_SEQUENCE, cells) if placement.known(cells) else cells
+    if placement.known(size, cells) and size <= block:
+        return jnp.zeros(shape, values.dtype).at[index].add(values)
+    own = lax.iota(jnp.int32, size) // block
+    return jnp.sum(
+        jnp.zeros((-(-size // block), *shape), values.dtype).at[own, *index].add(values), 0
+    )
+
+
+def _count(x: ArrayLike, name: str = "counts") -> Array:
+    """Counts as an array; NumPy's integers that JAX's cannot hold as floats."""
+    if isinstance(x, int | np.integer | np.ndarray):
+        host = np.asarray(x)
+        if host.dtype.kind in "iu" and host.max(initial=0) > jnp.iinfo(jnp.result_type(int)).max:
+            x = host.astype(np.float32)
+    return checks.numbers(x, name)
+
+
+@jax.jit
+def _total(counts: Array) -> Array:
+    """The sum of counts."""
+    if not jnp.issubdtype(counts.dtype, jnp.integer):
+        return jnp.sum(counts)
+    return _answer(jnp.sum(counts), jnp.any(counts < 0) | _overflows(counts))
+
+
+@jax.jit
+def _share(part: list[Array], rest: list[Array]) -> Array:
+    """Counts over themselves and the rest, as floats, whose sum no integer need hold."""
+    own, others = (functools.reduce(jnp.add, map(_floats, counts)) for counts in (part, rest))
+    return _ratio(own, own + others)
+
+
+@jax.jit
+def _mean_of_known(values: Array) -> Array:
+    return jnp.nanmean(_floats(values))
+
+
+def _floats(x: Array) -> Array:
+    """Floats as they are, and counts as floats: NaN where an integer is negative."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return checks.accumulated(x)
+    x = x.astype(jnp.result_type(float))
+    return jnp.where(x < 0, jnp.nan, x)
 
 
 def _mean_per_label(values: Array, weights: ArrayLike | None) -> Array:

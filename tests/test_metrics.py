@@ -1,5 +1,6 @@
 """Metrics: scikit-learn's numbers, ties, weights, what is undefined, and an oracle for the bins."""
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from jaxsoftmax import linear_cross_entropy
 from jaxsoftmax import metrics as ours
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -265,7 +267,9 @@ def each(data: Data) -> dict[str, Callable]:
     names = ("log_loss", "label_accuracy", "label_counts", "roc_auc", "average_precision")
     return {name: getattr(ours, name) for name in names} | {
         "reliability": lambda z, t, weights: ours.reliability(
-            jax.nn.sigmoid(z[:, 0].astype(jnp.float32)), t[:, 0], weights=weights
+            z if isinstance(z, tuple) else jax.nn.sigmoid(z[:, 0].astype(jnp.float32)),
+            t if isinstance(t, tuple) else t[:, 0],
+            weights=weights,
         )
     }
 
@@ -312,6 +316,245 @@ def test_no_answer_is_nan_where_it_counts(metric: Callable, data: Data) -> None:
     weights[7] = 1
     for leaf in jax.tree.leaves(metric(logits, data.truth, weights=weights)):
         assert np.isnan(leaf).all()
+
+
+COUNTS = ("confusion_matrix", "class_counts", "label_counts")
+COUNTED = [case for case in CASES if case.id in COUNTS]
+MEANS = ("accuracy", "top_k_accuracy", "negative_log_likelihood", "brier_score", "log_loss",
+         "label_accuracy")  # fmt: skip
+
+
+def said_of_nothing(result: Any, name: str) -> None:
+    """A mean and a count of no examples are 0, rankings and calibration are NaN."""
+    if name in (*COUNTS, *MEANS):
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), result)
+        return
+    if isinstance(result, ours.Reliability):
+        np.testing.assert_array_equal(result.counts, np.zeros(15))
+        result = result._replace(counts=NAN)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, NAN), result)
+
+
+@pytest.mark.parametrize(("name", "metric", "data"), [(c.id, *c.values) for c in CASES])
+def test_no_examples_and_no_weight(name: str, metric: Callable, data: Data) -> None:
+    none = [a[:0] for a in data]
+    for some in (None, none[2]):
+        said_of_nothing(metric(*none[:2], weights=some), name)
+    shape = jax.eval_shape(partial(metric, weights=None), *data[:2])
+    assert jax.tree.map(jnp.shape, metric(*none[:2], weights=None)) == jax.tree.map(
+        jnp.shape, shape
+    )
+    for weights in (np.zeros(len(data.truth), np.float32), False):
+        said_of_nothing(metric(*data[:2], weights=weights), name)
+
+
+def test_hits_and_macro_of_nothing() -> None:
+    assert ours.hits(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32)).shape == (0,)
+    assert np.isnan(ours.macro(jnp.zeros(0)))
+    none = ours.Counts(*(jnp.zeros(0, jnp.int32),) * 3)
+    assert ours.micro(none) == ours.Counts(0, 0, 0)
+    assert ours.f1(ours.micro(none)) == 0
+
+
+@pytest.mark.parametrize(("metric", "data"), CASES)
+@pytest.mark.parametrize("dtype", [np.int64, np.float16, bool])
+def test_weights_of_any_dtype(metric: Callable, data: Data, dtype: Any) -> None:
+    given = data.weights.astype(dtype)
+    trees_close(
+        metric(*data[:2], weights=given), metric(*data[:2], weights=given.astype(np.float32))
+    )
+
+
+@pytest.mark.parametrize(("metric", "data"), CASES)
+@pytest.mark.parametrize("weight", [2, np.float32(2), True])
+def test_one_weight_for_all(metric: Callable, data: Data, weight: Any) -> None:
+    each = np.full(len(data.truth), weight, np.float32)
+    trees_close(metric(*data[:2], weights=weight), metric(*data[:2], weights=each))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, np.int64])
+@pytest.mark.parametrize(("metric", "data"), CASES)
+def test_labels_of_any_integer_dtype(metric: Callable, data: Data, dtype: Any) -> None:
+    truth = data.truth.astype(dtype)
+    trees_close(metric(data.logits, truth, weights=None), metric(*data[:2], weights=None))
+
+
+@pytest.mark.parametrize(("metric", "data"), CASES)
+def test_a_loss_of_several_arrays_is_refused(metric: Callable, data: Data) -> None:
+    loss = linear_cross_entropy(jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.zeros(4, jnp.int32))
+    advice = r"expected one array, got LinearLoss; pass one of \.nll"
+    for arguments in ((loss, data.truth, None), (data.logits, loss, None), (*data[:2], loss)):
+        with pytest.raises(TypeError, match=advice):
+            metric(*arguments[:2], weights=arguments[2])
+
+
+def test_macro_refuses_counts() -> None:
+    with pytest.raises(TypeError, match="values: expected one array, got Counts"):
+        ours.macro(ours.Counts(*(jnp.ones(2),) * 3))
+
+
+# -- Counts are integers --
+
+
+@pytest.mark.parametrize(("metric", "data"), COUNTED)
+def test_counts_are_integers_unless_weights_are_floats(metric: Callable, data: Data) -> None:
+    for some in (None, data.weights.astype(np.int32), data.weights > 0, 2):
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(metric(*data[:2], weights=some))}
+        assert dtypes == {jnp.dtype(jnp.int32)}
+        with jax.enable_x64():
+            wide = jax.tree.leaves(metric(*data[:2], weights=some))
+            assert {leaf.dtype for leaf in wide} == {jnp.dtype(jnp.int64)}
+
+
+@pytest.mark.parametrize(("metric", "data"), COUNTED)
+def test_integer_counts_without_an_answer_are_negative(metric: Callable, data: Data) -> None:
+    logits, truth = data.logits.copy(), data.truth.copy()
+    logits[7], truth[9] = NAN, K if truth.ndim == 1 else 2
+    for z, t in ((logits, data.truth), (data.logits, truth)):
+        counts = metric(z, t, weights=None)
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, -1), counts)
+        if isinstance(counts, ours.Counts):
+            for score in (ours.precision, ours.recall, ours.f1):
+                assert np.isnan(score(counts)).all()
+                assert np.isnan(score(ours.micro(counts)))
+    without = np.ones(len(truth), bool)
+    without[[7, 9]] = False
+    trees_close(
+        metric(logits, truth, weights=without),
+        metric(data.logits[without], data.truth[without], weights=None),
+    )
+
+
+@pytest.mark.parametrize(("metric", "data"), COUNTED)
+def test_more_weight_than_integers_hold(metric: Callable, data: Data) -> None:
+    heavy = np.full(len(data.truth), 2**30)
+    jax.tree.map(
+        lambda leaf: np.testing.assert_array_equal(leaf, -1), metric(*data[:2], weights=heavy)
+    )
+    as_floats = metric(*data[:2], weights=heavy.astype(np.float32))
+    trees_close(
+        jax.tree.map(lambda leaf: leaf / 2.0**30, as_floats), metric(*data[:2], weights=1.0)
+    )
+
+
+def test_more_than_2_24_examples_in_one_cell() -> None:
+    """Float32 sums of ones stop at 2^24."""
+    many = 2**24 + 5
+    z, y = jnp.zeros((many, 2)), jnp.zeros(many, jnp.int32)
+    np.testing.assert_array_equal(ours.confusion_matrix(z, y), [[many, 0], [0, 0]])
+    counts = ours.class_counts(z, 1 - y)
+    np.testing.assert_array_equal(counts, [[0, 0], [many, 0], [0, many]])
+    assert ours.micro(counts) == (0, many, many)
+    assert ours.label_counts(z[:, 0], y) == (0, 0, 0)
+    assert ours.label_counts(z[:, 0] + 1, y) == (0, many, 0)
+
+
+SMALL = 2**20
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_small_weights_after_a_large_one_count(dtype: Any) -> None:
+    """In a running sum of float32 each 1 is lost beside 2^24: in blocks only the first block's."""
+    w = np.ones(SMALL + 1, dtype)
+    w[0], total = 2**24, 2**24 + SMALL
+    alike = partial(close, rtol=4e-7 if dtype is np.int32 else ours.IN_SEQUENCE / 2**24)
+    c, y = jnp.zeros(len(w)), jnp.zeros(len(w), jnp.int32)
+    alike(ours.confusion_matrix(jnp.zeros((len(w), 2)), y, weights=w)[0, 0], total)
+    alike(ours.class_counts(jnp.zeros((len(w), 2)), y, weights=w).true_positive, [total, 0])
+    alike(ours.label_counts(c, y + 1, weights=w).false_negative, total)
+    t = jnp.arange(len(w)) > 0  # all but the large one, of the same confidence
+    alike(ours.average_precision(c, t, weights=w), SMALL / total)
+    for binning in ("equal_mass", "equal_width"):
+        bins = ours.reliability(c + 0.5, t, weights=w, binning=binning)
+        close(bins.counts[7], total, rtol=ours.IN_SEQUENCE / 2**24)
+        close(bins.accuracy[7], SMALL / total, rtol=ours.IN_SEQUENCE / 2**24)
+
+
+@pytest.mark.parametrize("make", [np.array, jnp.array], ids=["numpy", "jax"])
+def test_scores_of_large_counts(make: Callable) -> None:
+    a, b, c = 2**24 + 1, 3 * 2**24, 2**30
+    counts = ours.Counts(*(make([x, 1]) for x in (a, b, c)))
+    close(ours.precision(counts), [a / (a + b), 0.5], rtol=4e-7)
+    close(ours.recall(counts), [a / (a + c), 0.5], rtol=4e-7)
+    close(ours.f1(counts), [2 * a / (2 * a + b + c), 0.5], rtol=4e-7)
+    assert ours.micro(counts) == (a + 1, b + 1, c + 1)
+    close(ours.macro(counts.true_positive), (a + 1) / 2, rtol=4e-7)
+
+
+def test_sums_of_counts_that_pass_int32() -> None:
+    twice = ours.Counts(*(jnp.array([2**30, 2**30]),) * 3)
+    assert ours.micro(twice) == (-1, -1, -1)
+    assert np.isnan(ours.f1(ours.micro(twice)))
+    close(ours.f1(twice), [0.5, 0.5])  # 2 tp + fp + fn is 2^32
+    wide = ours.Counts(*(np.array([3 * 2**31, 2**31]),) * 3)
+    close(ours.precision(wide), [0.5, 0.5])
+    close(ours.micro(wide).true_positive, 2.0**33)
+
+
+def compiled(metric: Callable, *shapes: tuple) -> Any:
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    return jax.jit(metric).lower(*arguments).compile().memory_analysis()
+
+
+@pytest.mark.parametrize("kind", [None, jnp.int32, jnp.float32])
+def test_counts_of_many_classes_take_little_memory(kind: Any) -> None:
+    """Neither K x K cells nor a copy of the logits, whose bools alone would be 8 MB."""
+    size, many = 1000, 8000
+    z, y = ((size, many), jnp.float32), ((size,), jnp.int32)
+
+    def counts(metric: Callable) -> Any:
+        if kind is None:
+            return compiled(metric, z, y)
+        return compiled(lambda z, y, w: metric(z, y, weights=w), z, y, ((size,), kind))
+
+    assert counts(ours.class_counts).temp_size_in_bytes < 2**18
+    assert counts(ours.confusion_matrix).temp_size_in_bytes < 2**18  # beside the result itself
+
+
+def test_counts_of_many_examples_take_memory_by_example() -> None:
+    sizes = [
+        compiled(
+            lambda z, y, w: ours.class_counts(z, y, weights=w),
+            ((size, 50), jnp.float32), ((size,), jnp.int32), ((size,), jnp.float32),
+        ).temp_size_in_bytes / size
+        for size in (2**16, 2**20)
+    ]  # fmt: skip
+    assert max(sizes) < 50
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, 20_000])
+def test_counts_in_blocks(weighted: bool, size: int) -> None:
+    """Sums of float weights are taken by blocks, here as many as one and five."""
+    rng = np.random.default_rng(size)
+    z, y = rng.normal(size=(size, K)).astype(np.float32), rng.integers(0, K, size)
+    w = rng.integers(0, 8, size).astype(np.float32) / 4 if weighted else None
+    expected = np.zeros((K, K))
+    np.add.at(expected, (y, z.argmax(1) if size else y), 1 if w is None else w)
+    np.testing.assert_array_equal(ours.confusion_matrix(z, y, weights=w), expected)
+    right, wrong = np.diagonal(expected), expected * (1 - np.eye(K))
+    np.testing.assert_array_equal(
+        ours.class_counts(z, y, weights=w), (right, wrong.sum(0), wrong.sum(1))
+    )
+
+
+def test_counts_under_vmap() -> None:
+    data = single_label(size=300)
+    z, y, w = (a.reshape(3, 100, *a.shape[1:]) for a in data)
+    for metric in (ours.class_counts, ours.confusion_matrix):
+        alone = [metric(z[i], y[i], weights=w[i]) for i in range(3)]
+        together = jax.vmap(lambda z, y, w, f=metric: f(z, y, weights=w))(z, y, w)
+        trees_close(together, jax.tree.map(lambda *a: np.stack(a), *alone))
+
+
+def test_one_nan_among_many_classes_is_seen() -> None:
+    """Wherever it is, beside infinities, and of either sign."""
+    z = np.random.default_rng(0).normal(size=(64, 300)).astype(np.float32)
+    z[:, 150] = INF
+    for place in (0, 7, 149, 151, 299):
+        for nan in (NAN, -NAN):
+            bad = z.copy()
+            bad[5, place] = nan
+            assert (np.asarray(ours.class_counts(bad, np.full(64, 150))) == -1).all()
 
 
 @pytest.mark.parametrize(("metric", "data"), CASES)
@@ -467,6 +710,78 @@ def test_nothing_that_counts_is_nan() -> None:
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(result._replace(counts=NAN)))
 
 
+def widths_oracle(p: np.ndarray, t: np.ndarray, w: np.ndarray, bins: int) -> Bins:
+    """As Guo et al. have it, a loop over (lower, upper], with 0 in the first bin."""
+    edges = np.linspace(0, 1, bins + 1).astype(np.float32)
+    error, means = 0.0, []
+    for b, (lower, upper) in enumerate(itertools.pairwise(edges)):
+        inside = (p > lower) & (p <= upper) | (b == 0) & (p == 0)
+        mass = w[inside].sum(dtype=np.float64)
+        confidence, accuracy = (
+            np.sum(w[inside] * x[inside], dtype=np.float64) / mass if mass else NAN for x in (p, t)
+        )
+        error += mass * abs(accuracy - confidence) / w.sum(dtype=np.float64) if mass else 0
+        means.append((confidence, accuracy, mass))
+    return Bins(error, *map(list, zip(*means, strict=True)))
+
+
+@pytest.mark.parametrize("bins", [1, 2, 10, 15, 64])
+def test_bins_of_equal_width(weighted: bool, bins: int) -> None:
+    rng = np.random.default_rng(bins)
+    edges = np.linspace(0, 1, bins + 1).astype(np.float32)
+    beside = [np.nextafter(edges, np.float32(end)) for end in (0, 1)]
+    p = np.concatenate([edges, *beside, rng.uniform(size=200).astype(np.float32) ** 2])
+    t = rng.uniform(size=p.shape) < p**2
+    w = rng.choice([0, 0.25, 1, 3], p.shape).astype(np.float32)
+    w = w if weighted else np.ones_like(w)
+    expected = widths_oracle(p, t, w, bins)
+    result = ours.reliability(
+        p, t, bins=bins, binning="equal_width", weights=w if weighted else None
+    )
+    np.testing.assert_array_equal(result.counts, expected.counts)
+    np.testing.assert_array_equal(result.edges, edges)
+    close(result.error, expected.error, rtol=1e-5)
+    close(result.confidence, expected.confidence)
+    close(result.accuracy, expected.accuracy)
+
+
+def test_the_published_calibration_error(weighted: bool) -> None:
+    data = single_label()
+    w = data.weights if weighted else np.ones_like(data.weights)
+    p = np.asarray(ours.links.softmax(data.logits))
+    expected = widths_oracle(p.max(1), p.argmax(1) == data.truth, w, 15)
+    measure = partial(
+        ours.expected_calibration_error, binning="equal_width", weights=w if weighted else None
+    )
+    for run in (measure, jax.jit(measure)):
+        found = run(data.logits, data.truth)
+        close(found.error, expected.error, rtol=1e-5)
+        np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.error != ours.expected_calibration_error(data.logits, data.truth).error
+
+
+def test_what_rounding_leaves_outside_is_in_the_ends() -> None:
+    result = ours.reliability(
+        jnp.array([-1e-7, 1 + 2.0**-23]), jnp.array([0, 1]), bins=4, binning="equal_width"
+    )
+    np.testing.assert_array_equal(result.counts, [1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("binning", ["equal_mass", "equal_width"])
+def test_reliability_without_an_answer_is_nan(binning: str) -> None:
+    p, t = jnp.array([0.5, NAN, 0.25]), jnp.array([1, 0, 1])
+    result = ours.reliability(p, t, binning=binning)
+    assert all(np.isnan(leaf).all() for leaf in result)
+    without = ours.reliability(p, t, binning=binning, weights=jnp.array([1, 0, 1]))
+    trees_close(without, ours.reliability(p[::2], t[::2], binning=binning))
+
+
+def test_weights_of_reliability_have_the_probabilities_shape() -> None:
+    p = jnp.full((2, 3), 0.5)
+    with pytest.raises(ValueError, match="weights: expected shape"):
+        ours.reliability(p, p > 0, weights=jnp.ones((3, 2)))
+
+
 # -- Bootstrap --
 
 
@@ -532,6 +847,23 @@ def test_bootstrap_leaves_out_resamples_that_say_nothing() -> None:
         (lambda: ours.log_loss(jnp.ones((2, 3, 1)), jnp.ones((2, 3, 1))), ValueError, "logits"),
         (lambda: ours.label_counts(jnp.ones(2), jnp.ones(2, complex)), TypeError, "targets"),
         (lambda: ours.reliability(jnp.ones(2), jnp.ones(2), bins=0), ValueError, "bins"),
+        (
+            lambda: ours.reliability(jnp.ones(2), jnp.ones(2), binning="equal width"),
+            ValueError,
+            "binning: expected one of .*, got 'equal width'",
+        ),
+        (
+            lambda: ours.expected_calibration_error(
+                jnp.ones((2, 3)), jnp.array([0, 1]), binning=["equal_mass"]
+            ),
+            TypeError,
+            "binning: expected one value",
+        ),
+        (
+            lambda: ours.confusion_matrix(jnp.ones((2, 3)), jnp.array([0, 1]), weights="ab"),
+            TypeError,
+            "weights",
+        ),
         (lambda: ours.bootstrap(jnp.mean, (), key=KEY), ValueError, "data"),
         (lambda: ours.bootstrap(jnp.mean, (jnp.ones(0),), key=KEY), ValueError, "data"),
         (
