@@ -125,7 +125,8 @@ def predicted(scores: np.ndarray, schema: Schema) -> np.ndarray:
 
     Returns:
         Of classes int `[N]`, that of the greatest score, or the second of two where one score is
-        above 0; of labels bool `[N, K]`, scores above 0; of numbers the scores.
+        above 0, and -1 where a score is NaN; of labels bool `[N, K]`, scores above 0, which NaN is
+        not; of numbers the scores.
 
     Example:
         >>> import numpy as np
@@ -139,7 +140,8 @@ def predicted(scores: np.ndarray, schema: Schema) -> np.ndarray:
         return scores
     if schema.task is Task.labels:
         return scores > 0
-    return np.argmax(_class_scores(scores), axis=1)
+    z = _class_scores(scores)
+    return np.where(np.isnan(z).any(1), -1, z.argmax(1))
 
 
 def figures(
@@ -311,7 +313,7 @@ def _padded(
 def _of_classes(
     z: Array, labels: Array, weights: Array, *, probable: bool, rankings: bool
 ) -> _Told:
-    counts = metrics.class_counts(z, labels, weights=weights)
+    counts = metrics.class_counts(z, labels, weights=weights > 0)  # in integers
     whole, each = _averages(counts), _per_class(counts)
     means = {"accuracy": metrics.hits(z, labels)}
     if z.shape[1] > 5:
@@ -330,12 +332,16 @@ def _of_classes(
 def _of_labels(
     z: Array, targets: Array, weights: Array, *, probable: bool, rankings: bool
 ) -> _Told:
-    counts = metrics.label_counts(z, targets, weights=weights)
+    counts = metrics.label_counts(z, targets, weights=weights > 0)  # in integers
     right = (z > 0) == targets
     ranked = _rankings(z, targets, weights) if rankings else {}
     whole, each = _averages(counts), _per_class(counts) | ranked
     whole |= {name: metrics.macro(values) for name, values in ranked.items()}
-    means = {"accuracy": jnp.mean(right, 1), "subset_accuracy": jnp.all(right, 1).astype(z.dtype)}
+    nan = jnp.any(jnp.isnan(z), 1)  # which is no label, and not right for that
+    means = {
+        "accuracy": jnp.where(nan, jnp.nan, jnp.mean(right, 1)),
+        "subset_accuracy": jnp.where(nan, jnp.nan, jnp.all(right, 1).astype(z.dtype)),
+    }
     if probable:
         means["nll"] = jnp.mean(losses.binary_cross_entropy(z, targets), 1)
         whole["ece"] = _label_ece(z, targets, weights)
@@ -356,7 +362,9 @@ def _of_numbers(scores: np.ndarray, targets: np.ndarray) -> _Told:
 
 def _class_scores(scores: np.ndarray) -> np.ndarray:
     """Scores `[N, K]` of which the greatest decides, (0, z) of a single one."""
-    return scores if scores.shape[1] > 1 else np.concatenate([0 * scores, scores], axis=1)
+    return (
+        scores if scores.shape[1] > 1 else np.concatenate([np.zeros_like(scores), scores], axis=1)
+    )
 
 
 def _per_class(counts: metrics.Counts) -> dict[str, Array]:
@@ -392,10 +400,10 @@ def _averaged(means: dict[str, Array], weights: Array) -> dict[str, Array]:
 
 
 def _rows(names: tuple[str, ...], each: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One dictionary a class, of its name and figures; examples are counted in whole numbers."""
+    """One dictionary a class, of its name and figures; a count that is negative nobody can tell."""
     columns = {name: np.asarray(each[name]).tolist() for name in _ORDER if name in each}
     if "support" in columns:
-        columns["support"] = [round(count) for count in columns["support"]]
+        columns["support"] = [count if count >= 0 else None for count in columns["support"]]
     return [
         {"name": name} | {figure: values[k] for figure, values in columns.items()}
         for k, name in enumerate(names)

@@ -325,3 +325,35 @@ def test_calibration_needs_examples() -> None:
         "it needs ten validation examples of each class, and one class has 9",
     ]
     assert reasons(SIZE, labels) == [None, None]
+
+
+# Scores that say nothing.
+
+
+def test_a_row_of_nan_is_never_right() -> None:
+    """The first class of NaN scores is what argmax says of them, and no label is what > says."""
+    scores, labels = drawn(3)
+    scores[5], labels[5] = np.nan, 0
+    assert evaluation.predicted(scores, schema(Task.classes, 3))[5] == -1
+    np.testing.assert_array_equal(
+        np.delete(evaluation.predicted(scores, schema(Task.classes, 3)), 5),
+        np.delete(scores, 5, 0).argmax(1),
+    )
+    told = evaluation.figures(scores, labels, schema(Task.classes, 3), loss=LossName.softmax)
+    assert told["accuracy"] is told["ece"] is told["macro_f1"] is told["roc_auc"] is None
+    assert {name: one[name] for one in told["per_class"] for name in ("f1", "support")} == {
+        "f1": None,
+        "support": None,
+    }
+    several, targets = drawn_labels()
+    several[5, 1], targets[5] = np.nan, several[5] > 0
+    told = evaluation.figures(several, targets, schema(Task.labels, 3), loss=LossName.sigmoid)
+    assert told["accuracy"] is told["subset_accuracy"] is told["micro_f1"] is None
+    assert [one["support"] is None for one in told["per_label"]] == [False, True, False]
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+@pytest.mark.parametrize("score", [np.inf, -np.inf])
+def test_a_single_score_may_be_infinite(score: float) -> None:
+    one = np.array([[score]], np.float32)
+    assert evaluation.predicted(one, schema(Task.classes, 2)) == [score > 0]

@@ -123,7 +123,9 @@ class _Answers:
         self.w = np.asarray(content.params.w, np.float32)
         self.one_score = self.task is Task.classes and self.w.shape[1] == 1
         if self.one_score:
-            self.scores, self.w = (np.concatenate([0 * a, a], 1) for a in (self.scores, self.w))
+            self.scores, self.w = (
+                np.concatenate([np.zeros_like(a), a], 1) for a in (self.scores, self.w)
+            )
         self.targets = np.asarray(content.test.targets)
         if self.task is not Task.classes:
             self.targets = self.targets.reshape(self.scores.shape)
@@ -161,9 +163,9 @@ class _Answers:
 
     @property
     def counts(self) -> np.ndarray:
-        """The confusion matrix."""
-        size = len(self.classes)
-        cells = self.targets.astype(np.int64) * size + self.scores.argmax(1)
+        """The confusion matrix, without examples whose scores say nothing."""
+        size, predicted = len(self.classes), evaluation.predicted(self.scores, self.schema)
+        cells = (self.targets.astype(np.int64) * size + predicted)[predicted >= 0]
         return np.bincount(cells, minlength=size * size).reshape(size, size)
 
     def seen(self, examples: np.ndarray | slice) -> np.ndarray:
