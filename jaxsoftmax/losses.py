@@ -289,8 +289,8 @@ def soft_cross_entropy(
     Reference:
         Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
-    z, t, valid, axis = _soft_arguments(logits, targets, axis, where, valid)
-    return checks.count(_soft_cross_entropy(z, t, axis), valid)
+    z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid)
+    return checks.count(_soft_cross_entropy(z, t, axis), counts)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -302,10 +302,10 @@ def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
 def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z, t), (dz, dt) = primals, tangents
     p, log_p = links.softmax_and_log(z, axis)
-    gradient = p * jnp.sum(t, axis, keepdims=True) - t
     # A masked class is a constant: neither its logit nor its target moves the loss; and where
     # another logit is +inf, neither does the target of a class without mass.
-    change = choose(z == -jnp.inf, 0, gradient * dz) - choose(jnp.isinf(log_p), 0, log_p) * dt
+    gradient = choose(z == -jnp.inf, 0, p * jnp.sum(t, axis, keepdims=True) - t)
+    change = gradient * dz - choose(jnp.isinf(log_p), 0, log_p) * dt
     return _expected(log_p, t, axis), jnp.sum(change, axis)
 
 
@@ -357,13 +357,13 @@ def kl_divergence(
     Reference:
         Kullback and Leibler, "On information and sufficiency" (1951).
     """
-    z, t, valid, axis = _soft_arguments(logits, targets, axis, where, valid, logs=log_targets)
+    z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid, logs=log_targets)
     if log_targets:
         t, log_t = jnp.exp(t), choose(t == -jnp.inf, 0, t)
     else:
         log_t = jnp.log(choose(t == 0, 1, t))
     negative_entropy = jnp.sum(choose(t == 0, 0, t * log_t), axis)
-    return checks.count(_soft_cross_entropy(z, t, axis) + negative_entropy, valid)
+    return checks.count(_soft_cross_entropy(z, t, axis) + negative_entropy, counts)
 
 
 @calls.compiled("axis")
@@ -935,16 +935,19 @@ def _soft_arguments(
     valid: ArrayLike | None,
     *,
     logs: bool = False,
-) -> tuple[Array, Array, Array | None, int]:
-    """Logits and targets of one shape and dtype; a row that does not count has targets 0."""
+) -> tuple[Array, Array, Array, int]:
+    """Logits and targets of one shape and dtype, which rows count, and the axis.
+
+    A row that is masked whole has no distribution, and does not count either.
+    """
     z, axis = checks.scores(logits, axis, where)
     t = checks.distributions(targets, z, axis, logs=logs)
+    counts = jnp.any(z != -jnp.inf, axis)
     valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
-    # A row that is masked whole has no distribution: it counts for nothing.
-    alive = jnp.any(z != -jnp.inf, axis, keepdims=True)
-    counts = alive if valid is None else alive & jnp.expand_dims(valid, axis)
-    nothing = jnp.full((), -jnp.inf if logs else 0, t.dtype)
-    return checks.count_rows(z, valid, axis), jnp.where(counts, t, nothing), valid, axis
+    if valid is not None:
+        counts = counts & valid
+        z, t = (checks.count_rows(a, valid, axis) for a in (z, t))
+    return z, t, counts, axis
 
 
 def _one_hot(labels: ArrayLike, z: Array, axis: int, name: str) -> tuple[Array, Array]:

@@ -188,7 +188,7 @@ def test_errors_are_ours_alone() -> None:
         lambda: js.binary_cross_entropy(Z, jnp.ones(2)),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="expected (a )?shape") as error:
+        with pytest.raises(ValueError, match=r"expected (a )?shape") as error:
             call()
         assert "Chex" not in str(error.value)
 
