@@ -22,6 +22,7 @@ import numpy as np
 import oracles
 import pytest
 import sigmoid_contract
+import test_kernels_arguments as arguments
 from contract import LABELS, SCALES, TILES, assert_no_worse, case, fused
 from jax.experimental.pallas import mosaic_gpu as mosaic
 
@@ -219,6 +220,21 @@ def test_infinite_logits_share_the_mass():
     found = linear_cross_entropy(x, w, jnp.array([2, 300, 0, 320]), bias=bias, **OPTIONS)
     np.testing.assert_allclose(found.nll, [np.log(2), np.log(2), INF, NAN], rtol=1e-6)
     np.testing.assert_array_equal(found.lse, [INF] * 4)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        *(
+            partial(arguments.test_targets_beside_the_unit_interval, kind=k, dtype=jnp.bfloat16)
+            for k in (np.float32, jnp.bfloat16, np.float16)
+        ),
+        partial(arguments.test_gradients_of_float32_parameters_are_not_rounded, kind=jnp.bfloat16),
+    ],
+    ids=lambda f: f.func.__name__,
+)
+def test_promises_on_arguments(promise: Callable[[str], None]):
+    promise("mosaic_gpu")
 
 
 def test_every_class_masked():

@@ -13,6 +13,7 @@ import oracles
 import pytest
 import sigmoid_contract
 import test_kernels
+import test_kernels_arguments
 from contract import TILES
 from jax.experimental.pallas import tpu as pltpu
 
@@ -76,8 +77,15 @@ def test_sigmoid_in_half_precision():
         test_kernels.test_infinite_logits_share_the_mass,
         test_kernels.test_sigmoid_masks,
         partial(test_kernels.test_sigmoid, scale=30.0),
+        partial(test_kernels_arguments.test_targets_beside_the_unit_interval, kind=np.float32),
+        partial(test_kernels_arguments.test_targets_beside_the_unit_interval, kind=jnp.bfloat16),
+        partial(test_kernels_arguments.test_targets_beside_the_unit_interval, kind=np.float16),
+        partial(
+            test_kernels_arguments.test_gradients_of_float32_parameters_are_not_rounded,
+            kind=np.float32,
+        ),
     ],
-    ids=lambda f: getattr(f, "__name__", "test_sigmoid"),
+    ids=lambda f: getattr(f, "func", f).__name__,
 )
 def test_promises(promise: Callable[[str], None]):
     promise(NAME)
@@ -121,7 +129,7 @@ def close(found: object, wanted: object, name: str = "") -> None:
 # -- Tiles --
 
 
-ALL = Wanted(True, True, True)
+ALL = Wanted(np.float32, np.float32, np.float32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -150,7 +158,7 @@ def full_head(rows: int) -> tuple[Head, jax.Array]:
 @pytest.mark.parametrize("rows", [1, 37], ids=["a mask", "a mask for each row"])
 def test_edges(rows: int):
     head, weights = full_head(rows)
-    options = Options(TILES, target.current(), softcap=3.0)
+    options = Options(TILES, target.current(), np.float32, softcap=3.0)
     for run, how in ((per_example, replace(options, stats=True)), (weighted_sum, options)):
         close(run(mosaic_tpu, how, head, weights), run(xla_chunked, how, head, weights))
 
@@ -159,7 +167,7 @@ def test_memory_that_nobody_has_written():
     # The other interpreter follows copies between memories, and begins with NaN in all of them.
     head, weights = full_head(1)
     nan = pltpu.InterpretParams(uninitialized_memory="nan")
-    options = Options(TILES, target.Target("tpu", nan), softcap=3.0, stats=True)
+    options = Options(TILES, target.Target("tpu", nan), np.float32, softcap=3.0, stats=True)
     found = per_example(mosaic_tpu, options, head, weights)
     close(found, per_example(xla_chunked, options, head, weights))
 
@@ -194,7 +202,7 @@ def label_head(rows: int) -> tuple[Head, jax.Array]:
 @pytest.mark.parametrize("rows", [1, 37], ids=["a mask", "a mask for each row"])
 def test_edges_of_labels(rows: int):
     head, weights = label_head(rows)
-    options = Options(TILES, target.current(), softcap=3.0)
+    options = Options(TILES, target.current(), np.float32, softcap=3.0)
     for run in (labels_per_example, weighted_labels):
         close(run(mosaic_tpu, options, head, weights), run(xla_chunked, options, head, weights))
 
@@ -202,7 +210,7 @@ def test_edges_of_labels(rows: int):
 def test_labels_in_memory_that_nobody_has_written():
     head, weights = label_head(1)
     nan = pltpu.InterpretParams(uninitialized_memory="nan")
-    options = Options(TILES, target.Target("tpu", nan), softcap=3.0)
+    options = Options(TILES, target.Target("tpu", nan), np.float32, softcap=3.0)
     for run in (labels_per_example, weighted_labels):
         close(run(mosaic_tpu, options, head, weights), run(xla_chunked, options, head, weights))
 
@@ -228,7 +236,7 @@ def test_kinds_of_targets(kind: type, bad: tuple[float, ...]):
     for row, value in enumerate(bad):
         found = found.at[row, 50 * row].set(jnp.asarray(value, kind))
     head = head._replace(bias=bias, truth=found, where=None)
-    options = Options(TILES, target.current())
+    options = Options(TILES, target.current(), np.float32)
     got, back = weighted_labels(mosaic_tpu, options, head, weights)
     want, _ = weighted_labels(xla_chunked, options, head, weights)
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -251,7 +259,7 @@ def test_copies_of_blocks_of_several_tiles():
     rng = np.random.default_rng(6)
     targets, where = (jnp.asarray(rng.random((9, 560)) < p) for p in (0.5, 0.9))
     head = Head(x, w, None, where, targets)
-    options = Options(replace(TILES, classes=200), target.current())
+    options = Options(replace(TILES, classes=200), target.current(), np.float32)
     weights = jnp.asarray(rng.standard_normal(9), jnp.float32)
     for run in (labels_per_example, weighted_labels):
         close(run(mosaic_tpu, options, head, weights), run(xla_chunked, options, head, weights))
@@ -262,13 +270,13 @@ def test_a_confident_label_keeps_its_digits():
     oracles.assert_ulps(products.log1p(jnp.asarray(e)), np.log1p(e.astype(np.longdouble)), limit=3)
     # A TPU's own log1p would lose them, and no interpreter would show it.
     head, _ = label_head(1)
-    run = partial(mosaic_tpu.binary_forward, options=Options(TILES, target.current()))
+    run = partial(mosaic_tpu.binary_forward, options=Options(TILES, target.current(), np.float32))
     assert not re.search(r"= log(1p)?\b", str(jax.make_jaxpr(run)(head)))
 
 
 def test_only_what_is_wanted_is_written():
     head, weights = label_head(1)
-    options = Options(TILES, target.current())
+    options = Options(TILES, target.current(), np.float32)
     n = head.x.shape[0]
 
     def kernels(run: Callable) -> set[tuple]:
@@ -277,7 +285,7 @@ def test_only_what_is_wanted_is_written():
         found = re.findall(r"out_avals=\(([^=]*)\)", text)
         return {tuple(re.findall(r"\[([\d,]+)\]", shapes)) for shapes in found}
 
-    nothing = Wanted(False, False, False)
+    nothing = Wanted()
     values, gradient = f"{n},1", f"{n},128"
     for run, written in (
         (lambda head: mosaic_tpu.binary_forward(head, options), {(values,)}),

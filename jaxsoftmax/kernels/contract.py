@@ -9,6 +9,9 @@ An implementation is a module with these functions; the sigmoid's have the prefi
                                                           the transpose of `tangent`
     value_and_gradients(head, valid, weights, wanted, options) -> (nll, Moved)
 
+x and w are given in the dtype of the products. Their tangents may be wider, and so may the
+gradients that are wanted.
+
 `Rows` holds what a row's loss is made of, relative to a maximum that counts as a constant. The
 derivative of a row is then two numbers: with e_k = exp(z_k - maximum) for k != y,
 
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxsoftmax.kernels.target import Target
 from jaxsoftmax.kernels.tiles import Tiles
@@ -33,7 +37,7 @@ class Model(NamedTuple):
     """Features and parameters."""
 
     x: Array  # [N, D]
-    w: Array  # [D, K], the dtype of x
+    w: Array  # [D, K]
     bias: Array | None  # [K], the dtype of sums
 
 
@@ -46,18 +50,18 @@ class Moved(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients are asked for."""
+    """The dtypes of the gradients that are asked for, and None for the others."""
 
-    x: bool
-    w: bool
-    bias: bool
+    x: DTypeLike | None = None
+    w: DTypeLike | None = None
+    bias: DTypeLike | None = None
 
 
 class Head(NamedTuple):
     """A linear head and its data: scores z = x w + bias, where they exist, and the truth."""
 
     x: Array  # [N, D]
-    w: Array  # [D, K], the dtype of x
+    w: Array  # [D, K]
     bias: Array | None  # [K], the dtype of sums
     where: Array | None  # bool [1, K] or [N, K]: which classes exist
     truth: Array  # labels [N], in range; or for the sigmoid targets [N, K]
@@ -100,6 +104,7 @@ class Options:
 
     tiles: Tiles
     target: Target
+    dtype: DTypeLike  # of the operands of products
     softcap: float | None = None
     precision: Precision = None
     stats: bool = False  # whether Rows has Stats

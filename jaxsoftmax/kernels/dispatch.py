@@ -23,23 +23,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, export, lax
 from jax.custom_derivatives import SymbolicZero
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxsoftmax import checks, placement
-from jaxsoftmax.kernels import products, reference, shards, target
+from jaxsoftmax.kernels import arguments, products, reference, settings, shards, target
 from jaxsoftmax.kernels import tiles as sizes
-from jaxsoftmax.kernels.contract import Head, Model, Moved, Options, Precision, Rows, Wanted
+from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Precision, Rows, Wanted
 from jaxsoftmax.kernels.linear_map import linear_map, opaque
-from jaxsoftmax.kernels.shards import Axes, Call
+from jaxsoftmax.kernels.settings import IMPLEMENTATIONS, Call
+from jaxsoftmax.kernels.shards import Axes
+from jaxsoftmax.kernels.target import Target
 from jaxsoftmax.kernels.tiles import Tiles
-
-# In the order in which they are tried, with the platform that each needs. The kernels for
-# accelerators come after what runs everywhere until a record says that they are faster, so they run
-# when they are named; and so does the dense definition.
-IMPLEMENTATIONS = {"xla_chunked": None, "mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}
 
 
 class LinearLoss(NamedTuple):
@@ -77,6 +73,7 @@ def linear_cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     precision: Precision = None,
+    dtype: DTypeLike | None = None,
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
@@ -87,14 +84,19 @@ def linear_cross_entropy(
 
     Args:
         x: features, floats `[..., D]`.
-        w: weights, floats `[D, K]`. Products are taken in the promoted dtype of x and w.
+        w: weights, floats `[D, K]`.
         labels: integers of any dtype, `[...]`.
         bias: floats `[K]`.
-        softcap: c in z <- c tanh(z / c), a positive number; a masked class stays masked.
+        softcap: c in z <- c tanh(z / c), a positive number known at compile time; a masked class
+            stays masked.
         where: bool `[K]` or `[..., K]`: which classes exist.
-        valid: bool `[...]`: which examples count.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`. JAX's default takes float32 to
             TF32 on a GPU and to bfloat16 on a TPU; "highest" keeps it.
+        dtype: floating, of the operands of the products: x and w are cast to it, and sums are
+            float32 as ever. None is the promoted dtype of both. With jnp.bfloat16 parameters
+            stay float32 while products run at the rate of bfloat16; w's gradient is then the
+            float32 sum of products, never rounded to bfloat16.
         memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
             as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
             Under vmap it is the budget of each lane.
@@ -103,7 +105,7 @@ def linear_cross_entropy(
         tiles: block sizes, in place of a budget.
 
     Returns:
-        `LinearLoss(nll, lse)`, `[...]` each, float32 (float64 for float64).
+        `LinearLoss(nll, lse)`, `[...]` each, float32 (float64 for products in float64).
 
     Numerics:
         Sums and statistics are float32 for any input, and gradients have the dtype of their
@@ -113,7 +115,8 @@ def linear_cross_entropy(
         they run at the device's full rate. The label's term is kept apart, so a confident example's
         nll is log1p(others / own), which does not cancel to 0, and its gradient is as exact.
         valid=False gives 0 for both, whatever features and label hold; a label out of range NaN for
-        its example; a row that is masked whole nll 0 and lse -inf; a label on a masked class +inf.
+        its example; a row that is masked whole nll 0 and lse -inf, whatever its features hold; a
+        label on a masked class +inf.
 
     Derivatives:
         Of any order in x, w and bias. grad runs a handwritten reverse pass, jvp the tangent of
@@ -122,8 +125,9 @@ def linear_cross_entropy(
         all classes fit one block their logits are kept instead.
 
     Raises:
-        TypeError: x or w are not floats, labels not integers, or a mask not bool.
-        ValueError: shapes that do not fit, or an unknown implementation.
+        TypeError: x or w are not floats, labels not integers, a mask not bool, or a setting not
+            of its type or not known at compile time.
+        ValueError: shapes that do not fit, or a setting that is no such thing.
         NotImplementedError: a named implementation cannot run here, with the reason.
 
     Example:
@@ -148,11 +152,15 @@ def linear_cross_entropy(
     Reference:
         Wijmans et al., "Cut your losses in large-vocabulary language models" (2025).
     """
-    head, known, counts, shaped = _softmax_head(x, w, labels, bias, where, valid)
-
-    call = Call(softcap, precision, memory, implementation, tiles)
-    nll, lse = shards.over_shards(_losses, call, head, known, counts)[:2]
-    return LinearLoss(shaped(nll), shaped(lse))
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(_linear_loss, call, x=x, w=w, labels=labels, bias=bias, where=where, valid=valid)
 
 
 def linear_cross_entropy_stats(
@@ -165,6 +173,7 @@ def linear_cross_entropy_stats(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     precision: Precision = None,
+    dtype: DTypeLike | None = None,
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
@@ -181,8 +190,9 @@ def linear_cross_entropy_stats(
         bias: floats `[K]`.
         softcap: c in z <- c tanh(z / c); the mean is over the capped logits.
         where: bool `[K]` or `[..., K]`: which classes exist; the mean is over those.
-        valid: bool `[...]`: which examples count.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
         memory: budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
@@ -215,13 +225,16 @@ def linear_cross_entropy_stats(
     Reference:
         Szegedy et al., "Rethinking the Inception architecture" (2016), for label smoothing.
     """
-    head, known, counts, shaped = _softmax_head(x, w, labels, bias, where, valid)
-
-    call = Call(softcap, precision, memory, implementation, tiles, stats=True)
-    nll, lse, mean, predicted = shards.over_shards(_losses, call, head, known, counts)
-    correct = (predicted == head.truth) & known
-    correct = correct if counts is None else correct & counts
-    return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+        stats=True,
+    )
+    return _run(_linear_stats, call, x=x, w=w, labels=labels, bias=bias, where=where, valid=valid)
 
 
 def linear_cross_entropy_sum(
@@ -235,6 +248,7 @@ def linear_cross_entropy_sum(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     precision: Precision = None,
+    dtype: DTypeLike | None = None,
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
@@ -249,13 +263,15 @@ def linear_cross_entropy_sum(
         x: features, floats `[..., D]`.
         w: weights of the model, floats `[D, K]`.
         labels: integers of any dtype, `[...]`.
-        weights: of the examples, floats `[...]`; 1 where None. Weight 0 silences a loss that is
-            not finite; features that are not finite need valid=False.
+        weights: of the examples, numbers or bools `[...]`, a leading part of that shape, or a
+            scalar; 1 where None. Weight 0 silences a loss that is not finite; features that are
+            not finite need valid=False.
         bias: floats `[K]`.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which classes exist.
-        valid: bool `[...]`: which examples count.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
         memory: budget in bytes for a chunk of logits; where it is None 512 MiB, and 2 GiB on a
             CPU. The sum of w's gradient, in float32, comes on top.
         implementation: as in `linear_cross_entropy`.
@@ -291,11 +307,25 @@ def linear_cross_entropy_sum(
     Reference:
         Liger-Kernel's and torch's fused linear cross-entropy compute gradients in the forward pass.
     """
-    head, known, counts, _ = _softmax_head(x, w, labels, bias, where, valid)
-    weights = _weights(weights, counts, jnp.asarray(x), products.sum_dtype(head.x.dtype))
-
-    call = Call(softcap, precision, memory, implementation, tiles)
-    return shards.over_shards(_sum_of_losses, call, head, known, counts, weights, per_row=False)
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(
+        _linear_sum,
+        call,
+        x=x,
+        w=w,
+        labels=labels,
+        weights=weights,
+        bias=bias,
+        where=where,
+        valid=valid,
+    )
 
 
 def linear_binary_cross_entropy(
@@ -309,6 +339,7 @@ def linear_binary_cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     precision: Precision = None,
+    dtype: DTypeLike | None = None,
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
@@ -320,13 +351,16 @@ def linear_binary_cross_entropy(
     Args:
         x: features, floats `[..., D]`.
         w: weights, floats `[D, K]`.
-        targets: t in [0, 1], floats, integers or bools, `[..., K]`; they count as constants.
+        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all; they count
+            as constants.
         bias: floats `[K]`.
         pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which labels count.
-        valid: bool `[...]`: which examples count.
+        valid: bools, or integers 0 and 1, `[...]`, which examples count, or `[..., K]`, which
+            labels; of `[...]` where a shape fits both.
         precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
         memory: budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
@@ -335,8 +369,8 @@ def linear_binary_cross_entropy(
         `[...]`, float32 or float64: summed over the labels.
 
     Numerics:
-        Each label's loss is `binary_cross_entropy`'s. NaN for an example with a target outside
-        [0, 1].
+        Each label's loss is `binary_cross_entropy`'s: a target that rounding put outside [0, 1], by
+        4 ulp at most, is 0 or 1, and one beyond makes its example NaN.
 
     Derivatives:
         As `linear_cross_entropy`.
@@ -355,10 +389,25 @@ def linear_binary_cross_entropy(
     Reference:
         `binary_cross_entropy`.
     """
-    head, counts, shaped = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
-
-    call = Call(softcap, precision, memory, implementation, tiles)
-    return shaped(shards.over_shards(_binary_losses, call, head, counts))
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(
+        _linear_binary,
+        call,
+        x=x,
+        w=w,
+        targets=targets,
+        bias=bias,
+        pos_weight=pos_weight,
+        where=where,
+        valid=valid,
+    )
 
 
 def linear_binary_cross_entropy_sum(
@@ -373,6 +422,7 @@ def linear_binary_cross_entropy_sum(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     precision: Precision = None,
+    dtype: DTypeLike | None = None,
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
@@ -385,14 +435,17 @@ def linear_binary_cross_entropy_sum(
     Args:
         x: features, floats `[..., D]`.
         w: weights of the model, floats `[D, K]`.
-        targets: t in [0, 1], floats, integers or bools, `[..., K]`; they count as constants.
-        weights: of the examples, floats `[...]`; 1 where None.
+        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all; they count
+            as constants.
+        weights: of the examples, numbers or bools, as in `linear_cross_entropy_sum`.
         bias: floats `[K]`.
         pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which labels count.
-        valid: bool `[...]`: which examples count.
+        valid: bools, or integers 0 and 1, `[...]`, which examples count, or `[..., K]`, which
+            labels; of `[...]` where a shape fits both.
         precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
         memory: budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
@@ -419,10 +472,74 @@ def linear_binary_cross_entropy_sum(
     Reference:
         `linear_cross_entropy_sum`.
     """
-    head, counts, _ = _sigmoid_head(x, w, targets, bias, pos_weight, where, valid)
-    weights = _weights(weights, counts, jnp.asarray(x), products.sum_dtype(head.x.dtype))
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(
+        _linear_binary_sum,
+        call,
+        x=x,
+        w=w,
+        targets=targets,
+        weights=weights,
+        bias=bias,
+        pos_weight=pos_weight,
+        where=where,
+        valid=valid,
+    )
 
-    call = Call(softcap, precision, memory, implementation, tiles)
+
+# -- One compiled program for each call --
+
+
+def _run(function: Callable, call: Call, **arrays: ArrayLike | None) -> Any:
+    """Run a function of a call and its arrays as one program.
+
+    What is assumed of the device is read while it is traced, and so belongs to its key.
+    """
+    ready = {name: checks.argument(a, name) for name, a in arrays.items()}
+    return _program(function, call, target.current(), ready)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _program(function: Callable, call: Call, here: Target, ready: dict[str, Array | None]) -> Any:
+    del here
+    return function(call, **ready)
+
+
+def _linear_loss(call: Call, **given: Any) -> LinearLoss:
+    head, known, counts, shaped = arguments.softmax_head(call.dtype, **given)
+    nll, lse = shards.over_shards(_losses, call, head, known, counts)[:2]
+    return LinearLoss(shaped(nll), shaped(lse))
+
+
+def _linear_stats(call: Call, **given: Any) -> LinearStats:
+    head, known, counts, shaped = arguments.softmax_head(call.dtype, **given)
+    nll, lse, mean, predicted = shards.over_shards(_losses, call, head, known, counts)
+    correct = (predicted == head.truth) & known
+    correct = correct if counts is None else correct & counts
+    return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
+
+
+def _linear_sum(call: Call, weights: Array | None, **given: Any) -> Array:
+    head, known, counts, _ = arguments.softmax_head(call.dtype, **given)
+    weights = arguments.row_weights(call.dtype, weights, counts, given["x"], head)
+    return shards.over_shards(_sum_of_losses, call, head, known, counts, weights, per_row=False)
+
+
+def _linear_binary(call: Call, **given: Any) -> Array:
+    head, counts, shaped = arguments.sigmoid_head(call.dtype, **given)
+    return shaped(shards.over_shards(_binary_losses, call, head, counts))
+
+
+def _linear_binary_sum(call: Call, weights: Array | None, **given: Any) -> Array:
+    head, counts, _ = arguments.sigmoid_head(call.dtype, **given)
+    weights = arguments.row_weights(call.dtype, weights, counts, given["x"], head)
     return shards.over_shards(_sum_of_binary_losses, call, head, counts, weights, per_row=False)
 
 
@@ -467,7 +584,6 @@ def _sum_of_binary_losses(
 # -- Derivative rules: softmax --
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _per_example(
     name: str, options: Options, axes: Axes, head: Head, known: Array, counts: Array | None
 ) -> tuple[Any, ...]:
@@ -503,7 +619,7 @@ def _finished(rows: Rows) -> tuple[Array, Array, Array | None, Array | None]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _rows(name: str, options: Options, head: Head) -> Rows:
-    return _as_floats(_module(name).forward(head, options))
+    return _as_floats(_module(name).forward(_operands(head, options), options))
 
 
 def _as_floats(rows: Rows) -> Rows:
@@ -534,12 +650,16 @@ def _rows_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> t
     still = jax.tree.map(jnp.zeros_like, rows)
     if not any(wanted):
         return rows, still
-    found = linear_map(
-        lambda at, t: module.tangent(*at, t, options),
-        lambda at, c: module.backward(*at, c, wanted, options),
-        (head, lax.stop_gradient(_as_integers(rows))),
-        moved,
-    )
+
+    def push(at: tuple[Head, Rows], t: Moved) -> Change:
+        head, rows = at
+        return module.tangent(_operands(head, options), rows, _widened(t, options), options)
+
+    def pull(at: tuple[Head, Rows], c: Change) -> Moved:
+        head, rows = at
+        return module.backward(_operands(head, options), rows, c, wanted, options)
+
+    found = linear_map(push, pull, (head, lax.stop_gradient(_as_integers(rows))), moved)
     if still.stats is not None:
         still = still._replace(stats=still.stats._replace(mean=found.mean))
     return rows, still._replace(others=found.others, label=found.label)
@@ -548,37 +668,31 @@ def _rows_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> t
 _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sum(name: str, options: Options, head: Head, counts: Array | None, weights: Array) -> Array:
-    return _sum_rule(name, options, head, counts, weights)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _sum_rule(
-    name: str, options: Options, head: Head, counts: Array | None, weights: Array
-) -> Array:
-    nothing = Wanted(False, False, False)
-    module = _module(name)
-    return _total(module.value_and_gradients(head, counts, weights, nothing, options)[0], weights)
+def _sum(name: str, options: Options, head: Head, counts: Array | None, weights: Array) -> Array:
+    given = _operands(head, options), counts, weights
+    return _total(_module(name).value_and_gradients(*given, Wanted(), options)[0], weights)
 
 
 def _sum_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     head, counts, weights = primals
     moved, wanted = _perturbed(tangents[0])
     module = _module(name)
-    nll, gradients = opaque(
-        lambda at: module.value_and_gradients(*at, wanted, options), (head, counts, weights)
-    )
+
+    def both(at: tuple[Head, Array | None, Array]) -> tuple[Array, Moved]:
+        head, *rest = at
+        return module.value_and_gradients(_operands(head, options), *rest, wanted, options)
+
+    nll, gradients = opaque(both, (head, counts, weights))
     return _total(nll, weights), _change(nll, gradients, moved, tangents[2])
 
 
-_sum_rule.defjvp(_sum_jvp, symbolic_zeros=True)
+_sum.defjvp(_sum_jvp, symbolic_zeros=True)
 
 
 # -- Derivative rules: sigmoid --
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _binary_per_example(
     name: str, options: Options, axes: Axes, head: Head, counts: Array | None
 ) -> Array:
@@ -591,7 +705,7 @@ def _binary_per_example(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _binary_rows(name: str, options: Options, head: Head) -> Array:
-    return _module(name).binary_forward(head, options)
+    return _module(name).binary_forward(_operands(head, options), options)
 
 
 def _binary_rows_jvp(
@@ -602,25 +716,22 @@ def _binary_rows_jvp(
     values = _binary_rows(name, options, head)
     if not any(wanted):
         return values, jnp.zeros_like(values)
-    return values, linear_map(
-        lambda at, t: module.binary_tangent(at, t, options),
-        lambda at, c: module.binary_backward(at, c, wanted, options),
-        head,
-        moved,
-    )
+
+    def push(head: Head, t: Moved) -> Array:
+        return module.binary_tangent(_operands(head, options), _widened(t, options), options)
+
+    def pull(head: Head, c: Array) -> Moved:
+        return module.binary_backward(_operands(head, options), c, wanted, options)
+
+    return values, linear_map(push, pull, head, moved)
 
 
 _binary_rows.defjvp(_binary_rows_jvp, symbolic_zeros=True)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _binary_sum(name: str, options: Options, head: Head, weights: Array) -> Array:
-    return _binary_sum_rule(name, options, head, weights)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _binary_sum_rule(name: str, options: Options, head: Head, weights: Array) -> Array:
-    return _total(_module(name).binary_forward(head, options), weights)
+def _binary_sum(name: str, options: Options, head: Head, weights: Array) -> Array:
+    return _total(_module(name).binary_forward(_operands(head, options), options), weights)
 
 
 def _binary_sum_jvp(
@@ -629,13 +740,16 @@ def _binary_sum_jvp(
     head, weights = primals
     moved, wanted = _perturbed(tangents[0])
     module = _module(name)
-    values, gradients = opaque(
-        lambda at: module.binary_value_and_gradients(*at, wanted, options), (head, weights)
-    )
+
+    def both(at: tuple[Head, Array]) -> tuple[Array, Moved]:
+        head, weights = at
+        return module.binary_value_and_gradients(_operands(head, options), weights, wanted, options)
+
+    values, gradients = opaque(both, (head, weights))
     return _total(values, weights), _change(values, gradients, moved, tangents[1])
 
 
-_binary_sum_rule.defjvp(_binary_sum_jvp, symbolic_zeros=True)
+_binary_sum.defjvp(_binary_sum_jvp, symbolic_zeros=True)
 
 
 # -- What the rules share --
@@ -644,7 +758,19 @@ _binary_sum_rule.defjvp(_binary_sum_jvp, symbolic_zeros=True)
 def _perturbed(tangents: Head) -> tuple[Moved, Wanted]:
     """The tangents of x, w and bias that are not known to be 0, and which those are."""
     moved = Moved(*(None if isinstance(t, SymbolicZero) else t for t in tangents.model))
-    return moved, Wanted(*(t is not None for t in moved))
+    return moved, Wanted(*(None if t is None else t.dtype for t in moved))
+
+
+def _operands(head: Head, options: Options) -> Head:
+    """The head with x and w in the dtype of the products.
+
+    The cast is within a rule, so that gradients have the dtype of the arguments and no rounding.
+    """
+    return head._replace(x=head.x.astype(options.dtype), w=head.w.astype(options.dtype))
+
+
+def _widened(moved: Moved, options: Options) -> Moved:
+    return Moved(*products.widened(moved, options.dtype))
 
 
 def _total(values: Array, weights: Array) -> Array:
@@ -664,133 +790,31 @@ def _change(values: Array, gradients: Moved, moved: Moved, weights: Any) -> Arra
     return sum(parts[1:], parts[0]) if parts else placement.full(values, 0, (), values.dtype)
 
 
-# -- Arguments --
-
-
-def _softmax_head(
-    x: ArrayLike,
-    w: ArrayLike,
-    labels: ArrayLike,
-    bias: ArrayLike | None,
-    where: ArrayLike | None,
-    valid: ArrayLike | None,
-) -> tuple[Head, Array, Array | None, Callable[[Array], Array]]:
-    """The head, which labels are labels, which examples count, and how results are shaped."""
-    model, mask, features = _linear_model(x, w, bias, where)
-    lead = features.shape[:-1]
-    scores = jax.ShapeDtypeStruct((*lead, model.w.shape[1]), jnp.float32)
-    index, known = checks.class_labels(labels, scores, len(lead))  # type: ignore[arg-type]
-    counts = checks.valid_rows(valid, lead)
-    index, known, counts = (_flat(a, features) for a in (index, known, counts))
-    return Head(*model, mask, index), known, counts, partial(_shaped, features)
-
-
-def _sigmoid_head(
-    x: ArrayLike,
-    w: ArrayLike,
-    targets: ArrayLike,
-    bias: ArrayLike | None,
-    pos_weight: ArrayLike | None,
-    where: ArrayLike | None,
-    valid: ArrayLike | None,
-) -> tuple[Head, Array | None, Callable[[Array], Array]]:
-    """The head with what does not count taken out, which examples count, how results are shaped."""
-    model, mask, features = _linear_model(x, w, bias, where)
-    lead, k = features.shape[:-1], model.w.shape[1]
-    t = checks.shaped(checks.numbers(targets, "targets"), (*lead, k), "targets", "one per label")
-    t, positive = _flat(t, features), None
-    if pos_weight is not None:
-        p = jnp.asarray(checks.numbers(pos_weight, "pos_weight")).astype(
-            products.sum_dtype(model.w.dtype)
-        )
-        positive = lax.stop_gradient(checks.broadcast(p, (k,), "pos_weight")[None, :])
-    counts = _flat(checks.valid_rows(valid, lead), features)
-    if counts is not None:
-        t = checks.count_rows(t, counts, 1)
-        model = model._replace(x=checks.count_rows(model.x, counts, 1))
-    return Head(*model, mask, lax.stop_gradient(t), positive), counts, partial(_shaped, features)
-
-
-def _linear_model(
-    x: ArrayLike, w: ArrayLike, bias: ArrayLike | None, where: ArrayLike | None
-) -> tuple[Model, Array | None, Array]:
-    """Features as a matrix, w and bias; the mask in its place; the features as they came."""
-    rows, w = checks.floating(x, "x"), checks.floating(w, "w")
-    if not placement.known(*w.shape):
-        raise ValueError(f"w: expected sizes that are numbers, got {w.shape}; x's may be symbols")
-    if w.ndim != 2 or 0 in w.shape:
-        raise ValueError(f"w: expected [D, K] with D and K at least 1, got {w.shape}")
-    if rows.ndim < 1 or rows.shape[-1] != w.shape[0]:
-        raise ValueError(f"x: expected [..., D] with D = {w.shape[0]}, got {rows.shape}")
-    lead, k = rows.shape[:-1], w.shape[1]
-    dtype = jnp.promote_types(rows.dtype, w.dtype)
-    offsets, mask = None, None
-    if bias is not None:
-        offsets = checks.shaped(checks.floating(bias, "bias"), (k,), "bias", "one per class")
-        offsets = offsets.astype(products.sum_dtype(dtype))
-    if where is not None:
-        mask = checks.boolean(where, "where")
-        if mask.shape == (k,):
-            mask = mask[None, :]
-        else:
-            mask = _flat(checks.broadcast(mask, (*lead, k), "where"), rows)
-    x = placement.flat_rows(rows, rows.ndim - 1)
-    return Model(x.astype(dtype), w.astype(dtype), offsets), mask, rows
-
-
-def _flat(a: Array | None, features: Array) -> Any:
-    """What belongs to the rows, in the order and the place of the features' rows: `[N, ...]`."""
-    lead = features.ndim - 1
-    return None if a is None else placement.flat_rows(placement.like_rows(a, features, lead), lead)
-
-
-def _shaped(features: Array, a: Array) -> Array:
-    """Numbers of the rows in the features' leading shape."""
-    return placement.unflat_rows(a, features, features.ndim - 1)
-
-
-def _weights(weights: ArrayLike | None, counts: Array | None, features: Array, dtype: Any) -> Array:
-    """Weights of the rows, 0 where one does not count."""
-    lead = features.shape[:-1]
-    if weights is None:
-        weights = jnp.ones(lead, dtype)
-    weights = checks.floating(weights, "weights").astype(dtype)
-    checks.shaped(weights, lead, "weights", "one per example")
-    return checks.count(_flat(weights, features), counts)
+# -- Implementations --
 
 
 def _prepare(call: Call, head: Head) -> tuple[Options, str]:
-    """Validate a call, and return its options and the name of the implementation to run."""
-    softcap, memory, tiles = call.softcap, call.memory, call.tiles
-    if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
-        raise ValueError(f"softcap: expected a positive number, got {softcap!r}")
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int)):
-        raise TypeError(f"memory: expected a number of bytes, got {memory!r}")
-    if memory is not None and memory < 1:
-        raise ValueError(f"memory: expected a positive number of bytes, got {memory}")
-    if tiles is not None and not isinstance(tiles, Tiles):
-        raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
+    """The options of a call on these arrays, and the name of the implementation to run."""
     n, k = head.x.shape[0], head.w.shape[1]
     n = max(n, 1) if placement.known(n) else sizes.ROWS
-    tiles = sizes.choose(n, k, memory=memory) if tiles is None else tiles
-    cap = None if softcap is None else float(softcap)
-    options = Options(tiles, target.current(), cap, call.precision, call.stats)
+    tiles = sizes.choose(n, k, memory=call.memory) if call.tiles is None else call.tiles
+    dtype = products.operand_dtype(call.dtype, head.model)
+    options = Options(tiles, target.current(), dtype, call.softcap, call.precision, call.stats)
     return options, _chosen(call.implementation, head, options)
 
 
 def _chosen(implementation: str | None, head: Head, options: Options) -> str:
-    """The named implementation if it can run, or the first that can."""
-    if head.x.shape[0] == 0 or implementation == "reference":
+    """The named implementation if it can run, or the first that can; no rows need none."""
+    if implementation == "reference":
         return "reference"
-    if implementation is None:
-        return next(name for name in IMPLEMENTATIONS if _unsupported(name, head, options) is None)
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join((*IMPLEMENTATIONS, "reference"))
-        raise ValueError(f"implementation: expected one of {known}, got {implementation!r}")
-    reason = _unsupported(implementation, head, options)
-    if reason is not None:
-        raise NotImplementedError(f"implementation {implementation!r}: {reason}")
-    return implementation
+    names = IMPLEMENTATIONS if implementation is None else (implementation,)
+    given = jax.eval_shape(lambda: _operands(head, options))
+    reasons = {name: _unsupported(name, given, options) for name in names}
+    if implementation is not None and reasons[implementation] is not None:
+        raise NotImplementedError(f"implementation {implementation!r}: {reasons[implementation]}")
+    if head.x.shape[0] == 0:
+        return "reference"
+    return next(name for name, reason in reasons.items() if reason is None)
 
 
 def _unsupported(name: str, head: Head, options: Options) -> str | None:

@@ -26,6 +26,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
+from jaxsoftmax import checks
 from jaxsoftmax.kernels import products
 
 # A tile of logits, and the features that are multiplied at a time.
@@ -273,7 +274,10 @@ def _binary(tile: Tile, part: int) -> tuple[Array, Array | None, Array, Array, A
     """Logits, their slope, the coefficients of t = 1 and t = 0, and which of them exist."""
     z, slope = tile.logits(part)
     given = tile.targets(part)
-    t = jnp.where((given >= 0.0) & (given <= 1.0), given, jnp.nan)
+    # As `checks.in_unit` has it, in the precision in which the targets are stored.
+    slack = checks.ROUNDING * float(jnp.finfo(tile.work.targets[0].dtype).eps)
+    nearest = jnp.minimum(jnp.maximum(given, 0.0), 1.0)
+    t = jnp.where(jnp.abs(given - 0.5) <= 0.5 + slack, nearest, jnp.nan)
     one = t if len(tile.work.columns) == 2 else tile.by_class(2, part) * t
     exists = tile.by_class(1, part) != 0.0
     exists = exists & (given != MISSING) if tile.work.gaps else exists

@@ -277,7 +277,7 @@ def _over_classes(
 
     start = values, xla_chunked.zeros(head, wanted)
     total, found = xla_chunked.over(step, start, pl.cdiv(k, size))
-    return total, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
+    return total, found if found.x is None else found._replace(x=found.x.astype(wanted.x))
 
 
 # -- Softmax, a weighted sum --
@@ -350,7 +350,7 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
 
 def binary_forward(head: Head, options: Options) -> Array:
     """The sum of each row's losses over its labels that exist."""
-    nothing = Wanted(False, False, False)
+    nothing = Wanted()
     return _binary(gpu_tiles.sigmoid_losses, head, None, nothing, options)[0]
 
 

@@ -123,7 +123,7 @@ def _over_classes(
     carry = values, xla_chunked.zeros(head, wanted)
     carry, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), carry, starts)
     values, total = add(carry, k - k % size, k % size) if k % size else carry
-    return values, total if total.x is None else total._replace(x=total.x.astype(head.x.dtype))
+    return values, total if total.x is None else total._replace(x=total.x.astype(wanted.x))
 
 
 # -- A weighted sum --
@@ -169,7 +169,7 @@ def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array,
 
 def binary_forward(head: Head, options: Options) -> Array:
     """The sum of each row's losses over its labels that exist."""
-    return _labels_added(head, None, Wanted(False, False, False), options, values=True)[0]
+    return _labels_added(head, None, Wanted(), options, values=True)[0]
 
 
 @with_derivatives_of(xla_chunked.binary_backward)
@@ -254,16 +254,17 @@ def _each_label(
     """
     z, slope, _, exists = tpu_tiles.scores(grid, j, head, scores)
     weight = None if head.pos_weight is None else head.pos_weight[...]
-    z, t, w, _ = derivatives.binary_arguments(z, head.truth[...], weight, exists)
+    z, t, w, _ = derivatives.binary_arguments(z, head.truth[...], weight, None, exists)
+    wt = t if w is None else w * t
     e = jnp.exp(-jnp.abs(z))
     if values is not None:
         small = products.log1p(e)
-        positive = losses._term(w * t, jnp.maximum(-z, 0) + small)
+        positive = losses._term(wt, jnp.maximum(-z, 0) + small)
         negative = losses._term(1 - t, jnp.maximum(z, 0) + small)
         values[...] += row_sum(checks.count(positive + negative, exists))
     if dz is not None:
         one, other = jnp.where(z >= 0, 1, e), jnp.where(z >= 0, e, 1)
-        found = ((1 - t) * one - w * t * other) / (1 + e) * weights[...]
+        found = ((1 - t) * one - wt * other) / (1 + e) * weights[...]
         found = jnp.where(weights[...] == 0, 0, found)
         _write(dz, found if slope is None else found * slope, exists)
 

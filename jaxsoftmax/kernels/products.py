@@ -1,12 +1,15 @@
 """Matrix products with sums in float32, and the form that few classes need on a CPU."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels.contract import Precision, Rows
+from jaxsoftmax.kernels.contract import Model, Precision, Rows
 
 # Up to so many classes a product over rows is computed with the classes outermost.
 FEW = 32
@@ -25,6 +28,20 @@ def dot(a: Array, b: Array, axes: tuple[int, int], precision: Precision = None) 
 def sum_dtype(dtype: DTypeLike) -> DTypeLike:
     """The dtype in which sums are taken: float64 for float64, else float32."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def operand_dtype(dtype: DTypeLike | None, model: Model) -> DTypeLike:
+    """The dtype of the operands of products: what is asked for, or that of x and w together."""
+    return jnp.promote_types(model.x.dtype, model.w.dtype) if dtype is None else dtype
+
+
+def widened(tangents: Iterable[Any], dtype: DTypeLike) -> list[Any]:
+    """Tangents in the dtype of the operands of products, or else in that of sums.
+
+    A cast to fewer bits would round, in the transpose, gradients of what many lanes share.
+    """
+    sums = sum_dtype(dtype)
+    return [t if t is None or t.dtype == dtype else t.astype(sums) for t in tangents]
 
 
 def masked_and_capped(

@@ -1,5 +1,9 @@
 """The dense definition: the logits, and the losses of this package. What the others are held to."""
 
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -10,10 +14,25 @@ from jaxsoftmax.kernels.contract import Head, Options
 
 def logits(head: Head, options: Options) -> Array:
     """z = x w + bias, capped, and -inf where a class does not exist: `[N, K]`."""
-    z = products.dot(head.x, head.w, (1, 0), options.precision)
+    z = _product(head.x, head.w, options)
     if head.bias is not None:
         z = z + head.bias[None, :]
     return products.masked_and_capped(z, head.where, options.softcap)[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _product(x: Array, w: Array, options: Options) -> Array:
+    x, w = (a.astype(options.dtype) for a in (x, w))
+    return products.dot(x, w, (1, 0), options.precision)
+
+
+@_product.defjvp
+def _product_jvp(options: Options, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    """Tangents are not cast to fewer bits, or the transpose would round gradients to them."""
+    x, w = (a.astype(options.dtype) for a in primals)
+    dx, dw = products.widened(tangents, options.dtype)
+    moved = (products.dot(a, b, (1, 0), options.precision) for a, b in ((dx, w), (x, dw)))
+    return _product(*primals, options), sum(moved)
 
 
 def softmax_head(head: Head, options: Options) -> tuple[Array, Array, Array | None, Array | None]:

@@ -7,21 +7,17 @@ once, by the transpose of the replication itself.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels import target
-from jaxsoftmax.kernels.contract import Head, Precision, Rows, Stats
+from jaxsoftmax.kernels.contract import Head, Rows, Stats
 from jaxsoftmax.kernels.products import relative_exp
-from jaxsoftmax.kernels.target import Target
-from jaxsoftmax.kernels.tiles import Tiles
+from jaxsoftmax.kernels.settings import Call
 
 
 class Axes(NamedTuple):
@@ -29,18 +25,6 @@ class Axes(NamedTuple):
 
     rows: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Call:
-    """The settings of a user's call, which are known at compile time and checked when it runs."""
-
-    softcap: float | None
-    precision: Precision
-    memory: int | None
-    implementation: str | None
-    tiles: Tiles | None
-    stats: bool = False
 
 
 def over_shards(
@@ -69,23 +53,6 @@ def over_shards(
     placed = jax.tree.map(lambda a, s: placement.resharded(a, sharded[0], *s), given, specs)
     mesh = jax.typeof(sharded[0]).sharding.mesh
     out_specs = row if per_row else PartitionSpec()
-    here = target.current()
-    return _on_mesh(function, call, here, axes, mesh, specs, out_specs, placed)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
-def _on_mesh(
-    function: Callable[..., Any],
-    call: Call,
-    here: Target,
-    axes: Axes,
-    mesh: AbstractMesh,
-    specs: tuple[Any, ...],
-    out_specs: PartitionSpec,
-    placed: tuple[Any, ...],
-) -> Any:
-    """Run the shard_map, traced once for arrays of the same types."""
-    del here  # what is assumed of the device is read while tracing
 
     def local(head: Head, *numbers: Array | None) -> Any:
         # Numbers of the rows are the same for all classes, and so is what is made of them.
@@ -93,11 +60,8 @@ def _on_mesh(
             return function(call, axes, *placement.join(head), *numbers)
         return function(call, axes, *placement.join(head, *numbers))
 
-    explicit = {
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
-    }
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
     return jax.shard_map(
         local, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=explicit
     )(*placed)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from jaxsoftmax.kernels import target
 
 MEBIBYTE = 2**20
@@ -32,10 +34,11 @@ class Tiles:
     classes: int
 
     def __post_init__(self) -> None:
-        """Refuse what is not a size."""
+        """Refuse what is not a size, and make NumPy's integers Python's."""
         for name, size in (("rows", self.rows), ("classes", self.classes)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"tiles: expected {name} to be a positive integer, got {size!r}")
+            object.__setattr__(self, name, int(size))
 
 
 def blocks_of_classes(n: int, k: int, *, memory: int | None) -> int:

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsoftmax import placement
+from jaxsoftmax import checks, placement
 from jaxsoftmax.kernels import products, tiles
 from jaxsoftmax.kernels.contract import Head, Options
 
@@ -236,7 +236,8 @@ def readable(a: Array) -> Array:
     if a.dtype == jnp.bool_:
         return a.astype(jnp.int8)
     if jnp.issubdtype(a.dtype, jnp.floating):
-        return a.astype(jnp.float32)
+        # Here, for in float32 a rounding of half precision is no longer seen to be one.
+        return checks.in_unit(a, jnp.float32)
     return jnp.where((a == 0) | (a == 1), a.astype(jnp.int8), 2)
 
 

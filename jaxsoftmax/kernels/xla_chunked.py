@@ -195,7 +195,7 @@ def over_rows(
     groups, sums = placement.groups(head.x, 0), products.sum_dtype(head.x.dtype)
     size = max(most // groups, 1)
     start = Moved(
-        jnp.zeros_like(head.x) if wanted.x else None,
+        None if wanted.x is None else jnp.zeros_like(head.x, wanted.x),
         placement.full(head.x, 0, head.w.shape, sums) if wanted.w else None,
         placement.full(head.x, 0, head.w.shape[axis : axis + 1], sums) if wanted.bias else None,
     )
@@ -227,7 +227,7 @@ def over_rows(
         return nll, Moved(x, w, bias)
 
     nll, found = over(step, (_zero(head), start), -(-(n // groups) // size))
-    return nll, found if found.w is None else found._replace(w=found.w.astype(head.w.dtype))
+    return nll, found if found.w is None else found._replace(w=found.w.astype(wanted.w))
 
 
 def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
@@ -379,7 +379,7 @@ def _pulled(
         return None if value is None else total + value, found
 
     values, found = _over_classes(step, (values, zeros(head, wanted)), head, options)
-    return values, found if found.x is None else found._replace(x=found.x.astype(head.x.dtype))
+    return values, found if found.x is None else found._replace(x=found.x.astype(wanted.x))
 
 
 def zeros(head: Head, wanted: Wanted) -> Moved:
@@ -387,7 +387,7 @@ def zeros(head: Head, wanted: Wanted) -> Moved:
     sums = products.sum_dtype(head.x.dtype)
     return Moved(
         jnp.zeros_like(head.x, sums) if wanted.x else None,
-        jnp.zeros_like(head.w) if wanted.w else None,
+        None if wanted.w is None else jnp.zeros_like(head.w, wanted.w),
         placement.full(head.w, 0, head.w.shape[1:], sums) if wanted.bias else None,
     )
 
