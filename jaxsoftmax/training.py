@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax import checks, linear, placement
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.losses import check_labels, weighted_mean
+from jaxsoftmax.losses import check_labels, inferred_classes, weighted_mean
 
 type Loss = Callable[[Any, Array, Array], Array]
 """`loss(params, features[B, ...], targets[B, ...]) -> values[B]`, one value per example.
@@ -383,8 +383,9 @@ def fit(
 
     Compiled programs are kept by loss and optimizer. Make each once and hand the same object to
     every fit: two `optax.sgd(0.1)` are two programs, and so are a lambda in `on_logits` and the
-    next one. A number that changes from fit to fit is a hyperparameter of `sweep`, or lies in the
-    optimizer's state, where `optax.inject_hyperparams(optax.sgd)(learning_rate=...)` puts it.
+    next one. A number that changes from fit to fit is a hyperparameter of `sweep`; in a loop of
+    your own over `train_epoch` it is an entry of `state.opt_state.hyperparams`, where
+    `optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)` puts it.
 
     Args:
         loss: `on_logits` of a loss of one example, with `logits=` for a model of your own, or any
@@ -1041,23 +1042,12 @@ def _init_like(data: Data, *, key: Array) -> LinearParams:
     if t.ndim == 2:
         num_classes = t.shape[1]
     elif jnp.issubdtype(t.dtype, jnp.integer):
-        num_classes = _inferred_classes(np.where(_counts(data), checks.on_host(t), 0))
+        labels = np.where(_counts(data), checks.on_host(t), 0)
+        num_classes = inferred_classes(labels, "targets")
     else:
         num_classes = 1
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return linear.init(x.shape[1], num_classes, key=key, dtype=dtype)
-
-
-def _inferred_classes(labels: np.ndarray) -> int:
-    """The greatest label + 1: a w of so many columns is made, so a wild label must not pass."""
-    first = int(labels.argmax())
-    num_classes = max(1, int(labels[first]) + 1)
-    if num_classes > max(65_536, 2 * len(labels)):
-        raise ValueError(
-            f"targets[{first}]: label {num_classes - 1} stands for {num_classes:,} classes, which "
-            f"{len(labels):,} examples cannot show; if there are so many, give params"
-        )
-    return num_classes
 
 
 def _check_model(loss: Loss, params: Any, data: Data, held_out: Data | None) -> None:
