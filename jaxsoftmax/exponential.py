@@ -143,9 +143,8 @@ def scaled_exp(z: Array, row: Row) -> Array:
     among devices over which the classes are sharded. So each comparison is false for what passes.
     """
     form = _FORMATS[z.dtype.name]
-    peak = jnp.broadcast_to(row.peak, z.shape)
-    shifted = choose(z >= row.maximum, peak, z - row.base)
-    floor = peak - form.reach
+    shifted = choose(z >= row.maximum, row.peak, z - row.base)
+    floor = row.peak - form.reach
     n, t = _reduce(choose(shifted <= floor, floor, shifted), form)
     # One addition makes the exponent of 2^(n - n_max + s): what stands above the integer in n is
     # shifted out. A product, for an integer added to the bits of a NaN would make a number of it.

@@ -227,13 +227,24 @@ def _smoothed(
     if class_weights is not None:
         c = checks.numbers(class_weights, "class_weights").astype(z.dtype)
         checks.shaped(c, (z.shape[axis],), "class_weights", "one per class")
-        own = c[rows.index]
+        own = _of_labels(c, rows)
     if not isinstance(smoothing, Array) and smoothing == 0:
         values = _cross_entropy(*rows)
         return (values if c is None else _term(own, values)), own
     t = _smooth_targets(rows, jnp.asarray(smoothing, z.dtype), c)
     z, t, counts, axis = _soft_arguments(z, t, axis, None, rows.counts)
     return checks.count(_soft_cross_entropy(z, t, axis), counts), own
+
+
+def _of_labels(by_class: Array, rows: _Rows) -> Array:
+    """The number of each label's class; a sum with one term where an Explicit mesh has no gather."""
+    if not any(placement.spec(rows.z)):
+        return by_class[rows.index]
+    wide = jnp.expand_dims(by_class, [i for i in range(rows.z.ndim) if i != rows.axis])
+    hot = lax.broadcasted_iota(rows.index.dtype, rows.z.shape, rows.axis) == jnp.expand_dims(
+        rows.index, rows.axis
+    )
+    return jnp.sum(jnp.where(hot, wide, 0), rows.axis)
 
 
 def _smooth_targets(rows: _Rows, smoothing: Array, class_weights: Array | None) -> Array:

@@ -43,10 +43,20 @@ def full(like: Array, value: float, shape: tuple, dtype: DTypeLike) -> Array:
 
 
 def choose(predicate: Array, x: Any, y: Any) -> Array:
-    """Return `jnp.where` of one shape and dtype, or a number, in an equation or two of its five."""
-    like = x if isinstance(x, Array) else y
-    x, y = (a if isinstance(a, Array) else lax.full_like(like, a) for a in (x, y))
-    return lax.select(predicate, x, y)
+    """Return `jnp.where` of one dtype, and numbers, in an equation or two of its five.
+
+    On an Explicit mesh it is `jnp.where`, which brings the operands to one place.
+    """
+    arrays = [a for a in (predicate, x, y) if isinstance(a, Array)]
+    if any(any(spec(a)) for a in arrays):
+        return jnp.where(predicate, x, y)
+    shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
+    like = arrays[1]
+    x, y = (
+        jnp.broadcast_to(a, shape) if isinstance(a, Array) else lax.full_like(like, a, shape=shape)
+        for a in (x, y)
+    )
+    return lax.select(jnp.broadcast_to(predicate, shape), x, y)
 
 
 def struct(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> jax.ShapeDtypeStruct:

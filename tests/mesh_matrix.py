@@ -130,6 +130,14 @@ def cases() -> dict[str, Case]:
         "weighted_mean": Case(
             lambda v, w, valid: js.weighted_mean(v, weights=w, valid=valid),
             {"values": "n", "weights": "n", "valid": "n"}, 2, exact=()),
+        "mean_cross_entropy": Case(
+            lambda z, y, where, valid, w, c: js.mean_cross_entropy(
+                z, y, where=where, valid=valid, weights=w, class_weights=jnp.abs(c), smoothing=0.1),
+            row | {"weights": "n", "bias": "k"}, 1, exact=()),
+        "smoothed_cross_entropy": Case(
+            lambda z, y, where, valid, c: js.smoothed_cross_entropy(
+                z, y, where=where, valid=valid, class_weights=jnp.abs(c), smoothing=0.0),
+            row | {"bias": "k"}, 1, exact=()),
         "cross_entropy_gradient": Case(of_rows(js.cross_entropy_gradient), row, 1, exact=()),
         "cross_entropy_hessian_product": Case(
             js.cross_entropy_hessian_product, {"logits": "nk", "tangents": "nk"}, 2, exact=()),
@@ -392,12 +400,15 @@ def _pmap(case: Case, specs: tuple, given: tuple) -> Any:
     return jax.tree.map(whole, found, kinds), ""
 
 
+MEANS = ("weighted_mean", "mean_cross_entropy")
+
+
 def skipped(name: str, case: Case, title: str) -> bool:
     """What a case leaves out, and what a way cannot say: each device has a mean of its own."""
     way = WAYS[title]
     local = way.kind in ("manual", "unchecked", "pmap")
     classes = any("k" in axes or "t" in axes for axes in case.arguments.values())
-    without = ("k" in way.axis and not classes) or (local and name == "weighted_mean")
+    without = ("k" in way.axis and not classes) or (local and name in MEANS)
     return without or (case.ways is not None and title not in case.ways)
 
 
