@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxsoftmax import evaluation, linear
+from jaxsoftmax import evaluation, linear, report
 from jaxsoftmax.data import preprocessing
-from jaxsoftmax.data.dataset import Schema, Task
+from jaxsoftmax.data.dataset import Schema, Split, Task
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.recipes import LossName
 
@@ -351,6 +351,23 @@ def test_a_row_of_nan_is_never_right() -> None:
     assert told["accuracy"] is told["subset_accuracy"] is told["micro_f1"] is None
     assert [one["support"] is None for one in told["per_label"]] == [False, True, False]
     assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_a_row_of_nan_is_in_no_cell_of_the_report() -> None:
+    """Here argmax would put it on the diagonal."""
+    scores, _ = drawn(3, 60)
+    labels = scores.argmax(1)
+    scores[5], labels[5] = np.nan, 0
+    content = report.Content(
+        header={"loss": "softmax"},
+        schema=schema(Task.classes, 3),
+        figures={},
+        history={},
+        params=linear.init(4, 3),
+        scores=scores,
+        test=Split(np.zeros((60, 4), np.float32), labels, np.arange(60)),
+    )
+    assert "0 of 59 test examples are wrong" in report.html(content)
 
 
 @pytest.mark.parametrize("score", [np.inf, -np.inf])
