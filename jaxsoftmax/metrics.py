@@ -22,7 +22,7 @@ of a softmax `roc_auc(*one_vs_rest(logits, labels))`. The shared rules:
   over none of any weight, is 0, as `weighted_mean` has it;
 - sums are float32, or float64 for float64 logits, and none of them is one long running sum, which
   would stop at 2^24 examples;
-- counts are integers unless weights are floats: exact to a total of 2^31 - 1, int64 where
+- counts are integers unless weights are floats: exact to a total of 2 10^9, int64 where
   `jax_enable_x64` is set. An integer cannot be NaN: there a count without an answer is -1.
 """
 
@@ -323,8 +323,8 @@ def confusion_matrix(
         one example that counts has no answer. Zeros for no examples and for zero total weight.
 
     Numerics:
-        Integers are exact to a total weight of 2^31 - 1, and all -1 beyond; floats are added in
-        blocks, none of them stopping at 2^24.
+        Integers are exact to a total weight of 2 10^9, and all -1 where it reaches 2^31; floats are
+        added in blocks, so that no sum of ones stops at 2^24.
 
     Raises:
         TypeError: logits are not floats, labels not integers, or weights no numbers.
@@ -405,7 +405,7 @@ def label_counts(
 
     Numerics:
         A logit of 0, a probability of one half, predicts 0. Integers are exact to a total weight of
-        2^31 - 1, and -1 beyond.
+        2 10^9, and -1 where it reaches 2^31.
 
     Raises:
         TypeError: logits are not floats, or targets or weights no numbers. ValueError: shapes.
@@ -441,7 +441,8 @@ def micro(counts: Counts) -> Counts:
         `Counts` of scalars, integers of integers; 0 of no classes.
 
     Numerics:
-        A sum of integers is exact to 2^31 - 1, and -1 beyond and where one of them is negative.
+        A sum of integers is exact to 2 10^9, and -1 where it reaches 2^31 or one of them is
+        negative.
 
     Example:
         >>> import jax.numpy as jnp
