@@ -126,6 +126,16 @@ def test_softcap_is_known_when_the_program_is_compiled():
         jax.jit(lambda c: run(memory=c))(2)
 
 
+@every
+def test_a_call_is_one_program(function: Callable):
+    # Eagerly, each operation outside of it would be a dispatch of its own.
+    x, w, truth = given(function)
+    how = {"bias": np.ones(5, np.float32), "where": [True] * 5, "valid": [1, 0, 1, 1]}
+    run = partial(function, softcap=np.float32(2), memory=np.int64(4096), dtype="bfloat16", **how)
+    found = jax.make_jaxpr(run)(x, w, truth)
+    assert len(found.eqns) == 1
+
+
 # -- Arrays --
 
 

@@ -1,4 +1,4 @@
-"""linear_cross_entropy and its family: validation, choice of implementation, derivative rules.
+"""linear_cross_entropy and its family: the functions, choice of implementation, derivative rules.
 
 The functions take features and a linear model, and return losses without ever storing the logits
 of all classes. Every function runs under jit, vmap, scan, remat and export, inside shard_map, and
@@ -95,8 +95,9 @@ def linear_cross_entropy(
             TF32 on a GPU and to bfloat16 on a TPU; "highest" keeps it.
         dtype: floating, of the operands of the products: x and w are cast to it, and sums are
             float32 as ever. None is the promoted dtype of both. With jnp.bfloat16 parameters
-            stay float32 while products run at the rate of bfloat16; w's gradient is then the
-            float32 sum of products, never rounded to bfloat16.
+            stay float32 while products run at the rate of bfloat16: a copy of w in it comes on top
+            of the memory below, and w's gradient is the float32 sum of products, never rounded to
+            bfloat16. Tangents of forward mode are not rounded either.
         memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
             as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
             Under vmap it is the budget of each lane.
