@@ -86,3 +86,11 @@ def test_arguments_are_the_largest_parts_of_what_went_wrong() -> None:
         np.testing.assert_allclose(sum(part for _, part in parts) + against, mistake.certainty)
         assert [part for _, part in parts] == sorted((p for _, p in parts), reverse=True)
         assert mistakes.arguments(mistake, features, limit=2) == parts[:2]
+
+
+def test_a_row_of_nan_is_a_mistake_and_the_least_sure_one() -> None:
+    scores = np.array([[np.nan, 0.0], [0.0, 3.0], [2.0, 0.0]])
+    found = mistakes.worst(Task.classes, scores, np.array([0, 0, 0]), w=W[:, :2])
+    assert [(m.example, m.certainty) for m in found] == [(1, 3.0), (0, 0.0)]
+    found = mistakes.worst(Task.labels, scores, np.array([[0, 0], [0, 1], [1, 0]]), w=W[:, :2])
+    assert [m.example for m in found] == [0]

@@ -58,7 +58,7 @@ def table(
     columns: list[tuple[str, pa.Array]] = [(identifier or "row", pa.array(ids))]
     said = evaluation.predicted(scores, schema)
     if schema.task is Task.classes:
-        columns.append(("label", _class_names(schema.classes).take(pa.array(said))))
+        columns.append(("label", _class_names(schema.classes).take(_known(said))))
     else:
         kind = np.int8 if schema.task is Task.labels else np.float32
         columns += zip(schema.classes, map(pa.array, said.astype(kind).T), strict=True)
@@ -70,6 +70,11 @@ def table(
     if count > 1:
         raise ValueError(f"two columns of predictions would be called {name!r}")
     return pa.table(dict(columns))
+
+
+def _known(said: np.ndarray) -> pa.Array:
+    """The numbers of classes; none, an empty cell, where the scores were NaN."""
+    return pa.array(said, mask=said < 0)
 
 
 def write(path: Path, predictions: pa.Table) -> None:

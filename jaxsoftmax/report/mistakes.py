@@ -90,13 +90,15 @@ def _classes(scores: np.ndarray, targets: np.ndarray, probabilities: np.ndarray 
     rows, predicted = np.arange(len(scores)), scores.argmax(1)
     lead = scores[rows, predicted] - scores[rows, targets]
     sure = lead if probabilities is None else probabilities[rows, predicted]
-    return predicted, predicted != targets, sure
+    broken = np.isnan(scores).any(1)  # no prediction: never right, and never sure
+    return predicted, (predicted != targets) | broken, np.where(broken, 0, sure)
 
 
 def _labels(scores: np.ndarray, targets: np.ndarray, probabilities: np.ndarray | None) -> _Found:
     predicted = (scores > 0).astype(np.int8)
     sure = np.abs(scores) if probabilities is None else np.maximum(probabilities, 1 - probabilities)
-    return predicted, predicted != targets, sure
+    broken = np.isnan(scores)
+    return predicted, (predicted != targets) | broken, np.where(broken, 0, sure)
 
 
 def _numbers(scores: np.ndarray, targets: np.ndarray, probabilities: np.ndarray | None) -> _Found:
