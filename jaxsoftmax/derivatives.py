@@ -204,7 +204,8 @@ def binary_cross_entropy_gradient(
     """
     z, t, w, valid = binary_arguments(logits, targets, pos_weight, where, valid)
     positive = t if w is None else w * t
-    gradient = (1 - t) * links._sigmoid(z) - positive * links._sigmoid(-z)
+    p, other = links._sigmoids(z)
+    gradient = (1 - t) * p - positive * other
     return checks.count(gradient, valid).astype(jnp.asarray(logits).dtype)
 
 
@@ -252,7 +253,8 @@ def binary_cross_entropy_hessian_product(
     z, t, w, valid = binary_arguments(logits, targets, pos_weight, where, valid)
     v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
     checks.shaped(v, z.shape, "tangents", "that of the logits")
-    curvature = ((1 - t) + (t if w is None else w * t)) * (links._sigmoid(z) * links._sigmoid(-z))
+    p, other = links._sigmoids(z)
+    curvature = ((1 - t) + (t if w is None else w * t)) * (p * other)
     return checks.count(curvature * v, valid).astype(jnp.asarray(logits).dtype)
 
 
@@ -330,7 +332,7 @@ def value_and_gradient(
     dead = ~valid | links.is_dead(maximum)
     # A row's maximum is what every entry of it passes through: NaN for a label that is none.
     maximum = choose(valid, choose(known, maximum, jnp.nan), 0)
-    row, top = exponential.row(maximum)
+    row = exponential.row(maximum)
     z_y = choose(valid, label_logit(z, index, axis), 0)
     e_y = exponential.scaled_exp(z_y, row)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
@@ -342,7 +344,7 @@ def value_and_gradient(
     s_o = exponential.total(others, row, axis) * (~dead).astype(z.dtype)
     total = s_o + e_y
     leads = (z_y == maximum) | dead
-    excess = choose(leads, s_o / e_y, total / top - 1)
+    excess = choose(leads, s_o / e_y, total / exponential.top(row) - 1)
     value = jnp.log1p(excess) + choose(leads, 0, maximum - z_y)
     inverse = 1 / (total + choose(dead, jnp.inf, jnp.zeros_like(total)))
     return value, jnp.where(out, wide(-s_o * inverse), others * wide(inverse))

@@ -113,22 +113,28 @@ class Row(NamedTuple):
     peak: Array  # maximum - base
     shift: Array  # s - n_max in the exponent's bits, with the bias
     factor: Array  # c = TOP / exp(t_max), to a hundredth
+    rest: Array  # t_max
 
     def along(self, axis: int) -> "Row":
         """The same with a class axis of length 1."""
-        return Row(*(jnp.expand_dims(a, axis) for a in self))
+        return Row(*(jnp.expand_dims(a, axis) for a in self[:5]), self.rest)
 
 
-def row(maximum: Array) -> tuple[Row, Array]:
-    """Return what prepares the exponentials of rows with these maxima, and those of the maxima."""
+def row(maximum: Array) -> Row:
+    """Prepare the exponentials of rows with the given maxima."""
     form = _FORMATS[maximum.dtype.name]
     far = jnp.abs(maximum) >= form.offset
     base, peak = choose(far, maximum, 0), choose(far, 0, maximum)
     n, t = _reduce(peak, form)
-    factor = t.dtype.type(TOP) * (1 - t + t * t * t.dtype.type(0.5))
+    factor = t.dtype.type(TOP) + t * (t * t.dtype.type(TOP / 2) - t.dtype.type(TOP))
     shift = ((form.scale + form.bias) - n) << form.mantissa
-    top = _exp(t, factor * t.dtype.type(2.0**form.scale), form)
-    return Row(maximum, base, peak, shift, factor), top
+    return Row(maximum, base, peak, shift, factor, t)
+
+
+def top(row: Row) -> Array:
+    """What `scaled_exp` gives for the maximum itself."""
+    form = _FORMATS[row.maximum.dtype.name]
+    return _exp(row.rest, row.factor * row.rest.dtype.type(2.0**form.scale), form)
 
 
 def scaled_exp(z: Array, row: Row) -> Array:

@@ -229,17 +229,22 @@ def center(p: Array, tangents: Array, axis: int) -> Array:
     Softmax does not feel a shift of its logits, and this shift makes the centred tangents of a
     confident row exact: what remains of the leading class is the small sum itself.
     """
-    u = tangents - jnp.sum(choose(p > 0.5, tangents, 0), axis, keepdims=True)
+    u = _less_leader(p, tangents, axis)
     return u - jnp.sum(_no_mass_no_say(p, p * u), axis, keepdims=True)
+
+
+def _less_leader(p: Array, tangents: Array, axis: int) -> Array:
+    return tangents - jnp.sum(choose(p > 0.5, tangents, 0), axis, keepdims=True)
 
 
 def covariance_product(p: Array, tangents: Array, axis: int) -> Array:
     """(diag(p) - p p') times the tangents, to a few ulp of each entry's largest term."""
-    return _no_mass_no_say(p, p * center(p, tangents, axis))
+    u = _less_leader(p, _no_mass_no_say(p, tangents), axis)
+    return p * (u - jnp.sum(p * u, axis, keepdims=True))
 
 
 def _no_mass_no_say(p: Array, products: Array) -> Array:
-    """The products p * x, but 0 where p is: also where x is infinite or NaN."""
+    """What is multiplied by p, but 0 where p is: also where it is infinite or NaN."""
     return choose(p == 0, 0, products)
 
 
@@ -248,14 +253,13 @@ def _softmax(z: Array, valid: Array | None, axis: int) -> Array:
     """Softmax; rows with valid=False are 0 whatever they hold."""
     wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    dead = is_dead(maximum)
+    alive = ~is_dead(maximum)
     if valid is not None:
         maximum = choose(valid, maximum, 0)
-    row, _ = exponential.row(maximum)
+    row = exponential.row(maximum)
     e = exponential.scaled_exp(z, row.along(axis))
     total = exponential.total(e, row, axis)
-    # The maximum of NaN alone may be -inf, but their sum is NaN.
-    p = e * wide(1 / choose(dead & (total == total), jnp.inf, total))
+    p = e * wide(_inverse(total, alive))
     return p if valid is None else jnp.where(wide(valid), p, 0)
 
 
@@ -283,10 +287,10 @@ def softmax_and_log(z: Array, axis: int) -> tuple[Array, Array]:
     wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
     e, total, excess = _sums(z, maximum, axis)
-    # Equal infinities differ by 0, and a product fused into z may exceed its own rounded maximum.
+    # Equal infinities differ by 0.
     peak = wide(maximum)
-    below = choose(z < peak, z - peak, choose(z == z, 0, z))
-    p = e * wide(1 / choose(is_dead(maximum) & (total == total), jnp.inf, total))
+    below = choose(z >= peak, 0, z - peak)
+    p = e * wide(_inverse(total, ~is_dead(maximum)))
     return p, choose(z == -jnp.inf, -jnp.inf, below - wide(excess))
 
 
@@ -313,9 +317,8 @@ def _logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, A
 def _softmax_and_lse(z: Array, axis: int) -> tuple[Array, Array]:
     maximum = jnp.max(z, axis)
     e, total, excess = _sums(z, maximum, axis)
-    masked = is_dead(maximum) & (total == total)
-    p = e * jnp.expand_dims(1 / choose(masked, jnp.inf, total), axis)
-    return p, choose(masked, -jnp.inf, maximum + excess)
+    p = e * jnp.expand_dims(_inverse(total, ~is_dead(maximum)), axis)
+    return p, maximum + excess
 
 
 @_softmax_and_lse.defjvp
@@ -330,12 +333,22 @@ def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
 
     The rest is what is below the maximum and the further entries that are equal to it.
     """
-    row, top = exponential.row(maximum)
-    below = z < jnp.expand_dims(maximum, axis)
+    row = exponential.row(maximum)
+    top = exponential.top(row)
+    # A product fused into z may exceed its own rounded maximum. A NaN is nowhere above.
+    leads = z >= jnp.expand_dims(maximum, axis)
     e = exponential.scaled_exp(z, row.along(axis))
-    ties = jnp.sum(choose(below, 0, choose(z == z, 1, z)), axis)
-    lower = exponential.total(choose(below, e, 0), row, axis)
+    ties = jnp.sum(leads, axis, dtype=z.dtype)
+    lower = exponential.total(choose(leads, 0, e), row, axis)
     return e, lower + ties * top, jnp.log1p(lower / top + (ties - 1))
+
+
+def _inverse(total: Array, alive: Array) -> Array:
+    """1 / total, and 0 for a row that is masked whole.
+
+    A quotient, not a choice: the maximum of NaN alone may be -inf, but their sum is NaN.
+    """
+    return alive.astype(total.dtype) / total
 
 
 def is_dead(maximum: Array) -> Array:
@@ -348,15 +361,29 @@ def is_dead(maximum: Array) -> Array:
 
 @jax.custom_jvp
 def _sigmoid(z: Array) -> Array:
-    tail = jnp.exp(-jnp.abs(z))
-    return choose(z >= 0, 1, tail) / (1 + tail)
+    return _sigmoids(z)[0]
 
 
 @_sigmoid.defjvp
 def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (z,), (dz,) = primals, tangents
-    p = _sigmoid(z)
-    return p, p * _sigmoid(-z) * dz
+    p, other = _sigmoids(*primals)
+    return p, p * other * tangents[0]
+
+
+@jax.custom_jvp
+def _sigmoids(z: Array) -> tuple[Array, Array]:
+    """The sigmoids of z and -z from one exponential."""
+    tail = jnp.exp(-jnp.abs(z))
+    positive, one = z >= 0, jnp.ones_like(z)
+    total = 1 + tail
+    return choose(positive, one, tail) / total, choose(positive, tail, one) / total
+
+
+@_sigmoids.defjvp
+def _sigmoids_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    p, other = _sigmoids(*primals)
+    change = p * other * tangents[0]
+    return (p, other), (change, -change)
 
 
 @jax.custom_jvp

@@ -661,22 +661,22 @@ def multiclass_hinge(
     hot, known = _one_hot(labels, z, axis, "labels")
     # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
     z = z * jnp.where(known, 1, jnp.nan).astype(z.dtype)
-    truth = jnp.sum(jnp.where(hot, z, 0), axis)
-    best_other = jnp.max(jnp.where(hot, -jnp.inf, z), axis)
+    truth = jnp.sum(choose(hot, z, 0), axis)
+    best_other = jnp.max(choose(hot, -jnp.inf, z), axis)
     # XLA's maxima may lose a NaN.
-    best_other = jnp.where(jnp.any(jnp.isnan(z), axis), jnp.nan, best_other)
+    best_other = choose(jnp.any(z != z, axis), jnp.nan, best_other)
     # Where no other class exists there is no margin to keep.
     alone = best_other == -jnp.inf
     # Two infinite scores are equal; so are finite ones, but those keep their slope.
     tied = (truth == jnp.inf) & (best_other == jnp.inf)
-    margin = jnp.where(tied, 0, truth - jnp.where(alone | tied, 0, best_other))
-    loss = jnp.where(alone, 0, _ramp(1 - margin))
-    return checks.count(jnp.where(jnp.squeeze(known, axis), loss, jnp.nan), valid)
+    margin = choose(tied, 0, truth - choose(alone | tied, 0, best_other))
+    loss = choose(alone, 0, _ramp(1 - margin))
+    return checks.count(choose(jnp.squeeze(known, axis), loss, jnp.nan), valid)
 
 
 def _ramp(x: Array) -> Array:
     """max(0, x), with derivative 0 at 0; NaN passes."""
-    return jnp.where(x <= 0, 0, x)
+    return choose(x <= 0, 0, x)
 
 
 @calls.compiled(constant="gamma")
@@ -786,6 +786,8 @@ def weighted_mean(
         The ratio estimator of a mean, as scikit-learn's `sample_weight` has it.
     """
     v = checks.accumulated(checks.floating(values, "values"))
+    if valid is None and weights is None:
+        return jnp.sum(v) / max(v.size, 1) if placement.known(*v.shape) else jnp.mean(v)
     w = _mean_weights(v, valid, weights)
     return _ratio(v, w, w)
 
