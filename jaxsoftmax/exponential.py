@@ -117,7 +117,8 @@ class Row(NamedTuple):
 
     def along(self, axis: int) -> "Row":
         """The same with a class axis of length 1."""
-        return Row(*(jnp.expand_dims(a, axis) for a in self[:5]), self.rest)
+        shared = {name: jnp.expand_dims(getattr(self, name), axis) for name in self._fields[:5]}
+        return self._replace(**shared)
 
 
 def row(maximum: Array) -> Row:

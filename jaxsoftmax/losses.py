@@ -63,8 +63,8 @@ def cross_entropy(
     Numerics:
         log1p(sum over k != y of exp(z_k - z_y)), never lse - z_y, which cancels to 0 on a confident
         example: right to 8 ulp at any margin and offset (to 9 on a CPU where from 257 to 10,000
-        classes have no divisor from 32 to 256, such as 1009). +inf for a label on a masked class, 0 for
-        a row masked whole and for valid=False, NaN for a label out of range.
+        classes have no divisor from 32 to 256, such as 1009). +inf for a label on a masked class,
+        0 for a row masked whole and for valid=False, NaN for a label out of range.
 
     Derivatives:
         p - onehot(y), see `cross_entropy_gradient`; of any order and in both modes.
@@ -144,7 +144,7 @@ def smoothed_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    smoothing: ArrayLike,
+    smoothing: float | Array,
     class_weights: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
@@ -198,7 +198,7 @@ class _Rows(NamedTuple):
     """Logits, labels as indices, which of them are labels, which examples count, the class axis."""
 
     z: Array
-    index: Array
+    label: Array
     known: Array
     counts: Array
     axis: int
@@ -212,18 +212,19 @@ def _labelled_rows(
     valid: ArrayLike | None,
 ) -> _Rows:
     z, axis = checks.scores(logits, axis, where)
-    return _Rows(*derivatives.rows(labels, valid, z, axis), axis)
+    z, label, known, counts = derivatives.rows(labels, valid, z, axis)
+    return _Rows(z, label, known, counts, axis)
 
 
 def _smoothed(
-    rows: _Rows, smoothing: ArrayLike, class_weights: ArrayLike | None
+    rows: _Rows, smoothing: float | Array, class_weights: ArrayLike | None
 ) -> tuple[Array, Array]:
     """The losses, and the class weight of each label."""
     if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
     z, axis = rows.z, rows.axis
     c = None
-    own = jnp.ones_like(rows.index, z.dtype)
+    own = jnp.ones_like(rows.label, z.dtype)
     if class_weights is not None:
         c = checks.numbers(class_weights, "class_weights").astype(z.dtype)
         checks.shaped(c, (z.shape[axis],), "class_weights", "one per class")
@@ -237,12 +238,12 @@ def _smoothed(
 
 
 def _of_labels(by_class: Array, rows: _Rows) -> Array:
-    """The number of each label's class; a sum with one term where an Explicit mesh has no gather."""
+    """The number of each label's class; a sum of one term where an Explicit mesh has no gather."""
     if not any(placement.spec(rows.z)):
-        return by_class[rows.index]
+        return by_class[rows.label]
     wide = jnp.expand_dims(by_class, [i for i in range(rows.z.ndim) if i != rows.axis])
-    hot = lax.broadcasted_iota(rows.index.dtype, rows.z.shape, rows.axis) == jnp.expand_dims(
-        rows.index, rows.axis
+    hot = lax.broadcasted_iota(rows.label.dtype, rows.z.shape, rows.axis) == jnp.expand_dims(
+        rows.label, rows.axis
     )
     return jnp.sum(jnp.where(hot, wide, 0), rows.axis)
 
@@ -253,7 +254,7 @@ def _smooth_targets(rows: _Rows, smoothing: Array, class_weights: Array | None) 
     wide = functools.partial(jnp.expand_dims, axis=axis)
     exists = z != -jnp.inf
     share = smoothing / jnp.sum(exists, axis, keepdims=True, dtype=z.dtype)
-    hot = lax.broadcasted_iota(rows.index.dtype, z.shape, axis) == wide(rows.index)
+    hot = lax.broadcasted_iota(rows.label.dtype, z.shape, axis) == wide(rows.label)
     t = jnp.where(hot, 1 - smoothing, 0) + jnp.where(exists, share, 0)
     if class_weights is not None:
         t = t * jnp.expand_dims(class_weights, [i for i in range(z.ndim) if i != axis])
@@ -680,7 +681,7 @@ def _ramp(x: Array) -> Array:
 
 
 @calls.compiled(constant="gamma")
-def focal(values: ArrayLike, *, gamma: ArrayLike) -> Array:
+def focal(values: ArrayLike, *, gamma: float | Array) -> Array:
     r"""Focal loss as a function of the cross-entropy l, (1 - exp(-l))^gamma l.
 
     Args:
@@ -821,7 +822,7 @@ def mean_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    smoothing: ArrayLike = 0.0,
+    smoothing: float | Array = 0.0,
     class_weights: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,

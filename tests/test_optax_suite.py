@@ -128,7 +128,7 @@ def test_there_are_as_many_as_were_counted() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id().split(".", 3)[-1])
 def test_of_optax(case: unittest.TestCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "_classification", ADAPTERS)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002, what Optax's tests draw from
     result = unittest.TestResult()
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # assertWarns reads every module that is loaded
