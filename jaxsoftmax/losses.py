@@ -877,7 +877,13 @@ def mean_cross_entropy(
     return _ratio(values, w, w * own)
 
 
-def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None = None) -> None:
+def check_labels(
+    labels: ArrayLike,
+    num_classes: int,
+    *,
+    valid: ArrayLike | None = None,
+    name: str = "labels",
+) -> None:
     r"""Raise if a label that counts is not one of 0, ..., num_classes - 1.
 
     The losses cannot raise under jit: a label out of range gives NaN there. Call this before.
@@ -886,6 +892,7 @@ def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None
         labels: integers of any dtype and shape, with values: not under jit.
         num_classes: K.
         valid: bool of the labels' shape: which examples count.
+        name: what the error calls the labels.
 
     Returns:
         None.
@@ -910,9 +917,9 @@ def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None
     Reference:
         The contract of `cross_entropy`.
     """
-    y = checks.concrete(labels, "labels")
+    y = checks.concrete(labels, name)
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"labels: expected an integer dtype, got {y.dtype}")
+        raise TypeError(f"{name}: expected an integer dtype, got {y.dtype}")
     wide = y.astype(np.int64) if y.dtype != np.uint64 else y
     bad = (wide < 0) | (wide >= num_classes)
     if valid is not None:
@@ -921,7 +928,7 @@ def check_labels(labels: ArrayLike, num_classes: int, *, valid: ArrayLike | None
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         where = "".join(f"[{i}]" for i in first)
         raise ValueError(
-            f"labels{where}: expected a label from 0 to {num_classes - 1}, got {y[first]} "
+            f"{name}{where}: expected a label from 0 to {num_classes - 1}, got {y[first]} "
             f"({bad.sum()} of {y.size} are out of range)"
         )
 

@@ -1029,13 +1029,6 @@ def _check_integers(a: Array, given: ArrayLike, counts: np.ndarray, name: str) -
         raise ValueError(f"{name} must fit {a.dtype}, got {given[tuple(at)]} at {at}")
 
 
-def _check_labels(t: ArrayLike, num_classes: int, counts: np.ndarray, *, of: str) -> None:
-    try:
-        check_labels(t, num_classes, valid=counts)
-    except ValueError as error:
-        raise ValueError(f"{of}targets: {error}") from None
-
-
 def _init_like(data: Data, *, key: Array) -> LinearParams:
     """Initial parameters for the classes that the targets show, in at least float32."""
     x, t, _ = data
@@ -1060,7 +1053,7 @@ def _check_model(loss: Loss, params: Any, data: Data, held_out: Data | None) -> 
         num_classes = _num_classes(loss, params, x, of=of)
         if num_classes and t.ndim == 1 and jnp.issubdtype(t.dtype, jnp.integer):
             # One score tells two classes apart.
-            _check_labels(t, max(2, num_classes), _counts(examples), of=of)
+            check_labels(t, max(2, num_classes), valid=_counts(examples), name=f"{of}targets")
 
 
 def _check_params(params: Any) -> None:

@@ -724,7 +724,7 @@ def test_a_label_that_makes_too_many_classes_is_named(largest: int) -> None:
         solve_path(x, y, C=[1.0])
     # Who says how many there are has a wrong label.
     for stated in ({"class_weights": np.ones(3)}, {"init": LinearParams(np.zeros((6, 3)), y[:3])}):
-        with pytest.raises(ValueError, match=rf"labels\[3\]: expected .* 0 to 2, got {largest}"):
+        with pytest.raises(ValueError, match=rf"targets\[3\]: expected .* 0 to 2, got {largest}"):
             solve(x, y, C=1.0, **stated)
 
 

@@ -958,7 +958,7 @@ def with_entry(array, value):
         (X, Y, {"patience": 1}, ValueError, "patience needs validation"),
         (X, Y, {"weights": np.ones(3)}, ValueError, r"weights must have shape \(43,\)"),
         (X, Y, {"weights": np.ones((43, 1))}, ValueError, r"got shape \(43, 1\)"),
-        (X, with_entry(Y, 9), {"params": linear.init(5, 3)}, ValueError, r"labels\[0\].*0 to 2.*9"),
+        (X, with_entry(Y, 9), {"params": linear.init(5, 3)}, ValueError, r"targets\[0\].*0 to 2.*9"),
         (X, Y, {"validation": (X, Y, -np.ones(43))}, ValueError, "validation weights must be"),
         (X, Y, {"validation": (X,)}, ValueError, r"validation must be \(features, targets\) or"),
         (X, Y, {"validation": {"x": X, "y": Y}}, ValueError, "got dict of length 2"),

@@ -173,7 +173,7 @@ def _labels(t: np.ndarray, counts: np.ndarray, classes: int | None) -> tuple[np.
         )
     t = np.where(counts, t, np.zeros((), t.dtype))
     classes = _inferred(t) if classes is None else classes
-    check_labels(t, classes)
+    check_labels(t, classes, name="targets")
     return t, classes
 
 
