@@ -26,7 +26,6 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
-from jaxsoftmax import checks
 from jaxsoftmax.kernels import products
 
 # A tile of logits, and the features that are multiplied at a time.
@@ -47,6 +46,7 @@ class Work(NamedTuple):
     softcap: float | None
     pair: bool  # whether two neighbours share tiles of w
     gaps: bool  # whether a target may be `MISSING`
+    slack: float  # by which rounding may have put a target outside [0, 1]
     x: Any
     w: Any
     start: Any  # the first class, a multiple of 64; what follows is relative to it
@@ -274,14 +274,19 @@ def _binary(tile: Tile, part: int) -> tuple[Array, Array | None, Array, Array, A
     """Logits, their slope, the coefficients of t = 1 and t = 0, and which of them exist."""
     z, slope = tile.logits(part)
     given = tile.targets(part)
-    # As `checks.in_unit` has it, in the precision in which the targets are stored.
-    slack = checks.ROUNDING * float(jnp.finfo(tile.work.targets[0].dtype).eps)
-    nearest = jnp.minimum(jnp.maximum(given, 0.0), 1.0)
-    t = jnp.where(jnp.abs(given - 0.5) <= 0.5 + slack, nearest, jnp.nan)
+    t = _in_unit(given, tile.work.slack)
     one = t if len(tile.work.columns) == 2 else tile.by_class(2, part) * t
     exists = tile.by_class(1, part) != 0.0
     exists = exists & (given != MISSING) if tile.work.gaps else exists
     return z, slope, one, 1.0 - t, exists
+
+
+def _in_unit(t: Array, slack: float) -> Array:
+    """`checks.in_unit`, without what costs registers where nothing was rounded."""
+    if slack == 0.0:
+        return jnp.where((t >= 0.0) & (t <= 1.0), t, jnp.nan)
+    nearest = jnp.minimum(jnp.maximum(t, 0.0), 1.0)
+    return jnp.where(jnp.abs(t - 0.5) <= 0.5 + slack, nearest, jnp.nan)
 
 
 def _folded(function: Callable[[Array, Array], Array], parts: list[Array]) -> Array:

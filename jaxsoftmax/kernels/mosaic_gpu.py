@@ -135,14 +135,14 @@ def _tiles(
     inputs += [] if targets is None else [targets]
     sizes = (1, 1, 1, len(columns), len(rows), len(inputs) - 3 - len(columns) - len(rows))
     pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
-    gaps = _gaps(head) is not None
+    gaps, slack = _gaps(head) is not None, checks._rounding(head.truth)
     (generation,) = _generations(options)
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
         parts = [tuple(islice(rest, size)) for size in (*sizes, len(outputs))]
         (x,), (w,), (start,), *others = parts
-        generation.body(Work(end, options.softcap, pair, gaps, x, w, start, *others), *rest)
+        generation.body(Work(end, options.softcap, pair, gaps, slack, x, w, start, *others), *rest)
 
     kernel = gpu.kernel(
         body,
