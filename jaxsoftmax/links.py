@@ -331,7 +331,9 @@ def _softmax_and_lse_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[An
 def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
     """The exponentials, scaled, their sums S, and log S / e_max, as log1p of the rest over e_max.
 
-    The rest is what is below the maximum and the further entries that are equal to it.
+    The rest is what is below the maximum and the further entries that are equal to it. S is not
+    made of them: what a compiler computes twice, such as a product in z, it may round in two ways,
+    and the shares of the mass are quotients of the very entries that S is the sum of.
     """
     row = exponential.row(maximum)
     top = exponential.top(row)
@@ -340,7 +342,7 @@ def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
     e = exponential.scaled_exp(z, row.along(axis))
     ties = jnp.sum(leads, axis, dtype=z.dtype)
     lower = exponential.total(choose(leads, 0, e), row, axis)
-    return e, lower + ties * top, jnp.log1p(lower / top + (ties - 1))
+    return e, exponential.total(e, row, axis), jnp.log1p(lower / top + (ties - 1))
 
 
 def _inverse(total: Array, alive: Array) -> Array:
