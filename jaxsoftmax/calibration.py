@@ -4,40 +4,49 @@ r"""Calibration: rescale the logits of a fitted classifier so that its probabili
     vector_scaling         a_k z_k + c_k, a scale and an offset for each class or label
 
 by the least negative log-likelihood of validation data that did not train the classifier. Both
-problems are convex, and both start from z itself, so that they never make the likelihood worse on
-the data they are fitted to. With integer labels `[N]` and logits `[N, K]` the head is a softmax;
-with targets of the logits' shape, or logits `[N, 1]`, a sigmoid per label, for which vector scaling
-is Platt's method label by label.
+problems are convex, are solved in float64, and never make the likelihood worse on the data they are
+fitted to. With integer labels `[N]` and logits `[N, K]` the head is a softmax; with targets of the
+logits' shape, or logits `[N, 1]`, a sigmoid per label, for which vector scaling is Platt's method
+label by label.
 
-Where validation data do not determine an answer, the result says `converged=False`: if all examples
-are right, the likelihood grows with the scale forever, and the temperature stops at 1 / limit; a
-class without examples loses offset forever, and Newton's method stops where that gains nothing.
+Data can leave an answer open in two ways, and the result tells them apart:
+
+- The likelihood has no optimum. If all examples are right it grows with the scale forever, and the
+  temperature stops at 1 / limit; a class without examples loses offset forever. The result is then
+  finite, and says `converged=False`.
+- The probabilities have an optimum, but several scales give it: those of a class whose logits do
+  not vary, or of two classes with logits z and -z. Such a scale stays 1, or as near to 1 as the
+  optimum allows, and `determined` is False.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax import checks, links, losses, metrics, placement
 from jaxsoftmax.losses import weighted_mean
 
-PRODUCTS = 4  # conjugate gradients of one Newton step, at most, times the number of parameters
-HALVINGS = 30  # of a step that does not descend
+LARGEST = 1e100  # logit, of which float64 has the square
+LIMIT = 1000.0  # of the common scale at which vector scaling starts, times the logits' spread
+GRADIENT = 1e-7  # at which its search ends: then differences of losses are of rounding alone
+STEP = 1e-2  # of Newton's method, in deviations of the logits: at an optimum it is smaller
+PRODUCTS = 200  # of the Hessian for that step, at most
 
 
 class Fit(NamedTuple):
     """A calibration, z -> scale z + bias, and what it did to the data it was fitted to.
 
     `nll` and `ece` are the mean negative log-likelihood (for a sigmoid of all labels together) and
-    the expected calibration error, each `(before, after)`. `converged` is False where the data do
-    not determine the optimum; the calibration is then finite and no worse than none. `decrement` is
-    Newton's estimate g' H^-1 g / 2 of how far that mean is above its minimum: without a penalty
-    there is no proof of it.
+    the expected calibration error, each `(before, after)`. `converged` is False where the
+    likelihood has no optimum, or the search did not reach it; the calibration is then finite and no
+    worse than none. `decrement` is Newton's estimate g' H^-1 g / 2 of how far the mean was above
+    its minimum before the last step: without a penalty there is no proof of it. `determined` is
+    False for a scale of which the data say nothing, or only together with other scales.
     """
 
     scale: Array  # [], or [K] of vector scaling
@@ -46,6 +55,7 @@ class Fit(NamedTuple):
     ece: tuple[float, float]
     converged: bool
     decrement: float
+    determined: Array  # bools of the scale's shape
 
     def apply(self, logits: ArrayLike) -> Array:
         """Calibrated logits of the same shape; a masked class, -inf, stays masked.
@@ -59,7 +69,8 @@ class Fit(NamedTuple):
         Example:
             >>> import jax.numpy as jnp
             >>> from jaxsoftmax import calibration
-            >>> fitted = calibration.Fit(jnp.array(0.5), jnp.array(0.0), (1, 1), (0, 0), True, 0.0)
+            >>> half, zero, yes = jnp.array(0.5), jnp.array(0.0), jnp.array(True)
+            >>> fitted = calibration.Fit(half, zero, (1, 1), (0, 0), True, 0.0, yes)
             >>> print(fitted.apply(jnp.array([4.0, -jnp.inf])))
             [  2. -inf]
         """
@@ -90,9 +101,10 @@ def temperature_scaling(
 
     Numerics:
         The slope in b is increasing, so its root lies in a bracket that every step shrinks: Newton,
-        or the geometric middle where Newton leaves the bracket. At an end of the bracket (all
-        right: b = limit; worse than chance: b = 1 / limit) `converged` is False. Logits that do not
-        differ keep b = 1.
+        or the geometric middle where Newton leaves the bracket. It is found in float64. At an end
+        of the bracket (all right: b = limit; worse than chance: b = 1 / limit) `converged` is
+        False. Logits of an example that differ by rounding alone keep b = 1, and `determined` is
+        False.
 
     Raises:
         TypeError: logits are not floats, or labels of a softmax not integers.
@@ -113,9 +125,13 @@ def temperature_scaling(
     if not 1 <= limit < float("inf"):
         raise ValueError(f"limit: expected a finite number of at least 1, got {limit}")
     z, t, w = _validation(logits, targets, weights)
-    scale, inside, decrement = _inverse_temperature(z, t, w, limit)
-    zero = jnp.zeros_like(scale)
-    return _fit(z, t, w, scale, zero, converged=bool(inside), decrement=float(decrement))
+    rounding = _rounding(logits)
+    with jax.enable_x64():
+        wide = _double(z, t, w)
+        known = _spread(*wide, rounding) > 0
+        b, settled, decrement = _inverse_temperature(*wide, limit) if known else (1, True, 0)
+    found = np.array(b, z.dtype), np.zeros((), z.dtype), np.array(known)
+    return _fit(z, t, w, *found, converged=bool(settled), decrement=float(decrement))
 
 
 def vector_scaling(
@@ -140,11 +156,17 @@ def vector_scaling(
         has 2 K parameters: with few examples a class prefer the one of `temperature_scaling`.
 
     Numerics:
-        Starts at the temperature's optimum, which also sets the scale of the problem, and is never
-        worse. Newton's systems are solved by conjugate gradients after each class's own 2 by 2
-        block of the Hessian, which for sigmoids is all of it. Converged where the Newton decrement
-        is within rounding of the mean loss, and neither are all examples right (of a label, for
-        sigmoids) nor a class without examples.
+        SciPy's trust-region Newton method with conjugate gradients, in float64, from the best
+        common scale, in units of each class: the deviation of its logits from their mean. It is
+        converged where Newton's step is small, which it never is where the likelihood has no
+        optimum: all examples are right, a class has no examples, or some classes are separable.
+
+        What the data leave open stays at scale 1 and bias 0. A class whose logits differ by
+        rounding alone keeps scale 1, and one that is masked in all examples bias 0 too. If the
+        logits of all classes are linear functions of one another but for rounding, like z and -z,
+        the scales are as near to 1 as the optimum allows. In these cases `determined` is False.
+        Masks can part the classes into sets of which no example compares two: each is then a
+        softmax of its own, whose biases sum to 0.
 
     Raises:
         TypeError: as `temperature_scaling`.
@@ -164,23 +186,29 @@ def vector_scaling(
     if iterations < 1:
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
     z, t, w = _validation(logits, targets, weights)
-    start, inside, _ = _inverse_temperature(z, t, w, limit=1000.0)
-    start = jnp.where(inside | (start > 1), start, 1)  # worse than chance: scales turn negative
-    (a, c), value, decrement = _newton(_affine(start, jnp.zeros_like(start), z), t, w, iterations)
-    a = a * start
-    settled = bool(decrement <= 4 * jnp.finfo(z.dtype).eps * value)
-    settled = settled and _determined(_affine(a, c, z), t, w)
-    tempered = _nll(start, jnp.zeros_like(start), z, t, w)
-    if not float(_nll(a, c, z, t, w)) <= float(tempered):
-        # Rounding, at a start that was the optimum.
-        a, c = jnp.full_like(a, start), jnp.zeros_like(c)
-    return _fit(z, t, w, a, c, converged=settled, decrement=float(decrement))
+    rounding = _rounding(logits)
+    with jax.enable_x64():
+        wide = _double(z, t, w)
+        common = _common_scale(*wide, rounding)
+        columns, unit = _columns(*wide, rounding)
+        columns, unit = _centered(columns, unit, *wide[1:], common)
+        problem = _Problem(columns.params(common), unit, *wide[1:])
+        params, settled, decrement = _minimum(problem, iterations)
+    scale, bias = columns.calibration(params, _is_softmax(z, t), z.dtype)
+    found = (a.reshape(z.shape[1:]) for a in (scale, bias, columns.varies & ~columns.tied))
+    return _fit(z, t, w, *found, converged=settled, decrement=decrement)
 
 
 def _affine(scale: Array, bias: Array, z: Array) -> Array:
     """scale z + bias; a scale of 0 or below would make NaN or +inf of a masked class."""
     exists = z != -jnp.inf
     return jnp.where(exists, scale * jnp.where(exists, z, 0) + bias, -jnp.inf)
+
+
+def _below_top(z: Array) -> Array:
+    """Logits minus the largest of their example: an offset is no confidence, but rounds."""
+    top = jnp.max(z, -1, keepdims=True)
+    return z - jnp.where(top == -jnp.inf, 0, top)
 
 
 def _losses(z: Array, t: Array) -> Array:
@@ -193,149 +221,301 @@ def _is_softmax(z: Array, t: Array) -> bool:
     return z.ndim > t.ndim
 
 
+@jax.jit
 def _nll(scale: Array, bias: Array, z: Array, t: Array, w: Array) -> Array:
     return weighted_mean(_losses(_affine(scale, bias, z), t), weights=w)
+
+
+def _rounding(logits: ArrayLike) -> float:
+    """The relative error of logits: of their own rounding, and of the sums that made them."""
+    z = checks.floating(logits)
+    return float(jnp.finfo(z.dtype).eps + 16 * jnp.finfo(checks.accumulated(z).dtype).eps)
+
+
+def _double(z: Array, t: Array, w: Array) -> tuple[Array, Array, Array]:
+    """The data with logits `[N, K]` in float64, where that is enabled."""
+    z, t = (z[:, None], t[:, None]) if z.ndim == 1 else (z, t)
+    return z.astype(jnp.float64), t, w.astype(jnp.float64)
+
+
+def _spread(z: Array, t: Array, w: Array, rounding: float) -> float:
+    """The root mean square of what a loss sees of the logits; 0 where that is rounding alone."""
+    seen, size = map(float, _root_mean_squares(z, t, w))
+    return seen if seen > rounding * size else 0.0
+
+
+@jax.jit
+def _root_mean_squares(z: Array, t: Array, w: Array) -> tuple[Array, Array]:
+    exists = z != -jnp.inf
+    share = jnp.where(exists, (w / jnp.sum(w))[:, None], 0)
+    seen = _below_top(z) if _is_softmax(z, t) else z
+    seen, z = (jnp.where(exists, a, 0) for a in (seen, z))
+    return jnp.sqrt(jnp.sum(share * seen**2)), jnp.sqrt(jnp.sum(share * z**2))
 
 
 @jax.jit
 def _inverse_temperature(z: Array, t: Array, w: Array, limit: float) -> tuple[Array, Array, Array]:
     """The root of the mean loss's slope in b, or an end; whether a root; the Newton decrement."""
-    if _is_softmax(z, t):
-        top = jnp.max(z, -1, keepdims=True)
-        z = z - jnp.where(top == -jnp.inf, 0, top)  # an offset is no confidence, but rounds
+    z = _below_top(z) if _is_softmax(z, t) else z
     slope = jax.grad(lambda b: _nll(b, jnp.zeros_like(b), z, t, w))
-    curvature = jax.grad(slope)
+
+    def slope_and_curvature(b: Array) -> tuple[Array, Array]:
+        return jax.jvp(slope, (b,), (jnp.ones_like(b),))
+
     one = placement.full(z, 1, (), z.dtype)
     low, high = one / limit, one * limit
+    up, down = slope(low) > 0, (slope(high) <= 0) & (slope(low) < 0)
+    end = jnp.where(down, high, low)
 
     def unfinished(state: tuple) -> Array:
         _, _, b, step, count = state
-        return (step > jnp.finfo(b.dtype).eps * b) & (count < 100)
+        return (step > 64 * jnp.finfo(b.dtype).eps * b) & (count < 100)
 
     def search(state: tuple) -> tuple:
         low, high, b, _, count = state
-        s = slope(b)
+        s, c = slope_and_curvature(b)
         low, high = jnp.where(s <= 0, b, low), jnp.where(s >= 0, b, high)
-        newton = b - s / curvature(b)
-        inside = (newton >= low) & (newton <= high)  # where it ends, on one of them
-        following = jnp.where(inside, newton, jnp.sqrt(low) * jnp.sqrt(high))
+        inside = (b - s / c >= low) & (b - s / c <= high)  # where it ends, on one of them
+        following = jnp.where(inside, b - s / c, jnp.sqrt(low) * jnp.sqrt(high))
         return low, high, following, jnp.abs(following - b), count + 1
 
-    root = lax.while_loop(unfinished, search, (low, high, one, high, 0))[2]
-    up, down = slope(low) > 0, (slope(high) <= 0) & (slope(low) < 0)
-    b = jnp.where(down, high, jnp.where(up, low, root))
-    s = slope(b)
-    decrement = jnp.where(s == 0, 0, 0.5 * s**2 / curvature(b))
-    return b, ~(up | down), decrement
+    start = jnp.where(up | down, end, one), jnp.where(up | down, 0, high)
+    *_, b, _, count = lax.while_loop(unfinished, search, (low, high, *start, 0))
+    s, c = slope_and_curvature(b)
+    settled = ~(up | down) & (count < 100) & jnp.isfinite(s) & jnp.isfinite(c)
+    return b, settled, jnp.where(s == 0, 0, 0.5 * s**2 / c)
 
 
-class _Iterate(NamedTuple):
-    params: Array  # [2, K], or [2] of one label: a and c
-    value: Array
-    direction: Array  # Newton's
-    decrement: Array
-    moved: Array  # whether the last step found descent
-    steps: Array | int
+# -- Vector scaling --
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _newton(z: Array, t: Array, w: Array, iterations: int) -> tuple[Array, Array, Array]:
-    """Scale and bias of least loss from (1, 0), that loss, and the Newton decrement there."""
+class _Columns(NamedTuple):
+    """The logits of each class in units of their own, z = mean + deviation unit."""
 
-    def objective(params: Array) -> Array:
-        return _nll(params[0], params[1], z, t, w)
+    mean: np.ndarray  # [K]
+    deviation: np.ndarray  # [K], 1 where the logits do not vary
+    varies: np.ndarray  # [K], whether they do
+    group: np.ndarray  # [K], a number that classes share which some example compares
+    sign: np.ndarray  # [K], of the correlation with the first class of the group
+    tied: np.ndarray  # [K], whether all units of the group are equal up to the sign
 
-    def at(params: Array, moved: Array, steps: Array | int) -> _Iterate:
-        value, g = jax.value_and_grad(objective)(params)
-        d = _direction(objective, params, g, _blocks(_affine(params[0], params[1], z), z, t, w))
-        return _Iterate(params, value, d, -0.5 * jnp.sum(g * d), moved, steps)
+    def params(self, common: float) -> np.ndarray:
+        """Return scale and bias of the units, `[2, K]`, of one scale for all logits and no bias."""
+        return common * np.stack([self.deviation, self.mean])
 
-    def unfinished(last: _Iterate) -> Array:
-        eps = jnp.finfo(z.dtype).eps
-        far = last.decrement > eps * jnp.maximum(last.value, eps)
-        return far & last.moved & (last.steps < iterations)
-
-    def step(last: _Iterate) -> _Iterate:
-        length = _length(objective, last)
-        return at(last.params + length * last.direction, length > 0, last.steps + 1)
-
-    ones = placement.full(z, 1, z.shape[1:], z.dtype)
-    ones = placement.resharded(ones, z, *placement.spec(z)[1:])  # as its Hessian's blocks are
-    start = at(jnp.stack([ones, jnp.zeros_like(ones)]), placement.full(z, True, (), bool), 0)
-    end = lax.while_loop(unfinished, step, start)
-    a, c = end.params
-    c = c - jnp.mean(c) if _is_softmax(z, t) else c  # a softmax does not see a shift of all
-    return jnp.stack([a, c]), end.value, end.decrement
+    def calibration(self, params: np.ndarray, softmax: bool, dtype: np.dtype) -> list[np.ndarray]:
+        """Return scale and bias of the logits; of several that are equal, those nearest to 1, 0."""
+        scale, free = params[0] / self.deviation, self.sign / self.deviation
+        excess = _group_sums(free * (scale - 1), self.group) / _group_sums(free**2, self.group)
+        scale = scale - np.where(self.tied, free * excess, 0)
+        scale = np.where(self.varies, scale, 1).astype(dtype)
+        bias = params[1] - scale * self.mean  # what is lost in rounding the scale comes back here
+        sizes = _group_sums(np.ones_like(bias), self.group)
+        return [scale, (bias - softmax * _group_sums(bias, self.group) / sizes).astype(dtype)]
 
 
-def _length(objective: Callable[[Array], Array], last: _Iterate) -> Array:
-    """1, or the first of its halves at which the loss falls as it should; 0 where none does."""
-    slack = 4 * jnp.finfo(last.value.dtype).eps * last.value  # what rounding adds at the optimum
-
-    def fails(trial: tuple[Array, Array | int]) -> Array:
-        length, count = trial
-        enough = last.value - 2e-4 * length * last.decrement + slack
-        return ~(objective(last.params + length * last.direction) <= enough) & (count < HALVINGS)
-
-    one = placement.full(last.value, 1, (), last.value.dtype)
-    length, count = lax.while_loop(fails, lambda trial: (0.5 * trial[0], trial[1] + 1), (one, 0))
-    return jnp.where(count < HALVINGS, length, 0)
+def _group_sums(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    return np.bincount(group, x)[group]
 
 
-def _blocks(scores: Array, z: Array, t: Array, w: Array) -> Array:
-    """Each class's own part of the Hessian up to a factor: of a a, a c and c c, `[3, K]`."""
-    z = jnp.where(z == -jnp.inf, 0, z)
-    p = links.softmax(scores) if _is_softmax(z, t) else links.sigmoid(scores)
-    h = p * (1 - p) * (w / jnp.sum(w)).reshape(-1, *(1,) * (z.ndim - 1))
-    aa, ac, cc = jnp.sum(h * z * z, 0), jnp.sum(h * z, 0), jnp.sum(h, 0)
-    # Logits that are all equal make a and c one parameter: a little more keeps the block regular.
-    little = 4 * jnp.finfo(z.dtype).eps
-    return jnp.stack([aa, ac, cc]) + little * jnp.stack([aa, jnp.zeros_like(ac), cc])
+def _columns(z: Array, t: Array, w: Array, rounding: float) -> tuple[_Columns, Array]:
+    """Means, deviations and what the data leave open; the units `[N, K]`, -inf where masked.
+
+    A unit is exactly 0 where logits vary by rounding alone, and units are exactly equal where they
+    differ by rounding alone. The gradient along what the data leave open is then 0, and Krylov's
+    methods never move there; the rounding would determine scales of a million.
+    """
+    softmax = _is_softmax(z, t)
+    w = _compared(z, w) if softmax else w
+    mean, deviation = map(checks.on_host, _moments(z, w))
+    error = rounding * np.hypot(mean, deviation)
+    varies = deviation > error
+    deviation = np.where(varies, deviation, 1)
+    unit = _units(z, mean, deviation, varies)
+    first, group = _groups(z, w) if softmax else (np.arange(len(mean)),) * 2
+    sign, apart = map(checks.on_host, _correlated(unit, w, first))
+    error = error / deviation
+    alike = varies & (apart <= error + error[first]) & softmax
+    tied = _group_sums(~alike, group) == 0
+    return _Columns(mean, deviation, varies, group, sign, tied), _tied(unit, first, sign, tied)
 
 
-def _direction(
-    objective: Callable[[Array], Array], params: Array, g: Array, blocks: Array
-) -> Array:
-    """-H^-1 g by conjugate gradients, nearly; Hessian products are derivatives of the gradient."""
-    aa, ac, cc = blocks
-    determinant = aa * cc - ac * ac
-    usable = determinant > 0
-
-    def inverse(r: Array) -> Array:
-        solved = jnp.stack([cc * r[0] - ac * r[1], aa * r[1] - ac * r[0]])
-        return jnp.where(usable, solved / jnp.where(usable, determinant, 1), 0)
-
-    def unfinished(state: tuple) -> Array:
-        *_, rz, count = state
-        return (rz > 1e-8 * first) & (count < PRODUCTS * params.size)
-
-    def body(state: tuple) -> tuple:
-        d, r, p, rz, count = state
-        h = jax.jvp(jax.grad(objective), (params,), (p,))[1]
-        bend = jnp.sum(p * h)
-        step = jnp.where(bend > 0, rz / jnp.where(bend > 0, bend, 1), 0)
-        d, r = d + step * p, r - step * h
-        m = inverse(r)
-        following = jnp.where(bend > 0, jnp.sum(r * m), 0)  # nothing but rounding is left
-        return d, r, m + following / rz * p, following, count + 1
-
-    m = inverse(-g)
-    first = jnp.sum(-g * m)
-    return lax.while_loop(unfinished, body, (jnp.zeros_like(g), -g, m, first, 0))[0]
+def _common_scale(z: Array, t: Array, w: Array, rounding: float) -> float:
+    """The best scale of all logits; where it has no end, one at which losses do not vanish."""
+    spread = _spread(z, t, w, rounding)
+    if not spread:
+        return 1.0
+    best = float(_inverse_temperature(z / spread, t, w, LIMIT)[0])
+    return (best if best < LIMIT else 1.0) / spread
 
 
-def _determined(z: Array, t: Array, w: Array) -> bool:
-    """Whether the data bound the optimum: some example is wrong, and every class occurs."""
-    counts = metrics.Counts(*(jnp.atleast_1d(c) for c in _counts(z, t, w)))
-    wrong, found = counts.false_positive + counts.false_negative, counts.true_positive
-    if _is_softmax(z, t):
-        return bool(jnp.any(wrong > 0) & jnp.all(found + counts.false_negative > 0))
-    return bool(jnp.all(wrong > 0))
+def _centered(
+    columns: _Columns, unit: Array, t: Array, w: Array, common: float
+) -> tuple[_Columns, Array]:
+    """The units from where the loss bends: scale and bias of a class then hardly act on another."""
+    p = _probabilities(columns.params(common), unit, t)
+    center = np.where(columns.tied, 0, checks.on_host(_bends(p, unit, w)))
+    mean = columns.mean + columns.deviation * center
+    return columns._replace(mean=mean), unit - jnp.asarray(center)[None]
 
 
-def _counts(z: Array, t: Array, w: Array) -> metrics.Counts:
-    count = metrics.class_counts if _is_softmax(z, t) else metrics.label_counts
-    return count(z, t, weights=w)
+@jax.jit
+def _bends(p: Array, unit: Array, w: Array) -> Array:
+    """The mean unit, weighted by the loss's second derivative in the score."""
+    exists = unit != -jnp.inf
+    return _column_means(unit, exists, p * (1 - p) * w[:, None])
+
+
+@jax.jit
+def _compared(z: Array, w: Array) -> Array:
+    """The weights of examples with two classes or more; of one class the loss is always 0."""
+    return jnp.where(jnp.sum(z != -jnp.inf, 1) > 1, w, 0)
+
+
+@jax.jit
+def _moments(z: Array, w: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each class's logits, `[K]`; 0 where there are none."""
+    mean = _column_means(z, z != -jnp.inf, w)
+    return mean, jnp.sqrt(_column_means((z - mean[None]) ** 2, z != -jnp.inf, w))
+
+
+def _column_means(x: Array, exists: Array, w: Array) -> Array:
+    weights = jnp.where(exists, w if w.ndim == 2 else w[:, None], 0)
+    total = jnp.sum(weights, 0)
+    return jnp.sum(weights * jnp.where(exists, x, 0), 0) / jnp.where(total == 0, 1, total)
+
+
+@jax.jit
+def _units(z: Array, mean: Array, deviation: Array, varies: Array) -> Array:
+    unit = jnp.where(varies[None], (z - mean[None]) / deviation[None], 0)
+    return jnp.where(z == -jnp.inf, -jnp.inf, unit)
+
+
+def _groups(z: Array, w: Array) -> tuple[np.ndarray, np.ndarray]:
+    """The first class of each class's group, and the number of the group, `[K]`.
+
+    Classes are of one group if some example has both, or if both are of one group with a third.
+    """
+    from scipy.sparse import csgraph  # type: ignore[import-untyped]
+
+    if not bool(jnp.any(z == -jnp.inf)):
+        return np.zeros(z.shape[1], int), np.zeros(z.shape[1], int)
+    exists = checks.on_host((z != -jnp.inf) & (w > 0)[:, None])
+    kinds = np.unique(exists, axis=0).astype(np.float32)
+    number = csgraph.connected_components(kinds.T @ kinds)[1]
+    return np.unique(number, return_index=True)[1][number], number
+
+
+@jax.jit
+def _correlated(unit: Array, w: Array, first: Array) -> tuple[Array, Array]:
+    """The sign of each class's correlation with the first of its group, and the deviation left."""
+    other = _of_first(unit, first)
+    both = (unit != -jnp.inf) & (other != -jnp.inf)
+    sign = jnp.where(_column_means(unit * other, both, w) < 0, -1, 1)
+    return sign, jnp.sqrt(_column_means((unit - sign[None] * other) ** 2, both, w))
+
+
+@jax.jit
+def _tied(unit: Array, first: Array, sign: Array, tied: Array) -> Array:
+    """The units, those of the first class of the group where all are equal but for rounding."""
+    return jnp.where(tied[None] & (unit != -jnp.inf), sign[None] * _of_first(unit, first), unit)
+
+
+def _of_first(unit: Array, first: Array) -> Array:
+    """For each class the units of the first class of its group, `[N, K]`."""
+    other = placement.gathered(unit, 1)[:, first]
+    return placement.resharded(other, unit, *placement.spec(unit))
+
+
+class _Problem:
+    """The mean loss as SciPy sees it: of vectors whose entries all change it about alike."""
+
+    def __init__(self, start: np.ndarray, unit: Array, t: Array, w: Array) -> None:
+        self.data, self.shape = (unit, t, w), start.shape
+        self.real = jnp.where(unit == -jnp.inf, 0, unit), t, w  # where it is -inf p is 0
+        p = _probabilities(start, unit, t)
+        self.size = _sizes(checks.on_host(_curvatures(p, *self.real)).ravel())
+        self.start = start.ravel() / self.size
+        self.last = self.start, p
+
+    def params(self, x: np.ndarray) -> np.ndarray:
+        """Scale and bias of the units, `[2, K]`."""
+        return (x * self.size).reshape(self.shape)
+
+    def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = _value_and_gradient(self.params(x), *self.data)
+        return float(value), checks.on_host(gradient).ravel() * self.size
+
+    def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """The Hessian at x times v; a search asks for many at one x."""
+        if not np.array_equal(x, self.last[0]):
+            self.last = x.copy(), _probabilities(self.params(x), *self.data[:2])
+        found = _product(self.last[1], self.params(v), *self.real)
+        return checks.on_host(found).ravel() * self.size
+
+
+def _minimum(problem: _Problem, iterations: int) -> tuple[np.ndarray, bool, float]:
+    """Scale and bias of least loss, whether it is an optimum, and the Newton decrement.
+
+    Differences of losses are blind to the last digits, so that SciPy's search ends before them, and
+    a Newton step goes the rest of the way. Where the likelihood has no optimum the loss falls like
+    exp(-x), whose Newton step is 1 however small its slope.
+    """
+    import scipy.optimize  # type: ignore[import-untyped]
+    from scipy.sparse import linalg
+
+    found = scipy.optimize.minimize(
+        problem.value_and_gradient,
+        problem.start,
+        jac=True,
+        hessp=problem.product,
+        method="trust-ncg",
+        options={"gtol": GRADIENT, "maxiter": iterations},
+    )
+    product = functools.partial(problem.product, found.x)
+    hessian = linalg.LinearOperator((found.x.size, found.x.size), matvec=product)
+    step, _ = linalg.cg(hessian, -found.jac, rtol=1e-3, maxiter=PRODUCTS)
+    settled = bool(np.max(np.abs(step * problem.size)) <= STEP)
+    end = found.x + step if settled else found.x
+    return problem.params(end), settled, float(-0.5 * found.jac @ step)
+
+
+def _sizes(curvatures: np.ndarray) -> np.ndarray:
+    """Changes of the parameters that change the mean loss alike."""
+    least = 1e-8 * curvatures.max()
+    return 1 / np.sqrt(np.maximum(curvatures, least)) if least > 0 else np.ones_like(curvatures)
+
+
+@jax.jit
+def _value_and_gradient(params: Array, unit: Array, t: Array, w: Array) -> tuple[Array, Array]:
+    return jax.value_and_grad(lambda x: _nll(x[0], x[1], unit, t, w))(params)
+
+
+@jax.jit
+def _probabilities(params: Array, unit: Array, t: Array) -> Array:
+    scores = _affine(params[0], params[1], unit)
+    return links.softmax(scores) if _is_softmax(unit, t) else links.sigmoid(scores)
+
+
+@jax.jit
+def _product(p: Array, tangent: Array, unit: Array, t: Array, w: Array) -> Array:
+    """The Hessian of the mean loss, at these probabilities, times a tangent, `[2, K]`."""
+    change = tangent[0] * unit + tangent[1]
+    mean = jnp.sum(p * change, 1, keepdims=True) if _is_softmax(unit, t) else p * change
+    return _sums(p * (change - mean), unit, t, w)
+
+
+@jax.jit
+def _curvatures(p: Array, unit: Array, t: Array, w: Array) -> Array:
+    """The diagonal of that Hessian, `[2, K]`."""
+    each = p * (1 - p)
+    return jnp.stack([_sums(each * unit, unit, t, w)[0], _sums(each, unit, t, w)[1]])
+
+
+def _sums(x: Array, unit: Array, t: Array, w: Array) -> Array:
+    """Sums over the examples of x unit and of x, as in the mean loss."""
+    share = (w / jnp.sum(w))[:, None] / (1 if _is_softmax(unit, t) else unit.shape[1])
+    return jnp.stack([jnp.sum(share * x * unit, 0), jnp.sum(share * x, 0)])
 
 
 def _ece(z: Array, t: Array, w: Array) -> float:
@@ -349,25 +529,29 @@ def _fit(
     z: Array,
     t: Array,
     w: Array,
-    scale: Array,
-    bias: Array,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    determined: np.ndarray,
     *,
     converged: bool,
     decrement: float,
 ) -> Fit:
-    """The result; no calibration at all where rounding makes the likelihood worse than before."""
-    one, zero = jnp.ones_like(scale), jnp.zeros_like(bias)
-    before, after = float(_nll(one, zero, z, t, w)), float(_nll(scale, bias, z, t, w))
+    """The result; no calibration at all where that makes the likelihood no better than before."""
+    none = np.ones_like(scale), np.zeros_like(bias)
+    with jax.enable_x64():
+        wide = z.astype(jnp.float64), t, w.astype(jnp.float64)
+        before, after = (float(_nll(*each, *wide)) for each in (none, (scale, bias)))
     if not after <= before:
-        scale, bias, after = one, zero, before
-    ece = _ece(z, t, w), _ece(_affine(scale, bias, z), t, w)
-    return Fit(scale, bias, (before, after), ece, converged, decrement)
+        (scale, bias), after = none, before
+    params = jnp.asarray(scale), jnp.asarray(bias)
+    ece = _ece(z, t, w), _ece(_affine(*params, z), t, w)
+    return Fit(*params, (before, after), ece, converged, decrement, jnp.asarray(determined))
 
 
 def _validation(
     logits: ArrayLike, targets: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-    """Validation data as arrays, after a look at their values."""
+    """Validation data as arrays, after a look at their values; zeros where the weight is 0."""
     z = checks.accumulated(checks.floating(logits))
     t = checks.numbers(targets, "targets")
     if z.ndim == 2 and z.shape[1] == 1 and t.ndim == 1:
@@ -377,16 +561,33 @@ def _validation(
             "logits, targets: expected [N, K] and labels [N], or one shape [N] or [N, L], "
             f"got {z.shape} and {t.shape}"
         )
+    w = _shares(weights, z)
     if _is_softmax(z, t):
-        losses.check_labels(targets, z.shape[1])
-    if bool(jnp.any(jnp.isnan(z) | (z == jnp.inf))):
-        raise ValueError("logits: expected finite numbers, or -inf for a masked class")
-    w = jnp.ones(z.shape[:1], z.dtype) if weights is None else checks.floating(weights, "weights")
-    checks.shaped(w, z.shape[:1], "weights", "one per example")
-    if not bool(jnp.all((w >= 0) & jnp.isfinite(w)) & jnp.any(w > 0)):
-        raise ValueError("weights: expected finite numbers of at least 0, some above 0")
+        losses.check_labels(targets, z.shape[1], valid=w > 0)
+    z, t = (jnp.where((w > 0).reshape(-1, *(1,) * (a.ndim - 1)), a, 0) for a in (z, t))
+    with jax.enable_x64():
+        wide = z.astype(jnp.float64)
+        usable = bool(jnp.all((jnp.abs(wide) <= LARGEST) | (wide == -jnp.inf)))
+        possible = bool(jnp.all(jnp.isfinite(_losses(wide, t))))
+    if not usable:
+        raise ValueError(
+            f"logits: expected finite numbers of at most {LARGEST:g}, or -inf for a masked class"
+        )
     if not _is_softmax(z, t) and not bool(jnp.all((t == 0) | (t == 1))):
         raise ValueError("targets: expected 0 or 1 for a sigmoid")
-    if not bool(jnp.all(jnp.isfinite(_losses(z, t)))):
+    if not possible:
         raise ValueError("targets: expected no example on a masked class, where its loss is inf")
-    return z, t, w.astype(z.dtype)
+    return z, t, w
+
+
+def _shares(weights: ArrayLike | None, z: Array) -> Array:
+    """The weights in units of the largest, whose sum is finite."""
+    if weights is None:
+        return jnp.ones(z.shape[:1], z.dtype)
+    w = checks.shaped(checks.numbers(weights, "weights"), z.shape[:1], "weights", "one per example")
+    with jax.enable_x64():
+        wide = w.astype(jnp.float64)
+        shares = (wide / jnp.max(wide)).astype(z.dtype)
+    if not bool(jnp.all((w >= 0) & jnp.isfinite(shares)) & jnp.any(shares > 0)):
+        raise ValueError("weights: expected finite numbers of at least 0, some above 0")
+    return shares

@@ -52,6 +52,35 @@ def nll(z: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> 
     return float(np.average(values, weights=weights))
 
 
+def optimum(z: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> Arrays:
+    """Scale and bias of least nll: SciPy's BFGS, then Newton steps with a dense Hessian."""
+    z, count = z.astype(np.float64), z.shape[1]
+    x = scipy.optimize.minimize(
+        lambda x: nll(x[:count] * z + x[count:], truth, weights),
+        np.r_[np.ones(count), np.zeros(count)],
+        method="BFGS",
+        options={"gtol": 1e-7, "maxiter": 1000, "eps": 1e-7},
+    ).x
+    w = np.ones(len(z)) if weights is None else weights
+    w = w / w.sum()
+    design = np.concatenate([np.eye(count) * row[:, None] for row in z], axis=0)
+    design = np.concatenate([design, np.tile(np.eye(count), (len(z), 1))], axis=1)
+    design = design.reshape(len(z), count, 2 * count)
+    for _ in range(3):
+        scores = x[:count] * z + x[count:]
+        if z.ndim > truth.ndim:
+            p, right = scipy.special.softmax(scores, axis=1), np.eye(count)[truth]
+            bend = p[:, :, None] * np.eye(count) - p[:, :, None] * p[:, None, :]
+        else:
+            p, right = scipy.special.expit(scores), truth
+            bend = (p * (1 - p))[:, :, None] * np.eye(count)
+        slope = np.einsum("n,nk,nkj->j", w, p - right, design)
+        hessian = np.einsum("n,nki,nkl,nlj->ij", w, design, bend, design, optimize=True)
+        x = x - np.linalg.lstsq(hessian, slope, rcond=1e-9)[0]
+    a, c = x[:count], x[count:]
+    return a, c - c.mean() * (z.ndim > truth.ndim)  # a softmax does not see a shift of all biases
+
+
 def weights_for(truth: np.ndarray) -> np.ndarray:
     return np.random.default_rng(1).choice([0.0, 0.5, 1.0, 4.0], len(truth)).astype(np.float32)
 
@@ -91,22 +120,12 @@ def test_vector_scaling_agrees_with_scipy(data: Arrays, weighted: bool) -> None:
     z, truth = data
     weights = weights_for(truth) if weighted else None
     fitted = vector_scaling(z, truth, weights=weights)
-    z, count = z.astype(np.float64), z.shape[1]
-    best = scipy.optimize.minimize(
-        lambda x: nll(x[:count] * z + x[count:], truth, weights),
-        np.r_[np.ones(count), np.zeros(count)],
-        method="BFGS",
-        options={"gtol": 1e-7, "maxiter": 1000, "eps": 1e-7},
-    )
-    a, c = best.x[:count], best.x[count:]
+    a, c = optimum(z, truth, weights)
     assert fitted.converged
-    # Where the gradient is 1e-5 and the curvature at least 1e-2, as here, the optimum is near 1e-3.
-    np.testing.assert_allclose(fitted.scale, a, rtol=0, atol=1e-3)
-    free = z.ndim > truth.ndim  # a softmax does not see a shift of all biases
-    np.testing.assert_allclose(fitted.bias, c - c.mean() * free, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(fitted.nll[1], best.fun, rtol=1e-6)
-    if free:
-        np.testing.assert_allclose(fitted.bias.sum(), 0, atol=1e-5)
+    assert fitted.determined.all()
+    np.testing.assert_allclose(fitted.scale, a, rtol=1e-6)
+    np.testing.assert_allclose(fitted.bias, c, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(fitted.nll[1], nll(a * z + c, truth, weights), rtol=1e-12)
 
 
 def test_vector_scaling_is_platts_method_label_by_label() -> None:
@@ -115,19 +134,25 @@ def test_vector_scaling_is_platts_method_label_by_label() -> None:
     for k in range(3):
         alone = vector_scaling(z[:, k], t[:, k])
         assert alone.scale.shape == alone.bias.shape == ()
-        np.testing.assert_allclose(alone.scale, together.scale[k], rtol=1e-3)
-        np.testing.assert_allclose(alone.bias, together.bias[k], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(alone.scale, together.scale[k], rtol=1e-6)
+        np.testing.assert_allclose(alone.bias, together.bias[k], rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e-2, 1e2])
-def test_scales_with_the_logits(data: Arrays, size: float) -> None:
+def test_temperature_scales_with_the_logits(data: Arrays, size: float) -> None:
     z, truth = data
     one, other = (temperature_scaling(z * np.float32(c), truth) for c in (1, size))
-    np.testing.assert_allclose(other.scale * size, one.scale, rtol=1e-4)
+    np.testing.assert_allclose(other.scale * size, one.scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-4, 1e4, 1e30])
+def test_vector_scaling_scales_with_the_logits(data: Arrays, size: float) -> None:
+    z, truth = data
     one, other = (vector_scaling(z * np.float32(c), truth) for c in (1, size))
     assert other.converged
-    np.testing.assert_allclose(other.scale * size, one.scale, rtol=1e-3)
-    np.testing.assert_allclose(other.nll[1], one.nll[1], rtol=1e-5)
+    np.testing.assert_allclose(other.scale * np.float32(size), one.scale, rtol=1e-6)
+    np.testing.assert_allclose(other.bias, one.bias, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(other.nll[1], one.nll[1], rtol=1e-7)
 
 
 def test_an_offset_of_the_logits_is_no_confidence() -> None:
@@ -145,7 +170,35 @@ def test_weights_are_repetitions(scaling: Callable[..., Fit], data: Arrays) -> N
     repeated = scaling(np.repeat(z, counts, axis=0), np.repeat(truth, counts, axis=0))
     np.testing.assert_allclose(weighted.nll, repeated.nll, rtol=1e-5)
     np.testing.assert_allclose(weighted.ece, repeated.ece, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(weighted.scale, repeated.scale, rtol=1e-3)
+    np.testing.assert_allclose(weighted.scale, repeated.scale, rtol=1e-6)
+    np.testing.assert_allclose(weighted.bias, repeated.bias, rtol=1e-6, atol=1e-7)
+
+
+@BOTH
+def test_an_example_of_no_weight_may_hold_anything(
+    scaling: Callable[..., Fit], data: Arrays
+) -> None:
+    z, truth = data
+    counts = np.arange(len(z)) % 2
+    held, held_truth = z.copy(), truth.copy()
+    held[counts == 0], held_truth[counts == 0] = np.nan, -100
+    weighted, rest = scaling(held, held_truth, weights=counts), scaling(z[1::2], truth[1::2])
+    assert weighted.converged
+    np.testing.assert_allclose(weighted.scale, rest.scale, rtol=1e-6)
+    np.testing.assert_allclose(weighted.nll, rest.nll, rtol=1e-7)
+
+
+@BOTH
+def test_weights_whose_sum_is_too_large(scaling: Callable[..., Fit], data: Arrays) -> None:
+    plain, heavy = scaling(*data), scaling(*data, weights=np.full(len(data[0]), 3e38, np.float32))
+    np.testing.assert_array_equal(heavy.scale, plain.scale)
+    assert heavy.nll == plain.nll
+
+
+@BOTH
+def test_the_same_every_time(scaling: Callable[..., Fit], data: Arrays) -> None:
+    one, other = scaling(*data), scaling(*data)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @BOTH
@@ -155,8 +208,8 @@ def test_float64(scaling: Callable[..., Fit], data: Arrays) -> None:
     with jax.enable_x64():
         double = scaling(z.astype(np.float64), truth)
     assert double.scale.dtype == np.float64
-    np.testing.assert_allclose(single.scale, double.scale, rtol=1e-3)
-    np.testing.assert_allclose(single.nll, double.nll, rtol=1e-6)
+    np.testing.assert_allclose(single.scale, double.scale, rtol=1e-6)
+    np.testing.assert_allclose(single.nll, double.nll, rtol=1e-7)
 
 
 @BOTH
@@ -222,14 +275,16 @@ def test_a_masked_class_stays_masked() -> None:
     np.testing.assert_array_equal(softmax(tempered.apply(masked))[:, 4], 0)
 
 
-def test_half_precision_logits_are_calibrated_in_float32() -> None:
+@BOTH
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_logits_are_calibrated_in_float32(
+    scaling: Callable[..., Fit], dtype: jnp.dtype
+) -> None:
     z, y = single_label()
-    half = jnp.asarray(z, jnp.bfloat16)
-    fitted = temperature_scaling(half, y)
+    half = jnp.asarray(z, dtype)
+    fitted = scaling(half, y)
     assert fitted.apply(half).dtype == fitted.scale.dtype == jnp.float32
-    np.testing.assert_allclose(
-        fitted.scale, temperature_scaling(half.astype(jnp.float32), y).scale, rtol=1e-6
-    )
+    np.testing.assert_allclose(fitted.scale, scaling(half.astype(jnp.float32), y).scale, rtol=1e-6)
 
 
 def test_a_column_is_one_label() -> None:
@@ -263,10 +318,104 @@ def test_worse_than_chance_stops_at_the_other_limit() -> None:
     assert not turned.converged
 
 
-def test_equal_logits_stay() -> None:
-    fitted = temperature_scaling(np.full((6, 3), 5, np.float32), np.array([0, 1, 2, 0, 1, 0]))
+@pytest.mark.parametrize("jitter", [0, 2], ids=["equal", "rounded"])
+def test_equal_logits_stay(jitter: int) -> None:
+    z = np.full((6, 3), 5, np.float32)
+    z += np.spacing(z) * np.random.default_rng(0).integers(-jitter, jitter + 1, z.shape)
+    y = np.array([0, 1, 1, 0, 1, 2])
+    fitted = temperature_scaling(z, y)
     assert fitted.scale == 1
+    assert not fitted.determined
     assert fitted.nll[0] == fitted.nll[1]
+    shifted = vector_scaling(z, y)
+    np.testing.assert_array_equal(shifted.scale, 1)
+    assert not shifted.determined.any()
+    assert shifted.converged
+    frequencies = np.array([2, 3, 1]) / 6
+    np.testing.assert_allclose(softmax(shifted.bias), frequencies, rtol=1e-6)
+
+
+@pytest.mark.parametrize("jitter", [0, 2], ids=["equal", "rounded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_column_keeps_its_scale(kind: str, jitter: int) -> None:
+    z, truth = KINDS[kind]()
+    z[:, 1] = np.float32(2.7)
+    z[:, 1] += np.spacing(z[:, 1]) * np.random.default_rng(0).integers(-jitter, jitter + 1, len(z))
+    fitted = vector_scaling(z, truth)
+    assert fitted.converged
+    assert fitted.scale[1] == 1
+    np.testing.assert_array_equal(fitted.determined, np.arange(z.shape[1]) != 1)
+    z[:, 1] = 2.7
+    a, c = optimum(z, truth)
+    rest = np.arange(z.shape[1]) != 1
+    np.testing.assert_allclose(fitted.scale[rest], a[rest], rtol=1e-6)
+    np.testing.assert_allclose(fitted.nll[1], nll(a * z + c, truth), rtol=1e-7)
+    if kind == "softmax":
+        np.testing.assert_allclose(fitted.bias.sum(), 0, atol=1e-6)
+
+
+def test_a_class_that_is_always_masked_stays_at_one_and_zero() -> None:
+    z, y = single_label()
+    alone = vector_scaling(z, y)
+    masked = vector_scaling(np.insert(z, 1, -np.inf, axis=1), y + (y > 0))
+    assert (masked.scale[1], masked.bias[1]) == (1, 0)
+    np.testing.assert_array_equal(masked.determined, [True, False, True, True, True])
+    np.testing.assert_allclose(np.delete(masked.scale, 1), alone.scale, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(masked.bias, 1), alone.bias, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [0, 1e-7], ids=["exact", "rounded"])
+def test_two_opposite_columns_share_one_scale(noise: float) -> None:
+    """Noise of the last digit would determine scales of a million, of opposite signs."""
+    z, t = (a[:, 0] for a in multi_label())
+    other = -z * (1 + noise * np.random.default_rng(0).normal(size=z.shape)).astype(np.float32)
+    one, two = vector_scaling(z, t), vector_scaling(np.stack([other, z], 1), t)
+    assert two.converged
+    assert not two.determined.any()
+    np.testing.assert_allclose(two.scale, one.scale / 2, rtol=1e-6)
+    np.testing.assert_allclose(two.bias, [-one.bias / 2, one.bias / 2], rtol=1e-6)
+
+
+def test_what_collinear_columns_leave_open_stays_near_one() -> None:
+    """Only 2 a_0 + a_1 matters; of those that agree, the scales nearest to 1."""
+    z, t = (a[:, 0] for a in multi_label())
+    one, two = vector_scaling(z, t), vector_scaling(np.stack([1 - 2 * z, z], 1), t)
+    assert not two.determined.any()
+    nearest = 1 + np.array([2, 1]) * (one.scale - 3) / 5
+    np.testing.assert_allclose(two.scale, nearest, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(two.nll[1], one.nll[1], rtol=1e-7)
+
+
+def test_classes_that_no_example_compares_are_calibrated_apart() -> None:
+    z, y = single_label()
+    first = np.arange(len(z)) % 2 == 0
+    masked = np.where(first[:, None] == (np.arange(4) < 2), z, -np.inf).astype(np.float32)
+    labels = np.where(first, y % 2, 2 + y % 2)
+    both = vector_scaling(masked, labels)
+    for rows, columns in ((first, [0, 1]), (~first, [2, 3])):
+        alone = vector_scaling(z[rows][:, columns], labels[rows] - columns[0])
+        np.testing.assert_allclose(both.scale[np.array(columns)], alone.scale, rtol=1e-5)
+        np.testing.assert_allclose(both.bias[np.array(columns)], alone.bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "case", ["one example", "two examples", "separable", "partly separable", "few of each class"]
+)
+def test_no_optimum_is_told(case: str) -> None:
+    rng = np.random.default_rng(0)
+    z, y = single_label()
+    if case == "partly separable":  # one class from all the others, which are not
+        y = np.where(z[:, 2] > 0.5, 2, np.where(y == 2, 0, y))
+    elif case == "few of each class":
+        z, y = rng.normal(size=(1000, 500)).astype(np.float32), rng.integers(0, 500, 1000)
+    else:
+        size = {"one example": 1, "two examples": 2, "separable": len(z)}[case]
+        z, y = z[:size], z[:size].argmax(1)
+    fitted = vector_scaling(z, y)
+    assert not fitted.converged
+    assert np.isfinite([*fitted.scale, *fitted.bias, *fitted.nll, *fitted.ece]).all()
+    assert fitted.nll[1] < fitted.nll[0]
+    assert np.isfinite(fitted.apply(z)).all()
 
 
 def test_a_class_without_examples_is_not_determined() -> None:
@@ -314,6 +463,8 @@ def test_nearly_separable_data_have_an_optimum(margin: float) -> None:
         ),
         ({"weights": np.array([1.0, -1.0, 1.0], np.float32)}, ValueError, "weights"),
         ({"weights": np.zeros(3, np.float32)}, ValueError, "weights"),
+        ({"weights": np.array([1.0, np.nan, 1.0], np.float32)}, ValueError, "weights"),
+        ({"weights": np.array([1.0, np.inf, 1.0], np.float32)}, ValueError, "weights"),
         ({"weights": np.ones(2, np.float32)}, ValueError, "weights: expected shape"),
     ],
 )
@@ -326,3 +477,8 @@ def test_refusals(change: dict, error: type[Exception], message: str) -> None:
 def test_refuses_no_iterations() -> None:
     with pytest.raises(ValueError, match="iterations"):
         vector_scaling(*single_label(), iterations=0)
+
+
+def test_refuses_logits_without_a_square() -> None:
+    with jax.enable_x64(), pytest.raises(ValueError, match="logits: expected finite"):
+        vector_scaling(np.eye(3) * 1e200, np.arange(3))
