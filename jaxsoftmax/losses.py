@@ -735,7 +735,6 @@ def _focal_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 def _power(q: Array, gamma: Array) -> Array:
     """q^gamma, a constant at q = 0 where its slope would be infinite."""
     edge = (q == 0) & (gamma < 1)
-    gamma = jnp.broadcast_to(gamma, q.shape)
     return choose(edge, (gamma == 0).astype(q.dtype), choose(edge, 1, q) ** gamma)
 
 
