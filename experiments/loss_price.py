@@ -9,11 +9,11 @@ are right in absolute terms only? Both take the mean of the losses, under jit, o
 that are normal with standard deviation 3, with uniform labels. The temporary bytes are XLA's own
 count for the compiled program, beside its arguments and results.
 
-Findings, on two cores: 0.97, 1.05 and 0.85 times Optax's time (the record), with no more temporary
-memory, and 1.37 times with a prime number of classes, whose sum has to be split. Both are bound by
-passes over memory; this library's have one more of them over an array that is still in the cache,
-and a cheaper exponential. Where neighbours on the machine took the cache, other runs of the same
-code gave 1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two arrays of 16 MB just fit it.
+Findings, on two cores: 0.96, 1.07, 1.01 and 0.92 times Optax's time (the record), with no more
+temporary memory, and with a prime number of classes too, where the bound is 9 ulp. Both are bound
+by passes over memory; this library's have one more of them over an array that is still in the
+cache, and a cheaper exponential. Where neighbors on the machine took the cache, other runs of the
+same code gave 1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two arrays of 16 MB just fit.
 Three details of XLA count for a tenth or more each on the CPU: row quantities as [N] rather than
 [N, 1], no constant -inf shared with the maximum's start, and the label's entry masked before the
 sum rather than in it.

@@ -27,7 +27,14 @@ DATA = {
     "main_job",
 }
 TORCH = {"exactness", "training_speed", "stability"}
-TIMED = ("exactness", "loss_price", "data_parallel", "training_speed", "main_job")
+TIMED = (
+    "exactness",
+    "loss_price",
+    "call_cost",
+    "data_parallel",
+    "training_speed",
+    "main_job",
+)
 
 
 def main() -> None:
