@@ -461,11 +461,12 @@ def calibrated(t: np.ndarray, mesh: Mesh, *axes: Any, context: bool = True) -> N
     """Vector scaling, which starts from a temperature: all of it, what data leave open included."""
     softmax = t.ndim == 1
     data = LOGITS + 2 * (np.eye(K, dtype=np.float32)[LABELS] if softmax else TARGETS)
-    data[:, 1], data[:, 2] = 0.7, -np.inf if softmax else 0
+    data[:, 1], data[:, 2] = 0.7, -np.inf if softmax else 0  # which determine no scale
     t = np.where(t == 2, 3, t)  # no label on the masked class
-    wanted = calibration.vector_scaling(data, t, weights=WEIGHTS)
+    weights = WEIGHTS * FEATURES[:, 0] ** 2  # no whole numbers, which end at the edges of bins
+    wanted = calibration.vector_scaling(data, t, weights=weights)
     with within(mesh) if context else nullcontext():
-        z, t, w = (place(a, mesh, *axes) for a in (data, t, WEIGHTS))
+        z, t, w = (place(a, mesh, *axes) for a in (data, t, weights))
         got = calibration.vector_scaling(z, t, weights=w)
         same(got.apply(z), wanted.apply(data))
     same(got, wanted)
