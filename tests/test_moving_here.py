@@ -1,6 +1,6 @@
 """README's "Moving here", line by line: what the other library answers, and its gradient.
 
-Torch's answers come from a record that `experiments/torch_losses.py` made, those of Optax, jax.nn
+Torch's answers come from a record that `torch_values.py` made, those of Optax, jax.nn
 and scikit-learn from the libraries themselves.
 """
 
@@ -21,7 +21,7 @@ from sklearn.metrics import log_loss
 import jaxsoftmax as js
 
 ROOT = Path(__file__).parent.parent
-RECORD = json.loads((ROOT / "experiments/results/torch_losses.json").read_text())
+RECORD = json.loads(Path(__file__).with_name("torch_values.json").read_text())
 INPUTS = {name: np.array(value) for name, value in RECORD["inputs"].items()}
 NAMES = {name: getattr(js, name) for name in js.__all__}
 

@@ -1,8 +1,8 @@
 """What torch's losses answer, so that the tests compare with torch where torch is not installed.
 
-Command: `python experiments/torch_losses.py`, seconds, in an environment that has PyTorch. The
-record is results/torch_losses.json: inputs, and value and gradient in the logits of each call in
-float64, by the call as a torch user writes it. `tests/test_moving_here.py` reads it.
+Command: `python tests/torch_values.py`, seconds, in an environment that has PyTorch. It writes
+torch_values.json: inputs, and value and gradient in the logits of each call in float64, by the call
+as a torch user writes it. `test_moving_here.py` reads it.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-RECORD = Path(__file__).parent / "results" / "torch_losses.json"
+RECORD = Path(__file__).with_suffix(".json")
 
 # As written in a torch program, of z, y, t and the weights w of classes and p of positives.
 CALLS = (
