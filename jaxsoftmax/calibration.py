@@ -35,6 +35,7 @@ LARGEST = 1e100  # logit, of which float64 has the square
 LIMIT = 1000.0  # of the common scale at which vector scaling starts, times the logits' spread
 GRADIENT = 1e-7  # at which its search ends: then differences of losses are of rounding alone
 STEP = 1e-2  # of Newton's method, in deviations of the logits: at an optimum it is smaller
+TOGETHER = 3  # Newton steps between two looks at how the loss bends
 PRODUCTS = 200  # of the Hessian for that step, at most
 
 
@@ -191,9 +192,8 @@ def vector_scaling(
         wide = _double(z, t, w)
         common = _common_scale(*wide, rounding)
         columns, unit = _columns(*wide, rounding)
-        columns, unit = _centered(columns, unit, *wide[1:], common)
-        problem = _Problem(columns.params(common), unit, *wide[1:])
-        params, settled, decrement = _minimum(problem, iterations)
+        start = columns.params(common)
+        params, settled, decrement = _minimum(start, unit, *wide[1:], iterations)
     scale, bias = columns.calibration(params, _is_softmax(z, t), z.dtype)
     found = (a.reshape(z.shape[1:]) for a in (scale, bias, columns.varies & ~columns.tied))
     return _fit(z, t, w, *found, converged=settled, decrement=decrement)
@@ -349,23 +349,6 @@ def _common_scale(z: Array, t: Array, w: Array, rounding: float) -> float:
     return (best if best < LIMIT else 1.0) / spread
 
 
-def _centered(
-    columns: _Columns, unit: Array, t: Array, w: Array, common: float
-) -> tuple[_Columns, Array]:
-    """The units from where the loss bends: scale and bias of a class then hardly act on another."""
-    p = _probabilities(columns.params(common), unit, t)
-    center = np.where(columns.tied, 0, checks.on_host(_bends(p, unit, w)))
-    mean = columns.mean + columns.deviation * center
-    return columns._replace(mean=mean), unit - jnp.asarray(center)[None]
-
-
-@jax.jit
-def _bends(p: Array, unit: Array, w: Array) -> Array:
-    """The mean unit, weighted by the loss's second derivative in the score."""
-    exists = unit != -jnp.inf
-    return _column_means(unit, exists, p * (1 - p) * w[:, None])
-
-
 @jax.jit
 def _compared(z: Array, w: Array) -> Array:
     """The weights of examples with two classes or more; of one class the loss is always 0."""
@@ -380,7 +363,7 @@ def _moments(z: Array, w: Array) -> tuple[Array, Array]:
 
 
 def _column_means(x: Array, exists: Array, w: Array) -> Array:
-    weights = jnp.where(exists, w if w.ndim == 2 else w[:, None], 0)
+    weights = jnp.where(exists, w[:, None], 0)
     total = jnp.sum(weights, 0)
     return jnp.sum(weights * jnp.where(exists, x, 0), 0) / jnp.where(total == 0, 1, total)
 
@@ -428,33 +411,43 @@ def _of_first(unit: Array, first: Array) -> Array:
 
 
 class _Problem:
-    """The mean loss as SciPy sees it: of vectors whose entries all change it about alike."""
+    """The mean loss as SciPy sees it: of steps from given parameters, all of which bend it alike.
 
-    def __init__(self, start: np.ndarray, unit: Array, t: Array, w: Array) -> None:
-        self.data, self.shape = (unit, t, w), start.shape
+    A class's scale acts on its units minus a center, around which its bias does not bend the loss.
+    """
+
+    def __init__(self, params: np.ndarray, unit: Array, t: Array, w: Array) -> None:
+        self.params, self.data = params, (unit, t, w)
         self.real = jnp.where(unit == -jnp.inf, 0, unit), t, w  # where it is -inf p is 0
-        p = _probabilities(start, unit, t)
-        self.size = _sizes(checks.on_host(_curvatures(p, *self.real)).ravel())
-        self.start = start.ravel() / self.size
-        self.last = self.start, p
+        self.last = np.zeros(params.size), _probabilities(params, unit, t)
+        center, curvatures = map(checks.on_host, _bends(self.last[1], *self.real))
+        self.center, self.size = center, _sizes(curvatures)
 
-    def params(self, x: np.ndarray) -> np.ndarray:
-        """Scale and bias of the units, `[2, K]`."""
-        return (x * self.size).reshape(self.shape)
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """The change of scale and bias of the units, `[2, K]`."""
+        scale, bias = x.reshape(2, -1) * self.size
+        return np.stack([scale, bias - self.center * scale])
+
+    def _gradient(self, g: Array) -> np.ndarray:
+        """The transpose of `step`."""
+        scale, bias = checks.on_host(g)
+        return (np.stack([scale - self.center * bias, bias]) * self.size).ravel()
 
     def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _value_and_gradient(self.params(x), *self.data)
-        return float(value), checks.on_host(gradient).ravel() * self.size
+        value, gradient = _value_and_gradient(self.params + self.step(x), *self.data)
+        return float(value), self._gradient(gradient)
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The Hessian at x times v; a search asks for many at one x."""
         if not np.array_equal(x, self.last[0]):
-            self.last = x.copy(), _probabilities(self.params(x), *self.data[:2])
-        found = _product(self.last[1], self.params(v), *self.real)
-        return checks.on_host(found).ravel() * self.size
+            params = self.params + self.step(x)
+            self.last = x.copy(), _probabilities(params, *self.data[:2])
+        return self._gradient(_product(self.last[1], self.step(v), *self.real))
 
 
-def _minimum(problem: _Problem, iterations: int) -> tuple[np.ndarray, bool, float]:
+def _minimum(
+    params: np.ndarray, unit: Array, t: Array, w: Array, iterations: int
+) -> tuple[np.ndarray, bool, float]:
     """Scale and bias of least loss, whether it is an optimum, and the Newton decrement.
 
     Differences of losses are blind to the last digits, so that SciPy's search ends before them, and
@@ -464,20 +457,25 @@ def _minimum(problem: _Problem, iterations: int) -> tuple[np.ndarray, bool, floa
     import scipy.optimize  # type: ignore[import-untyped]
     from scipy.sparse import linalg
 
-    found = scipy.optimize.minimize(
-        problem.value_and_gradient,
-        problem.start,
-        jac=True,
-        hessp=problem.product,
-        method="trust-ncg",
-        options={"gtol": GRADIENT, "maxiter": iterations},
-    )
+    for done in range(0, iterations, TOGETHER):
+        problem = _Problem(params, unit, t, w)
+        found = scipy.optimize.minimize(
+            problem.value_and_gradient,
+            np.zeros(params.size),
+            jac=True,
+            hessp=problem.product,
+            method="trust-ncg",
+            options={"gtol": GRADIENT, "maxiter": min(TOGETHER, iterations - done)},
+        )
+        params = params + problem.step(found.x)
+        if found.success:
+            break
     product = functools.partial(problem.product, found.x)
-    hessian = linalg.LinearOperator((found.x.size, found.x.size), matvec=product)
-    step, _ = linalg.cg(hessian, -found.jac, rtol=1e-3, maxiter=PRODUCTS)
-    settled = bool(np.max(np.abs(step * problem.size)) <= STEP)
-    end = found.x + step if settled else found.x
-    return problem.params(end), settled, float(-0.5 * found.jac @ step)
+    hessian = linalg.LinearOperator((params.size, params.size), matvec=product)
+    newton, _ = linalg.cg(hessian, -found.jac, rtol=1e-3, maxiter=PRODUCTS)
+    step = problem.step(newton)
+    settled = bool(np.max(np.abs(step)) <= STEP)
+    return params + step if settled else params, settled, float(-0.5 * found.jac @ newton)
 
 
 def _sizes(curvatures: np.ndarray) -> np.ndarray:
@@ -506,10 +504,12 @@ def _product(p: Array, tangent: Array, unit: Array, t: Array, w: Array) -> Array
 
 
 @jax.jit
-def _curvatures(p: Array, unit: Array, t: Array, w: Array) -> Array:
-    """The diagonal of that Hessian, `[2, K]`."""
-    each = p * (1 - p)
-    return jnp.stack([_sums(each * unit, unit, t, w)[0], _sums(each, unit, t, w)[1]])
+def _bends(p: Array, unit: Array, t: Array, w: Array) -> tuple[Array, Array]:
+    """Where the mean loss bends with each class's score, and the Hessian's diagonal around it."""
+    first, total = _sums(p * (1 - p), unit, t, w)
+    center = first / jnp.where(total == 0, 1, total)
+    apart = unit - center[None]
+    return center, jnp.stack([_sums(p * (1 - p) * apart, apart, t, w)[0], total])
 
 
 def _sums(x: Array, unit: Array, t: Array, w: Array) -> Array:
