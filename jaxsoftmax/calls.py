@@ -28,6 +28,7 @@ def compiled[**P, R](
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         names = tuple(inspect.signature(function).parameters)
+        known_names = frozenset(names)
         program = jax.jit(function, static_argnames=static)
         given = () if constant is None else (constant,)
         known = jax.jit(function, static_argnames=(*static, *given))
@@ -39,6 +40,10 @@ def compiled[**P, R](
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not kwargs and all(isinstance(x, Array) for x in args):  # nothing else is as common
                 return program(*args)
+            for name in kwargs.keys() - known_names:
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                )
             arrays = [ready(x, name) for x, name in zip(args, names, strict=False)]
             number = isinstance(kwargs.get(constant), Real) if constant else False
             options = {

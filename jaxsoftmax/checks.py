@@ -32,12 +32,31 @@ def argument(x: Any, name: str) -> Any:
         raise TypeError(f"{name}: expected one array, got {type(x).__name__}{advice}")
     if hasattr(x, "__jax_array__") or any(isinstance(leaf, Array) for leaf in jax.tree.leaves(x)):
         return jnp.asarray(x)
-    a = np.asarray(x)
-    if a.dtype.kind in "OSU":
-        raise TypeError(f"{name}: expected an array of numbers, got {type(x).__name__}")
+    try:
+        a = np.asarray(x)
+    except ValueError as error:  # rows of several lengths
+        raise ValueError(f"{name}: expected an array, got {error}") from None
+    if a.dtype.kind in "OSUMm" or a.dtype == np.longdouble != np.float64:
+        kind = f"{type(x).__name__} of dtype {a.dtype}"
+        raise TypeError(f"{name}: expected an array of numbers, got {kind}")
     if a.dtype.kind in "iu" and a.dtype.itemsize > 4 and jnp.result_type(int) == np.int32:
         return np.clip(a, -(2**31), 2**31 - 1).astype(np.int32)
     return a
+
+
+def present(x: Any, name: str) -> Array:
+    """x as an array of JAX; a TypeError that names it where it is None."""
+    if x is None:
+        raise TypeError(f"{name}: expected an array, got None")
+    return jnp.asarray(argument(x, name))
+
+
+def scalar(x: Any, name: str, dtype: Any) -> Array:
+    """x as one number of the dtype."""
+    x = numbers(x, name)
+    if x.ndim:
+        raise ValueError(f"{name}: expected a scalar, got shape {x.shape}")
+    return x.astype(dtype)
 
 
 def setting(x: Any, name: str) -> Any:
@@ -53,7 +72,7 @@ def floating(x: ArrayLike, name: str = "logits") -> Array:
 
     Only floats are scores: an integer is most often a label in the wrong place.
     """
-    x = jnp.asarray(argument(x, name))
+    x = present(x, name)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{name}: expected a floating dtype, got {x.dtype}; "
@@ -64,7 +83,7 @@ def floating(x: ArrayLike, name: str = "logits") -> Array:
 
 def numbers(x: ArrayLike, name: str) -> Array:
     """x as an array of real numbers or bools; a TypeError where it holds anything else."""
-    x = jnp.asarray(argument(x, name))
+    x = present(x, name)
     if not (jnp.issubdtype(x.dtype, jnp.bool_) or jnp.issubdtype(x.dtype, jnp.number)) or (
         jnp.issubdtype(x.dtype, jnp.complexfloating)
     ):
@@ -153,7 +172,7 @@ def classes(where: ArrayLike, logits: Array, axis: int) -> Array:
 
 def boolean(x: ArrayLike, name: str) -> Array:
     """x as an array of bools; a TypeError where it holds anything else."""
-    x = jnp.asarray(argument(x, name))
+    x = present(x, name)
     if x.dtype != jnp.bool_:
         raise TypeError(f"{name}: expected bool, got {x.dtype}")
     return x
@@ -188,6 +207,8 @@ def valid_rows(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
 def flags(x: ArrayLike, name: str) -> Array:
     """x as bools: an integer is one unless it is 0; a TypeError for floats."""
     x = numbers(x, name)
+    if 0 in x.shape:
+        return x != 0  # an empty list has no dtype to show
     if jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: expected bools, or integers 0 and 1, got {x.dtype}")
     return x if x.dtype == jnp.bool_ else x != 0
@@ -216,7 +237,7 @@ def class_labels(
     The range is checked in the labels' own dtype, or a wider one, and in NumPy where they come
     from there: a cast to int32 first would wrap 2^32 to the class 0.
     """
-    given = argument(labels, name)
+    given = present(labels, name) if labels is None else argument(labels, name)
     # An empty list has no integers to show.
     labels = jnp.zeros(given.shape, jnp.int32) if 0 in given.shape else given
     if not jnp.issubdtype(labels.dtype, jnp.integer):

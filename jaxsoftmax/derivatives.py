@@ -347,7 +347,7 @@ def value_and_gradient(
     excess = choose(leads, s_o / e_y, total / exponential.top(row) - 1)
     value = jnp.log1p(excess) + choose(leads, 0, maximum - z_y)
     inverse = 1 / (total + choose(dead, jnp.inf, jnp.zeros_like(total)))
-    return value, jnp.where(out, wide(-s_o * inverse), others * wide(inverse))
+    return value, jnp.where(out, wide(0 - s_o * inverse), others * wide(inverse))
 
 
 @value_and_gradient.defjvp

@@ -127,7 +127,7 @@ def row(maximum: Array) -> Row:
     far = jnp.abs(maximum) >= form.offset
     base, peak = choose(far, maximum, 0), choose(far, 0, maximum)
     n, t = _reduce(peak, form)
-    factor = t.dtype.type(TOP) + t * (t * t.dtype.type(TOP / 2) - t.dtype.type(TOP))
+    factor = t.dtype.type(TOP) * (1 - t + t * t * t.dtype.type(0.5))
     shift = ((form.scale + form.bias) - n) << form.mantissa
     return Row(maximum, base, peak, shift, factor, t)
 

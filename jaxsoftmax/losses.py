@@ -220,9 +220,10 @@ def _smoothed(
     rows: _Rows, smoothing: float | Array, class_weights: ArrayLike | None
 ) -> tuple[Array, Array]:
     """The losses, and the class weight of each label."""
+    z, axis = rows.z, rows.axis
+    a = checks.scalar(smoothing, "smoothing", z.dtype)
     if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
-    z, axis = rows.z, rows.axis
     c = None
     own = jnp.ones_like(rows.label, z.dtype)
     if class_weights is not None:
@@ -232,7 +233,7 @@ def _smoothed(
     if not isinstance(smoothing, Array) and smoothing == 0:
         values = _cross_entropy(*rows)
         return (values if c is None else _term(own, values)), own
-    t = _smooth_targets(rows, jnp.asarray(smoothing, z.dtype), c)
+    t = _smooth_targets(rows, a, c)
     z, t, counts, axis = _soft_arguments(z, t, axis, None, rows.counts)
     return checks.count(_soft_cross_entropy(z, t, axis), counts), own
 
@@ -253,13 +254,13 @@ def _smooth_targets(rows: _Rows, smoothing: Array, class_weights: Array | None) 
     z, axis = rows.z, rows.axis
     wide = functools.partial(jnp.expand_dims, axis=axis)
     exists = z != -jnp.inf
-    share = smoothing / jnp.sum(exists, axis, keepdims=True, dtype=z.dtype)
+    share = smoothing / jnp.maximum(jnp.sum(exists, axis, keepdims=True, dtype=z.dtype), 1)
     hot = lax.broadcasted_iota(rows.label.dtype, z.shape, axis) == wide(rows.label)
     t = jnp.where(hot, 1 - smoothing, 0) + jnp.where(exists, share, 0)
     if class_weights is not None:
         t = t * jnp.expand_dims(class_weights, [i for i in range(z.ndim) if i != axis])
-    # NaN for a label that is none.
-    return t * wide(jnp.where(rows.known, 1, jnp.nan).astype(z.dtype))
+    # NaN for a label that is none, but not where a gradient would multiply it by 0.
+    return t * wide(jnp.where(rows.known | ~rows.counts, 1, jnp.nan).astype(z.dtype))
 
 
 @calls.compiled("axis")
@@ -661,7 +662,8 @@ def multiclass_hinge(
     z = checks.count_rows(z, valid, axis)
     hot, known = _one_hot(labels, z, axis, "labels")
     # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
-    z = z * jnp.where(known, 1, jnp.nan).astype(z.dtype)
+    counted = known if valid is None else known | ~jnp.expand_dims(valid, axis)
+    z = z * jnp.where(counted, 1, jnp.nan).astype(z.dtype)
     truth = jnp.sum(choose(hot, z, 0), axis)
     best_other = jnp.max(choose(hot, -jnp.inf, z), axis)
     # XLA's maxima may lose a NaN.
@@ -709,10 +711,11 @@ def focal(values: ArrayLike, *, gamma: float | Array) -> Array:
     Reference:
         Lin et al., "Focal loss for dense object detection" (2017).
     """
+    values = checks.accumulated(checks.floating(values, "values"))
+    exponent = checks.scalar(gamma, "gamma", values.dtype)
     if not isinstance(gamma, Array) and not gamma >= 0:
         raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
-    values = checks.accumulated(checks.floating(values, "values"))
-    return _focal(values, jnp.asarray(gamma, values.dtype))
+    return _focal(values, exponent)
 
 
 @jax.custom_jvp
@@ -871,8 +874,12 @@ def mean_cross_entropy(
     """
     rows = _labelled_rows(logits, labels, axis, where, valid)
     w = _mean_weights(rows.counts.astype(rows.z.dtype), rows.counts, weights)
-    # No label of an example without weight can spoil the gradient.
-    values, own = _smoothed(rows._replace(counts=w != 0), smoothing, class_weights)
+    if weights is not None:
+        # Nothing that an example without weight holds can spoil the gradient in the logits; where
+        # it holds numbers its value stays, for the gradient in the weight.
+        sound = rows.known & jnp.all(rows.z < jnp.inf, rows.axis)
+        rows = rows._replace(counts=rows.counts & (sound | (w != 0)))
+    values, own = _smoothed(rows, smoothing, class_weights)
     return _ratio(values, w, w * own)
 
 
@@ -917,7 +924,7 @@ def check_labels(
         The contract of `cross_entropy`.
     """
     y = checks.concrete(labels, name)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
+    if y.size and not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {y.dtype}")
     wide = y.astype(np.int64) if y.dtype != np.uint64 else y
     bad = (wide < 0) | (wide >= num_classes)

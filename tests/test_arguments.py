@@ -179,6 +179,39 @@ def test_what_is_no_number_is_named() -> None:
         js.focal(Y + 1.0, gamma=-1)
 
 
+def test_scalars_keywords_and_nothing_at_all() -> None:
+    for wrong in ([0.1, 0.1, 0.1], jnp.full(2, 0.1)):
+        with pytest.raises(ValueError, match="smoothing: expected a scalar, got shape"):
+            js.mean_cross_entropy(Z, Y, smoothing=wrong)
+        with pytest.raises(ValueError, match="gamma: expected a scalar, got shape"):
+            js.focal(Y + 1.0, gamma=wrong)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'reduction'"):
+        js.mean_cross_entropy(Z, Y, reduction="sum")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dim'"):
+        js.softmax(Z, dim=0)
+    for name, call in {
+        "logits": lambda: js.softmax(None),
+        "labels": lambda: js.cross_entropy(Z, None),
+        "smoothing": lambda: js.mean_cross_entropy(Z, Y, smoothing=None),
+        "gamma": lambda: js.focal(Y + 1.0, gamma=None),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name}: expected an array, got None"):
+            call()
+    with pytest.raises(ValueError, match="logits: expected an array"):
+        js.softmax([[1.0, 2.0], [1.0]])
+    with pytest.raises(TypeError, match="labels: expected an array of numbers, got list of dtype"):
+        js.cross_entropy(Z, [2**70, 0])
+    js.check_labels([], 3)
+    assert js.mean_cross_entropy(np.zeros((0, 3)), [], valid=[]) == 0
+
+
+def test_an_ignored_row_makes_no_nan_on_the_way() -> None:
+    labels = jnp.asarray([2, -100])
+    with jax.debug_nans(True):
+        for loss in (js.cross_entropy, js.brier, js.multiclass_hinge, js.squared_error):
+            jax.grad(lambda z, loss=loss: loss(z, labels, valid=labels >= 0).sum())(Z)
+
+
 def test_errors_are_ours_alone() -> None:
     calls: list[Callable] = [
         lambda: js.cross_entropy(Z, jnp.zeros(3, int)),

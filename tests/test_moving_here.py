@@ -225,3 +225,28 @@ def test_readme_names_nothing_that_is_not_tried() -> None:
     assert len(names) > 15
     # Another loss than ours, as README says.
     assert not [name for name in names if name not in tried and name != "multi_margin_loss"]
+
+
+def test_the_mean_is_differentiable_in_all_that_it_is_made_of() -> None:
+    z, y, w = jnp.asarray([[2.0, 0.0], [0.0, 1.0]]), jnp.asarray([0, 0]), jnp.asarray([1.0, 0.0])
+    for transform in (jax.grad, jax.jacfwd):
+        found = transform(lambda w: js.mean_cross_entropy(z, y, weights=w))(w)
+        true = transform(lambda w: js.weighted_mean(js.cross_entropy(z, y), weights=w))(w)
+        np.testing.assert_allclose(found, true, rtol=1e-6)  # at a weight of 0 too
+    z, y = jnp.asarray([[2.0, 0.0, 1.0]] * 3).at[2].set(-jnp.inf), jnp.asarray([0, -100, 1])
+    alone = {"valid": y >= 0}
+    for name, at in {"class_weights": jnp.asarray([1.0, 2.0, 0.5]), "smoothing": 0.1}.items():
+        how = {"smoothing": 0.1} | alone
+        found = jax.grad(lambda a, n=name, h=how: js.mean_cross_entropy(z, y, **h | {n: a}))(at)
+        # A row that is masked whole has no value, but is in the denominator.
+        true = jax.grad(
+            lambda a, n=name: js.smoothed_cross_entropy(
+                z[:1], y[:1], **{"smoothing": 0.1} | {n: a}
+            ).sum()
+        )(at)
+        if name == "smoothing":
+            np.testing.assert_allclose(found, true / 2, rtol=1e-5)
+        assert np.isfinite(found).all()
+    broken = jnp.asarray([[1.0, 2.0], [jnp.nan, 0.0]])
+    slope = jax.grad(js.mean_cross_entropy)(broken, y[:2] * 0, weights=w)
+    np.testing.assert_array_equal(slope[1], 0)
