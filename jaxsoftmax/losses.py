@@ -203,6 +203,15 @@ class _Rows(NamedTuple):
     counts: Array
     axis: int
 
+    def hot(self) -> Array:
+        """Which entries are the labels'."""
+        classes = lax.broadcasted_iota(self.label.dtype, self.z.shape, self.axis)
+        return classes == jnp.expand_dims(self.label, self.axis)
+
+    def along(self, by_class: Array) -> Array:
+        """Numbers of the classes, `[K]`, of the logits' rank."""
+        return jnp.expand_dims(by_class, [i for i in range(self.z.ndim) if i != self.axis])
+
 
 def _labelled_rows(
     logits: ArrayLike,
@@ -242,25 +251,19 @@ def _of_labels(by_class: Array, rows: _Rows) -> Array:
     """The number of each label's class; a sum of one term where an Explicit mesh has no gather."""
     if not any(placement.spec(rows.z)):
         return by_class[rows.label]
-    wide = jnp.expand_dims(by_class, [i for i in range(rows.z.ndim) if i != rows.axis])
-    hot = lax.broadcasted_iota(rows.label.dtype, rows.z.shape, rows.axis) == jnp.expand_dims(
-        rows.label, rows.axis
-    )
-    return jnp.sum(jnp.where(hot, wide, 0), rows.axis)
+    return jnp.sum(jnp.where(rows.hot(), rows.along(by_class), 0), rows.axis)
 
 
 def _smooth_targets(rows: _Rows, smoothing: Array, class_weights: Array | None) -> Array:
     """t c: 1 - a more for the label, and the share of a of each class that exists."""
     z, axis = rows.z, rows.axis
-    wide = functools.partial(jnp.expand_dims, axis=axis)
     exists = z != -jnp.inf
     share = smoothing / jnp.maximum(jnp.sum(exists, axis, keepdims=True, dtype=z.dtype), 1)
-    hot = lax.broadcasted_iota(rows.label.dtype, z.shape, axis) == wide(rows.label)
-    t = jnp.where(hot, 1 - smoothing, 0) + jnp.where(exists, share, 0)
-    if class_weights is not None:
-        t = t * jnp.expand_dims(class_weights, [i for i in range(z.ndim) if i != axis])
+    t = jnp.where(rows.hot(), 1 - smoothing, 0) + jnp.where(exists, share, 0)
+    t = t if class_weights is None else t * rows.along(class_weights)
     # NaN for a label that is none, but not where a gradient would multiply it by 0.
-    return t * wide(jnp.where(rows.known | ~rows.counts, 1, jnp.nan).astype(z.dtype))
+    factor = jnp.where(rows.known | ~rows.counts, 1, jnp.nan).astype(z.dtype)
+    return t * jnp.expand_dims(factor, axis)
 
 
 @calls.compiled("axis")
