@@ -198,10 +198,18 @@ def broadcast(x: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def valid_rows(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """`valid` as bools of the given leading shape, or None; integers count where they are not 0."""
+    """`valid` as bools of the given leading shape, or None; integers count where they are not 0.
+
+    With fewer axes it is of the first ones, as weights are: `[B]` of `[B, T]` examples.
+    """
     if valid is None:
         return None
-    return broadcast(flags(valid, "valid"), shape, "valid")
+    valid = flags(valid, "valid")
+    if 0 < valid.ndim < len(shape):
+        first = shape[: valid.ndim]
+        shaped(valid, first, "valid", "one per example, or a leading part of that")
+        valid = valid.reshape(valid.shape + (1,) * (len(shape) - valid.ndim))
+    return broadcast(valid, shape, "valid")
 
 
 def flags(x: ArrayLike, name: str) -> Array:

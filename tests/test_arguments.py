@@ -90,6 +90,12 @@ def test_valid_of_integers_and_of_shapes_that_broadcast() -> None:
         same(loss(Z, T, where=rows, valid=T > 0), loss(Z, T, valid=rows & (T > 0)))
     with pytest.raises(TypeError, match="valid"):
         js.cross_entropy(Z, Y, valid=jnp.asarray([1.0, 0.0]))
+    # Of fewer axes it is of the first ones, as weights are: with B = T nothing else would tell.
+    z, y, first = jnp.stack([Z, Z]), jnp.stack([Y, Y]), jnp.asarray([True, False])
+    same(js.cross_entropy(z, y, valid=first), js.cross_entropy(z, y) * first[:, None])
+    true = js.cross_entropy(z[0], y[0]).mean()
+    for how in ({"valid": first}, {"weights": first}):
+        np.testing.assert_allclose(js.mean_cross_entropy(z, y, **how), true, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [2, True, 2.0, [1, 1], np.array([3, 3]), np.ones(2, bool)])
