@@ -46,7 +46,7 @@ from jaxsoftmax import (
     soft_cross_entropy,
     softmax,
 )
-from jaxsoftmax.data.dataset import Dataset
+from jaxsoftmax.app.data.dataset import Dataset
 
 LOSS, SGD = on_logits(cross_entropy), optax.sgd(0.1)
 EDGES = np.arange(0.5, 7.6, 0.5)

@@ -21,9 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxsoftmax import LinearParams, data, training
-from jaxsoftmax.data.dataset import Dataset
-from jaxsoftmax.plots import PALETTE, STYLE
+from jaxsoftmax import LinearParams, training
+from jaxsoftmax.app import data
+from jaxsoftmax.app.data.dataset import Dataset
+from jaxsoftmax.app.plots import PALETTE, STYLE
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PREPARED = SHARED / "tfds"

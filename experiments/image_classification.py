@@ -54,7 +54,7 @@ from jaxsoftmax import (
     train_epoch,
     weighted_mean,
 )
-from jaxsoftmax.data.dataset import Dataset, Split
+from jaxsoftmax.app.data.dataset import Dataset, Split
 from jaxsoftmax.training import Loss
 
 NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG copy)"}

@@ -113,12 +113,12 @@ def parts(path: Path, rows: int, features: int, epochs: int) -> None:
     """Read and train as the command does, and print the seconds of each."""
     import resource
 
-    from jaxsoftmax import data, fitting
+    from jaxsoftmax.app import data, pipeline
 
     begun = time.perf_counter()
     dataset = data.load_file(path, label="y")
     read = time.perf_counter()
-    fitting.fit(dataset, fitting.choose(dataset, epochs=epochs))
+    pipeline.fit(dataset, pipeline.choose(dataset, epochs=epochs))
     trained = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024

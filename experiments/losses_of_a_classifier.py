@@ -46,7 +46,7 @@ from jaxsoftmax import (
     softmax,
     squared_error,
 )
-from jaxsoftmax.data.dataset import Dataset
+from jaxsoftmax.app.data.dataset import Dataset
 
 LOSSES = {"squared error": squared_error, "softmax, squared error": brier,
           "softmax, cross-entropy": cross_entropy}  # fmt: skip

@@ -40,7 +40,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsoftmax import LinearParams, cross_entropy, cross_entropy_gradient, linear
-from jaxsoftmax.data.dataset import Split
+from jaxsoftmax.app.data.dataset import Split
 
 SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 RATES = 2.0 ** np.arange(-8, 5)

@@ -28,9 +28,10 @@ from typing import Any
 import document
 import numpy as np
 
-from jaxsoftmax import data, evaluation, metrics, plots, runs
-from jaxsoftmax.data import files
-from jaxsoftmax.recipes import LossName
+from jaxsoftmax import metrics
+from jaxsoftmax.app import data, evaluation, plots, run_folder
+from jaxsoftmax.app.data import files
+from jaxsoftmax.app.defaults import LossName
 
 MALWARE = Path(__file__).parent.parent.parent / "shared" / "data" / "malware"
 FIT = (
@@ -94,12 +95,12 @@ def printed(command: str, folder: Path) -> str:
 
 def kept(folder: Path) -> dict[str, Any]:
     """The figures that the run holds."""
-    return json.loads(runs.read(folder / "runs/malware", runs.METRICS))
+    return json.loads(run_folder.read(folder / "runs/malware", run_folder.METRICS))
 
 
 def publish(folder: Path, record: dict[str, Any]) -> None:
     """Write the record, and the report's confusion matrix."""
-    model = runs.load(folder / "runs/malware")
+    model = run_folder.load(folder / "runs/malware")
     test = files.load_file(
         folder / "asm_counts.csv",
         labels=folder / "trainLabels.csv",

@@ -35,7 +35,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsoftmax import LinearParams, cross_entropy, cross_entropy_gradient, linear, softmax
-from jaxsoftmax.data.dataset import Dataset
+from jaxsoftmax.app.data.dataset import Dataset
 
 SGD = optax.sgd(0.1)
 UPDATES = (0, 10, 100, 4000)

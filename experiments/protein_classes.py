@@ -33,7 +33,7 @@ import protein_images
 from label_heads import Part
 from sklearn.datasets import make_multilabel_classification
 
-from jaxsoftmax.data import preprocessing
+from jaxsoftmax.app.data import preprocessing
 
 STRENGTHS = 10.0 ** np.arange(-3, 3)
 TEST = 917  # rows of yeast.csv, the first ones

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxsoftmax.data.dataset import Schema, Split, Task
+from jaxsoftmax.app.data.dataset import Schema, Split, Task
 
 STAINS = ("red", "green", "blue", "yellow")  # microtubules, the protein, nucleus, reticulum
 CLASSES = (

@@ -35,7 +35,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes, load_iris
 
-from jaxsoftmax import LinearParams, cross_entropy, data, fit, linear, on_logits, softmax
+from jaxsoftmax import LinearParams, cross_entropy, fit, linear, on_logits, softmax
+from jaxsoftmax.app import data
 
 LBFGS = optax.lbfgs()
 DATA_LOSS = on_logits(cross_entropy)

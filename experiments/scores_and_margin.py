@@ -43,8 +43,8 @@ from jaxsoftmax import (
     softmax,
     squared_error,
 )
+from jaxsoftmax.app.data.dataset import Dataset
 from jaxsoftmax.calibration import temperature_scaling
-from jaxsoftmax.data.dataset import Dataset
 
 
 def hinge_against_the_rest(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -39,11 +39,11 @@ from jaxsoftmax import (
     binary_cross_entropy,
     cross_entropy,
     cross_entropy_hessian_product,
-    data,
     linear,
     sigmoid,
     softmax,
 )
+from jaxsoftmax.app import data
 
 HOURS = np.array([
     0.50, 0.75, 1.00, 1.25, 1.50, 1.75, 1.75, 2.00, 2.25, 2.50,

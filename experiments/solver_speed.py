@@ -49,7 +49,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from jaxsoftmax import data
+from jaxsoftmax.app import data
 from jaxsoftmax.solvers import solve, solve_path
 
 IMAGES = {"mnist": (1000, 1e-6), "fashion_mnist": (100, 1e-5)}

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsoftmax import brier, cross_entropy, entropy, linear, metrics, on_logits, softmax
-from jaxsoftmax.data.dataset import Dataset
+from jaxsoftmax.app.data.dataset import Dataset
 
 TEMPERATURES = np.geomspace(0.01, 100, 41).astype(np.float32)
 TRAINED = (0.01, 0.1, 1.0, 10.0, 100.0)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsoftmax import check_labels, cross_entropy, data, weighted_mean
+from jaxsoftmax import check_labels, cross_entropy, weighted_mean
+from jaxsoftmax.app import data
 
 EPOCHS, BATCH_SIZE = 30, 64
 optimizer = optax.adam(2e-2)  # any other of Optax

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line, or say what to install for it."""
     try:
-        from jaxsoftmax.cli.app import app
+        from jaxsoftmax.app.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich", "safetensors"}:
             raise

@@ -13,7 +13,7 @@ from numbers import Real
 import jax
 from jax import Array
 
-from jaxsoftmax import checks
+from jaxsoftmax import validation
 
 
 def compiled[**P, R](
@@ -34,7 +34,7 @@ def compiled[**P, R](
         known = jax.jit(function, static_argnames=(*static, *given))
 
         def ready(x: object, name: str) -> object:
-            return checks.setting(x, name) if name in static else checks.argument(x, name)
+            return validation.setting(x, name) if name in static else validation.argument(x, name)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -13,15 +13,11 @@ The Hessian of a softmax does not depend on the label. It is a product B B' with
 `gauss_newton_factor`, so a Gauss-Newton or Fisher matrix never has to be formed.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoftmax import calls, checks, exponential, links, placement
-from jaxsoftmax.placement import choose
+from jaxsoftmax import calls, links, placement, softmax_core, validation
 
 
 @calls.compiled("axis")
@@ -66,11 +62,11 @@ def cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.109.
     """
-    z, axis = checks.scores(logits, axis, where)
-    g = value_and_gradient(*rows(labels, valid, z, axis), axis)[1]
+    z, axis = validation.scores(logits, axis, where)
+    g = softmax_core.value_and_gradient(*softmax_core.prepare(labels, valid, z, axis), axis)[1]
     if where is not None:
         # The label may name a masked class: the loss is infinite there, but not by its logit.
-        g = jnp.where(checks.classes(where, z, axis), g, 0)
+        g = jnp.where(validation.classes(where, z, axis), g, 0)
     return g.astype(jnp.asarray(logits).dtype)
 
 
@@ -114,10 +110,10 @@ def cross_entropy_hessian_product(
     Reference:
         Bohning, "Multinomial logistic regression algorithm" (1992).
     """
-    z, axis = checks.scores(logits, axis, where)
-    v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
-    checks.shaped(v, z.shape, "tangents", "that of the logits")
-    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    z, axis = validation.scores(logits, axis, where)
+    v = validation.accumulated(validation.floating(tangents, "tangents")).astype(z.dtype)
+    validation.shaped(v, z.shape, "tangents", "that of the logits")
+    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
     p = links._softmax(z, valid, axis)
     return links.covariance_product(p, v, axis).astype(jnp.asarray(logits).dtype)
 
@@ -153,8 +149,8 @@ def gauss_newton_factor(probabilities: ArrayLike) -> Array:
         B B' = diag(p) - 2 p p' + p (q'q) p', and q'q = 1; Martens and Grosse, "Optimizing neural
         networks with Kronecker-factored approximate curvature" (2015).
     """
-    p = checks.accumulated(checks.floating(probabilities, "probabilities"))
-    checks.class_axis(p, -1)
+    p = validation.accumulated(validation.floating(probabilities, "probabilities"))
+    validation.class_axis(p, -1)
     q = placement.gathered(jnp.sqrt(p)[..., None, :], -1)
     return q * jnp.expand_dims(jnp.eye(p.shape[-1], dtype=p.dtype), tuple(range(p.ndim - 1))) - (
         p[..., :, None] * q
@@ -202,11 +198,11 @@ def binary_cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.91.
     """
-    z, t, w, valid = binary_arguments(logits, targets, pos_weight, where, valid)
+    z, t, w, valid = validation.binary_arguments(logits, targets, pos_weight, where, valid)
     positive = t if w is None else w * t
     p, other = links._sigmoids(z)
     gradient = (1 - t) * p - positive * other
-    return checks.count(gradient, valid).astype(jnp.asarray(logits).dtype)
+    return validation.count(gradient, valid).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
@@ -250,12 +246,12 @@ def binary_cross_entropy_hessian_product(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
     """
-    z, t, w, valid = binary_arguments(logits, targets, pos_weight, where, valid)
-    v = checks.accumulated(checks.floating(tangents, "tangents")).astype(z.dtype)
-    checks.shaped(v, z.shape, "tangents", "that of the logits")
+    z, t, w, valid = validation.binary_arguments(logits, targets, pos_weight, where, valid)
+    v = validation.accumulated(validation.floating(tangents, "tangents")).astype(z.dtype)
+    validation.shaped(v, z.shape, "tangents", "that of the logits")
     p, other = links._sigmoids(z)
     curvature = ((1 - t) + (t if w is None else w * t)) * (p * other)
-    return checks.count(curvature * v, valid).astype(jnp.asarray(logits).dtype)
+    return validation.count(curvature * v, valid).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
@@ -285,101 +281,6 @@ def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
     """
-    z = checks.accumulated(checks.floating(logits))
+    z = validation.accumulated(validation.floating(logits))
     half = jnp.exp(-jnp.abs(z) / 2)
     return half / (1 + half * half)
-
-
-# What follows is shared with `losses`.
-
-
-def rows(labels: ArrayLike, valid: ArrayLike | None, z: Array, axis: int) -> tuple[Array, ...]:
-    """The logits and, of each row, the label, whether it is one, and whether the row counts.
-
-    A derivative rule returns the types of its primal results, so all four vary over the same axes.
-    """
-    index, known = checks.class_labels(labels, z, axis)
-    valid = checks.valid_rows(valid, index.shape)
-    valid = jnp.ones_like(known) if valid is None else valid
-    numbers = (placement.like_rows(a, z, axis) for a in (index, known, valid))
-    return placement.join(z, *numbers)
-
-
-def label_logit(z: Array, index: Array, axis: int) -> Array:
-    """z_y of each row.
-
-    A class axis that is sharded explicitly has no gather; there it is a sum with one term.
-    """
-    wide = jnp.expand_dims(index, axis)
-    if placement.spec(z)[axis] is None:
-        return jnp.squeeze(jnp.take_along_axis(z, wide, axis), axis)
-    hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide
-    return jnp.sum(choose(hot, z, 0), axis)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def value_and_gradient(
-    z: Array, index: Array, known: Array, valid: Array, axis: int
-) -> tuple[Array, Array]:
-    """Cross-entropy and its gradient from one exponential an entry.
-
-    With s_o = sum over k != y of exp(z_k - z_max), the loss is log1p(s_o / e_y) where the label
-    leads, and log(S) + (z_max - z_y), S = s_o + e_y, where it does not: both are sums of terms of
-    one sign. The gradient is e_k / S, and -s_o / S at the label.
-    """
-    wide = functools.partial(jnp.expand_dims, axis=axis)
-    maximum = jnp.max(z, axis)
-    dead = ~valid | links.is_dead(maximum)
-    # A row's maximum is what every entry of it passes through: NaN for a label that is none.
-    maximum = choose(valid, choose(known, maximum, jnp.nan), 0)
-    row = exponential.row(maximum)
-    z_y = choose(valid, label_logit(z, index, axis), 0)
-    e_y = exponential.scaled_exp(z_y, row)
-    hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
-    # All of a row that does not count is left out, NaN included.
-    out = hot | wide(~valid)
-    others = choose(out, 0, exponential.scaled_exp(z, row.along(axis)))
-    # A dead row is one whose others weigh nothing and whose label leads: value and gradient are 0.
-    # A factor, for the maximum of NaN alone may be -inf, and their sum is NaN.
-    s_o = exponential.total(others, row, axis) * (~dead).astype(z.dtype)
-    total = s_o + e_y
-    leads = (z_y == maximum) | dead
-    excess = choose(leads, s_o / e_y, total / exponential.top(row) - 1)
-    value = jnp.log1p(excess) + choose(leads, 0, maximum - z_y)
-    inverse = 1 / (total + choose(dead, jnp.inf, jnp.zeros_like(total)))
-    return value, jnp.where(out, wide(0 - s_o * inverse), others * wide(inverse))
-
-
-@value_and_gradient.defjvp
-def _value_and_gradient_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple:
-    z, _, _, valid = primals
-    value, gradient = value_and_gradient(*primals, axis)
-    p = links._softmax(z, valid, axis)
-    product = links.covariance_product(p, tangents[0], axis)
-    return (value, gradient), (directional(gradient, tangents[0], valid, axis), product)
-
-
-def directional(gradient: Array, tangents: Array, valid: Array, axis: int) -> Array:
-    """The loss's change along the tangents: 0 for an example that does not count, NaN or not."""
-    return checks.count(jnp.sum(gradient * tangents, axis), valid)
-
-
-def binary_arguments(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    pos_weight: ArrayLike | None,
-    where: ArrayLike | None,
-    valid: ArrayLike | None,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """Logits, targets and positive weights of one shape and dtype; 0 where a label is ignored."""
-    z = checks.accumulated(checks.floating(logits))
-    t = checks.binary_targets(targets, z)
-    w = None
-    if pos_weight is not None:
-        w = checks.numbers(pos_weight, "pos_weight").astype(z.dtype)
-        w = checks.broadcast(w, z.shape, "pos_weight")
-    counts = checks.valid_rows(valid, z.shape)
-    if where is not None:
-        exists = checks.classes(where, z, z.ndim - 1)
-        counts = exists if counts is None else counts & exists
-    return checks.count(z, counts), checks.count(t, counts), w, counts

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoftmax import calls, checks, exponential
+from jaxsoftmax import calls, exponential, validation
 from jaxsoftmax.placement import choose
 
 
@@ -57,7 +57,7 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = No
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
-    z, axis = checks.scores(logits, axis, where)
+    z, axis = validation.scores(logits, axis, where)
     return _logsumexp(z, axis)
 
 
@@ -91,7 +91,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = 
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
-    z, axis = checks.scores(logits, axis, where)
+    z, axis = validation.scores(logits, axis, where)
     return _log_softmax(z, axis).astype(jnp.asarray(logits).dtype)
 
 
@@ -126,7 +126,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
     Reference:
         Bridle, "Probabilistic interpretation of feedforward classification network outputs" (1990).
     """
-    z, axis = checks.scores(logits, axis, where)
+    z, axis = validation.scores(logits, axis, where)
     return _softmax(z, None, axis).astype(jnp.asarray(logits).dtype)
 
 
@@ -157,8 +157,8 @@ def sigmoid(logits: ArrayLike) -> Array:
     Reference:
         Cox, "The regression analysis of binary sequences" (1958).
     """
-    z = checks.floating(logits)
-    return _sigmoid(checks.accumulated(z)).astype(z.dtype)
+    z = validation.floating(logits)
+    return _sigmoid(validation.accumulated(z)).astype(z.dtype)
 
 
 @calls.compiled()
@@ -188,8 +188,8 @@ def log_sigmoid(logits: ArrayLike) -> Array:
     Reference:
         Maechler, "Accurately computing log(1 - exp(-|a|))" (2012).
     """
-    z = checks.floating(logits)
-    return -_softplus(-checks.accumulated(z)).astype(z.dtype)
+    z = validation.floating(logits)
+    return -_softplus(-validation.accumulated(z)).astype(z.dtype)
 
 
 @calls.compiled()
@@ -219,8 +219,8 @@ def softplus(logits: ArrayLike) -> Array:
     Reference:
         Dugas et al., "Incorporating second-order functional knowledge" (2000).
     """
-    z = checks.floating(logits)
-    return _softplus(checks.accumulated(z)).astype(z.dtype)
+    z = validation.floating(logits)
+    return _softplus(validation.accumulated(z)).astype(z.dtype)
 
 
 def center(p: Array, tangents: Array, axis: int) -> Array:

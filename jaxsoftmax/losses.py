@@ -35,7 +35,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import calls, checks, derivatives, links, placement
+from jaxsoftmax import calls, links, placement, softmax_core, validation
 from jaxsoftmax.placement import choose
 
 
@@ -81,8 +81,8 @@ def cross_entropy(
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
     """
-    z, axis = checks.scores(logits, axis, where)
-    return _cross_entropy(*derivatives.rows(labels, valid, z, axis), axis)
+    z, axis = validation.scores(logits, axis, where)
+    return _cross_entropy(*softmax_core.prepare(labels, valid, z, axis), axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -98,7 +98,7 @@ BLOCK = 2**20  # entries: 4 MB of exponentials, which stay in a CPU's cache
 
 
 def _values(z: Array, index: Array, known: Array, valid: Array, *, axis: int) -> Array:
-    return derivatives.value_and_gradient(z, index, known, valid, axis)[0]
+    return softmax_core.value_and_gradient(z, index, known, valid, axis)[0]
 
 
 def _is_large(z: Array) -> bool:
@@ -135,8 +135,8 @@ def _values_by_blocks(z: Array, *rows: Array) -> Array:
 
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    value, gradient = derivatives.value_and_gradient(*primals, axis)
-    return value, derivatives.directional(gradient, tangents[0], primals[3], axis)
+    value, gradient = softmax_core.value_and_gradient(*primals, axis)
+    return value, softmax_core.directional(gradient, tangents[0], primals[3], axis)
 
 
 @calls.compiled("axis", constant="smoothing")
@@ -220,8 +220,8 @@ def _labelled_rows(
     where: ArrayLike | None,
     valid: ArrayLike | None,
 ) -> _Rows:
-    z, axis = checks.scores(logits, axis, where)
-    z, label, known, counts = derivatives.rows(labels, valid, z, axis)
+    z, axis = validation.scores(logits, axis, where)
+    z, label, known, counts = softmax_core.prepare(labels, valid, z, axis)
     return _Rows(z, label, known, counts, axis)
 
 
@@ -230,21 +230,21 @@ def _smoothed(
 ) -> tuple[Array, Array]:
     """The losses, and the class weight of each label."""
     z, axis = rows.z, rows.axis
-    a = checks.scalar(smoothing, "smoothing", z.dtype)
+    a = validation.scalar(smoothing, "smoothing", z.dtype)
     if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
     c = None
     own = jnp.ones_like(rows.label, z.dtype)
     if class_weights is not None:
-        c = checks.numbers(class_weights, "class_weights").astype(z.dtype)
-        checks.shaped(c, (z.shape[axis],), "class_weights", "one per class")
+        c = validation.numbers(class_weights, "class_weights").astype(z.dtype)
+        validation.shaped(c, (z.shape[axis],), "class_weights", "one per class")
         own = _of_labels(c, rows)
     if not isinstance(smoothing, Array) and smoothing == 0:
         values = _cross_entropy(*rows)
         return (values if c is None else _term(own, values)), own
     t = _smooth_targets(rows, a, c)
     z, t, counts, axis = _soft_arguments(z, t, axis, None, rows.counts)
-    return checks.count(_soft_cross_entropy(z, t, axis), counts), own
+    return validation.count(_soft_cross_entropy(z, t, axis), counts), own
 
 
 def _of_labels(by_class: Array, rows: _Rows) -> Array:
@@ -307,7 +307,7 @@ def soft_cross_entropy(
         Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
     z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid)
-    return checks.count(_soft_cross_entropy(z, t, axis), counts)
+    return validation.count(_soft_cross_entropy(z, t, axis), counts)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -380,7 +380,7 @@ def kl_divergence(
     else:
         log_t = jnp.log(choose(t == 0, 1, t))
     negative_entropy = jnp.sum(choose(t == 0, 0, t * log_t), axis)
-    return checks.count(_soft_cross_entropy(z, t, axis) + negative_entropy, counts)
+    return validation.count(_soft_cross_entropy(z, t, axis) + negative_entropy, counts)
 
 
 @calls.compiled("axis")
@@ -420,11 +420,11 @@ def entropy(
     Reference:
         Shannon, "A mathematical theory of communication" (1948).
     """
-    z, axis = checks.scores(logits, axis, where)
-    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
-    z = checks.count_rows(z, valid, axis)
+    z, axis = validation.scores(logits, axis, where)
+    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
+    z = validation.count_rows(z, valid, axis)
     p, log_p = links.softmax_and_log(z, axis)
-    return checks.count(-jnp.sum(p * choose(p == 0, 0, log_p), axis), valid)
+    return validation.count(-jnp.sum(p * choose(p == 0, 0, log_p), axis), valid)
 
 
 @calls.compiled()
@@ -468,9 +468,9 @@ def binary_cross_entropy(
     Reference:
         softplus is minus the log of the sigmoid: Bishop (2006), equation 4.90.
     """
-    z, t, w, valid = derivatives.binary_arguments(logits, targets, pos_weight, where, valid)
+    z, t, w, valid = validation.binary_arguments(logits, targets, pos_weight, where, valid)
     positive = _term(t if w is None else w * t, links._softplus(-z))
-    return checks.count(positive + _term(1 - t, links._softplus(z)), valid)
+    return validation.count(positive + _term(1 - t, links._softplus(z)), valid)
 
 
 def _term(coefficient: Array, value: Array) -> Array:
@@ -517,11 +517,11 @@ def squared_error(
         Gauss, "Theoria motus" (1809), in the form of scikit-learn's and Optax's `squared_error`,
         without the factor of one half.
     """
-    z, axis = checks.scores(logits, axis)
-    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    z, axis = validation.scores(logits, axis)
+    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
     t = _regression_targets(jnp.asarray(targets), z, axis)
-    z, t = checks.count_rows(z, valid, axis), checks.count_rows(t, valid, axis)
-    return checks.count(jnp.sum((z - t) ** 2, axis), valid)
+    z, t = validation.count_rows(z, valid, axis), validation.count_rows(t, valid, axis)
+    return validation.count(jnp.sum((z - t) ** 2, axis), valid)
 
 
 def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
@@ -529,10 +529,10 @@ def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         hot, known = _one_hot(targets, z, axis, "targets")
         return jnp.where(known, hot.astype(z.dtype), jnp.nan)
-    targets = checks.floating(targets, "targets").astype(z.dtype)
+    targets = validation.floating(targets, "targets").astype(z.dtype)
     if z.shape[axis] == 1 and targets.ndim == z.ndim - 1:
         targets = jnp.expand_dims(targets, axis)
-    return checks.shaped(targets, z.shape, "targets", "that of the logits")
+    return validation.shaped(targets, z.shape, "targets", "that of the logits")
 
 
 @calls.compiled("axis")
@@ -575,8 +575,10 @@ def brier(
     Reference:
         Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
-    z, axis = checks.scores(logits, axis, where)
-    residual = derivatives.value_and_gradient(*derivatives.rows(labels, valid, z, axis), axis)[1]
+    z, axis = validation.scores(logits, axis, where)
+    residual = softmax_core.value_and_gradient(*softmax_core.prepare(labels, valid, z, axis), axis)[
+        1
+    ]
     return jnp.sum(residual**2, axis)
 
 
@@ -616,8 +618,8 @@ def hinge(
     Reference:
         Cortes and Vapnik, "Support-vector networks" (1995).
     """
-    z, t, _, valid = derivatives.binary_arguments(logits, targets, None, where, valid)
-    return checks.count(_ramp(1 - (2 * t - 1) * z), valid)
+    z, t, _, valid = validation.binary_arguments(logits, targets, None, where, valid)
+    return validation.count(_ramp(1 - (2 * t - 1) * z), valid)
 
 
 @calls.compiled("axis")
@@ -660,9 +662,9 @@ def multiclass_hinge(
         Crammer and Singer, "On the algorithmic implementation of multiclass kernel-based vector
         machines" (2001).
     """
-    z, axis = checks.scores(logits, axis, where)
-    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
-    z = checks.count_rows(z, valid, axis)
+    z, axis = validation.scores(logits, axis, where)
+    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
+    z = validation.count_rows(z, valid, axis)
     hot, known = _one_hot(labels, z, axis, "labels")
     # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
     counted = known if valid is None else known | ~jnp.expand_dims(valid, axis)
@@ -677,7 +679,7 @@ def multiclass_hinge(
     tied = (truth == jnp.inf) & (best_other == jnp.inf)
     margin = choose(tied, 0, truth - choose(alone | tied, 0, best_other))
     loss = choose(alone, 0, _ramp(1 - margin))
-    return checks.count(choose(jnp.squeeze(known, axis), loss, jnp.nan), valid)
+    return validation.count(choose(jnp.squeeze(known, axis), loss, jnp.nan), valid)
 
 
 def _ramp(x: Array) -> Array:
@@ -714,8 +716,8 @@ def focal(values: ArrayLike, *, gamma: float | Array) -> Array:
     Reference:
         Lin et al., "Focal loss for dense object detection" (2017).
     """
-    values = checks.accumulated(checks.floating(values, "values"))
-    exponent = checks.scalar(gamma, "gamma", values.dtype)
+    values = validation.accumulated(validation.floating(values, "values"))
+    exponent = validation.scalar(gamma, "gamma", values.dtype)
     if not isinstance(gamma, Array) and not gamma >= 0:
         raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
     return _focal(values, exponent)
@@ -791,7 +793,7 @@ def weighted_mean(
     Reference:
         The ratio estimator of a mean, as scikit-learn's `sample_weight` has it.
     """
-    v = checks.accumulated(checks.floating(values, "values"))
+    v = validation.accumulated(validation.floating(values, "values"))
     if valid is None and weights is None:
         return jnp.sum(v) / max(v.size, 1) if placement.known(*v.shape) else jnp.mean(v)
     w = _mean_weights(v, valid, weights)
@@ -802,10 +804,10 @@ def _mean_weights(values: Array, valid: ArrayLike | None, weights: ArrayLike | N
     """The weight of each value, 0 where it does not count."""
     w = jnp.ones_like(values)
     if weights is not None:
-        w = checks.numbers(weights, "weights").astype(values.dtype)
+        w = validation.numbers(weights, "weights").astype(values.dtype)
         w = _from_leading(w, values, "weights")
     if valid is not None:
-        w = choose(_from_leading(checks.flags(valid, "valid"), values, "valid"), w, 0)
+        w = choose(_from_leading(validation.flags(valid, "valid"), values, "valid"), w, 0)
     return w
 
 
@@ -818,7 +820,9 @@ def _ratio(values: Array, weights: Array, shares: Array) -> Array:
 
 def _from_leading(x: Array, values: Array, name: str) -> Array:
     """x, whose shape is a leading part of the values', broadcast to them."""
-    checks.shaped(x, values.shape[: x.ndim], name, "that of the values, or a leading part of it")
+    validation.shaped(
+        x, values.shape[: x.ndim], name, "that of the values, or a leading part of it"
+    )
     return jnp.broadcast_to(x.reshape(x.shape + (1,) * (values.ndim - x.ndim)), values.shape)
 
 
@@ -926,13 +930,13 @@ def check_labels(
     Reference:
         The contract of `cross_entropy`.
     """
-    y = checks.concrete(labels, name)
+    y = validation.concrete(labels, name)
     if y.size and not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {y.dtype}")
     wide = y.astype(np.int64) if y.dtype != np.uint64 else y
     bad = (wide < 0) | (wide >= num_classes)
     if valid is not None:
-        bad &= np.asarray(checks.valid_rows(checks.concrete(valid, "valid"), y.shape))
+        bad &= np.asarray(validation.valid_rows(validation.concrete(valid, "valid"), y.shape))
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         where = "".join(f"[{i}]" for i in first)
@@ -950,7 +954,7 @@ def inferred_classes(labels: Array | np.ndarray, name: str) -> int:
     largest = int(labels.max())
     if largest < max(MANY, 2 * labels.size):
         return max(1, largest + 1)
-    first = int(np.argmax(checks.on_host(labels)))
+    first = int(np.argmax(validation.on_host(labels)))
     raise ValueError(
         f"{name}[{first}]: label {largest} makes {largest + 1} classes of {labels.size} examples; "
         "renumber the labels as 0 ... K - 1 (numpy.unique(labels, return_inverse=True)), or say "
@@ -971,17 +975,19 @@ def _soft_arguments(
 
     A row that is masked whole has no distribution, and does not count either.
     """
-    z, axis = checks.scores(logits, axis, where)
-    t = checks.distributions(targets, z, axis, logs=logs)
+    z, axis = validation.scores(logits, axis, where)
+    t = validation.distributions(targets, z, axis, logs=logs)
     counts = jnp.any(z != -jnp.inf, axis)
-    valid = checks.valid_rows(valid, checks.leading(z.shape, axis))
+    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
     if valid is not None:
         counts = counts & valid
-        z, t = (checks.count_rows(a, valid, axis) for a in (z, t))
+        z, t = (validation.count_rows(a, valid, axis) for a in (z, t))
     return z, t, counts, axis
 
 
 def _one_hot(labels: ArrayLike, z: Array, axis: int, name: str) -> tuple[Array, Array]:
     """Which entries of z are the labels', and which rows' labels are labels (kept axis)."""
-    index, known = (jnp.expand_dims(a, axis) for a in checks.class_labels(labels, z, axis, name))
+    index, known = (
+        jnp.expand_dims(a, axis) for a in validation.class_labels(labels, z, axis, name)
+    )
     return lax.broadcasted_iota(index.dtype, z.shape, axis) == index, known

@@ -37,7 +37,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax import calls, checks, derivatives, links, losses, placement
+from jaxsoftmax import calls, links, losses, placement, softmax_core, validation
 from jaxsoftmax.losses import weighted_mean
 
 TOGETHER = 2**20  # confidences that are ranked at once, of some labels of all
@@ -78,7 +78,7 @@ def hits(logits: ArrayLike, labels: ArrayLike, *, k: int = 1) -> Array:
         raise ValueError(f"k: expected at least 1, got {k}")
     z, index, known = _classes(logits, labels)
     bad = ~known | jnp.any(jnp.isnan(z), -1)
-    own = derivatives.label_logit(z, index, z.ndim - 1)[..., None]
+    own = softmax_core.label_logit(z, index, z.ndim - 1)[..., None]
     earlier = lax.broadcasted_iota(index.dtype, z.shape, z.ndim - 1) < index[..., None]
     rank = jnp.sum((z > own) | ((z == own) & earlier), -1)
     return jnp.where(bad, jnp.nan, (rank < k).astype(z.dtype))
@@ -928,7 +928,7 @@ def expected_calibration_error(
         fifteen bins are of equal width.
     """
     # In the accumulation dtype: half-precision confidences would be off by more than they err.
-    z = checks.accumulated(checks.floating(logits))
+    z = validation.accumulated(validation.floating(logits))
     confidence = jnp.max(links.softmax(z), -1)
     return reliability(confidence, hits(z, labels), bins=bins, binning=binning, weights=weights)
 
@@ -1019,7 +1019,7 @@ def _resampled(
     def one(key: Array) -> Any:
         rows = jax.random.randint(key, (size,), 0, size)
         values = metric(*(placement.taken(a, rows, a, placement.row_axes(a, size)) for a in arrays))
-        return jax.tree.map(lambda v: checks.accumulated(jnp.asarray(v)), values)
+        return jax.tree.map(lambda v: validation.accumulated(jnp.asarray(v)), values)
 
     return lax.map(one, jax.random.split(key, resamples), batch_size=batch_size)
 
@@ -1029,15 +1029,15 @@ def _resampled(
 
 def _classes(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
     """Logits, labels that exist, and which of them were in range."""
-    z = checks.accumulated(checks.floating(logits))
-    return z, *checks.class_labels(labels, z, checks.class_axis(z, -1))
+    z = validation.accumulated(validation.floating(logits))
+    return z, *validation.class_labels(labels, z, validation.class_axis(z, -1))
 
 
 def _labels(values: ArrayLike, targets: ArrayLike, name: str) -> tuple[Array, Array, Array]:
     """Values of each label, whether its target is 1, and where there is no answer."""
-    v = checks.accumulated(checks.floating(values, name))
-    t = checks.numbers(targets, "targets").astype(v.dtype)
-    checks.shaped(t, v.shape, "targets", f"that of {name}")
+    v = validation.accumulated(validation.floating(values, name))
+    t = validation.numbers(targets, "targets").astype(v.dtype)
+    validation.shaped(t, v.shape, "targets", f"that of {name}")
     if name != "probabilities" and v.ndim not in (1, 2):
         raise ValueError(f"{name}: expected shape [N] or [N, L], got {v.shape}")
     return v, t == 1, jnp.isnan(v) | ((t != 0) & (t != 1))
@@ -1052,7 +1052,7 @@ def _decisions(
     """
     z, index, known = _classes(logits, labels)
     predicted = jnp.argmax(z, -1).astype(index.dtype)  # the first NaN where there is one
-    nan = jnp.isnan(derivatives.label_logit(z, predicted, z.ndim - 1))
+    nan = jnp.isnan(softmax_core.label_logit(z, predicted, z.ndim - 1))
     w, lost = _counted(weights, ~known | nan, z.dtype)
     return _flat(w), _flat(index), _flat(predicted), lost
 
@@ -1072,9 +1072,9 @@ def _counted_labels(weights: ArrayLike | None, bad: Array, dtype: Any) -> tuple[
 
 def _weights(weights: ArrayLike | None, shape: tuple[int, ...], dtype: Any) -> Array:
     """One weight an example: integers, unless they are given as floats, which get this dtype."""
-    w = checks.numbers(True if weights is None else weights, "weights")
+    w = validation.numbers(True if weights is None else weights, "weights")
     if w.ndim:
-        checks.shaped(w, shape, "weights", "one per example")
+        validation.shaped(w, shape, "weights", "one per example")
     kind = dtype if jnp.issubdtype(w.dtype, jnp.floating) else jnp.result_type(int)
     return jnp.broadcast_to(w.astype(kind), shape)
 
@@ -1117,7 +1117,7 @@ def _count(x: ArrayLike, name: str = "counts") -> Array:
         host = np.asarray(x)
         if host.dtype.kind in "iu" and host.max(initial=0) > jnp.iinfo(jnp.result_type(int)).max:
             x = host.astype(np.float32)
-    return checks.numbers(x, name)
+    return validation.numbers(x, name)
 
 
 @jax.jit
@@ -1143,7 +1143,7 @@ def _mean_of_known(values: Array) -> Array:
 def _floats(x: Array) -> Array:
     """Floats as they are, and counts as floats: NaN where an integer is negative."""
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return checks.accumulated(x)
+        return validation.accumulated(x)
     x = x.astype(jnp.result_type(float))
     return jnp.where(x < 0, jnp.nan, x)
 

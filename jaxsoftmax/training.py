@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, linear, placement
+from jaxsoftmax import linear, placement, validation
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import check_labels, inferred_classes, weighted_mean
 
@@ -655,7 +655,7 @@ def _weighted(data: Data) -> Data:
 
 
 def _as_weights(weights: ArrayLike, shape: tuple[int, ...], of: str = "") -> Array:
-    w = checks.numbers(weights, f"{of}weights")
+    w = validation.numbers(weights, f"{of}weights")
     if w.shape not in ((), shape):
         raise ValueError(
             f"{of}weights must have shape {shape}, as {of}features, or be one number, "
@@ -989,7 +989,7 @@ def _examples(
 def _counts(data: Data) -> np.ndarray:
     """Return which examples count, on the host."""
     x, _, w = data
-    return np.ones(x.shape[0], bool) if w is None else checks.on_host(w > 0)
+    return np.ones(x.shape[0], bool) if w is None else validation.on_host(w > 0)
 
 
 def _check_shapes(x: Array, targets: tuple[int, ...], *, of: str, is_linear: bool) -> None:
@@ -1009,10 +1009,10 @@ def _check_shapes(x: Array, targets: tuple[int, ...], *, of: str, is_linear: boo
 def _check_finite(a: Array, counts: np.ndarray, name: str) -> None:
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return
-    bad = counts & ~checks.on_host(jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim))))
+    bad = counts & ~validation.on_host(jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim))))
     if bad.any():
         first = int(bad.argmax())
-        row = checks.on_host(a[first])
+        row = validation.on_host(a[first])
         at = np.argwhere(~np.isfinite(row))[0].tolist()
         raise ValueError(f"{name} must be finite, got {row[tuple(at)]} at {[first, *at]}")
 
@@ -1035,7 +1035,7 @@ def _init_like(data: Data, *, key: Array) -> LinearParams:
     if t.ndim == 2:
         num_classes = t.shape[1]
     elif jnp.issubdtype(t.dtype, jnp.integer):
-        labels = np.where(_counts(data), checks.on_host(t), 0)
+        labels = np.where(_counts(data), validation.on_host(t), 0)
         num_classes = inferred_classes(labels, "targets")
     else:
         num_classes = 1

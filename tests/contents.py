@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 import jaxsoftmax
-from jaxsoftmax import data, evaluation, fitting, report
-from jaxsoftmax.data.dataset import Dataset, Schema, Split, Task
-from jaxsoftmax.recipes import LossName
+from jaxsoftmax.app import data, evaluation, pipeline, report
+from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax.app.defaults import LossName
 
 # Names that break pages, figures, or both.
 ODD = (
@@ -46,11 +46,11 @@ def fitted(
     **settings: float,
 ) -> report.Content:
     """What the command line hands to the report after a fit; in brief, less of it."""
-    learned = fitting.preprocess(dataset, log1p=log1p, standardize=standardize)
-    choices = fitting.choose(dataset, loss=loss, **settings)
-    result = fitting.fit(dataset, choices)
-    scores = fitting.score(dataset, result.params, learned)
-    judged = (in_brief if brief else fitting.judge)(dataset, scores, loss=choices.loss)
+    learned = pipeline.preprocess(dataset, log1p=log1p, standardize=standardize)
+    choices = pipeline.choose(dataset, loss=loss, **settings)
+    result = pipeline.fit(dataset, choices)
+    scores = pipeline.score(dataset, result.params, learned)
+    judged = (in_brief if brief else pipeline.judge)(dataset, scores, loss=choices.loss)
     header = {
         "jaxsoftmax": jaxsoftmax.__version__,
         "jax": jax.__version__,
@@ -76,10 +76,10 @@ def fitted(
 
 def in_brief(
     dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName
-) -> fitting.Judgement:
+) -> pipeline.Judgement:
     """Without calibration and intervals, which take seconds to compile."""
     told = evaluation.figures(scores["test"], dataset.test.targets, dataset.schema, loss=loss)
-    return fitting.Judgement({"test": told}, {})
+    return pipeline.Judgement({"test": told}, {})
 
 
 def made(name: str, features: np.ndarray, targets: np.ndarray, schema: Schema) -> Dataset:

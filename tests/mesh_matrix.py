@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxsoftmax as js
 from jaxsoftmax import exponential, losses
-from jaxsoftmax.kernels import products
+from jaxsoftmax.kernels import primitives
 from jaxsoftmax.kernels.tiles import Tiles
 
 N, D, K, FEW = 64, 24, 96, 16
@@ -416,7 +416,7 @@ def lower_thresholds() -> None:
     """Small arrays take the paths of large ones."""
     losses.BLOCK = 256
     exponential.SMALL, exponential.BLOCK, exponential.LEAST, exponential.MANY = 32, 16, 4, 64
-    products.LONG = 40
+    primitives.LONG = 40
 
 
 REAL = "at real sizes"

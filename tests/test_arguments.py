@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxsoftmax as js
-from jaxsoftmax import checks
+from jaxsoftmax import validation
 
 Z = jnp.asarray([[1.0, -2.0, 0.5], [0.3, 0.0, 3.0]])
 Y = jnp.asarray([2, 0])
@@ -257,14 +257,14 @@ def test_a_call_is_one_program_and_is_traced_once(
     (equation,) = jax.make_jaxpr(function)(*arguments).eqns
     assert equation.params["name"] == name
     looks = 0
-    validate = checks.floating
+    validate = validation.floating
 
     def counting(*args: Any) -> Any:
         nonlocal looks
         looks += 1
         return validate(*args)
 
-    monkeypatch.setattr(checks, "floating", counting)
+    monkeypatch.setattr(validation, "floating", counting)
     function(jnp.ones((7, 3)), *(jnp.ones((7, *a.shape[1:]), a.dtype) for a in arguments[1:]))
     assert looks > 0  # a new shape is looked at
     looks = 0

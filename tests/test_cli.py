@@ -25,11 +25,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner, Result
 
 import jaxsoftmax
-from jaxsoftmax import data, evaluation, fitting, runs
-from jaxsoftmax.cli import console
-from jaxsoftmax.cli.app import app
-from jaxsoftmax.data.dataset import Dataset, Schema, Task
-from jaxsoftmax.recipes import LossName, OptimizerName
+from jaxsoftmax.app import data, evaluation, pipeline, run_folder
+from jaxsoftmax.app.cli import console
+from jaxsoftmax.app.cli.app import app
+from jaxsoftmax.app.data.dataset import Dataset, Schema, Task
+from jaxsoftmax.app.defaults import LossName, OptimizerName
 
 ROOT = Path(__file__).parent.parent
 DATA_DIR = Path(os.environ.get("JAXSOFTMAX_DATA_DIR", ROOT / "../shared/tfds")).resolve()
@@ -84,7 +84,7 @@ def fit(*arguments: str) -> None:
 
 
 def metrics(folder: str) -> dict[str, Any]:
-    return json.loads(runs.read(Path(folder), "metrics.json"))
+    return json.loads(run_folder.read(Path(folder), "metrics.json"))
 
 
 # The main job.
@@ -98,10 +98,10 @@ def test_fit_digits_with_defaults() -> None:
     assert test["accuracy"] >= 0.96
     # What is printed is what is kept, and is what the kept model does.
     assert result.output.endswith(f"report: {folder}/report.html\nrun: {folder}\n")
-    assert runs.read(folder, "report.html").startswith(b"<!DOCTYPE html>")
+    assert run_folder.read(folder, "report.html").startswith(b"<!DOCTYPE html>")
     row = next(line for line in result.output.splitlines() if line.split()[:1] == ["test"])
     assert row.split() == ["test", f"{test['loss']:.4f}", f"{test['accuracy']:.2%}"]
-    params, schema, _, header = runs.load(folder)
+    params, schema, _, header = run_folder.load(folder)
     digits = data.load("digits")
     w, bias = np.asarray(params.w, float), np.asarray(params.bias, float)
     logits = digits.test.features @ w + bias
@@ -162,7 +162,7 @@ def test_same_seed_same_bytes() -> None:
 
 def test_header_keeps_a_command_that_repeats_the_run() -> None:
     fit("digits", *shlex.split("--epochs 2 --optimizer momentum --loss hinge --batch-size 50"))
-    command = shlex.split(runs.load(Path("run")).header["command"])
+    command = shlex.split(run_folder.load(Path("run")).header["command"])
     assert command[:3] == ["jaxsoftmax", "fit", "digits"]
     assert call(*command[1:], "--no-report", "--output", "again").exit_code == 0
     first, again = (Path(f, "model.safetensors").read_bytes() for f in ("run", "again"))
@@ -187,8 +187,8 @@ def test_output_is_never_overwritten_in_silence() -> None:
     assert "run is not empty; choose another, or pass --overwrite" in refused.output
     assert Path("run/model.safetensors").read_bytes() == before
     assert call(*arguments, "--overwrite").exit_code == 0
-    assert runs.read(Path("run"), "model.safetensors") != before
-    assert runs.load(Path("run")).header["seed"] == 1
+    assert run_folder.read(Path("run"), "model.safetensors") != before
+    assert run_folder.load(Path("run")).header["seed"] == 1
     assert len(list(Path("run").iterdir())) == 4
 
 
@@ -230,7 +230,7 @@ def fit_flowers(*options: str) -> None:
 
 def test_two_classes_from_a_file_to_predictions() -> None:
     fit_flowers()
-    model = runs.load(Path("run"))
+    model = run_folder.load(Path("run"))
     assert model.params.w.shape == (3, 1), "logistic regression"
     assert model.header["loss"] == "sigmoid"
     assert metrics("run")["test"]["accuracy"] > 0.7
@@ -318,7 +318,7 @@ def test_numbers_from_a_file_to_predictions() -> None:
     price = 1000 + x @ [20, 3] + noise * rng.normal(size=200)
     write("houses.csv", rooms=x[:, 0], age=x[:, 1], price=price)
     fit("houses.csv", "--label", "price")
-    model = runs.load(Path("run"))
+    model = run_folder.load(Path("run"))
     assert (model.header["loss"], model.header["optimizer"]) == ("squared_error", "lbfgs")
     np.testing.assert_allclose(model.params.w[:, 0], [20, 3], rtol=5e-3)
     np.testing.assert_allclose(model.params.bias, [1000], rtol=1e-4)
@@ -337,7 +337,7 @@ def test_squared_error_asks_for_numbers_of_whole_ones() -> None:
     write("songs.csv", tempo=year + rng.normal(size=100), year=year)
     fit("songs.csv", "--label", "year", "--loss", "squared_error", "--standardize")
     assert metrics("run")["test"]["r2"] > 0.95
-    assert runs.load(Path("run")).schema.classes == ("year",)
+    assert run_folder.load(Path("run")).schema.classes == ("year",)
 
 
 def test_a_head_without_probabilities_says_so() -> None:
@@ -355,7 +355,7 @@ def test_images_from_arrays() -> None:
     images[np.arange(60), labels] += 200
     np.savez("images.npz", images=images, labels=labels)
     fit("images.npz")
-    assert runs.load(Path("run")).schema.shape == (4, 5)
+    assert run_folder.load(Path("run")).schema.shape == (4, 5)
     assert metrics("run")["test"]["accuracy"] == 1
     np.save("more.npy", images[:7])
     assert call("predict", "run", "more.npy").exit_code == 0
@@ -394,12 +394,12 @@ def test_the_command_of_a_file_repeats_the_run() -> None:
     write("my data/test.csv", **flowers(30, seed=3))
     fit("my data/it's.csv", *FLOWERS[1:], "--drop", "noise", "--test", "my data/test.csv",
         "--patience", "5", "--epochs", "40")  # fmt: skip
-    command = shlex.split(runs.load(Path("run")).header["command"])
+    command = shlex.split(run_folder.load(Path("run")).header["command"])
     assert command[2] == "my data/it's.csv"
     assert call(*command[1:], "--no-report", "--output", "again").exit_code == 0
     first, again = (Path(f, "model.safetensors").read_bytes() for f in ("run", "again"))
     assert first == again
-    assert runs.load(Path("run")).header["kept_epoch"] <= metrics("run")["epochs"] <= 40
+    assert run_folder.load(Path("run")).header["kept_epoch"] <= metrics("run")["epochs"] <= 40
 
 
 def test_scales_that_differ_are_told() -> None:
@@ -425,10 +425,8 @@ def test_without_matplotlib_the_run_is_kept(environment: dict[str, str]) -> None
     )
     done = run("-c", code, "fit", "digits", "--epochs", "20", "--output", "run", env=environment)
     assert done.returncode == 0, done.stderr
-    assert (
-        "no report without matplotlib: pip install 'jaxsoftmax[plots]'\nrun: run\n" in done.stdout
-    )
-    assert runs.load(Path("run")).header["files"].keys() == {
+    assert "no report without matplotlib: pip install 'jaxsoftmax[app]'\nrun: run\n" in done.stdout
+    assert run_folder.load(Path("run")).header["files"].keys() == {
         "model.safetensors",
         "metrics.json",
         "history.csv",
@@ -477,11 +475,13 @@ def test_an_interrupt_keeps_the_best_model_so_far(
         shown, errors = process.communicate()
         assert (process.returncode, errors) == (130, "")
     assert shown.endswith("run: run\n")
-    header = runs.load(Path("run")).header
+    header = run_folder.load(Path("run")).header
     kept = metrics("run")
     assert header["interrupted"] is True
     assert 2000 <= kept["epochs"] < 20000
-    history = list(csv.DictReader(runs.read(Path("run"), "history.csv").decode().splitlines()))
+    history = list(
+        csv.DictReader(run_folder.read(Path("run"), "history.csv").decode().splitlines())
+    )
     losses = [float(row["validation_loss"]) for row in history]
     assert len(losses) == kept["epochs"]
     assert header["kept_epoch"] == kept["kept_epoch"] == 1 + int(np.argmin(losses))
@@ -502,7 +502,7 @@ def test_an_interrupt_before_the_first_epoch_leaves_nothing(environment: dict[st
 
 DROPPED = """
 import signal, time
-from jaxsoftmax.cli import app
+from jaxsoftmax.app.cli import app
 
 class Finalised:
     def __del__(self):
@@ -528,7 +528,7 @@ def test_features_that_were_fitted_are_let_go_of_before_the_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held, still = [], []
-    fitted, judged = fitting.fit, fitting.judge
+    fitted, judged = pipeline.fit, pipeline.judge
 
     def fit(dataset: Dataset, *arguments: Any, **options: Any) -> Any:
         held.append(weakref.ref(dataset.train.features))
@@ -539,8 +539,8 @@ def test_features_that_were_fitted_are_let_go_of_before_the_figures(
         still.append(held[0]() is not None)
         return judged(*arguments, **options)
 
-    monkeypatch.setattr(fitting, "fit", fit)
-    monkeypatch.setattr(fitting, "judge", judge)
+    monkeypatch.setattr(pipeline, "fit", fit)
+    monkeypatch.setattr(pipeline, "judge", judge)
     assert call("fit", "digits", "--epochs", "1", "--no-report").exit_code == 0
     assert still == [False]
 

@@ -17,8 +17,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxsoftmax import data
-from jaxsoftmax.data.dataset import Task
+from jaxsoftmax.app import data
+from jaxsoftmax.app.data.dataset import Task
 
 ROOT = Path(__file__).parent.parent
 DATA_DIR = Path(os.environ.get("JAXSOFTMAX_DATA_DIR", ROOT / "../shared/tfds"))
@@ -44,7 +44,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_digits_split_follows_its_rule() -> None:
     digits = data.load("digits")
-    with (ROOT / "jaxsoftmax/data/digits.npz").open("rb") as file:
+    with (ROOT / "jaxsoftmax/app/data/digits.npz").open("rb") as file:
         stored = np.load(file)
         images, labels = stored["images"], stored["labels"]
     seen: Counter[int] = Counter()
@@ -72,7 +72,7 @@ def test_digits_types_and_names() -> None:
 
 def test_digits_load_nothing_heavy() -> None:
     code = (
-        "import sys; from jaxsoftmax import data; data.load('digits');"
+        "import sys; from jaxsoftmax.app import data; data.load('digits');"
         "sys.exit('tensorflow_datasets' in sys.modules or 'PIL' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -105,7 +105,7 @@ def test_missing_data_set_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_default_folder_is_that_of_tensorflow_datasets(tmp_path: Path) -> None:
-    code = "from jaxsoftmax import data; data.load('cifar10')"
+    code = "from jaxsoftmax.app import data; data.load('cifar10')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -221,7 +221,7 @@ def test_tfrecord_has_no_random_access(tmp_path: Path) -> None:
 def test_missing_decoder(tmp_path: Path) -> None:
     _prepare_mnist(tmp_path)
     code = (
-        "import sys; sys.modules['PIL'] = None; from jaxsoftmax import data;"
+        "import sys; sys.modules['PIL'] = None; from jaxsoftmax.app import data;"
         f"data.load('mnist', data_dir={str(tmp_path)!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -459,7 +459,7 @@ def test_real_data_sets(name: str, sizes: tuple[int, ...], mean: float, names: s
 
 
 def test_licence_of_the_digits_is_beside_them() -> None:
-    text = (ROOT / "jaxsoftmax/data/digits.LICENSE").read_text()
+    text = (ROOT / "jaxsoftmax/app/data/digits.LICENSE").read_text()
     assert re.search(r"Alpaydin.*Kaynak", text)
     assert "Attribution 4.0" in text
     assert "BSD 3-Clause" in text

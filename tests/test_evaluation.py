@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from jaxsoftmax import evaluation, linear, report
-from jaxsoftmax.data import preprocessing
-from jaxsoftmax.data.dataset import Schema, Split, Task
+from jaxsoftmax import linear
+from jaxsoftmax.app import evaluation, report
+from jaxsoftmax.app.data import preprocessing
+from jaxsoftmax.app.data.dataset import Schema, Split, Task
+from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.recipes import LossName
 
 skm = pytest.importorskip("sklearn.metrics")
 

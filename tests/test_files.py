@@ -18,8 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from jaxsoftmax import data
-from jaxsoftmax.data.dataset import Dataset, Split, Task
+from jaxsoftmax.app import data
+from jaxsoftmax.app.data.dataset import Dataset, Split, Task
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("JAXSOFTMAX_SHARED_DATA", ROOT / "../shared/data"))
@@ -888,7 +888,7 @@ def test_options_that_name_nothing(tmp_path: Path) -> None:
 
 _PEAK = """
 import resource, sys
-from jaxsoftmax import data
+from jaxsoftmax.app import data
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 dataset = data.load_file(sys.argv[1], label="y")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

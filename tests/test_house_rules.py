@@ -23,10 +23,11 @@ FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(inspect
 RANKS = {
     "placement": 0,
     "exponential": 1,
-    "checks": 1,
+    "validation": 1,
     "calls": 2,
     "links": 3,
-    "derivatives": 4,
+    "softmax_core": 4,
+    "derivatives": 5,
     "losses": 5,
     "kernels": 6,
     "linear": 7,
@@ -34,8 +35,6 @@ RANKS = {
     "solvers": 8,
     "estimator": 9,
 }
-# Imported by nothing below the command line, and by each other only as the command line needs.
-LEAVES = {"plots", "report", "cli"}
 # What a user of the core never pays for.
 EXTRAS = ("tensorflow_datasets", "tensorflow", "sklearn", "matplotlib", "rich", "typer",
           "safetensors", "pandas", "pyarrow", "torch", "absl.testing",
@@ -162,11 +161,16 @@ def test_import_order(path: Path) -> None:
         theirs = top(name)
         if theirs not in known or theirs == mine:
             continue
-        if theirs in LEAVES:
-            assert mine in LEAVES | {"__main__"}, f"{mine} imports the leaf {theirs}"
         if mine in RANKS:
-            assert theirs in RANKS, f"{mine} imports {theirs}, which stands on the library"
+            assert theirs in RANKS, f"{mine} imports {theirs}, which has no rank"
             assert RANKS[theirs] < RANKS[mine], f"{mine} imports {theirs}: the order is {RANKS}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_outside_app_imports_from_it(path: Path) -> None:
+    mine = path.relative_to(PACKAGE).parts[0]
+    if mine not in ("app", "__main__.py"):  # __main__ is the command line's entry
+        assert "app" not in map(top, internal_imports(path))
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -194,6 +198,7 @@ def test_lean_import() -> None:
         "torch",
     }
     assert not heavy & mine
+    assert not {name for name in mine if name.startswith("jaxsoftmax.app")}
 
 
 def test_import_leaves_jax_alone() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxsoftmax.data.dataset import Task
-from jaxsoftmax.report import mistakes
+from jaxsoftmax.app.data.dataset import Task
+from jaxsoftmax.app.report import mistakes
 
 RNG = np.random.default_rng(0)
 N, D, K = 200, 5, 4

@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from jaxsoftmax import metrics, plots
+from jaxsoftmax import metrics
+from jaxsoftmax.app import plots
 
 LONG = ("number of bedrooms in the whole house", "NUMBER OF BEDROOMS IN THE HOUSE", *ODD)
 HISTORY = {
@@ -125,7 +126,7 @@ def test_only_colours_that_the_report_can_change(page: tuple[Figure, list[Text]]
 
 def test_no_state_is_left() -> None:
     code = (
-        "import sys, matplotlib, numpy as np; from jaxsoftmax import plots;"
+        "import sys, matplotlib, numpy as np; from jaxsoftmax.app import plots;"
         "names = set(matplotlib.rcParams) - {'backend'};"  # to ask for it imports pyplot
         "before = {name: matplotlib.rcParams[name] for name in names};"
         "plots.confusion_matrix(np.eye(3), 'abc');"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxsoftmax.cli import predictions
-from jaxsoftmax.data.dataset import Schema, Task
+from jaxsoftmax.app import predictions
+from jaxsoftmax.app.data.dataset import Schema, Task
 
 
 def test_scores_of_nan_predict_no_class() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from jaxsoftmax.data import preprocessing
+from jaxsoftmax.app.data import preprocessing
 
 MATRICES = hnp.arrays(
     np.float32,

@@ -18,10 +18,10 @@ from browser import Browser, chromium
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxsoftmax import evaluation, plots, report
-from jaxsoftmax.data.dataset import Schema, Split, Task
+from jaxsoftmax.app import evaluation, plots, report
+from jaxsoftmax.app.data.dataset import Schema, Split, Task
+from jaxsoftmax.app.report import Content, document, page
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.report import Content, document, page
 
 FIGURES = {
     "digits": {"learning-curves", "confusion-matrix", "reliability", "templates", "worst-mistakes"},

@@ -527,9 +527,9 @@ def test_large_float32_data_go_through_all_precisions(monkeypatch: pytest.Monkey
 
 
 def test_wide_features_do_without_a_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxsoftmax.solvers import preconditioner
+    from jaxsoftmax.solvers import shared_preconditioner
 
-    monkeypatch.setattr(preconditioner, "WIDEST", 8)
+    monkeypatch.setattr(shared_preconditioner, "WIDEST", 8)
     x, y = problem(n=60, d=40)
     found = solve(x, y, alpha=0.01, gap=1e-9)
     assert_certified(found, optimum(x, y, alpha=0.01, bias=True), 1e-9)
@@ -822,9 +822,9 @@ def test_label_sets_share_the_features() -> None:
 
 
 def test_lanes_that_are_done_retire(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxsoftmax.solvers import minimise
+    from jaxsoftmax.solvers import driver
 
-    monkeypatch.setattr(minimise, "WORTH", 0)
+    monkeypatch.setattr(driver, "WORTH", 0)
     x, y = problem(n=200)
     hard = np.where(x[:, 0] > 0, 1, 0) + np.where(x[:, 1] > 0, 1, 0)  # takes more iterations
     sets = [y, hard, y, y, y]

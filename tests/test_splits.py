@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 
-from jaxsoftmax.data import splits
-from jaxsoftmax.data.splits import TEST, TRAIN, VALIDATION
+from jaxsoftmax.app.data import splits
+from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION
 
 
 @given(st.lists(st.integers(-3, 3), max_size=60), st.integers(1, 12))

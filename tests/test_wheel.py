@@ -58,7 +58,7 @@ def test_holds_what_it_must(wheel: Path) -> None:
         for path in (ROOT / "jaxsoftmax").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"jaxsoftmax/data/digits.npz", "jaxsoftmax/py.typed"} <= modules <= held
+    assert {"jaxsoftmax/app/data/digits.npz", "jaxsoftmax/py.typed"} <= modules <= held
     outside = {name for name in held if not name.startswith("jaxsoftmax")}
     assert not outside, "the wheel holds the package and its metadata"
     for name in ("LICENSE", "digits.LICENSE"):
@@ -66,7 +66,9 @@ def test_holds_what_it_must(wheel: Path) -> None:
 
 
 def test_is_imported_from_where_it_was_installed(installed: Path, tmp_path: Path) -> None:
-    code = "import jaxsoftmax, jaxsoftmax.data as d; print(jaxsoftmax.__file__); d.load('digits')"
+    code = (
+        "import jaxsoftmax, jaxsoftmax.app.data as d; print(jaxsoftmax.__file__); d.load('digits')"
+    )
     assert python("-c", code, cwd=tmp_path, path=installed).strip() == str(
         installed / "jaxsoftmax" / "__init__.py"
     )

@@ -1,6 +1,6 @@
 """Fused losses of a linear head: linear -> softmax or sigmoid -> cross-entropy, without logits."""
 
-from jaxsoftmax.kernels.dispatch import (
+from jaxsoftmax.kernels.api import (
     LinearLoss,
     LinearStats,
     linear_binary_cross_entropy,

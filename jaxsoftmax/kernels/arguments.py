@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxsoftmax import checks, losses, placement
-from jaxsoftmax.kernels import products
-from jaxsoftmax.kernels.contract import Head, Model
+from jaxsoftmax import losses, placement, validation
+from jaxsoftmax.kernels import primitives
+from jaxsoftmax.kernels.types import Head, Model
 
 type Shaped = Callable[[Array], Array]  # numbers of the rows in the features' leading shape
 
@@ -34,10 +34,10 @@ def softmax_head(
     lead, k = features.shape[:-1], model.w.shape[1]
     mask = _mask(where, features, k)
     scores = jax.ShapeDtypeStruct((*lead, k), jnp.float32)
-    index, known = checks.class_labels(labels, scores, len(lead))  # type: ignore[arg-type]
-    counts = checks.valid_rows(valid, lead)
+    index, known = validation.class_labels(labels, scores, len(lead))  # type: ignore[arg-type]
+    counts = validation.valid_rows(valid, lead)
     index, known, counts = (_flat(a, features) for a in (index, known, counts))
-    model = model._replace(x=checks.count_rows(model.x, _live(mask, model.x), 1))
+    model = model._replace(x=validation.count_rows(model.x, _live(mask, model.x), 1))
     return Head(*model, mask, index), known, counts, partial(_shaped, features)
 
 
@@ -55,24 +55,24 @@ def sigmoid_head(
     model, features = _linear_model(dtype, x, w, bias)
     lead, k = features.shape[:-1], model.w.shape[1]
     mask, counts = _mask(where, features, k), None
-    flags = None if valid is None else checks.flags(valid, "valid")
+    flags = None if valid is None else validation.flags(valid, "valid")
     if flags is not None and _fits(flags, lead):
-        counts = _flat(checks.broadcast(flags, lead, "valid"), features)
+        counts = _flat(validation.broadcast(flags, lead, "valid"), features)
     elif flags is not None:
-        each = _flat(checks.broadcast(flags, (*lead, k), "valid"), features)
+        each = _flat(validation.broadcast(flags, (*lead, k), "valid"), features)
         mask = each if mask is None else mask & each
-    t = checks.numbers(targets, "targets")
+    t = validation.numbers(targets, "targets")
     if t.ndim > 0:
-        checks.shaped(t, (*lead, k), "targets", "one per label")
+        validation.shaped(t, (*lead, k), "targets", "one per label")
     t = _flat(jnp.broadcast_to(t, (*lead, k)), features)
     positive = None
     if pos_weight is not None:
-        p = checks.numbers(pos_weight, "pos_weight").astype(_sums(dtype, model))
-        positive = lax.stop_gradient(checks.broadcast(p, (k,), "pos_weight")[None, :])
+        p = validation.numbers(pos_weight, "pos_weight").astype(_sums(dtype, model))
+        positive = lax.stop_gradient(validation.broadcast(p, (k,), "pos_weight")[None, :])
     if (live := _live(mask, model.x)) is not None:
         counts = live if counts is None else live & counts
-    model = model._replace(x=checks.count_rows(model.x, counts, 1))
-    t = lax.stop_gradient(checks.count_rows(t, counts, 1))
+    model = model._replace(x=validation.count_rows(model.x, counts, 1))
+    t = lax.stop_gradient(validation.count_rows(t, counts, 1))
     return Head(*model, mask, t, positive), counts, partial(_shaped, features)
 
 
@@ -86,15 +86,15 @@ def row_weights(
     """Return the weights of the rows, 0 where one does not count."""
     features = jnp.asarray(features)
     values: Any = jax.ShapeDtypeStruct(features.shape[:-1], _sums(dtype, head.model))
-    w = checks.numbers(1 if weights is None else weights, "weights").astype(values.dtype)
-    return checks.count(_flat(losses._from_leading(w, values, "weights"), features), counts)
+    w = validation.numbers(1 if weights is None else weights, "weights").astype(values.dtype)
+    return validation.count(_flat(losses._from_leading(w, values, "weights"), features), counts)
 
 
 def _linear_model(
     dtype: DTypeLike | None, x: ArrayLike, w: ArrayLike, bias: ArrayLike | None
 ) -> tuple[Model, Array]:
     """Features as a matrix, w and bias; and the features as they came."""
-    rows, w = checks.floating(x, "x"), checks.floating(w, "w")
+    rows, w = validation.floating(x, "x"), validation.floating(w, "w")
     if not placement.known(*w.shape):
         raise ValueError(f"w: expected sizes that are numbers, got {w.shape}; x's may be symbols")
     if w.ndim != 2 or 0 in w.shape:
@@ -103,24 +103,26 @@ def _linear_model(
         raise ValueError(f"x: expected [..., D] with D = {w.shape[0]}, got {rows.shape}")
     model = Model(placement.flat_rows(rows, rows.ndim - 1), w, None)
     if bias is not None:
-        b = checks.shaped(checks.floating(bias, "bias"), w.shape[1:], "bias", "one per class")
+        b = validation.shaped(
+            validation.floating(bias, "bias"), w.shape[1:], "bias", "one per class"
+        )
         model = model._replace(bias=b.astype(_sums(dtype, model)))
     return model, rows
 
 
 def _sums(dtype: DTypeLike | None, model: Model) -> DTypeLike:
     """The dtype of sums of products."""
-    return products.sum_dtype(products.operand_dtype(dtype, model))
+    return primitives.sum_dtype(primitives.operand_dtype(dtype, model))
 
 
 def _mask(where: ArrayLike | None, features: Array, k: int) -> Array | None:
     """`where` as `[1, K]` if it is one for all examples, else as `[N, K]`."""
     if where is None:
         return None
-    mask = checks.boolean(where, "where")
+    mask = validation.boolean(where, "where")
     if mask.shape == (k,):
         return mask[None, :]
-    return _flat(checks.broadcast(mask, (*features.shape[:-1], k), "where"), features)
+    return _flat(validation.broadcast(mask, (*features.shape[:-1], k), "where"), features)
 
 
 def _live(mask: Array | None, x: Array) -> Array | None:

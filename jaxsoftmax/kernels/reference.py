@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax import links, losses
-from jaxsoftmax.kernels import products
-from jaxsoftmax.kernels.contract import Head, Options
+from jaxsoftmax.kernels import primitives
+from jaxsoftmax.kernels.types import Head, Options
 
 
 def logits(head: Head, options: Options) -> Array:
@@ -17,28 +17,28 @@ def logits(head: Head, options: Options) -> Array:
     z = _product(head.x, head.w, options)
     if head.bias is not None:
         z = z + head.bias[None, :]
-    return products.masked_and_capped(z, head.where, options.softcap)[0]
+    return primitives.masked_and_capped(z, head.where, options.softcap)[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _product(x: Array, w: Array, options: Options) -> Array:
     x, w = (a.astype(options.dtype) for a in (x, w))
-    return products.dot(x, w, (1, 0), options.precision)
+    return primitives.dot(x, w, (1, 0), options.precision)
 
 
 @_product.defjvp
 def _product_jvp(options: Options, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     """Tangents are not cast to fewer bits, or the transpose would round gradients to them."""
     x, w = (a.astype(options.dtype) for a in primals)
-    dx, dw = products.widened(tangents, options.dtype)
-    moved = (products.dot(a, b, (1, 0), options.precision) for a, b in ((dx, w), (x, dw)))
+    dx, dw = primitives.widened(tangents, options.dtype)
+    moved = (primitives.dot(a, b, (1, 0), options.precision) for a, b in ((dx, w), (x, dw)))
     return _product(*primals, options), sum(moved)
 
 
 def softmax_head(head: Head, options: Options) -> tuple[Array, Array, Array | None, Array | None]:
     """Nll, lse and, when asked, the mean logit and the predicted class, `[N]` each."""
     z = logits(head, options)
-    nll, lse = losses.cross_entropy(z, head.truth), links.logsumexp(z)
+    nll, lse = losses.cross_entropy(z, head.targets), links.logsumexp(z)
     if not options.stats:
         return nll, lse, None, None
     exists = z != -jnp.inf
@@ -52,6 +52,6 @@ def sigmoid_head(head: Head, options: Options) -> Array:
     z = logits(head, options)
     exists = None if head.where is None else jnp.broadcast_to(head.where, z.shape)
     values = losses.binary_cross_entropy(
-        z, lax.stop_gradient(head.truth), pos_weight=head.pos_weight, valid=exists
+        z, lax.stop_gradient(head.targets), pos_weight=head.pos_weight, valid=exists
     )
     return jnp.sum(values, 1)

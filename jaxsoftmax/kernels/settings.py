@@ -7,7 +7,7 @@ so that one setting written in two ways is one compiled program.
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,24 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxsoftmax.kernels.contract import Precision
 from jaxsoftmax.kernels.tiles import Tiles
+from jaxsoftmax.kernels.types import Precision
 
-# In the order in which they are tried, with the platform that each needs. The kernels for
-# accelerators come after what runs everywhere until a record says that they are faster, so they run
-# when they are named; and so does the dense definition.
-IMPLEMENTATIONS = {"xla_chunked": None, "mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}
+
+class Implementation(NamedTuple):
+    """One of the fused losses' implementations."""
+
+    module: str
+    platform: str | None  # the platform it needs, if any
+
+
+# In the order in which they are tried. The kernels for accelerators come after the implementation
+# that runs everywhere until a record shows that they are faster, so they run only when named.
+IMPLEMENTATIONS = {
+    "xla_chunked": Implementation("jaxsoftmax.kernels.xla_chunked", None),
+    "mosaic_gpu": Implementation("jaxsoftmax.kernels.gpu.implementation", "gpu"),
+    "mosaic_tpu": Implementation("jaxsoftmax.kernels.tpu.implementation", "tpu"),
+}
 
 type Number = float | np.number | Array
 

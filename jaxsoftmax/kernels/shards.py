@@ -15,9 +15,9 @@ from jax import Array, lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels.contract import Head, Rows, Stats
-from jaxsoftmax.kernels.products import relative_exp
+from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.settings import Call
+from jaxsoftmax.kernels.types import Head, LSEParts, Stats
 
 
 class Axes(NamedTuple):
@@ -82,7 +82,7 @@ def _specs(head: Head, axes: Axes) -> Head:
         "w": PartitionSpec(None, classes),
         "bias": PartitionSpec(classes),
         "where": PartitionSpec(None if _is_shared(head.where) else rows, classes),
-        "truth": PartitionSpec(rows) if head.truth.ndim == 1 else PartitionSpec(rows, classes),
+        "targets": PartitionSpec(rows) if head.targets.ndim == 1 else PartitionSpec(rows, classes),
         "pos_weight": PartitionSpec(None, classes),
     }
     return head._replace(
@@ -104,22 +104,22 @@ def local_labels(head: Head, axes: Axes) -> tuple[Head, Array | int]:
         return head, 0
     classes = head.w.shape[1]
     first = lax.axis_index(axes.classes) * classes
-    local = head.truth - first
+    local = head.targets - first
     here = (local >= 0) & (local < classes)
-    return head._replace(truth=jnp.where(here, local, -1)), first
+    return head._replace(targets=jnp.where(here, local, -1)), first
 
 
-def combine(rows: Rows, first: Array | int, axes: Axes) -> Rows:
+def combine(rows: LSEParts, first: Array | int, axes: Axes) -> LSEParts:
     """Combine the statistics of rows over each device's classes into those over all classes."""
     if not axes.classes:
         return rows
     top = lax.pmax(lax.stop_gradient(rows.maximum), axes.classes)
-    others = lax.psum(rows.others * relative_exp(rows.maximum, top), axes.classes)
-    label = lax.psum(rows.label, axes.classes)
-    return Rows(top, others, label, _combine_stats(rows, top, first, axes))
+    others = lax.psum(rows.sum_exp_rest * relative_exp(rows.maximum, top), axes.classes)
+    label = lax.psum(rows.label_logit, axes.classes)
+    return LSEParts(top, others, label, _combine_stats(rows, top, first, axes))
 
 
-def _combine_stats(rows: Rows, top: Array, first: Array | int, axes: Axes) -> Stats | None:
+def _combine_stats(rows: LSEParts, top: Array, first: Array | int, axes: Axes) -> Stats | None:
     if rows.stats is None:
         return None
     mean, classes, predicted = rows.stats

@@ -15,11 +15,11 @@ Where the arrays live on a mesh, a block takes a part of each group of classes, 
 
 K need not be a multiple of the block. The last block starts at K - block, with the classes that
 another block has masked, the label's hit included; it goes first, so that the other overwrites
-what it left in w's gradient. A padded w, or a block of its own for the tail, would copy w. Rows
+what it left in w's gradient. A padded w, or a block of its own for the tail, would copy w. LSEParts
 are cut in the same way.
 
 The logits' own rounding is that of a sum of D products, so plain exponentials of z - max serve
-where rows come in pieces. Whole rows use `derivatives.value_and_gradient`, whose exact
+where rows come in pieces. Whole rows use `softmax_core.value_and_gradient`, whose exact
 exponentials cost no more.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Wijmans et
@@ -34,10 +34,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax import derivatives, losses, placement
-from jaxsoftmax.kernels import products
-from jaxsoftmax.kernels.contract import Change, Head, Moved, Options, Rows, Stats, Wanted
-from jaxsoftmax.kernels.products import relative_exp
+from jaxsoftmax import derivatives, losses, placement, softmax_core
+from jaxsoftmax.kernels import primitives
+from jaxsoftmax.kernels.primitives import relative_exp
+from jaxsoftmax.kernels.types import (
+    Head,
+    LSEParts,
+    ModelTangents,
+    NeedsGrad,
+    Options,
+    RowTangents,
+    Stats,
+)
 from jaxsoftmax.placement import Cut
 
 
@@ -61,31 +69,31 @@ class _Block(NamedTuple):
 # -- Softmax, per example --
 
 
-def forward(head: Head, options: Options) -> Rows:
+def forward(head: Head, options: Options) -> LSEParts:
     """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
     zero, k = _zero(head), head.w.shape[1]
     stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
 
-    def step(rows: Rows, block: _Block) -> Rows:
+    def step(rows: LSEParts, block: _Block) -> LSEParts:
         peak = jnp.max(block.z, 1)
         maximum = jnp.maximum(rows.maximum, peak)
         kept = relative_exp(rows.maximum, maximum)
         hot = _hot(head, block)
-        return Rows(
+        return LSEParts(
             maximum,
-            rows.others * kept + jnp.sum(_exponentials(block, hot, maximum), 1),
-            rows.label + jnp.sum(jnp.where(hot, block.z, 0), 1),
+            rows.sum_exp_rest * kept + jnp.sum(_exponentials(block, hot, maximum), 1),
+            rows.label_logit + jnp.sum(jnp.where(hot, block.z, 0), 1),
             None if rows.stats is None else _joined(rows, rows.stats, block, peak, k),
         )
 
-    rows = _over_classes(step, Rows(zero - jnp.inf, zero, zero, stats), head, options)
+    rows = _over_classes(step, LSEParts(zero - jnp.inf, zero, zero, stats), head, options)
     if rows.stats is None:
         return rows
     mean = rows.stats.mean / jnp.maximum(rows.stats.classes, 1)
     return rows._replace(stats=rows.stats._replace(mean=mean))
 
 
-def _joined(rows: Rows, stats: Stats, block: _Block, peak: Array, k: int) -> Stats:
+def _joined(rows: LSEParts, stats: Stats, block: _Block, peak: Array, k: int) -> Stats:
     """Sum and count of the logits that exist so far, and the first class of the largest."""
     exists = block.z != -jnp.inf
     # Not an argmax, which gathers where the classes are sharded.
@@ -99,35 +107,37 @@ def _joined(rows: Rows, stats: Stats, block: _Block, peak: Array, k: int) -> Sta
     )
 
 
-def tangent(head: Head, rows: Rows, tangents: Moved, options: Options) -> Change:
+def tangent(head: Head, rows: LSEParts, tangents: ModelTangents, options: Options) -> RowTangents:
     """The derivatives of others, label and mean along tangents of x, w and bias."""
     zero = _zero(head)
 
-    def step(sums: Change, block: _Block) -> Change:
+    def step(sums: RowTangents, block: _Block) -> RowTangents:
         dz = _moved(head, tangents, block, options)
         hot = _hot(head, block)
         mean = sums.mean
         if mean is not None:
             mean += jnp.sum(jnp.where(block.z == -jnp.inf, 0, dz), 1)
-        return Change(
-            sums.others + jnp.sum(_exponentials(block, hot, rows.maximum) * dz, 1),
-            sums.label + jnp.sum(jnp.where(hot, dz, 0), 1),
+        return RowTangents(
+            sums.sum_exp_rest + jnp.sum(_exponentials(block, hot, rows.maximum) * dz, 1),
+            sums.label_logit + jnp.sum(jnp.where(hot, dz, 0), 1),
             mean,
         )
 
-    start = Change(zero, zero, None if rows.stats is None else zero)
+    start = RowTangents(zero, zero, None if rows.stats is None else zero)
     found = _over_classes(step, start, head, options)
     return found._replace(mean=_per_class(found.mean, rows))
 
 
-def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options: Options) -> Moved:
+def backward(
+    head: Head, rows: LSEParts, cotangents: RowTangents, wanted: NeedsGrad, options: Options
+) -> ModelTangents:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     mean = _per_class(cotangents.mean, rows)
 
     def gradient(block: _Block) -> tuple[None, Array]:
         hot = _hot(head, block)
         e = _exponentials(block, hot, rows.maximum)
-        dz = jnp.where(hot, cotangents.label[:, None], e * cotangents.others[:, None])
+        dz = jnp.where(hot, cotangents.label_logit[:, None], e * cotangents.sum_exp_rest[:, None])
         if mean is not None:
             dz += jnp.where(block.z == -jnp.inf, 0, mean[:, None])
         return None, dz
@@ -135,7 +145,7 @@ def backward(head: Head, rows: Rows, cotangents: Change, wanted: Wanted, options
     return _pulled(gradient, None, head, wanted, options)[1]
 
 
-def _per_class(change: Array | None, rows: Rows) -> Array | None:
+def _per_class(change: Array | None, rows: LSEParts) -> Array | None:
     """The change of a mean over the classes that exist, shared among them."""
     if change is None or rows.stats is None:
         return None
@@ -146,12 +156,12 @@ def _per_class(change: Array | None, rows: Rows) -> Array | None:
 
 
 def value_and_gradients(
-    head: Head, valid: Array | None, weights: Array, wanted: Wanted, options: Options
-) -> tuple[Array, Moved]:
+    head: Head, valid: Array | None, weights: Array, wanted: NeedsGrad, options: Options
+) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
     # Few classes are laid out class-major: see `products`.
-    few = head.w.shape[1] <= products.FEW
-    axis, w = (0, products.hold(head.w.T)) if few else (1, head.w)
+    few = head.w.shape[1] <= primitives.FEW
+    axis, w = (0, primitives.hold(head.w.T)) if few else (1, head.w)
 
     def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
         value, dz = _row_gradient(chunk, held, options, axis)
@@ -174,11 +184,11 @@ def over_rows(
     head: Head,
     valid: Array | None,
     weights: Array,
-    wanted: Wanted,
+    wanted: NeedsGrad,
     options: Options,
     *,
-    times_w: Callable[..., Array] = products.over_classes,
-) -> tuple[Array, Moved]:
+    times_w: Callable[..., Array] = primitives.over_classes,
+) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
 
     Args:
@@ -192,19 +202,19 @@ def over_rows(
         times_w: the product that makes x's gradient.
     """
     n, (most, axis) = head.x.shape[0], sizes
-    groups, sums = placement.groups(head.x, 0), products.sum_dtype(head.x.dtype)
+    groups, sums = placement.groups(head.x, 0), primitives.sum_dtype(head.x.dtype)
     size = max(most // groups, 1)
-    start = Moved(
+    start = ModelTangents(
         None if wanted.x is None else jnp.zeros_like(head.x, wanted.x),
         placement.full(head.x, 0, head.w.shape, sums) if wanted.w else None,
         placement.full(head.x, 0, head.w.shape[axis : axis + 1], sums) if wanted.bias else None,
     )
 
-    def step(carry: tuple[Array, Moved], i: Array | int) -> tuple[Array, Moved]:
+    def step(carry: tuple[Array, ModelTangents], i: Array | int) -> tuple[Array, ModelTangents]:
         nll, (x, w, bias) = carry
         cut = Cut(jnp.minimum(i * size, n // groups - size), size, groups)
         rows = partial(placement.take, cut=cut, axis=0)
-        chunk = head._replace(x=rows(head.x), truth=rows(head.truth))
+        chunk = head._replace(x=rows(head.x), targets=rows(head.targets))
         if head.where is not None and head.where.shape[0] > 1:
             chunk = chunk._replace(where=rows(head.where))
         held = jnp.ones_like(rows(weights), bool) if valid is None else rows(valid)
@@ -221,10 +231,10 @@ def over_rows(
             x = placement.put(x, dx, cut, 0)
         if w is not None:
             a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
-            w = w + products.dot(a, b, (1 - axis, 0), options.precision)
+            w = w + primitives.dot(a, b, (1 - axis, 0), options.precision)
         if bias is not None:
             bias = bias + jnp.sum(dz, 1 - axis, dtype=sums)
-        return nll, Moved(x, w, bias)
+        return nll, ModelTangents(x, w, bias)
 
     nll, found = over(step, (_zero(head), start), -(-(n // groups) // size))
     return nll, found if found.w is None else found._replace(w=found.w.astype(wanted.w))
@@ -233,14 +243,14 @@ def over_rows(
 def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
     """Loss and gradient in the logits of whole rows, with the classes along `axis`."""
     a, b = (chunk.w, chunk.x) if axis == 0 else (chunk.x, chunk.w)
-    z = products.dot(a, b, (1, 1 - axis), options.precision)
-    z = products.hold(z) if axis == 0 else z
+    z = primitives.dot(a, b, (1, 1 - axis), options.precision)
+    z = primitives.hold(z) if axis == 0 else z
     if chunk.bias is not None:
         z = z + jnp.expand_dims(chunk.bias, 1 - axis)
     where = chunk.where if chunk.where is None or axis == 1 else chunk.where.T
-    z, slope = products.masked_and_capped(z, where, options.softcap)
+    z, slope = primitives.masked_and_capped(z, where, options.softcap)
     known = jnp.ones_like(valid)
-    value, dz = derivatives.value_and_gradient(z, chunk.truth, known, valid, axis)
+    value, dz = softmax_core.value_and_gradient(z, chunk.targets, known, valid, axis)
     dz = dz if slope is None else dz * slope
     return value, dz if where is None else jnp.where(where, dz, 0)
 
@@ -257,7 +267,7 @@ def binary_forward(head: Head, options: Options) -> Array:
     return _over_classes(step, _zero(head), head, options)
 
 
-def binary_tangent(head: Head, tangents: Moved, options: Options) -> Array:
+def binary_tangent(head: Head, tangents: ModelTangents, options: Options) -> Array:
     """The derivative of `binary_forward` along tangents of x, w and bias."""
 
     def step(total: Array, block: _Block) -> Array:
@@ -267,7 +277,9 @@ def binary_tangent(head: Head, tangents: Moved, options: Options) -> Array:
     return _over_classes(step, _zero(head), head, options)
 
 
-def binary_backward(head: Head, cotangents: Array, wanted: Wanted, options: Options) -> Moved:
+def binary_backward(
+    head: Head, cotangents: Array, wanted: NeedsGrad, options: Options
+) -> ModelTangents:
     """The transpose of `binary_tangent`."""
 
     def gradient(block: _Block) -> tuple[None, Array]:
@@ -277,8 +289,8 @@ def binary_backward(head: Head, cotangents: Array, wanted: Wanted, options: Opti
 
 
 def binary_value_and_gradients(
-    head: Head, weights: Array, wanted: Wanted, options: Options
-) -> tuple[Array, Moved]:
+    head: Head, weights: Array, wanted: NeedsGrad, options: Options
+) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
 
     def gradient(block: _Block) -> tuple[Array, Array]:
@@ -300,7 +312,7 @@ def _binary_gradient(head: Head, block: _Block) -> Array:
 
 
 def _truth(head: Head, block: _Block) -> Array:
-    return placement.take(head.truth, block.cut, 1)
+    return placement.take(head.targets, block.cut, 1)
 
 
 def _which(head: Head, block: _Block) -> dict[str, Array | None]:
@@ -322,10 +334,10 @@ def _block(head: Head, i: Array | int, size: int, groups: int, options: Options)
     fresh = None if whole else cut.since(i * size)[None, :]
     exists = None if head.where is None else placement.take(head.where, cut, 1)
     w = placement.take(head.w, cut, 1)
-    z = products.dot(head.x, w, (1, 0), options.precision)
+    z = primitives.dot(head.x, w, (1, 0), options.precision)
     if head.bias is not None:
         z = z + placement.take(head.bias, cut, 0)[None, :]
-    z, slope = products.masked_and_capped(z, _both(exists, fresh), options.softcap)
+    z, slope = primitives.masked_and_capped(z, _both(exists, fresh), options.softcap)
     return _Block(cut, w, z, slope, exists, fresh)
 
 
@@ -350,14 +362,14 @@ def over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
     return lax.scan(lambda carry, i: (once(carry, i), None), start, numbers, reverse=True)[0]
 
 
-def _moved(head: Head, tangents: Moved, block: _Block, options: Options) -> Array:
+def _moved(head: Head, tangents: ModelTangents, block: _Block, options: Options) -> Array:
     """The tangents of a block of logits."""
     dz = jnp.zeros_like(block.z)
     if tangents.x is not None:
-        dz += products.dot(tangents.x, block.w, (1, 0), options.precision)
+        dz += primitives.dot(tangents.x, block.w, (1, 0), options.precision)
     if tangents.w is not None:
         dw = placement.take(tangents.w, block.cut, 1)
-        dz += products.dot(head.x, dw, (1, 0), options.precision)
+        dz += primitives.dot(head.x, dw, (1, 0), options.precision)
     if tangents.bias is not None:
         dz += placement.take(tangents.bias, block.cut, 0)[None, :]
     return _through(block, dz)
@@ -367,12 +379,12 @@ def _pulled(
     gradient: Callable[[_Block], tuple[Any, Array]],
     values: Array | None,
     head: Head,
-    wanted: Wanted,
+    wanted: NeedsGrad,
     options: Options,
-) -> tuple[Any, Moved]:
+) -> tuple[Any, ModelTangents]:
     """Sums of values, and what gradients in the logits give for x, w and bias."""
 
-    def step(carry: tuple[Any, Moved], block: _Block) -> tuple[Any, Moved]:
+    def step(carry: tuple[Any, ModelTangents], block: _Block) -> tuple[Any, ModelTangents]:
         total, found = carry
         value, dz = gradient(block)
         found = block_added(found, head, _through(block, dz), block.cut, options)
@@ -382,17 +394,19 @@ def _pulled(
     return values, found if found.x is None else found._replace(x=found.x.astype(wanted.x))
 
 
-def zeros(head: Head, wanted: Wanted) -> Moved:
+def zeros(head: Head, wanted: NeedsGrad) -> ModelTangents:
     """What blocks of classes add to: sums for x, and places of their own in w and bias."""
-    sums = products.sum_dtype(head.x.dtype)
-    return Moved(
+    sums = primitives.sum_dtype(head.x.dtype)
+    return ModelTangents(
         jnp.zeros_like(head.x, sums) if wanted.x else None,
         None if wanted.w is None else jnp.zeros_like(head.w, wanted.w),
         placement.full(head.w, 0, head.w.shape[1:], sums) if wanted.bias else None,
     )
 
 
-def block_added(total: Moved, head: Head, dz: Array | None, cut: Cut, options: Options) -> Moved:
+def block_added(
+    total: ModelTangents, head: Head, dz: Array | None, cut: Cut, options: Options
+) -> ModelTangents:
     """Add what the gradients in a block of logits give; w's and bias's part goes into its place.
 
     They are None where none is wanted.
@@ -404,14 +418,14 @@ def block_added(total: Moved, head: Head, dz: Array | None, cut: Cut, options: O
     # At the device's full half-precision rate: the gradient in the logits is cast down first.
     low = dz.astype(head.x.dtype)
     if x is not None:
-        x = x + products.dot(low, placement.take(head.w, cut, 1), (1, 1), precision)
+        x = x + primitives.dot(low, placement.take(head.w, cut, 1), (1, 1), precision)
     if w is not None:
-        dw = products.weight_gradient(head.x, low, precision).astype(w.dtype)
+        dw = primitives.weight_gradient(head.x, low, precision).astype(w.dtype)
         w = placement.put(w, dw, cut, 1)
     if bias is not None:
         sums = jnp.sum(dz, 0, dtype=bias.dtype)
         bias = placement.put(bias, sums, cut, 0)
-    return Moved(x, w, bias)
+    return ModelTangents(x, w, bias)
 
 
 def _through(block: _Block, dz: Array) -> Array:
@@ -423,7 +437,7 @@ def _through(block: _Block, dz: Array) -> Array:
 def _hot(head: Head, block: _Block) -> Array:
     """Which of a block's entries are the labels'."""
     column = block.cut.indices(head.w.shape[1])
-    hot = column[None, :] == head.truth[:, None]
+    hot = column[None, :] == head.targets[:, None]
     return hot if block.fresh is None else hot & block.fresh
 
 
@@ -439,7 +453,7 @@ def _times(dz: Array, weights: Array) -> Array:
 
 def _zero(head: Head) -> Array:
     """A sum of each row, to begin with."""
-    return placement.full(head.x, 0, head.x.shape[:1], products.sum_dtype(head.x.dtype))
+    return placement.full(head.x, 0, head.x.shape[:1], primitives.sum_dtype(head.x.dtype))
 
 
 def _both(a: Array | None, b: Array | None) -> Array | None:

@@ -13,11 +13,11 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
-from jaxsoftmax.solvers import preconditioner, prepare
-from jaxsoftmax.solvers.minimise import Outcome, minimise
-from jaxsoftmax.solvers.path import Path
+from jaxsoftmax.solvers import prepare, shared_preconditioner
+from jaxsoftmax.solvers.driver import Outcome, minimise
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
+from jaxsoftmax.solvers.warm_start import Path
 
 MEMORY = 4 * 2**30  # bytes, for what is made beside the features
 
@@ -118,7 +118,7 @@ def solve(
     theta = _start(given, s, t, bias, init)
     with jax.enable_x64():
         problem = prepare.lanes(given, s, t, l2, l1)
-        pre = preconditioner.build(problem.features, problem.weights[0], memory)
+        pre = shared_preconditioner.build(problem.features, problem.weights[0], memory)
         outcome = minimise(
             problem,
             given.head,
@@ -212,7 +212,7 @@ def solve_path(
     with jax.enable_x64():
         zeros = np.zeros(len(s))
         problem = prepare.lanes(given, s, t, zeros, zeros)
-        pre = preconditioner.build(problem.features, jnp.mean(problem.weights, 0), memory)
+        pre = shared_preconditioner.build(problem.features, jnp.mean(problem.weights, 0), memory)
         path = Path(_padded(theta, problem), smooth=l1_ratio == 0)
         for stage, i in enumerate(np.argsort(strengths, kind="stable")):
             l2, l1 = map(jnp.asarray, penalties[i])

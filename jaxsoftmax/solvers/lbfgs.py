@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax.solvers import preconditioner
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers.preconditioner import Preconditioner
+from jaxsoftmax.solvers import shared_preconditioner
+from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 PAIRS = 12
 
@@ -63,7 +63,7 @@ def direction(
         return r + (a - b)[:, None, None] * pair.s, None
 
     q, a = jax.lax.scan(back, g, history, reverse=True)
-    c = preconditioner.curvatures(problem, head, mass)
-    r = preconditioner.apply(pre, c, problem.l2, q).astype(g.dtype)
+    c = shared_preconditioner.curvatures(problem, head, mass)
+    r = shared_preconditioner.apply(pre, c, problem.l2, q).astype(g.dtype)
     r = r if intercept else r.at[..., -1].set(0)
     return -jax.lax.scan(forth, r, (history, a))[0]

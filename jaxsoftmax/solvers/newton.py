@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import blocks, preconditioner
+from jaxsoftmax.solvers import class_preconditioner, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers.blocks import Blocks
-from jaxsoftmax.solvers.preconditioner import Preconditioner
+from jaxsoftmax.solvers.class_preconditioner import Blocks
+from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 LIMIT = 500  # products of one direction
 
@@ -47,7 +47,7 @@ def direction(
     r = (-g / scale).astype(dtype)
     goal = (goal / scale[:, 0, 0]).astype(dtype)
     mass, pre = mass.astype(dtype), jax.tree.map(lambda a: a.astype(dtype), pre)
-    c = preconditioner.curvatures(problem, head, mass)
+    c = shared_preconditioner.curvatures(problem, head, mass)
     # An intercept's residual r counts in the gap as r^2 / c, a weight's as r^2 / l2.
     stiff = problem.l2.astype(dtype)[:, None] > c
     heavy = jnp.where(stiff & (c > 0), problem.l2.astype(dtype)[:, None] / c, 1)
@@ -61,8 +61,8 @@ def direction(
 
     def precondition(r: Array) -> Array:
         if isinstance(pre, Blocks):
-            return kept(blocks.apply(pre, head, problem.l2, r))
-        return kept(preconditioner.apply(pre, c, problem.l2, r))
+            return kept(class_preconditioner.apply(pre, head, problem.l2, r))
+        return kept(shared_preconditioner.apply(pre, c, problem.l2, r))
 
     def body(at: _Iterate) -> _Iterate:
         h = kept(problems.hessian_product(problem, head, mass, at.p, intercept=intercept))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftmax import checks, losses
+from jaxsoftmax import losses, validation
 from jaxsoftmax.losses import check_labels
+from jaxsoftmax.solvers import matvec, sparse
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers import products, sparse
 
 SMALL = 2**24  # features times classes: up to here float64 costs nothing worth a thought
 LARGEST = {"float32": 1e15, "float64": 1e100}  # so that no sum of squares overflows
@@ -46,7 +46,7 @@ def data(
     head = _head(loss)
     x = _matrix(features)
     s = _weights(weights, x.shape[0])
-    x, t = _features(x, s > 0, memory), checks.on_host(targets)
+    x, t = _features(x, s > 0, memory), validation.on_host(targets)
     c = None if class_weights is None else _class_weights(class_weights)
     if loss is losses.cross_entropy:
         t, classes = _labels(t, s > 0, classes if c is None else len(c))
@@ -66,7 +66,7 @@ def _matrix(features: Any) -> Any:
         x = features.tocsr() if features.ndim == 2 else features
         x = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
     else:
-        x = checks.on_host(features)
+        x = validation.on_host(features)
     if x.dtype.name == "bfloat16" or x.dtype == np.float16:
         x = x.astype(np.float32)
     if x.dtype not in (np.float32, np.float64):
@@ -129,7 +129,7 @@ def _fault(x: Any) -> str | None:
 
 def numbers(x: ArrayLike, name: str) -> np.ndarray:
     """Real numbers or bools on the host, in the dtype they have."""
-    a = checks.on_host(x)
+    a = validation.on_host(x)
     if not any(jnp.issubdtype(a.dtype, kind) for kind in (np.bool_, np.integer, np.floating)):
         raise TypeError(f"{name}: expected real numbers or bools, got {a.dtype}")
     return a
@@ -224,7 +224,7 @@ def _distributions(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _slack(t: np.ndarray) -> float:
     """By how much rounding may take a probability of this dtype out of [0, 1]."""
-    return checks.ROUNDING * float(jnp.finfo(t.dtype).eps) if t.dtype.kind not in "biu" else 0.0
+    return validation.ROUNDING * float(jnp.finfo(t.dtype).eps) if t.dtype.kind not in "biu" else 0.0
 
 
 def _class_weights(class_weights: ArrayLike) -> np.ndarray:
@@ -325,7 +325,7 @@ def lanes(
         weights=jnp.asarray(np.pad(s, ((0, 0), (0, rows - n)))),
         l2=jnp.asarray(l2),
         l1=jnp.asarray(l1),
-        largest=products.largest(features).astype(jnp.float64),
+        largest=matvec.largest(features).astype(jnp.float64),
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import derivatives, links
-from jaxsoftmax.solvers import products
+from jaxsoftmax import links, softmax_core
+from jaxsoftmax.solvers import matvec
 from jaxsoftmax.solvers.sparse import Sparse
 
 type Head = Literal["softmax", "sigmoid"]
@@ -54,7 +54,7 @@ def scores(problem: Problem, theta: Array) -> Array:
     """z = w x + b, `[L, K, N]`."""
     lanes, classes, _ = theta.shape
     flat = theta.reshape(lanes * classes, -1)
-    z = products.forward(problem.features, flat[:, :-1]) + flat[:, -1:]
+    z = matvec.forward(problem.features, flat[:, :-1]) + flat[:, -1:]
     return z.reshape(lanes, classes, -1)
 
 
@@ -62,7 +62,7 @@ def adjoint(problem: Problem, r: Array) -> Array:
     """sum_i r_i (x_i, 1), `[L, K, D + 1]`: the adjoint of `scores`."""
     lanes, classes, size = r.shape
     flat = r.reshape(lanes * classes, size)
-    packed = jnp.concatenate([products.backward(problem.features, flat), flat.sum(1)[:, None]], 1)
+    packed = jnp.concatenate([matvec.backward(problem.features, flat), flat.sum(1)[:, None]], 1)
     return packed.reshape(lanes, classes, -1)
 
 
@@ -110,7 +110,7 @@ def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array]:
     if head == "softmax":
         index = jnp.broadcast_to(targets, (z.shape[0], z.shape[2]))
         every = jnp.ones(index.shape, bool)
-        return derivatives.value_and_gradient(z, index, every, every, 1)
+        return softmax_core.value_and_gradient(z, index, every, every, 1)
     t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
     p, rest = links._sigmoid(z), links._sigmoid(-z)
     loss = _term(t, links._softplus(-z)) + _term(1 - t, links._softplus(z))
@@ -164,7 +164,7 @@ def hessian_product(
         return _curvature(head, s, mass, u).reshape(lanes * classes, -1)
 
     s = problem.weights.astype(v.dtype)
-    w, b = products.there_and_back(problem.features, flat[:, :-1], between, mass, s)
+    w, b = matvec.there_and_back(problem.features, flat[:, :-1], between, mass, s)
     packed = jnp.concatenate([w, b[:, None]], 1).reshape(v.shape)
     return _penalised(problem, packed, v, intercept)
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import newton, preconditioner, products
+from jaxsoftmax.solvers import matvec, newton, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers.preconditioner import Preconditioner
+from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 TRIALS = 40
 
@@ -116,9 +116,9 @@ def on_face(
 
 def _diagonal(problem: problems.Problem, head: problems.Head, mass: Array) -> Array:
     """The Hessian's diagonal, without the penalty, under each class's mean curvature."""
-    c = preconditioner.curvatures(problem, head, mass)[..., None]
+    c = shared_preconditioner.curvatures(problem, head, mass)[..., None]
     s = problem.weights.astype(problem.features.dtype)
-    squares = products.squares(problem.features, s)
+    squares = matvec.squares(problem.features, s)
     h = jnp.concatenate([squares, jnp.ones_like(squares[:, :1])], 1)[:, None].astype(c.dtype)
     eps = jnp.finfo(c.dtype).eps
     return jnp.maximum(c, eps) * jnp.maximum(h, eps * jnp.max(h, -1, keepdims=True))

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax.solvers import lbfgs, newton, proximal, search
+from jaxsoftmax.solvers import lbfgs, line_search, newton, proximal
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers.blocks import Blocks
-from jaxsoftmax.solvers.preconditioner import Preconditioner
+from jaxsoftmax.solvers.class_preconditioner import Blocks
+from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 
 class Sample(NamedTuple):
@@ -122,7 +122,7 @@ def _along(
     memory: Any,
     intercept: bool,
 ) -> Step:
-    end, length = search.along(problem, head, at, d, problems.scores(problem, d))
+    end, length = line_search.along(problem, head, at, d, problems.scores(problem, d))
     decrement = -0.5 * jnp.sum(g * d, (1, 2))
     gradient = problems.gradient(problem, end, intercept=intercept)
     return Step(end, gradient, length, decrement, jnp.asarray(products + 2), memory)

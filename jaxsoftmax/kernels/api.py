@@ -1,0 +1,533 @@
+"""The fused losses' public functions: linear_cross_entropy and its family.
+
+The functions take features and a linear model, and return losses without ever storing the logits
+of all classes. Every function runs under jit, vmap, scan, remat and export, inside shard_map, and
+on Auto and Explicit meshes (see `shards`), and is differentiable to any order in both modes (see
+`derivative_rules`).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, export
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxsoftmax import validation
+from jaxsoftmax.kernels import arguments, per_device, settings, shards, target
+from jaxsoftmax.kernels.settings import Call
+from jaxsoftmax.kernels.target import Target
+from jaxsoftmax.kernels.tiles import Tiles
+from jaxsoftmax.kernels.types import Precision
+
+
+class LinearLoss(NamedTuple):
+    """Per example: the loss -log p_y and the logarithm of the sum of exponentials of the logits."""
+
+    nll: Array
+    lse: Array
+
+
+class LinearStats(NamedTuple):
+    """`LinearLoss` and, from the same pass, the mean logit and the predicted class."""
+
+    nll: Array
+    lse: Array
+    mean_logit: Array
+    predicted: Array
+    correct: Array
+
+
+# An exported program is stored with the types of its results. A reloaded module finds them there.
+for result in (LinearLoss, LinearStats):
+    with suppress(ValueError):
+        export.register_namedtuple_serialization(
+            result, serialized_name=f"jaxsoftmax.{result.__name__}"
+        )
+
+
+def linear_cross_entropy(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> LinearLoss:
+    r"""Softmax cross-entropy of a linear model, from features, in blocks of classes.
+
+    nll = log sum_k exp(z_k) - z_y and lse = log sum_k exp(z_k) with z = x w + bias.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights, floats `[D, K]`.
+        labels: integers of any dtype, `[...]`.
+        bias: floats `[K]`.
+        softcap: c in z <- c tanh(z / c), a positive number known at compile time; a masked class
+            stays masked.
+        where: bool `[K]` or `[..., K]`: which classes exist.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`. JAX's default takes float32 to
+            TF32 on a GPU and to bfloat16 on a TPU; "highest" keeps it.
+        dtype: floating, of the operands of the products: x and w are cast to it, and sums are
+            float32 as ever. None is the promoted dtype of both. With jnp.bfloat16 parameters
+            stay float32 while products run at the rate of bfloat16: a copy of w in it comes on top
+            of the memory below, and w's gradient is the float32 sum of products, never rounded to
+            bfloat16. Tangents of forward mode are not rounded either.
+        memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
+            as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
+            Under vmap it is the budget of each lane.
+        implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense); None is
+            the first of them.
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        `LinearLoss(nll, lse)`, `[...]` each, float32 (float64 for products in float64).
+
+    Numerics:
+        Sums and statistics are float32 for any input, and gradients have the dtype of their
+        argument. On an Explicit mesh, and inside `jax.shard_map`, each device computes the rows and
+        classes that it holds; on an Auto mesh blocks are cut along its devices. In half precision
+        the gradient in the logits is cast down before the two products of the reverse pass, so that
+        they run at the device's full rate. The label's term is kept apart, so a confident example's
+        nll is log1p(others / own), which does not cancel to 0, and its gradient is as exact.
+        valid=False gives 0 for both, whatever features and label hold; a label out of range NaN for
+        its example; a row that is masked whole nll 0 and lse -inf, whatever its features hold; a
+        label on a masked class +inf.
+
+    Derivatives:
+        Of any order in x, w and bias. grad runs a handwritten reverse pass, jvp the tangent of
+        each block, and Hessian-vector products (jvp of grad) the derivative of that reverse pass;
+        all compute the logits again block by block. Only what is differentiated is computed. Where
+        all classes fit one block their logits are kept instead.
+
+    Raises:
+        TypeError: x or w are not floats, labels not integers, a mask not bool, or a setting not
+            of its type or not known at compile time.
+        ValueError: shapes that do not fit, or a setting that is no such thing.
+        NotImplementedError: a named implementation cannot run here, with the reason.
+
+    Example:
+        What other libraries have as options composes outside.
+
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import focal, linear_cross_entropy, weighted_mean
+        >>> x, w = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+        >>> labels, class_weights = jnp.array([0, 1]), jnp.array([1.0, 3.0])
+        >>> nll, lse = linear_cross_entropy(x, w, labels)
+        >>> print(jnp.array_str(nll, precision=4))
+        [0.1269 0.3133]
+        >>> z_loss = 1e-4 * lse**2
+        >>> print(f"{weighted_mean(nll + z_loss, weights=class_weights[labels]):.4f}")
+        0.2669
+        >>> print(jnp.array_str(focal(nll, gamma=2.0), precision=4))
+        [0.0018 0.0227]
+        >>> temperature = 2.0
+        >>> print(jnp.array_str(linear_cross_entropy(x / temperature, w, labels).nll, precision=4))
+        [0.3133 0.4741]
+
+    Reference:
+        Wijmans et al., "Cut your losses in large-vocabulary language models" (2025).
+    """
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(_linear_loss, call, x=x, w=w, labels=labels, bias=bias, where=where, valid=valid)
+
+
+def linear_cross_entropy_stats(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> LinearStats:
+    r"""`linear_cross_entropy` with the mean logit and the predicted class from the same pass.
+
+    mean_logit = mean of z_k over the classes that exist; predicted = argmax_k z_k. Label smoothing
+    by a is (1 - a) nll + a (lse - mean_logit).
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights, floats `[D, K]`.
+        labels: integers of any dtype, `[...]`.
+        bias: floats `[K]`.
+        softcap: c in z <- c tanh(z / c); the mean is over the capped logits.
+        where: bool `[K]` or `[..., K]`: which classes exist; the mean is over those.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
+        memory: budget in bytes for a block of logits.
+        implementation: as in `linear_cross_entropy`.
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        `LinearStats(nll, lse, mean_logit, predicted, correct)`, `[...]` each: float32 (float64),
+        and predicted int32, the first class of the largest logit, and correct bool, whether it is
+        the label.
+
+    Numerics:
+        As `linear_cross_entropy`; where valid is False all are 0 (False). The mean of a row that
+        is masked whole is 0.
+
+    Derivatives:
+        nll, lse and mean_logit, of any order, in x, w and bias.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_cross_entropy_stats
+        >>> x, w, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2), jnp.array([0, 0])
+        >>> nll, lse, mean_logit, predicted, correct = linear_cross_entropy_stats(x, w, labels)
+        >>> print(predicted, correct)
+        [0 1] [ True False]
+        >>> print(jnp.array_str(0.9 * nll + 0.1 * (lse - mean_logit), precision=4))
+        [0.2269 1.2633]
+
+    Reference:
+        Szegedy et al., "Rethinking the Inception architecture" (2016), for label smoothing.
+    """
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+        stats=True,
+    )
+    return _run(_linear_stats, call, x=x, w=w, labels=labels, bias=bias, where=where, valid=valid)
+
+
+def linear_cross_entropy_sum(
+    x: ArrayLike,
+    w: ArrayLike,
+    labels: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> Array:
+    r"""The weighted sum of the losses, with gradients computed in the forward pass.
+
+    sum_i weights_i nll_i. The gradient of a chunk of rows is known as soon as its logits are, so
+    value and gradient take three products of N D K where `linear_cross_entropy` takes four. For a
+    mean, give weights that sum to 1: dividing afterwards reads the gradient of w once more.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights of the model, floats `[D, K]`.
+        labels: integers of any dtype, `[...]`.
+        weights: of the examples, numbers or bools `[...]`, a leading part of that shape, or a
+            scalar; 1 where None. Weight 0 silences a loss that is not finite; features that are
+            not finite need valid=False.
+        bias: floats `[K]`.
+        softcap: c in z <- c tanh(z / c), a positive number.
+        where: bool `[K]` or `[..., K]`: which classes exist.
+        valid: bools, or integers 0 and 1, `[...]`: which examples count.
+        precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
+        memory: budget in bytes for a chunk of logits; where it is None 512 MiB, and 2 GiB on a
+            CPU. The sum of w's gradient, in float32, comes on top.
+        implementation: as in `linear_cross_entropy`.
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Numerics:
+        As `linear_cross_entropy`, with the exact exponentials of `cross_entropy`.
+
+    Derivatives:
+        Of any order in x, w, bias and weights, in both modes; only what is differentiated is
+        computed.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_cross_entropy_sum
+        >>> x, w, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2), jnp.array([0, 1])
+        >>> def mean(w):
+        ...     return linear_cross_entropy_sum(x, w, labels, weights=jnp.full(2, 0.5))
+        >>> value, gradient = jax.value_and_grad(mean)(w)
+        >>> print(f"{value:.4f}")
+        0.2201
+        >>> print(jnp.array_str(gradient, precision=4))
+        [[-0.1192  0.1192]
+         [ 0.1345 -0.1345]]
+
+    Reference:
+        Liger-Kernel's and torch's fused linear cross-entropy compute gradients in the forward pass.
+    """
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(
+        _linear_sum,
+        call,
+        x=x,
+        w=w,
+        labels=labels,
+        weights=weights,
+        bias=bias,
+        where=where,
+        valid=valid,
+    )
+
+
+def linear_binary_cross_entropy(
+    x: ArrayLike,
+    w: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> Array:
+    r"""Sigmoid cross-entropy of a linear model with many labels, in blocks of them.
+
+    sum_k w_k t_k softplus(-z_k) + (1 - t_k) softplus(z_k) with z = x w + bias.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights, floats `[D, K]`.
+        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all; they count
+            as constants.
+        bias: floats `[K]`.
+        pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
+        softcap: c in z <- c tanh(z / c), a positive number.
+        where: bool `[K]` or `[..., K]`: which labels count.
+        valid: bools, or integers 0 and 1, `[...]`, which examples count, or `[..., K]`, which
+            labels; of `[...]` where a shape fits both.
+        precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
+        memory: budget in bytes for a block of logits.
+        implementation: as in `linear_cross_entropy`.
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        `[...]`, float32 or float64: summed over the labels.
+
+    Numerics:
+        Each label's loss is `binary_cross_entropy`'s: a target that rounding put outside [0, 1], by
+        4 ulp at most, is 0 or 1, and one beyond makes its example NaN.
+
+    Derivatives:
+        As `linear_cross_entropy`.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_binary_cross_entropy
+        >>> x, w = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+        >>> targets = jnp.array([[1, 0], [0, 1]])
+        >>> print(jnp.array_str(linear_binary_cross_entropy(x, w, targets), precision=4))
+        [0.8201 1.0064]
+
+    Reference:
+        `binary_cross_entropy`.
+    """
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(
+        _linear_binary,
+        call,
+        x=x,
+        w=w,
+        targets=targets,
+        bias=bias,
+        pos_weight=pos_weight,
+        where=where,
+        valid=valid,
+    )
+
+
+def linear_binary_cross_entropy_sum(
+    x: ArrayLike,
+    w: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+    memory: int | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+) -> Array:
+    r"""The weighted sum of `linear_binary_cross_entropy`, with gradients in the forward pass.
+
+    sum_i weights_i sum_k loss_ik. No label waits for another, so blocks of labels need three
+    products and no further sum of w's gradient.
+
+    Args:
+        x: features, floats `[..., D]`.
+        w: weights of the model, floats `[D, K]`.
+        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all; they count
+            as constants.
+        weights: of the examples, numbers or bools, as in `linear_cross_entropy_sum`.
+        bias: floats `[K]`.
+        pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
+        softcap: c in z <- c tanh(z / c), a positive number.
+        where: bool `[K]` or `[..., K]`: which labels count.
+        valid: bools, or integers 0 and 1, `[...]`, which examples count, or `[..., K]`, which
+            labels; of `[...]` where a shape fits both.
+        precision: of the products, as in `jax.lax.dot_general`.
+        dtype: of the operands of the products, as in `linear_cross_entropy`.
+        memory: budget in bytes for a block of logits.
+        implementation: as in `linear_cross_entropy`.
+        tiles: block sizes, in place of a budget.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Numerics:
+        As `linear_binary_cross_entropy`.
+
+    Derivatives:
+        Of any order in x, w, bias and weights, in both modes.
+
+    Raises:
+        As `linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_binary_cross_entropy_sum
+        >>> x, w = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+        >>> print(f"{linear_binary_cross_entropy_sum(x, w, jnp.array([[1, 0], [0, 1]])):.4f}")
+        1.8265
+
+    Reference:
+        `linear_cross_entropy_sum`.
+    """
+    call = settings.checked(
+        softcap=softcap,
+        precision=precision,
+        dtype=dtype,
+        memory=memory,
+        implementation=implementation,
+        tiles=tiles,
+    )
+    return _run(
+        _linear_binary_sum,
+        call,
+        x=x,
+        w=w,
+        targets=targets,
+        weights=weights,
+        bias=bias,
+        pos_weight=pos_weight,
+        where=where,
+        valid=valid,
+    )
+
+
+# -- One compiled program for each call --
+
+
+def _run(function: Callable, call: Call, **arrays: ArrayLike | None) -> Any:
+    """Run a function of a call and its arrays as one program.
+
+    What is assumed of the device is read while it is traced, and so belongs to its key.
+    """
+    ready = {name: validation.argument(a, name) for name, a in arrays.items()}
+    return _program(function, call, target.current(), ready)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _program(function: Callable, call: Call, here: Target, ready: dict[str, Array | None]) -> Any:
+    del here
+    return function(call, **ready)
+
+
+def _linear_loss(call: Call, **given: Any) -> LinearLoss:
+    head, known, counts, shaped = arguments.softmax_head(call.dtype, **given)
+    nll, lse = shards.over_shards(per_device.losses, call, head, known, counts)[:2]
+    return LinearLoss(shaped(nll), shaped(lse))
+
+
+def _linear_stats(call: Call, **given: Any) -> LinearStats:
+    head, known, counts, shaped = arguments.softmax_head(call.dtype, **given)
+    nll, lse, mean, predicted = shards.over_shards(per_device.losses, call, head, known, counts)
+    correct = (predicted == head.targets) & known
+    correct = correct if counts is None else correct & counts
+    return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
+
+
+def _linear_sum(call: Call, weights: Array | None, **given: Any) -> Array:
+    head, known, counts, _ = arguments.softmax_head(call.dtype, **given)
+    weights = arguments.row_weights(call.dtype, weights, counts, given["x"], head)
+    return shards.over_shards(
+        per_device.sum_of_losses, call, head, known, counts, weights, per_row=False
+    )
+
+
+def _linear_binary(call: Call, **given: Any) -> Array:
+    head, counts, shaped = arguments.sigmoid_head(call.dtype, **given)
+    return shaped(shards.over_shards(per_device.binary_losses, call, head, counts))
+
+
+def _linear_binary_sum(call: Call, weights: Array | None, **given: Any) -> Array:
+    head, counts, _ = arguments.sigmoid_head(call.dtype, **given)
+    weights = arguments.row_weights(call.dtype, weights, counts, given["x"], head)
+    return shards.over_shards(
+        per_device.sum_of_binary_losses, call, head, counts, weights, per_row=False
+    )

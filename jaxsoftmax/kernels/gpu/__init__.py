@@ -1,0 +1,1 @@
+"""The fused losses on Hopper and Blackwell GPUs, in Pallas for Mosaic GPU."""

@@ -1,0 +1,1 @@
+"""The fused losses on TPUs, in Pallas for Mosaic TPU."""

@@ -1,0 +1,453 @@
+"""The GPU kernels: interpreted on the CPU against the contract, compiled for an H200 and a B200.
+
+A tile has 128 examples, 256 classes and 64 features, a block of the reverse pass 256 classes here
+and a chunk of the sum 128 rows; the shapes lie on, below and beyond each of them. Blackwell's
+kernels have the ends of Hopper's, so they are interpreted in fewer cases: those in which it matters
+how a tile comes to be, or how many classes have a statistic of their own. Two cores that multiply
+together are compiled alone, as the interpreter has none.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import sigmoid_contract
+import test_kernels_arguments as arguments
+from contract import LABELS, SCALES, TILES, assert_no_worse, case, fused
+from jax.experimental.pallas import mosaic_gpu as mosaic
+
+from jaxsoftmax.kernels import (
+    linear_binary_cross_entropy,
+    linear_binary_cross_entropy_sum,
+    linear_cross_entropy,
+    linear_cross_entropy_stats,
+    linear_cross_entropy_sum,
+    target,
+)
+from jaxsoftmax.kernels.gpu import blackwell, hopper
+
+SCRIPT = Path(__file__).parent.parent / "experiments" / "gpu_head.py"
+INF, NAN = np.inf, np.nan
+OPTIONS = {"tiles": TILES, "implementation": "mosaic_gpu"}
+# Gradients in the logits are rounded to half precision, here twice where the sum's chunks are.
+HALF_ULPS = 4 * float(jnp.finfo(jnp.bfloat16).eps)
+HOPPER, BLACKWELL = "NVIDIA H200", "NVIDIA B200"
+PROGRAMS = ("sum", "per example", "forward", "everything", "forward, a core alone")
+PROGRAMS += tuple(f"labels, {name}" for name in PROGRAMS[:4])
+SPILLED = {"h200": (768, 2048), "b200": (768, 1024)}  # bytes a thread
+both = pytest.mark.parametrize("kind", [HOPPER, BLACKWELL])
+
+
+@pytest.fixture
+def kind() -> str:
+    return HOPPER
+
+
+@pytest.fixture(autouse=True)
+def interpreted(strict: None, kind: str) -> Iterator[None]:
+    with target.assumed("gpu", interpret=True, kind=kind):
+        yield
+
+
+# -- Values and gradients --
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(jnp.bfloat16, HOPPER), (jnp.float16, HOPPER), (jnp.bfloat16, BLACKWELL)],
+    ids=["bfloat16", "float16", "bfloat16 on Blackwell"],
+)
+def test_every_scale_and_label(dtype: type, kind: str):
+    # float16 does not hold the largest scale; each scale has every other label, or one of them.
+    every = 2 if kind == HOPPER else 4
+    for i, scale in enumerate(SCALES if dtype == jnp.bfloat16 else SCALES[1:3]):
+        for label in LABELS[i % every :: every]:
+            check((6, 16, 64), dtype, scale, label)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (128, 64, 256),  # whole tiles
+        (129, 72, 320),  # one row and some features more, and a part of a tile of classes
+        (300, 8, 128),  # three chunks of rows, the last one's start moved
+        (7, 5, 301),  # neither features nor classes that the copies are made for
+    ],
+    ids=str,
+)
+def test_tiles_and_tails(shape: tuple[int, int, int]):
+    check(shape, jnp.bfloat16, 1.0, "last")
+
+
+@both
+def test_more_than_fits_at_once(monkeypatch: pytest.MonkeyPatch):
+    # Five stages of features, where four are on their way; three tiles a core, where tensor memory
+    # has two sums; three blocks of classes, of whose last tile one half has no class. The
+    # interpreter raises where one reads or writes what another one may be writing.
+    watched = partial(mosaic.InterpretGPUParams, detect_races=True)
+    monkeypatch.setattr(mosaic, "InterpretGPUParams", watched)
+    check((129, 264, 576), jnp.bfloat16, 1.0, "last")
+
+
+def check(shape: tuple[int, int, int], dtype: type, scale: float, label: str) -> None:
+    head = case(shape, dtype, scale, label)
+    found = fused("mosaic_gpu", target.current().kind)(head)
+    assert_no_worse(head, found, f"{shape} at {scale}, {label} label")
+    assert {found[name].dtype for name in ("nll", "lse", "mean_logit", "sum")} == {np.dtype("f4")}
+    assert {found[name].dtype for name in ("dx", "dw", "db", "sum dx", "sum dw")} == {
+        np.dtype(dtype)
+    }
+    z = np.float64(head.x) @ np.float64(head.w) + np.float64(head.bias)
+    top = np.sort(z, 1)[:, ::-1]
+    clear = top[:, 0] - top[:, 1] > 1e-4 * abs(top[:, 0])
+    np.testing.assert_array_equal(found["predicted"][clear], z.argmax(1)[clear])
+    np.testing.assert_array_equal(found["correct"], found["predicted"] == head.labels)
+
+
+@both
+def test_ties_go_to_the_first_class():
+    w = np.zeros((8, 640))
+    w[0, [70, 300, 639]] = 1.0
+    found = linear_cross_entropy_stats(
+        *half(np.ones((3, 8)), w), jnp.array([70, 300, 5]), **OPTIONS
+    )
+    np.testing.assert_array_equal(found.predicted, [70] * 3)
+
+
+def test_a_confident_example_keeps_its_digits():
+    # Each row of features picks a row of w, so the logits are exact and the margins whole numbers.
+    margins = np.arange(1.0, 81.0)
+    n, k = len(margins), 320
+    labels = np.arange(n) * 7 % k
+    w = np.full((n, k), -100.0)
+    w[np.arange(n), labels] += margins
+    x, w = half(np.eye(n), w)
+    # The argument of exp2 is the logit times log2(e), rounded: half an ulp of 116 at most.
+    close = partial(np.testing.assert_allclose, rtol=8e-6, atol=0)
+    want = oracles.cross_entropy(np.float64(w), labels).astype(float)
+    close(linear_cross_entropy(x, w, jnp.asarray(labels), **OPTIONS).nll, want)
+    dz = oracles.cross_entropy_gradient(np.float64(w), labels).astype(float)
+
+    def per_example(w: jax.Array) -> jax.Array:
+        return jnp.sum(linear_cross_entropy(x, w, jnp.asarray(labels), **OPTIONS).nll)
+
+    def total(w: jax.Array) -> jax.Array:
+        return linear_cross_entropy_sum(x, w, jnp.asarray(labels), **OPTIONS)
+
+    for function in (per_example, total):
+        gradient = np.float64(jax.jit(jax.grad(function))(w))
+        np.testing.assert_allclose(gradient, dz, rtol=HALF_ULPS, atol=0)
+
+
+# -- What bad values mean --
+
+
+def half(*arrays: np.ndarray) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(a, jnp.bfloat16) for a in arrays)
+
+
+def random_head(n: int, d: int, k: int) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(n * k + d)
+    x, w = half(rng.standard_normal((n, d)), rng.standard_normal((d, k)))
+    return x, w, jnp.asarray(rng.integers(0, k, n), jnp.int32)
+
+
+@both
+def test_masks_and_bad_values():
+    x, w, labels = random_head(8, 16, 320)
+    where = np.ones(320, bool)
+    where[[0, 100, 256, 319]] = False
+    labels = labels.at[3:].set(jnp.array([100, 320, -1, 319, 5]))
+    valid = np.array([True] * 4 + [False, False, True, False])
+    x = x.at[7].set(NAN)
+    bias = jnp.linspace(-1, 1, 320)
+
+    def stats(x: jax.Array, w: jax.Array, bias: jax.Array, name: str) -> tuple:
+        found = linear_cross_entropy_stats(
+            x, w, labels, bias=bias, softcap=5.0, where=where, valid=valid, tiles=TILES,
+            implementation=name,
+        )  # fmt: skip
+        return found[:3], found[3:]
+
+    def total(x: jax.Array, w: jax.Array, bias: jax.Array, name: str) -> jax.Array:
+        weights = jnp.array([1.0, 0.0, -2.0, 0.0, 0.0, 3.0, 0.0, 1.0])
+        return linear_cross_entropy_sum(
+            x, w, labels, weights=weights, bias=bias, softcap=5.0, where=where, valid=valid,
+            tiles=TILES, implementation=name,
+        )  # fmt: skip
+
+    found, want = (
+        jax.vjp(partial(stats, name=n), x, w, bias, has_aux=True)
+        for n in ("mosaic_gpu", "xla_chunked")
+    )
+    for a, b in zip(found[0] + found[2], want[0] + want[2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
+    cotangents = tuple(jnp.asarray(np.random.default_rng(0).standard_normal((3, 8)), jnp.float32))
+    for a, b in zip(found[1](cotangents), want[1](cotangents), strict=True):
+        near(a, b)
+        assert np.isfinite(np.float32(a)).all()
+    gradients, others = (
+        jax.grad(total, (0, 1, 2))(x, w, bias, n) for n in ("mosaic_gpu", "xla_chunked")
+    )
+    for a, b in zip(gradients, others, strict=True):
+        near(a, b)
+        assert np.isfinite(np.float32(a)).all()
+    np.testing.assert_array_equal(np.float32(gradients[1])[:, ~where], 0)
+
+
+def near(a: jax.Array, b: jax.Array) -> None:
+    """Equal up to what half precision rounds, relative to the largest."""
+    a, b = np.float32(a), np.float32(b)
+    largest = np.abs(b[np.isfinite(b)]).max(initial=0)
+    np.testing.assert_allclose(a, b, rtol=0, atol=HALF_ULPS * largest)
+
+
+@both
+def test_infinite_logits_share_the_mass():
+    x, w, _ = random_head(4, 8, 320)
+    bias = jnp.zeros(320).at[jnp.array([2, 300])].set(INF)
+    found = linear_cross_entropy(x, w, jnp.array([2, 300, 0, 320]), bias=bias, **OPTIONS)
+    np.testing.assert_allclose(found.nll, [np.log(2), np.log(2), INF, NAN], rtol=1e-6)
+    np.testing.assert_array_equal(found.lse, [INF] * 4)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        *(
+            partial(arguments.test_targets_beside_the_unit_interval, kind=k, dtype=jnp.bfloat16)
+            for k in (np.float32, jnp.bfloat16, np.float16)
+        ),
+        partial(arguments.test_gradients_of_float32_parameters_are_not_rounded, kind=jnp.bfloat16),
+    ],
+    ids=lambda f: f.func.__name__,
+)
+def test_promises_on_arguments(promise: Callable[[str], None]):
+    promise("mosaic_gpu")
+
+
+def test_every_class_masked():
+    x, w, labels = random_head(3, 8, 64)
+    found, back = jax.vjp(
+        lambda w: linear_cross_entropy(x, w, labels, where=np.zeros(64, bool), **OPTIONS), w
+    )
+    np.testing.assert_array_equal(found.nll, 0)
+    np.testing.assert_array_equal(found.lse, -INF)
+    np.testing.assert_array_equal(np.float32(back(type(found)(*jnp.ones((2, 3))))[0]), 0)
+
+
+# -- The sigmoid --
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind", "targets"),
+    [
+        ((129, 72, 320), jnp.bfloat16, HOPPER, np.float32),  # beyond a tile in every direction
+        ((6, 16, 64), jnp.float16, HOPPER, np.int32),
+        ((7, 5, 301), jnp.bfloat16, BLACKWELL, np.float32),  # not what the copies are made for
+    ],
+    ids=["tails", "float16", "odd sizes on Blackwell"],
+)
+def test_sigmoid_no_worse_than_the_dense_computation(
+    shape: tuple[int, int, int], dtype: type, kind: str, targets: type
+):
+    sigmoid_contract.check(shape, dtype, "mosaic_gpu", kind, SCALES[1:], (targets,))
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["mask", "mask of each example"])
+@pytest.mark.parametrize("targets", [bool, np.int32, np.float32])
+def test_sigmoid_of_masks_bad_and_infinite_values(targets: type, each: bool):
+    # Two blocks of classes, of which the first one starts early.
+    x, w, _ = random_head(6, 16, 320)
+    t = np.random.default_rng(1).integers(0, 2, (6, 320)).astype(targets)
+    if targets is not bool:
+        t[5, 200] = 3
+    if targets is np.float32:
+        t[4, 201] = -INF
+    where = np.ones(320, bool)
+    where[[0, 100, 256, 319]] = False
+    if each:
+        where = where & (np.random.default_rng(2).random((6, 320)) < 0.8)
+        where[5, 200] = where[4, 201] = where[:4, [5, 7]] = True
+    bias = jnp.linspace(-1, 1, 320).at[jnp.array([5, 256])].set(-INF).at[7].set(INF)
+    t[:4, 5], t[:4, 7] = 0, 1
+    x = x.at[3].set(NAN)
+    options = {
+        "softcap": 5.0, "where": where, "pos_weight": jnp.linspace(0, 2, 320), "tiles": TILES,
+        "valid": np.arange(6) != 3,
+    }  # fmt: skip
+
+    def values(x: jax.Array, w: jax.Array, bias: jax.Array, name: str) -> jax.Array:
+        return linear_binary_cross_entropy(
+            x, w, jnp.asarray(t), bias=bias, implementation=name, **options
+        )
+
+    def total(x: jax.Array, w: jax.Array, bias: jax.Array, name: str) -> jax.Array:
+        # Where a target is none, or a loss infinite, the weight is 0.
+        return linear_binary_cross_entropy_sum(
+            x, w, jnp.asarray(t), weights=jnp.array([1.0, 0.0, -2.0, 1.0, 0.0, 0.0]), bias=bias,
+            implementation=name, **options,
+        )  # fmt: skip
+
+    found, want = (
+        jax.vjp(partial(values, name=n), x, w, bias) for n in ("mosaic_gpu", "xla_chunked")
+    )
+    np.testing.assert_allclose(found[0], want[0], rtol=2e-6)
+    assert np.isnan(found[0][5]) == (targets is not bool)
+    cotangents = jnp.array([1.0, 0.5, -2.0, 1.0, 0.0, 0.0])
+    for a, b in zip(found[1](cotangents), want[1](cotangents), strict=True):
+        near(a, b)
+        assert np.isfinite(np.float32(a)).all()
+    gradients, others = (
+        jax.value_and_grad(total, (0, 1, 2))(x, w, bias, n) for n in ("mosaic_gpu", "xla_chunked")
+    )
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
+        near(a, b)
+        assert np.isfinite(np.float32(a)).all()
+    np.testing.assert_array_equal(np.float32(gradients[1][1])[:, ~np.atleast_2d(where).any(0)], 0)
+
+
+def test_a_confident_label_keeps_its_digits():
+    # Each row of features picks a row of w, so the logits are exact.
+    margins = np.arange(1.0, 81.0)
+    x, w = half(np.eye(80), margins[:, None] * np.tile([1, -1], 32))
+    targets = jnp.asarray(np.tile([1, 0], (80, 32)))
+    values = linear_binary_cross_entropy(x, w, targets, **OPTIONS)
+    np.testing.assert_allclose(values, 64 * np.log1p(np.exp(-margins)), rtol=8e-6)
+    dw = jax.grad(lambda w: linear_binary_cross_entropy_sum(x, w, targets, **OPTIONS))(w)
+    want = np.exp(-margins) / (1 + np.exp(-margins))
+    np.testing.assert_allclose(np.float64(dw), want[:, None] * np.tile([-1, 1], 32), rtol=HALF_ULPS)
+
+
+# -- Transformations --
+
+
+def values(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    labels = jnp.arange(len(x)) * 5 % w.shape[1]
+    found = linear_cross_entropy_stats(x, w, labels, softcap=20.0, tiles=TILES, implementation=name)
+    return found.nll + 0.3 * found.lse**2 - 0.1 * found.mean_logit
+
+
+def total(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    labels = jnp.arange(len(x)) * 5 % w.shape[1]
+    weights = jnp.cos(jnp.arange(len(x)).astype(jnp.float32))
+    return linear_cross_entropy_sum(x, w, labels, weights=weights, tiles=TILES, implementation=name)
+
+
+def labels(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    targets = jnp.arange(len(x) * w.shape[1]).reshape(len(x), -1) % 3 == 0
+    return linear_binary_cross_entropy(
+        x, w, targets, softcap=20.0, tiles=TILES, implementation=name
+    )
+
+
+def labels_total(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    targets = jnp.arange(len(x) * w.shape[1]).reshape(len(x), -1) % 3 == 0
+    weights = jnp.cos(jnp.arange(len(x)).astype(jnp.float32))
+    return linear_binary_cross_entropy_sum(
+        x, w, targets, weights=weights, tiles=TILES, implementation=name
+    )
+
+
+FUNCTIONS = (values, total, labels, labels_total)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_transformations(function: Callable):
+    x, w, _ = random_head(6, 8, 64)
+    v = random_head(6, 8, 65)[0], random_head(7, 8, 64)[1]
+
+    def transformed(x: jax.Array, w: jax.Array, name: str) -> dict:
+        f = partial(function, name=name)
+        grad = jax.grad(lambda x, w: jnp.sum(f(x, w)), (0, 1))
+        return {
+            "grad": grad(x, w),
+            "jvp": jax.jvp(f, (x, w), v)[1],
+            "Hessian product": jax.jvp(grad, (x, w), v)[1],
+            "reverse over reverse": jax.grad(lambda w: jnp.vdot(grad(x, w)[1], v[1]))(w),
+            "value": f(x, w),
+        }
+
+    found, want = (
+        jax.jit(partial(transformed, name=name))(x, w) for name in ("mosaic_gpu", "xla_chunked")
+    )
+    for name, b in want.items():
+        for one, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(b), strict=True):
+            assert one.dtype == other.dtype, name
+            near(one, other)
+
+
+def test_many_models_at_once():
+    # A CPU multiplies no batches of half precision, so the gradients are left out.
+    x, w, _ = random_head(6, 8, 64)
+    models = jnp.stack([w, 2 * w])
+    found = jax.jit(jax.vmap(partial(values, name="mosaic_gpu"), (None, 0)))(x, models)
+    want = jnp.stack([values(x, model, "xla_chunked") for model in models])
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+# -- Where it runs --
+
+
+def test_refusals():
+    x, w, labels = random_head(4, 16, 128)
+
+    def refused(pattern: str, x: jax.Array, w: jax.Array, **options) -> None:
+        with pytest.raises(NotImplementedError, match=pattern):
+            linear_cross_entropy(x, w, labels, implementation="mosaic_gpu", **options)
+
+    refused("bfloat16 or float16 .* got float32", x.astype(jnp.float32), w.astype(jnp.float32))
+    refused("where.*one for all examples", x, w, where=np.ones((4, 128), bool))
+    with target.assumed("gpu"):
+        refused("Hopper GPU.*Blackwell GPU.*got", x, w)
+    # The consumers' Blackwell has other instructions.
+    with target.assumed("gpu", interpret=True, kind="NVIDIA GeForce RTX 5090"):
+        refused("B200, B300, got 'NVIDIA GeForce RTX 5090'", x, w)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(300, 264, 576), (256, 1024, 1088)], ids=str)
+def test_on_the_gpu(shape: tuple[int, int, int]):
+    # An even number of tiles of rows shares w's tiles between two blocks, as no interpreter can.
+    served = (*hopper.DEVICES, *blackwell.DEVICES)
+    if not any(name in jax.devices()[0].device_kind for name in served):
+        pytest.skip("no Hopper GPU and no Blackwell GPU of a data centre")
+    with target.assumed("gpu"):
+        for scale in SCALES:
+            head = case(shape, jnp.bfloat16, scale, "random")
+            assert_no_worse(head, fused.__wrapped__("mosaic_gpu")(head), f"{shape} at {scale}")
+        sigmoid_contract.check(shape, jnp.bfloat16, "mosaic_gpu")
+
+
+@pytest.mark.parametrize("name", ["h200", "b200"])
+def test_compiled_without_the_device(name: str):
+    python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
+    if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
+        python = sys.executable
+    if python is None:
+        pytest.skip("no interpreter with jax[cuda13]; JAXSOFTMAX_CUDA_PYTHON may name one")
+    done = subprocess.run(
+        [python, str(SCRIPT), "--compile", name, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])[name]
+    assert {title.split(":")[0] for title in found} == set(PROGRAMS)
+    # All that there is to do at once, with tanh, is too much for the registers.
+    usual, everything = SPILLED[name]
+    for title, kernel in found.items():
+        assert kernel["registers"] <= 168, title
+        assert kernel["shared_bytes"] <= 232_448, title
+        assert kernel["spilled_bytes"] <= (everything if "everything" in title else usual), title
