@@ -355,8 +355,8 @@ class _Pull(NamedTuple):
     """What the gradient of a row is made of, `[N]` or `[N, 1]` each."""
 
     maximum: Any
-    others: Any  # cotangents
-    label: Any
+    sum_exp_rest: Any  # cotangents
+    label_logit: Any
     mean: Any  # for each class that exists
 
 
