@@ -416,7 +416,7 @@ def lower_thresholds() -> None:
     """Small arrays take the paths of large ones."""
     losses.BLOCK = 256
     exponential.SMALL, exponential.BLOCK, exponential.LEAST, exponential.MANY = 32, 16, 4, 64
-    primitives.LONG = 40
+    primitives.LONG_SUM_LIMIT = 40
 
 
 REAL = "at real sizes"

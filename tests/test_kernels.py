@@ -366,10 +366,10 @@ def test_budget():
             assert 1 <= found.classes <= k
             assert 1 <= found.rows <= n
             if memory is not None:
-                fits = tiles.ENTRY * n * found.classes <= memory
-                assert fits or found.classes <= tiles.LEAST_CLASSES
-                fits = tiles.ENTRY_OF_ROWS * k * found.rows <= memory
-                assert fits or found.rows <= tiles.LEAST_ROWS
+                fits = tiles.BYTES_PER_BLOCK_LOGIT * n * found.classes <= memory
+                assert fits or found.classes <= tiles.MIN_BLOCK_CLASSES
+                fits = tiles.BYTES_PER_CHUNK_LOGIT * k * found.rows <= memory
+                assert fits or found.rows <= tiles.MIN_CHUNK_ROWS
 
 
 # -- What composes outside --

@@ -97,7 +97,7 @@ def test_settings_of_numpy_and_jax_are_those_of_python():
         "softcap": 2.0, "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.dtype(HALF),
         "memory": 4096, "implementation": "xla_chunked", "tiles": Tiles(4, 8),
     }  # fmt: skip
-    wanted = settings.checked(**plain)
+    wanted = settings.check(**plain)
     for name, value in (
         ("softcap", 2),
         ("softcap", np.float32(2)),
@@ -112,7 +112,7 @@ def test_settings_of_numpy_and_jax_are_those_of_python():
         ("implementation", np.str_("xla_chunked")),
         ("tiles", Tiles(np.int32(4), np.int64(8))),
     ):
-        found = settings.checked(**plain | {name: value})
+        found = settings.check(**plain | {name: value})
         assert found == wanted, (name, value)
         assert type(getattr(found, name)) is type(plain[name])
 

@@ -138,7 +138,7 @@ def linear_cross_entropy(
     Reference:
         Wijmans et al., "Cut your losses in large-vocabulary language models" (2025).
     """
-    call = settings.checked(
+    call = settings.check(
         softcap=softcap,
         precision=precision,
         dtype=dtype,
@@ -211,7 +211,7 @@ def linear_cross_entropy_stats(
     Reference:
         Szegedy et al., "Rethinking the Inception architecture" (2016), for label smoothing.
     """
-    call = settings.checked(
+    call = settings.check(
         softcap=softcap,
         precision=precision,
         dtype=dtype,
@@ -293,7 +293,7 @@ def linear_cross_entropy_sum(
     Reference:
         Liger-Kernel's and torch's fused linear cross-entropy compute gradients in the forward pass.
     """
-    call = settings.checked(
+    call = settings.check(
         softcap=softcap,
         precision=precision,
         dtype=dtype,
@@ -375,7 +375,7 @@ def linear_binary_cross_entropy(
     Reference:
         `binary_cross_entropy`.
     """
-    call = settings.checked(
+    call = settings.check(
         softcap=softcap,
         precision=precision,
         dtype=dtype,
@@ -458,7 +458,7 @@ def linear_binary_cross_entropy_sum(
     Reference:
         `linear_cross_entropy_sum`.
     """
-    call = settings.checked(
+    call = settings.check(
         softcap=softcap,
         precision=precision,
         dtype=dtype,

@@ -55,10 +55,10 @@ def _rows_jvp(
     name: str, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[LSEParts, LSEParts]:
     (head,) = primals
-    module, moved, wanted = dispatch.module(name), *_perturbed(tangents[0])
+    module, moved, needs_grad = dispatch.module(name), *_perturbed(tangents[0])
     rows = lse_parts(name, options, head)
     still = jax.tree.map(jnp.zeros_like, rows)
-    if not any(wanted):
+    if not any(needs_grad):
         return rows, still
 
     def push(at: tuple[Head, LSEParts], t: ModelTangents) -> RowTangents:
@@ -67,7 +67,7 @@ def _rows_jvp(
 
     def pull(at: tuple[Head, LSEParts], c: RowTangents) -> ModelTangents:
         head, rows = at
-        return module.backward(dispatch.operands(head, options), rows, c, wanted, options)
+        return module.backward(dispatch.operands(head, options), rows, c, needs_grad, options)
 
     found = linear_map(push, pull, (head, lax.stop_gradient(as_integers(rows))), moved)
     if still.stats is not None:
@@ -91,12 +91,14 @@ def weighted_sum(
 
 def _sum_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     head, counts, weights = primals
-    moved, wanted = _perturbed(tangents[0])
+    moved, needs_grad = _perturbed(tangents[0])
     module = dispatch.module(name)
 
     def both(at: tuple[Head, Array | None, Array]) -> tuple[Array, ModelTangents]:
         head, *rest = at
-        return module.value_and_gradients(dispatch.operands(head, options), *rest, wanted, options)
+        return module.value_and_gradients(
+            dispatch.operands(head, options), *rest, needs_grad, options
+        )
 
     nll, gradients = opaque(both, (head, counts, weights))
     return primitives.weighted_total(nll, weights), _change(nll, gradients, moved, tangents[2])
@@ -115,9 +117,9 @@ def _binary_rows_jvp(
     name: str, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (head,) = primals
-    module, moved, wanted = dispatch.module(name), *_perturbed(tangents[0])
+    module, moved, needs_grad = dispatch.module(name), *_perturbed(tangents[0])
     values = binary_values(name, options, head)
-    if not any(wanted):
+    if not any(needs_grad):
         return values, jnp.zeros_like(values)
 
     def push(head: Head, t: ModelTangents) -> Array:
@@ -126,7 +128,7 @@ def _binary_rows_jvp(
         )
 
     def pull(head: Head, c: Array) -> ModelTangents:
-        return module.binary_backward(dispatch.operands(head, options), c, wanted, options)
+        return module.binary_backward(dispatch.operands(head, options), c, needs_grad, options)
 
     return values, linear_map(push, pull, head, moved)
 
@@ -146,13 +148,13 @@ def _binary_sum_jvp(
     name: str, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     head, weights = primals
-    moved, wanted = _perturbed(tangents[0])
+    moved, needs_grad = _perturbed(tangents[0])
     module = dispatch.module(name)
 
     def both(at: tuple[Head, Array]) -> tuple[Array, ModelTangents]:
         head, weights = at
         return module.binary_value_and_gradients(
-            dispatch.operands(head, options), weights, wanted, options
+            dispatch.operands(head, options), weights, needs_grad, options
         )
 
     values, gradients = opaque(both, (head, weights))
@@ -171,7 +173,7 @@ def _perturbed(tangents: Head) -> tuple[ModelTangents, NeedsGrad]:
 
 
 def _widened(moved: ModelTangents, options: Options) -> ModelTangents:
-    return ModelTangents(*primitives.widened(moved, options.dtype))
+    return ModelTangents(*primitives.widen(moved, options.dtype))
 
 
 def _change(values: Array, gradients: ModelTangents, moved: ModelTangents, weights: Any) -> Array:

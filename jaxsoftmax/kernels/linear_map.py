@@ -66,9 +66,9 @@ def with_derivatives_of(plain: Callable) -> Callable[[Callable], Callable]:
         function = jax.custom_jvp(kernel, nondiff_argnums=(traced, traced + 1))
 
         @function.defjvp
-        def _(wanted: Any, options: Any, primals: tuple, tangents: tuple) -> tuple:
-            moved = jax.jvp(lambda *at: plain(*at, wanted, options), primals, tangents)[1]
-            return function(*primals, wanted, options), moved
+        def _(needs_grad: Any, options: Any, primals: tuple, tangents: tuple) -> tuple:
+            moved = jax.jvp(lambda *at: plain(*at, needs_grad, options), primals, tangents)[1]
+            return function(*primals, needs_grad, options), moved
 
         return function
 

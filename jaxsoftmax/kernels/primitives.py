@@ -12,10 +12,10 @@ from jaxsoftmax import placement
 from jaxsoftmax.kernels.types import LSEParts, Model, Precision
 
 # Up to so many classes a product over rows is computed with the classes outermost.
-FEW = 32
+FEW_CLASSES_LIMIT = 32
 
 # A product over more classes than this is cut: XLA would split it for a GPU and pad a copy of w.
-LONG = 32_768
+LONG_SUM_LIMIT = 32_768
 
 
 def dot(a: Array, b: Array, axes: tuple[int, int], precision: Precision = None) -> Array:
@@ -35,7 +35,7 @@ def operand_dtype(dtype: DTypeLike | None, model: Model) -> DTypeLike:
     return jnp.promote_types(model.x.dtype, model.w.dtype) if dtype is None else dtype
 
 
-def widened(tangents: Iterable[Any], dtype: DTypeLike) -> list[Any]:
+def widen(tangents: Iterable[Any], dtype: DTypeLike) -> list[Any]:
     """Tangents in the dtype of the operands of products, or else in that of sums.
 
     A cast to fewer bits would round, in the transpose, gradients of what many lanes share.
@@ -44,18 +44,25 @@ def widened(tangents: Iterable[Any], dtype: DTypeLike) -> list[Any]:
     return [t if t is None or t.dtype == dtype else t.astype(sums) for t in tangents]
 
 
-def masked_and_capped(
+def mask_and_cap(
     z: Array, exists: Array | None, softcap: float | None
 ) -> tuple[Array, Array | None]:
     """Logits, -inf where they are that already or do not exist, and the softcap's derivative.
 
     cap tanh(z / cap) would bring a masked class back as -cap.
     """
-    slope = None
+    dcap = None
     if softcap is not None:
-        bounded = jnp.tanh(z / softcap)
-        z, slope = jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
-    return z if exists is None else jnp.where(exists, z, -jnp.inf), slope
+        z, dcap = cap(z, jnp.tanh(z / softcap), softcap)
+    return z if exists is None else jnp.where(exists, z, -jnp.inf), dcap
+
+
+def cap(z: Array, bounded: Array, softcap: float) -> tuple[Array, Array]:
+    """Return softcap tanh(z / softcap) and its derivative, from bounded = tanh(z / softcap).
+
+    A logit of -inf stays one: the formula would bring a masked class back as -softcap.
+    """
+    return jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
 
 
 @jax.custom_jvp
@@ -108,24 +115,24 @@ def weight_gradient(x: Array, dz: Array, precision: Precision = None) -> Array:
     Short rows leave a CPU's vector units idle. With 10 classes dz^T x, whose rows are long, takes
     0.4 of the time. XLA moves transposes back into products, so a barrier holds this one.
     """
-    if dz.shape[1] > FEW:
+    if dz.shape[1] > FEW_CLASSES_LIMIT:
         return dot(x, dz, (0, 0), precision)
-    return hold(dot(dz, x, (0, 0), precision)).T
+    return pin_layout(dot(dz, x, (0, 0), precision)).T
 
 
-def hold(a: Array) -> Array:
+def pin_layout(a: Array) -> Array:
     """The same array, laid out as it is written."""
     return lax.optimization_barrier(a)
 
 
-def over_classes(dz: Array, w: Array, axis: int, precision: Precision = None) -> Array:
+def contract_classes(dz: Array, w: Array, axis: int, precision: Precision = None) -> Array:
     """dz w^T, `[R, D]`, with the classes along `axis` of both, a long sum of them in blocks."""
     k = w.shape[axis]
-    if k <= LONG:
+    if k <= LONG_SUM_LIMIT:
         return dot(dz, w, (axis, axis), precision)
 
     groups = placement.groups(w, axis)
-    part, size = k // groups, LONG // groups
+    part, size = k // groups, LONG_SUM_LIMIT // groups
 
     def step(total: Array, i: Array) -> tuple[Array, None]:
         cut = placement.Cut(jnp.minimum(i * size, part - size), size, groups)

@@ -17,7 +17,7 @@ def logits(head: Head, options: Options) -> Array:
     z = _product(head.x, head.w, options)
     if head.bias is not None:
         z = z + head.bias[None, :]
-    return primitives.masked_and_capped(z, head.where, options.softcap)[0]
+    return primitives.mask_and_cap(z, head.where, options.softcap)[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -30,7 +30,7 @@ def _product(x: Array, w: Array, options: Options) -> Array:
 def _product_jvp(options: Options, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     """Tangents are not cast to fewer bits, or the transpose would round gradients to them."""
     x, w = (a.astype(options.dtype) for a in primals)
-    dx, dw = primitives.widened(tangents, options.dtype)
+    dx, dw = primitives.widen(tangents, options.dtype)
     moved = (primitives.dot(a, b, (1, 0), options.precision) for a, b in ((dx, w), (x, dw)))
     return _product(*primals, options), sum(moved)
 

@@ -53,7 +53,7 @@ class Call:
     stats: bool = False
 
 
-def checked(
+def check(
     *,
     softcap: Number | None,
     precision: Precision,

@@ -11,19 +11,19 @@ MEBIBYTE = 2**20
 # Budgets in bytes where the user sets none. The per-example route holds one block of logits; the
 # scalar one holds whole rows of them, beside the float32 sum of w's gradient. A CPU has memory, and
 # each chunk of rows makes it read and write that sum once more.
-MEMORY = 128 * MEBIBYTE
-MEMORY_OF_SUM, MEMORY_OF_SUM_ON_CPU = 512 * MEBIBYTE, 2048 * MEBIBYTE
+BLOCK_MEMORY = 128 * MEBIBYTE
+CHUNK_MEMORY, CHUNK_MEMORY_ON_CPU = 512 * MEBIBYTE, 2048 * MEBIBYTE
 
 # Rows at a time in the scalar route, as experiments/benchmark.py --tune measured it on a CPU: fewer
 # make products too small for the machine, and more leave its cache.
-ROWS = 1024
+MAX_CHUNK_ROWS = 1024
 
 # Neither blocks get smaller, whatever the budget, for then no product is worth its name.
-LEAST_CLASSES, LEAST_ROWS = 128, 8
+MIN_BLOCK_CLASSES, MIN_CHUNK_ROWS = 128, 8
 
 # What one entry of the logits takes while it is worked on, in bytes: in a block of classes two
 # float32 numbers, in whole rows up to five.
-ENTRY, ENTRY_OF_ROWS = 8, 20
+BYTES_PER_BLOCK_LOGIT, BYTES_PER_CHUNK_LOGIT = 8, 20
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,27 @@ class Tiles:
             object.__setattr__(self, name, int(size))
 
 
-def blocks_of_classes(n: int, k: int, *, memory: int | None) -> int:
+def classes_per_block(n: int, k: int, *, memory: int | None) -> int:
     """Classes at a time such that a block of `[n, classes]` logits fits the budget."""
-    return _blocks((MEMORY if memory is None else memory) // (ENTRY * n), k, LEAST_CLASSES)
+    return _blocks(
+        (BLOCK_MEMORY if memory is None else memory) // (BYTES_PER_BLOCK_LOGIT * n),
+        k,
+        MIN_BLOCK_CLASSES,
+    )
 
 
-def chunks_of_rows(n: int, k: int, *, memory: int | None) -> int:
+def rows_per_chunk(n: int, k: int, *, memory: int | None) -> int:
     """Rows at a time such that a chunk of `[rows, k]` logits fits the budget."""
     if memory is None:
         on_cpu = target.current().platform == "cpu"
-        memory = MEMORY_OF_SUM_ON_CPU if on_cpu else MEMORY_OF_SUM
-    return _blocks(min(memory // (ENTRY_OF_ROWS * k), ROWS), n, LEAST_ROWS)
+        memory = CHUNK_MEMORY_ON_CPU if on_cpu else CHUNK_MEMORY
+    return _blocks(min(memory // (BYTES_PER_CHUNK_LOGIT * k), MAX_CHUNK_ROWS), n, MIN_CHUNK_ROWS)
 
 
 def choose(n: int, k: int, *, memory: int | None) -> Tiles:
     """Both sizes for `[n, k]` logits and a budget in bytes."""
     return Tiles(
-        rows=chunks_of_rows(n, k, memory=memory), classes=blocks_of_classes(n, k, memory=memory)
+        rows=rows_per_chunk(n, k, memory=memory), classes=classes_per_block(n, k, memory=memory)
     )
 
 

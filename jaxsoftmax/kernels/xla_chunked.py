@@ -129,7 +129,7 @@ def tangent(head: Head, rows: LSEParts, tangents: ModelTangents, options: Option
 
 
 def backward(
-    head: Head, rows: LSEParts, cotangents: RowTangents, wanted: NeedsGrad, options: Options
+    head: Head, rows: LSEParts, cotangents: RowTangents, needs_grad: NeedsGrad, options: Options
 ) -> ModelTangents:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     mean = _per_class(cotangents.mean, rows)
@@ -142,7 +142,7 @@ def backward(
             dz += jnp.where(block.z == -jnp.inf, 0, mean[:, None])
         return None, dz
 
-    return _pulled(gradient, None, head, wanted, options)[1]
+    return _pulled(gradient, None, head, needs_grad, options)[1]
 
 
 def _per_class(change: Array | None, rows: LSEParts) -> Array | None:
@@ -156,44 +156,46 @@ def _per_class(change: Array | None, rows: LSEParts) -> Array | None:
 
 
 def value_and_gradients(
-    head: Head, valid: Array | None, weights: Array, wanted: NeedsGrad, options: Options
+    head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
     # Few classes are laid out class-major: see `products`.
-    few = head.w.shape[1] <= primitives.FEW
-    axis, w = (0, primitives.hold(head.w.T)) if few else (1, head.w)
+    few = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
+    axis, w = (0, primitives.pin_layout(head.w.T)) if few else (1, head.w)
 
-    def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
-        value, dz = _row_gradient(chunk, held, options, axis)
+    def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
+        value, dz = _row_gradient(chunk, valid, options, axis)
         return value, _times(dz, jnp.expand_dims(scale, axis))
 
-    sizes = equal_parts(head.x.shape[0], options.tiles.rows), axis
+    size = even_size(head.x.shape[0], options.tiles.rows)
     head = head._replace(w=w)
-    nll, total = over_rows(gradient, sizes, head, valid, weights, wanted, options)
+    nll, total = scan_rows(
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size, class_axis=axis
+    )
     return nll, total._replace(w=total.w.T) if few and total.w is not None else total
 
 
-def equal_parts(size: int, most: int) -> int:
+def even_size(size: int, most: int) -> int:
     """How many at a time, where most are."""
     return -(-size // -(-size // min(most, size)))
 
 
-def over_rows(
+def scan_rows(
     gradient: Callable[[Head, Array, Array], tuple[Array, Array]],
-    sizes: tuple[int, int],
     head: Head,
     valid: Array | None,
     weights: Array,
-    wanted: NeedsGrad,
+    needs_grad: NeedsGrad,
     options: Options,
     *,
-    times_w: Callable[..., Array] = primitives.over_classes,
+    chunk_size: int,
+    class_axis: int = 1,
+    times_w: Callable[..., Array] = primitives.contract_classes,
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
 
     Args:
         gradient: `(chunk, valid, weights) -> (losses, gradient in the logits)`, weighted.
-        sizes: of a chunk, and the axis of the classes in w and in the gradient.
         head: whose rows are cut.
         valid: which of them count.
         weights: of the rows.
@@ -201,13 +203,13 @@ def over_rows(
         options: for the products' precision.
         times_w: the product that makes x's gradient.
     """
-    n, (most, axis) = head.x.shape[0], sizes
+    n, axis = head.x.shape[0], class_axis
     groups, sums = placement.groups(head.x, 0), primitives.sum_dtype(head.x.dtype)
-    size = max(most // groups, 1)
+    size = max(chunk_size // groups, 1)
     start = ModelTangents(
-        None if wanted.x is None else jnp.zeros_like(head.x, wanted.x),
-        placement.full(head.x, 0, head.w.shape, sums) if wanted.w else None,
-        placement.full(head.x, 0, head.w.shape[axis : axis + 1], sums) if wanted.bias else None,
+        None if needs_grad.x is None else jnp.zeros_like(head.x, needs_grad.x),
+        placement.full(head.x, 0, head.w.shape, sums) if needs_grad.w else None,
+        placement.full(head.x, 0, head.w.shape[axis : axis + 1], sums) if needs_grad.bias else None,
     )
 
     def step(carry: tuple[Array, ModelTangents], i: Array | int) -> tuple[Array, ModelTangents]:
@@ -217,12 +219,12 @@ def over_rows(
         chunk = head._replace(x=rows(head.x), targets=rows(head.targets))
         if head.where is not None and head.where.shape[0] > 1:
             chunk = chunk._replace(where=rows(head.where))
-        held = jnp.ones_like(rows(weights), bool) if valid is None else rows(valid)
+        counted = jnp.ones_like(rows(weights), bool) if valid is None else rows(valid)
         if valid is not None:
-            chunk = chunk._replace(x=jnp.where(held[:, None], chunk.x, 0))
+            chunk = chunk._replace(x=jnp.where(counted[:, None], chunk.x, 0))
         # What another chunk has as well adds nothing to the sums.
-        scale = jnp.where(cut.since(i * size) & held, rows(weights), 0)
-        value, dz = gradient(chunk, held, scale)
+        scale = jnp.where(cut.since(i * size) & counted, rows(weights), 0)
+        value, dz = gradient(chunk, counted, scale)
         nll = placement.put(nll, value, cut, 0)
         # At the device's full half-precision rate: the gradient in the logits is cast down first.
         low = dz.astype(chunk.x.dtype)
@@ -236,19 +238,19 @@ def over_rows(
             bias = bias + jnp.sum(dz, 1 - axis, dtype=sums)
         return nll, ModelTangents(x, w, bias)
 
-    nll, found = over(step, (_zero(head), start), -(-(n // groups) // size))
-    return nll, found if found.w is None else found._replace(w=found.w.astype(wanted.w))
+    nll, found = checkpointed_scan(step, (_zero(head), start), -(-(n // groups) // size))
+    return nll, found if found.w is None else found._replace(w=found.w.astype(needs_grad.w))
 
 
 def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
     """Loss and gradient in the logits of whole rows, with the classes along `axis`."""
     a, b = (chunk.w, chunk.x) if axis == 0 else (chunk.x, chunk.w)
     z = primitives.dot(a, b, (1, 1 - axis), options.precision)
-    z = primitives.hold(z) if axis == 0 else z
+    z = primitives.pin_layout(z) if axis == 0 else z
     if chunk.bias is not None:
         z = z + jnp.expand_dims(chunk.bias, 1 - axis)
     where = chunk.where if chunk.where is None or axis == 1 else chunk.where.T
-    z, slope = primitives.masked_and_capped(z, where, options.softcap)
+    z, slope = primitives.mask_and_cap(z, where, options.softcap)
     known = jnp.ones_like(valid)
     value, dz = softmax_core.value_and_gradient(z, chunk.targets, known, valid, axis)
     dz = dz if slope is None else dz * slope
@@ -278,18 +280,18 @@ def binary_tangent(head: Head, tangents: ModelTangents, options: Options) -> Arr
 
 
 def binary_backward(
-    head: Head, cotangents: Array, wanted: NeedsGrad, options: Options
+    head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
 ) -> ModelTangents:
     """The transpose of `binary_tangent`."""
 
     def gradient(block: _Block) -> tuple[None, Array]:
         return None, _times(_binary_gradient(head, block), cotangents[:, None])
 
-    return _pulled(gradient, None, head, wanted, options)[1]
+    return _pulled(gradient, None, head, needs_grad, options)[1]
 
 
 def binary_value_and_gradients(
-    head: Head, weights: Array, wanted: NeedsGrad, options: Options
+    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
 
@@ -297,7 +299,7 @@ def binary_value_and_gradients(
         dz = _times(_binary_gradient(head, block), weights[:, None])
         return _binary(losses.binary_cross_entropy, head, block), dz
 
-    return _pulled(gradient, _zero(head), head, wanted, options)
+    return _pulled(gradient, _zero(head), head, needs_grad, options)
 
 
 def _binary(function: Callable[..., Array], head: Head, block: _Block) -> Array:
@@ -337,7 +339,7 @@ def _block(head: Head, i: Array | int, size: int, groups: int, options: Options)
     z = primitives.dot(head.x, w, (1, 0), options.precision)
     if head.bias is not None:
         z = z + placement.take(head.bias, cut, 0)[None, :]
-    z, slope = primitives.masked_and_capped(z, _both(exists, fresh), options.softcap)
+    z, slope = primitives.mask_and_cap(z, _both(exists, fresh), options.softcap)
     return _Block(cut, w, z, slope, exists, fresh)
 
 
@@ -350,10 +352,10 @@ def _over_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, optio
     def once(carry: T, i: Array | int) -> T:
         return step(carry, _block(head, i, size, groups, options))
 
-    return over(once, start, -(-part // size))
+    return checkpointed_scan(once, start, -(-part // size))
 
 
-def over[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
+def checkpointed_scan[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
     """Fold count - 1, ..., 1, 0 under a checkpoint; a single step is just taken."""
     if count == 1:
         return step(start, 0)
@@ -379,7 +381,7 @@ def _pulled(
     gradient: Callable[[_Block], tuple[Any, Array]],
     values: Array | None,
     head: Head,
-    wanted: NeedsGrad,
+    needs_grad: NeedsGrad,
     options: Options,
 ) -> tuple[Any, ModelTangents]:
     """Sums of values, and what gradients in the logits give for x, w and bias."""
@@ -387,24 +389,24 @@ def _pulled(
     def step(carry: tuple[Any, ModelTangents], block: _Block) -> tuple[Any, ModelTangents]:
         total, found = carry
         value, dz = gradient(block)
-        found = block_added(found, head, _through(block, dz), block.cut, options)
+        found = add_block(found, head, _through(block, dz), block.cut, options)
         return None if value is None else total + value, found
 
-    values, found = _over_classes(step, (values, zeros(head, wanted)), head, options)
-    return values, found if found.x is None else found._replace(x=found.x.astype(wanted.x))
+    values, found = _over_classes(step, (values, init_gradients(head, needs_grad)), head, options)
+    return values, found if found.x is None else found._replace(x=found.x.astype(needs_grad.x))
 
 
-def zeros(head: Head, wanted: NeedsGrad) -> ModelTangents:
+def init_gradients(head: Head, needs_grad: NeedsGrad) -> ModelTangents:
     """What blocks of classes add to: sums for x, and places of their own in w and bias."""
     sums = primitives.sum_dtype(head.x.dtype)
     return ModelTangents(
-        jnp.zeros_like(head.x, sums) if wanted.x else None,
-        None if wanted.w is None else jnp.zeros_like(head.w, wanted.w),
-        placement.full(head.w, 0, head.w.shape[1:], sums) if wanted.bias else None,
+        jnp.zeros_like(head.x, sums) if needs_grad.x else None,
+        None if needs_grad.w is None else jnp.zeros_like(head.w, needs_grad.w),
+        placement.full(head.w, 0, head.w.shape[1:], sums) if needs_grad.bias else None,
     )
 
 
-def block_added(
+def add_block(
     total: ModelTangents, head: Head, dz: Array | None, cut: Cut, options: Options
 ) -> ModelTangents:
     """Add what the gradients in a block of logits give; w's and bias's part goes into its place.

@@ -160,11 +160,10 @@ class Tile:
 
 
 def capped(z: Array, softcap: float | None) -> tuple[Array, Array | None]:
-    """Logits after the softcap, -inf where they are that already, and its derivative."""
+    """Return the logits after the softcap, which is a product here, and its derivative."""
     if softcap is None:
         return z, None
-    bounded = jnp.tanh(z * (1 / softcap))
-    return jnp.where(z == -jnp.inf, z, softcap * bounded), 1 - bounded * bounded
+    return primitives.cap(z, jnp.tanh(z * (1 / softcap)), softcap)
 
 
 # -- Its ends --

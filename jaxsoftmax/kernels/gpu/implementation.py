@@ -226,7 +226,7 @@ def _joined(share: int, top: Array, others: Array, own: Array, *stats: Array) ->
 
 @with_derivatives_of(xla_chunked.backward)
 def backward(
-    head: Head, rows: LSEParts, cotangents: RowTangents, wanted: NeedsGrad, options: Options
+    head: Head, rows: LSEParts, cotangents: RowTangents, needs_grad: NeedsGrad, options: Options
 ) -> ModelTangents:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     shape, head = head.w.shape, _aligned(head)
@@ -244,7 +244,7 @@ def backward(
         )  # fmt: skip
         return None, dz[: head.x.shape[0]]
 
-    return _cut(_over_classes(gradient, None, head, wanted, options)[1], shape)
+    return _cut(_over_classes(gradient, None, head, needs_grad, options)[1], shape)
 
 
 class _Block(NamedTuple):
@@ -265,7 +265,7 @@ def _over_classes(
     function: Callable[[_Block], tuple[Any, Any]],
     values: Array | None,
     head: Head,
-    wanted: NeedsGrad,
+    needs_grad: NeedsGrad,
     options: Options,
 ) -> tuple[Any, ModelTangents]:
     """Sums of values, and what blocks of gradients in the logits give for x, w and bias.
@@ -274,7 +274,7 @@ def _over_classes(
     """
     n, k = head.x.shape[0], head.w.shape[1]
     entry = HALF if head.targets.ndim == 1 else HALF + max(HALF, head.targets.dtype.itemsize)
-    size = min(_up(options.tiles.classes * tiles.ENTRY // entry, CLASSES), k)
+    size = min(_up(options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // entry, CLASSES), k)
     gradients = jax.ShapeDtypeStruct((_up(n, TILING[0]), size), head.x.dtype)
 
     def step(carry: tuple[Any, ModelTangents], i: Array | int) -> tuple[Any, ModelTangents]:
@@ -283,12 +283,12 @@ def _over_classes(
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
         total, found = carry
         value, dz = function(_Block(start, fresh, gradients))
-        found = xla_chunked.block_added(found, head, dz, Cut(start, size), options)
+        found = xla_chunked.add_block(found, head, dz, Cut(start, size), options)
         return None if value is None else total + value, found
 
-    start = values, xla_chunked.zeros(head, wanted)
-    total, found = xla_chunked.over(step, start, pl.cdiv(k, size))
-    return total, found if found.x is None else found._replace(x=found.x.astype(wanted.x))
+    start = values, xla_chunked.init_gradients(head, needs_grad)
+    total, found = xla_chunked.checkpointed_scan(step, start, pl.cdiv(k, size))
+    return total, found if found.x is None else found._replace(x=found.x.astype(needs_grad.x))
 
 
 # -- Softmax, a weighted sum --
@@ -296,27 +296,27 @@ def _over_classes(
 
 @with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
-    head: Head, valid: Array | None, weights: Array, wanted: NeedsGrad, options: Options
+    head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    if not any(wanted):
+    if not any(needs_grad):
         head = head if valid is None else head._replace(x=validation.count_rows(head.x, valid, 1))
         nll, _ = primitives.row_loss(forward(head, options))
         return validation.count(nll, valid), ModelTangents(None, None, None)
     shape, head = head.w.shape, _aligned(head)
 
-    def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
+    def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
         nll, dz = _row_gradient(chunk, scale, options)
-        return validation.count(nll, held), dz
+        return validation.count(nll, valid), dz
 
     def times_w(dz: Array, w: Array, axis: int, precision: Any) -> Array:
         # Of whole tiles of classes XLA makes no padded copy.
         return primitives.dot(dz, w, (axis, axis), precision)
 
     n, d = head.x.shape
-    sizes = _rows_at_a_time(n, d, options), 1
-    nll, found = xla_chunked.over_rows(
-        gradient, sizes, head, valid, weights, wanted, options, times_w=times_w
+    size = _rows_at_a_time(n, d, options)
+    nll, found = xla_chunked.scan_rows(
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size, times_w=times_w
     )
     return nll, _cut(found, shape)
 
@@ -327,7 +327,7 @@ def _rows_at_a_time(n: int, d: int, options: Options) -> int:
     Chunks need the sum of w's gradient in float32, 4 D K bytes; all rows at once do not, so the
     exponentials and gradients of D rows more may take its place.
     """
-    most = _up(options.tiles.rows * tiles.ENTRY_OF_ROWS // (2 * HALF), ROWS)
+    most = _up(options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // (2 * HALF), ROWS)
     return n if n <= most + d else min(_up(-(-n // pl.cdiv(n, most)), ROWS), n)
 
 
@@ -367,25 +367,29 @@ def binary_forward(head: Head, options: Options) -> Array:
 
 @with_derivatives_of(xla_chunked.binary_backward)
 def binary_backward(
-    head: Head, cotangents: Array, wanted: NeedsGrad, options: Options
+    head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
 ) -> ModelTangents:
     """The transpose of `binary_tangent`."""
-    return _binary(epilogues.sigmoid_gradients, head, cotangents, wanted, options)[1]
+    return _binary(epilogues.sigmoid_gradients, head, cotangents, needs_grad, options)[1]
 
 
 @with_derivatives_of(xla_chunked.binary_value_and_gradients)
 def binary_value_and_gradients(
-    head: Head, weights: Array, wanted: NeedsGrad, options: Options
+    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
-    if not any(wanted):
+    if not any(needs_grad):
         return binary_forward(head, options), ModelTangents(None, None, None)
     end = epilogues.sigmoid_losses_and_gradients
-    return _binary(end, head, weights, wanted, options)
+    return _binary(end, head, weights, needs_grad, options)
 
 
 def _binary(
-    end: Callable[..., None], head: Head, weights: Array | None, wanted: NeedsGrad, options: Options
+    end: Callable[..., None],
+    head: Head,
+    weights: Array | None,
+    needs_grad: NeedsGrad,
+    options: Options,
 ) -> tuple[Any, ModelTangents]:
     """The row sums of the label losses, or their gradients, or both, as the kernel's end says."""
     shape, head = head.w.shape, _aligned(head)
@@ -410,7 +414,7 @@ def _binary(
         return values, None if weights is None else found[-1][:n]
 
     zero = placement.full(head.x, 0, (n,), jnp.float32) if has_values else None
-    values, found = _over_classes(function, zero, head, wanted, options)
+    values, found = _over_classes(function, zero, head, needs_grad, options)
     return values, _cut(found, shape)
 
 

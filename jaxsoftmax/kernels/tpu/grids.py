@@ -280,7 +280,7 @@ def scores(
     found = z[...] if head.bias is None else z[...] + head.bias[...]
     column = j * grid.tile.classes + indices(found.shape, 1)
     exists = exists_in(grid, head.where, column)
-    found, slope = primitives.masked_and_capped(found, exists, grid.options.softcap)
+    found, slope = primitives.mask_and_cap(found, exists, grid.options.softcap)
     return found, slope, column, exists
 
 

@@ -90,7 +90,7 @@ def forward(head: Head, options: Options) -> LSEParts:
 
 @with_derivatives_of(xla_chunked.backward)
 def backward(
-    head: Head, rows: LSEParts, cotangents: RowTangents, wanted: NeedsGrad, options: Options
+    head: Head, rows: LSEParts, cotangents: RowTangents, needs_grad: NeedsGrad, options: Options
 ) -> ModelTangents:
     """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
     grid = grids.grid_of(head, options)
@@ -102,14 +102,14 @@ def backward(
     def block(first: Array | int, size: int) -> tuple[None, Array]:
         return None, _pulled(head, pull, first, size, grid)
 
-    return _over_classes(block, None, head, wanted, grid)[1]
+    return _over_classes(block, None, head, needs_grad, grid)[1]
 
 
 def _over_classes(
     block: Callable[[Array | int, int], tuple[Any, Any]],
     values: Array | None,
     head: Head,
-    wanted: NeedsGrad,
+    needs_grad: NeedsGrad,
     grid: Grid,
     copied: int = 0,
 ) -> tuple[Any, ModelTangents]:
@@ -123,20 +123,20 @@ def _over_classes(
     ) -> tuple[Any, ModelTangents]:
         (values, total), (value, dz) = carry, block(start // grid.tile.classes, size)
         values = None if value is None else values + value
-        total = xla_chunked.block_added(total, head, dz, Cut(start, size), options)
+        total = xla_chunked.add_block(total, head, dz, Cut(start, size), options)
         w = None if total.w is None else as_it_lies(total.w, total.w.shape)
         return values, total._replace(w=w)
 
     # Whole tiles: as many as give gradients in x's dtype, and what else is copied for a block,
     # the bytes of XLA's blocks.
     k, options = head.w.shape[1], grid.options
-    size = options.tiles.classes * tiles.ENTRY // (head.x.dtype.itemsize + copied)
+    size = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // (head.x.dtype.itemsize + copied)
     size = min(max(size // grid.tile.classes, 1) * grid.tile.classes, k)
     starts = size * jnp.arange(k // size, dtype=jnp.int32)
-    carry = values, xla_chunked.zeros(head, wanted)
+    carry = values, xla_chunked.init_gradients(head, needs_grad)
     carry, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), carry, starts)
     values, total = add(carry, k - k % size, k % size) if k % size else carry
-    return values, total if total.x is None else total._replace(x=total.x.astype(wanted.x))
+    return values, total if total.x is None else total._replace(x=total.x.astype(needs_grad.x))
 
 
 # -- A weighted sum --
@@ -144,22 +144,24 @@ def _over_classes(
 
 @with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
-    head: Head, valid: Array | None, weights: Array, wanted: NeedsGrad, options: Options
+    head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    if not any(wanted):
+    if not any(needs_grad):
         head = head if valid is None else head._replace(x=validation.count_rows(head.x, valid, 1))
         nll, _ = primitives.row_loss(forward(head, options))
         return validation.count(nll, valid), ModelTangents(None, None, None)
 
-    def gradient(chunk: Head, held: Array, scale: Array) -> tuple[Array, Array]:
+    def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
         nll, dz = _row_gradient(chunk, scale, options)
-        return validation.count(nll, held), dz
+        return validation.count(nll, valid), dz
 
     # As many rows as give exponentials in x's dtype the bytes of XLA's rows.
-    most = options.tiles.rows * tiles.ENTRY_OF_ROWS // head.x.dtype.itemsize
-    sizes = xla_chunked.equal_parts(head.x.shape[0], most), 1
-    return xla_chunked.over_rows(gradient, sizes, head, valid, weights, wanted, options)
+    most = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
+    size = xla_chunked.even_size(head.x.shape[0], most)
+    return xla_chunked.scan_rows(
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size
+    )
 
 
 def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
@@ -187,22 +189,24 @@ def binary_forward(head: Head, options: Options) -> Array:
 
 @with_derivatives_of(xla_chunked.binary_backward)
 def binary_backward(
-    head: Head, cotangents: Array, wanted: NeedsGrad, options: Options
+    head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
 ) -> ModelTangents:
     """The transpose of `binary_tangent`."""
-    return _labels_added(head, cotangents, wanted, options, values=False)[1]
+    return _labels_added(head, cotangents, needs_grad, options, values=False)[1]
 
 
 @with_derivatives_of(xla_chunked.binary_value_and_gradients)
 def binary_value_and_gradients(
-    head: Head, weights: Array, wanted: NeedsGrad, options: Options
+    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of their weighted sum: no label waits for another."""
-    return _labels_added(head, weights if any(wanted) else None, wanted, options, values=True)
+    return _labels_added(
+        head, weights if any(needs_grad) else None, needs_grad, options, values=True
+    )
 
 
 def _labels_added(
-    head: Head, weights: Array | None, wanted: NeedsGrad, options: Options, *, values: bool
+    head: Head, weights: Array | None, needs_grad: NeedsGrad, options: Options, *, values: bool
 ) -> tuple[Any, ModelTangents]:
     """Losses of the rows, if they are wanted, and gradients, from blocks of labels."""
     grid = grids.grid_of(head, options)
@@ -212,7 +216,7 @@ def _labels_added(
         return _labels(part, weights, first, size, grid, values=values)
 
     start = placement.full(head.x, 0, head.x.shape[:1], jnp.float32) if values else None
-    return _over_classes(block, start, head, wanted, grid, grids.copied_bytes(head))
+    return _over_classes(block, start, head, needs_grad, grid, grids.copied_bytes(head))
 
 
 def _labels(
