@@ -87,7 +87,7 @@ def made() -> tuple[tuple[Part, Part, Part], tuple[str, ...]]:
 
 def split(features: np.ndarray, targets: np.ndarray, part: np.ndarray) -> tuple[Part, Part, Part]:
     """Three parts, standardised by the first."""
-    scale = preprocessing.fit(features[part == 0], log1p=False, standardize=True)
+    scale = preprocessing.learn(features[part == 0], log1p=False, standardize=True)
     train, validation, test = (
         Part(scale.apply(features[part == p]), targets[part == p]) for p in range(3)
     )

@@ -164,7 +164,7 @@ def cross_validated(
     head: Callable[..., np.ndarray], x: np.ndarray, y: np.ndarray, folds: int
 ) -> np.ndarray:
     """What a head says of each example when the example's fold is left out."""
-    fold = data.folds(y, folds)
+    fold = data.assign_folds(y, folds)
     said: dict[int, np.ndarray] = {}
     for k in range(folds):
         kept = fold != k

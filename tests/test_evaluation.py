@@ -53,7 +53,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 def test_scores_are_those_of_the_model(bias: bool) -> None:
     params = LinearParams(RNG.normal(size=(4, 3)), np.arange(3.0) if bias else None)
     x = RNG.normal(size=(10, 4)).astype(np.float32)
-    learned = preprocessing.fit(x, log1p=False, standardize=True)
+    learned = preprocessing.learn(x, log1p=False, standardize=True)
     before = x.copy()
     expected = learned.apply(x) @ params.w + (params.bias if bias else 0)
     found = evaluation.scores(params, x, preprocessing=learned)

@@ -492,7 +492,7 @@ def test_a_join_needs_an_id(tmp_path: Path) -> None:
     x, y = write(tmp_path / "x.csv", "i,a\n1,2\n"), write(tmp_path / "y.csv", "i,y\n1,2\n")
     with pytest.raises(ValueError, match=r"joins them \(id\); the first has 'i', 'a', the second"):
         data.load_file(x, labels=y, label="y")
-    with pytest.raises(ValueError, match=r"x.csv has no 'no', which is to be the id; it has 'i'"):
+    with pytest.raises(ValueError, match=r"x.csv has no 'no', which should be the id; it has 'i'"):
         data.load_file(x, labels=y, label="y", id="no")
     whole_file = table(tmp_path / "z.csv", {"i": range(6), "a": range(6), "y": [0, 1] * 3})
     schema = data.load_file(whole_file, label="y", drop=["i"]).schema
@@ -542,7 +542,7 @@ def test_labels_are_ignored_or_checked(tmp_path: Path, model: Dataset) -> None:
     with pytest.raises(ValueError, match=message):
         data.read(path, model.schema, targets=True)
     write(path, "leaves,petal\n1,2\n")
-    with pytest.raises(ValueError, match=r"more.csv has no 'kind', which is to be the label"):
+    with pytest.raises(ValueError, match=r"more.csv has no 'kind', which should be the label"):
         data.read(path, model.schema, targets=True)
 
 
@@ -618,7 +618,7 @@ def test_named_data_are_read_for_a_model() -> None:
         ("a,b,a,y\n1,2,3,0\n", r"x.csv: its header has the name 'a' twice"),
         ("a,y\n1,0\n2\n3,1\n", r"row 2 \(line 3\): expected 2 cells, .* got 1: '2'"),
         ('a,y\n"1\n",0\n2,1,7\n', r"row 2 \(line 4\): expected 2 .* got 3: '2,1,7'"),
-        ("a;y\n1;0\n", r"one column is called 'a;y': columns must be parted by commas"),
+        ("a;y\n1;0\n", r"one column is called 'a;y': columns must be separated by"),
         ("a\ty\n1\t0\n", r"one column is called 'a\\ty': .* or tabs \(.tsv\)"),
         ("a,y\n1,0\n,1\n3,0\n4,1\n", r"x.csv, row 2 \(line 3\), column 'a': no value"),
         ("a,y\n1,0\n\n\nNA,1\n3,0\n4,1\n", r"x.csv, row 2 \(line 5\), column 'a': no value"),
@@ -636,9 +636,9 @@ def test_named_data_are_read_for_a_model() -> None:
         (",y\n0,0\n1,1\n2,0\n", r"column 1 has no name in the header; name it, or .*drop ''"),
         ("a,y\n1,0\n2,\n3,1\n", r"row 2 \(line 3\), column 'y': the label is missing"),
         ("a,y\n1,p\n2,\n3,q\n", r"row 2 \(line 3\), column 'y': the label is missing"),
-        ("a,y\n1,p\n2,p\n3,p\n", r"x.csv: column 'y' has one class only, 'p'"),
+        ("a,y\n1,p\n2,p\n3,p\n", r"x.csv: column 'y' has only one class, 'p'"),
         ("y\np\nq\np\n", r"x.csv has no column that could be a feature"),
-        ("a,z\n1,0\n2,1\n3,0\n", r"x.csv has no 'y', which is to be the label; it has 'a', 'z'"),
+        ("a,z\n1,0\n2,1\n3,0\n", r"x.csv has no 'y', which should be the label; it has 'a', 'z'"),
         ("a,y\n1,1.5\n2,nan\n3,0\n", r"row 2 \(line 3\), column 'y': the label is missing"),
         ("a,y\n1,1.5\n2,inf\n3,0\n", r"row 2 \(line 3\), column 'y': inf is not finite"),
         ("a,y\n1,p\n2,q\n3,r\n", r"3 examples of 3 classes leave too few to hold out"),
@@ -647,7 +647,7 @@ def test_named_data_are_read_for_a_model() -> None:
         (f"a,y\n{'z' * 140_000},q\n", r"x.csv, row 1, column 'a': 'zz.* is not a number"),
         ('"a,y\n' + "1,p\n" * 40_000, r"x.csv, line \d+: field larger .* a quote never closed"),
         ('a,y\n"1,p\n' + "1,q\n" * 40_000, r"x.csv, line \d+: field larger .* never closed"),
-        ('a,y\n"1,p\n' + "1,q\n" * 5_000_000, r"x.csv: a row of over 8 MB; is a quote never"),
+        ('a,y\n"1,p\n' + "1,q\n" * 5_000_000, r"x.csv: a row exceeds 8 MB; is a quote never"),
     ],
 )
 def test_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -706,7 +706,7 @@ def test_a_fault_far_down_is_named(tmp_path: Path) -> None:
         (
             {"y": [[0, 1], [1, 1], [0, 0]]},
             None,
-            "lists of 2 zeros and ones, .* a column of its own",
+            "lists of 2 zeros and ones, .* its own column",
         ),
         ({"y": [[True, False], [True, True], [False, True]]}, None, "lists of 2 zeros and ones"),
         ({"y": [{"z": 1}, {"z": 2}, {"z": 1}]}, None, "x.parquet: column 'y' holds struct"),
@@ -776,11 +776,11 @@ def test_damage_anywhere_is_told_in_a_line(tmp_path: Path, name: str) -> None:
 def test_what_is_no_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((9, 2)), y=[0, 1, 2] * 3)
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
-    with pytest.raises(ValueError, match=r"x.npy cannot be read: 'x' in it is no array"):
+    with pytest.raises(ValueError, match=r"x.npy cannot be read: 'x' in it is not an array"):
         data.load_file(tmp_path / "x.npy", labels=tmp_path / "x.npy")
     with zipfile.ZipFile(tmp_path / "notes.npz", "w") as file:
         file.writestr("notes.txt", "none here")
-    with pytest.raises(ValueError, match=r"notes.npz cannot be read: 'notes.txt' in it is no"):
+    with pytest.raises(ValueError, match=r"notes.npz cannot be read: 'notes.txt' in it is not"):
         data.load_file(tmp_path / "notes.npz")
 
 
@@ -853,7 +853,7 @@ def test_arrays_of_labels_refused(tmp_path: Path) -> None:
         ValueError, match=r"name the array of labels \(label\); .* 'x \(9, 2\)', 'y"
     ):
         data.load_file(path)
-    with pytest.raises(ValueError, match=r"has no 'no', which is to be the label"):
+    with pytest.raises(ValueError, match=r"has no 'no', which should be the label"):
         data.load_file(path, label="no")
     with pytest.raises(ValueError, match=r"has no array 'no'; it has 'x \(9, 2\)"):
         data.load_file(path, label="y", features="no")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from jaxsoftmax.app import linear_probe, run_folder
 from jaxsoftmax.app.cli.app import app
-from jaxsoftmax.app.data import Dataset, Schema, Split, Task, folds
+from jaxsoftmax.app.data import Dataset, Schema, Split, Task, assign_folds
 from jaxsoftmax.app.defaults import LossName
 
 
@@ -31,7 +31,7 @@ def test_held_out_losses_are_those_of_scikit_learns_fits(classes: int, loss: str
     dataset, strengths = made(classes=classes), np.array([0.01, 1.0, 100.0])
     x, y = dataset.train.features.astype(float), dataset.train.targets
     path = linear_probe.sweep(dataset, loss=LossName(loss), C=strengths[::-1], folds=3, gap=1e-9)
-    fold = folds(y, 3)
+    fold = assign_folds(y, 3)
     for k, C in enumerate(strengths):
         total = 0.0
         for number in range(3):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxsoftmax import losses, solvers
 from jaxsoftmax.app import defaults
 from jaxsoftmax.app.data.dataset import Dataset, Split, Task
-from jaxsoftmax.app.data.splits import folds as dealt
+from jaxsoftmax.app.data.splits import assign_folds
 from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import Solution
@@ -172,7 +172,7 @@ def _folds(train: Split, task: Task, count: int) -> np.ndarray:
     """Fold numbers `[N]`; -1, in every fit, for the only example of a class."""
     if task is Task.labels:
         return np.arange(len(train.features)) % count
-    fold = dealt(train.targets, count)
+    fold = assign_folds(train.targets, count)
     return np.where(np.bincount(train.targets)[train.targets] == 1, -1, fold)
 
 

@@ -70,7 +70,7 @@ def preprocess(dataset: Dataset, *, log1p: bool, standardize: bool) -> Preproces
     """
     columns = dataset.schema.columns
     train, validation = dataset.train, dataset.validation
-    learned = preprocessing.fit(
+    learned = preprocessing.learn(
         train.features, log1p=log1p, standardize=standardize, columns=columns, ids=train.ids
     )
     for split in (train, validation):

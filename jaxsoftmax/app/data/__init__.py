@@ -1,17 +1,17 @@
-"""Data sets by name, from files, and more of the same for a model that is fitted already.
+"""Data sets by name and from files, and more data for a fitted model.
 
-names, load      the known data sets, and TensorFlow Datasets' (sources, prepared)
+names, load      the known data sets and those of TensorFlow Datasets (sources, prepared)
 is_file, load_file, read
-                 CSV, Parquet, npz and npy (files; tables, arrays, blocks; targets)
-folds            a split without chance (splits)
+                 CSV, Parquet, npz and npy files (files; tables, arrays, row_blocks; targets)
+assign_folds     folds without chance (splits)
 Dataset, Split, Schema, Task
-                 what they give (dataset); preprocessing is learned from it
+                 the types of the results (dataset); preprocessing is learned from them
 """
 
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.app.data.files import is_file, load_file
 from jaxsoftmax.app.data.sources import load, names, read
-from jaxsoftmax.app.data.splits import folds
+from jaxsoftmax.app.data.splits import assign_folds
 
 __all__ = [
     "Dataset",
@@ -23,5 +23,5 @@ __all__ = [
     "is_file",
     "load_file",
     "read",
-    "folds",
+    "assign_folds",
 ]

@@ -1,4 +1,4 @@
-"""NumPy's files, .npy and .npz: arrays by name, with nothing unpickled."""
+"""NumPy files, .npy and .npz: arrays by name, without pickled objects."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,65 +7,55 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jaxsoftmax.app.data.row_blocks import Features, divide, fault, rows_at_once
-from jaxsoftmax.app.data.tables import listed
+from jaxsoftmax.app.data.row_blocks import (
+    FeatureReader,
+    apply_divisor,
+    describe_invalid,
+    rows_per_block,
+)
+from jaxsoftmax.app.data.tables import format_names
 
 SUFFIXES = (".npy", ".npz")
-LABELS = ("labels", "label", "targets", "y")
-"""The names of arrays that are taken for labels where none is given."""
+LABEL_NAMES = ("labels", "label", "targets", "y")
+"""The names by which an array of labels is found where none is given."""
 
 
-class Arrays:
-    """The arrays of a file; that of a .npy has the file's name without the suffix.
+class ArrayFile:
+    """The arrays of a file; the array of a .npy is named by the file, without its suffix.
 
     Args:
-        path: its suffix says which: .npy or .npz.
+        path: the path of the file, whose suffix gives its format: .npy or .npz.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it cannot be read as what it says it is, or holds Python objects.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file cannot be read in the format of its suffix, or holds Python objects.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            if path.suffix.lower() == ".npy":
-                self._arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)}
-            else:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                    self._arrays = dict(stored)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: no such file") from error
-        except IsADirectoryError as error:
-            raise IsADirectoryError(f"{path} is a folder, not a file") from error
-        except Exception as error:  # damage has many: zlib.error, TokenError, NotImplementedError
-            if re.search("pickle|Python objects", str(error)):
-                raise ValueError(
-                    f"{path} holds Python objects (pickled), which are never read: "
-                    "save arrays of numbers or text"
-                ) from error
-            raise ValueError(f"{path} cannot be read: {error}") from error
+        self._arrays = _read_arrays(path)
         self.names = list(self._arrays)
-        other = [name for name, a in self._arrays.items() if not isinstance(a, np.ndarray)]
-        if other:
-            raise ValueError(f"{path} cannot be read: {other[0]!r} in it is no array")
+        others = [name for name, a in self._arrays.items() if not isinstance(a, np.ndarray)]
+        if others:
+            raise ValueError(f"{path} cannot be read: {others[0]!r} in it is not an array")
 
-    def label(self) -> str:
-        """Return the name of the one array that is called as labels are."""
-        found = [name for name in LABELS if name in self.names]
+    def find_label(self) -> str:
+        """Return the name of the only array that is named as labels are."""
+        found = [name for name in LABEL_NAMES if name in self.names]
         if len(self.names) == 1 and self.path.suffix.lower() == ".npy":
             return self.names[0]
         if len(found) != 1:
             raise ValueError(
-                f"{self.path}: name the array of labels (label); the arrays are {self._described()}"
+                f"{self.path}: name the array of labels (label); "
+                f"the arrays are {self._describe_arrays()}"
             )
         return found[0]
 
     def find(self, name: str) -> str | None:
-        """Return the name if there is such an array, else None."""
+        """Return the name if there is an array of that name, else None."""
         return name if name in self.names else None
 
-    def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
+    def read_columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
         """Read labels or ids: an array `[N]` is one column, `[N, K]` are `name[0]`, ..."""
         columns: dict[str, pa.Array] = {}
         for name in names:
@@ -78,40 +68,40 @@ class Arrays:
                     f"got shape {array.shape}"
                 )
             if array.ndim == 1:
-                columns[name] = self._column(name, array)
+                columns[name] = self._to_arrow(name, array)
             else:
-                places = range(array.shape[1])
-                columns |= {f"{name}[{k}]": self._column(name, array[:, k]) for k in places}
+                columns |= {f"{name}[{k}]": self._to_arrow(name, a) for k, a in enumerate(array.T)}
         return columns
 
-    def where(self, row: int) -> str:
-        """Name a row, counted from 0: its file and its number from 1."""
+    def describe_row(self, row: int) -> str:
+        """Describe a row, counted from 0: its file and its number from 1."""
         return f"{self.path}, row {row + 1}"
 
-    def features(
+    def open_features(
         self,
         name: str | None = None,
         *,
-        without: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         width: int | None = None,
         divisor: float | None = None,
-    ) -> Features:
-        """Plan the reading of features: numbers `[N, ...]`.
+    ) -> FeatureReader:
+        """Return a reader of the features: numbers `[N, ...]`.
 
         Args:
-            name: of the array; by default the only one that is at least of rank 2.
-            without: arrays that are none.
-            width: how many features there must be, or None.
-            divisor: of integers, see `blocks.divide`; by default 255 for images, which are bytes
-                of rank 3 and more, and else 1.
+            name: the name of the array; by default the only one of rank 2 or more.
+            exclude: the arrays that are not features.
+            width: the number of features that there must be, or None.
+            divisor: the number that integers are divided by; see `row_blocks.apply_divisor`. By
+                default 255 for images, which are bytes of rank 3 or more, and otherwise 1.
 
         Returns:
-            Features without names.
+            A `FeatureReader` without names.
 
         Raises:
-            ValueError: if there is none or there are several, or it holds anything but numbers.
+            ValueError: if there is no such array or there are several, or if it holds anything but
+                numbers.
         """
-        array = self._array(name, without, width)
+        array = self._find_features(name, exclude, width)
         if array.dtype.kind not in "buif":
             raise ValueError(f"{self.path}: features must be numbers, got {array.dtype}")
         if array.ndim < 2 or not array.size:
@@ -121,20 +111,24 @@ class Arrays:
             )
         if divisor is None:
             divisor = 255 if array.dtype == np.uint8 and array.ndim > 2 else 1
-        return Features(
+        return FeatureReader(
             num_rows=len(array),
             shape=array.shape[1:],
             columns=None,
-            blocks=lambda: self._blocks(array, divisor),
+            read_blocks=lambda: self._read_blocks(array, divisor),
             divisor=divisor,
         )
 
-    def _array(self, name: str | None, without: Sequence[str], width: int | None) -> np.ndarray:
+    def _find_features(
+        self, name: str | None, exclude: Sequence[str], width: int | None
+    ) -> np.ndarray:
         if name is not None:
             if name not in self.names:
-                raise ValueError(f"{self.path} has no array {name!r}; it has {self._described()}")
+                raise ValueError(
+                    f"{self.path} has no array {name!r}; it has {self._describe_arrays()}"
+                )
             return self._arrays[name]
-        others = {n: array for n, array in self._arrays.items() if n not in without}
+        others = {name: array for name, array in self._arrays.items() if name not in exclude}
         found = [array for array in others.values() if array.ndim > 1]
         if len(found) > 1 and width is not None:
             found = [array for array in found if np.prod(array.shape[1:]) == width]
@@ -143,39 +137,59 @@ class Arrays:
                 return next(iter(others.values()))
             raise ValueError(
                 f"{self.path}: name the array of features (features); "
-                f"the arrays are {self._described()}"
+                f"the arrays are {self._describe_arrays()}"
             )
         return found[0]
 
-    def _blocks(self, array: np.ndarray, divisor: float) -> Iterator[np.ndarray]:
+    def _read_blocks(self, array: np.ndarray, divisor: float) -> Iterator[np.ndarray]:
         width = int(np.prod(array.shape[1:]))
-        count = rows_at_once(width)
-        for start in range(0, len(array), count):
-            stored = array[start : start + count].reshape(-1, width)
+        num_rows = rows_per_block(width)
+        for start in range(0, len(array), num_rows):
+            stored = array[start : start + num_rows].reshape(-1, width)
             with np.errstate(over="ignore"):
                 block = stored.astype(np.float32)
             if not np.isfinite(block).all():
-                row, place = np.argwhere(~np.isfinite(block))[0].tolist()
+                row, column = np.argwhere(~np.isfinite(block))[0].tolist()
                 raise ValueError(
-                    f"{self.where(start + row)}, feature {place + 1}: {fault(stored[row, place])}"
+                    f"{self.describe_row(start + row)}, feature {column + 1}: "
+                    f"{describe_invalid(stored[row, column])}"
                 )
-            divide(block, divisor, whole=array.dtype.kind in "bui", path=self.path)
+            apply_divisor(block, divisor, is_integer=array.dtype.kind in "bui", path=self.path)
             yield block
 
-    def _column(self, name: str, array: np.ndarray) -> pa.Array:
+    def _to_arrow(self, name: str, array: np.ndarray) -> pa.Array:
         if array.dtype.kind not in "buifSU":
             raise ValueError(f"{self.path}: {name!r} must be numbers or text, got {array.dtype}")
         if array.dtype.kind == "S":
-            array = self._decoded(name, array)
-        if array.dtype.kind == "f":  # of two or sixteen bytes too, which Arrow knows little of
+            array = self._decode_utf8(name, array)
+        if array.dtype.kind == "f":  # Arrow has few functions of float16, and no long double
             array = array.astype(np.float64)
         return pa.array(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
-    def _decoded(self, name: str, array: np.ndarray) -> np.ndarray:
+    def _decode_utf8(self, name: str, array: np.ndarray) -> np.ndarray:
         try:
             return np.char.decode(array, "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: {name!r} is not text in UTF-8") from error
 
-    def _described(self) -> str:
-        return listed([f"{name} {array.shape}" for name, array in self._arrays.items()])
+    def _describe_arrays(self) -> str:
+        return format_names([f"{name} {array.shape}" for name, array in self._arrays.items()])
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        if path.suffix.lower() == ".npy":
+            return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder, not a file") from error
+    except Exception as error:  # a damaged file raises zlib.error, TokenError, NotImplementedError
+        if re.search("pickle|Python objects", str(error)):
+            raise ValueError(
+                f"{path} holds Python objects (pickled), which are never read: "
+                "save arrays of numbers or text"
+            ) from error
+        raise ValueError(f"{path} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""What data are to a model: examples in three splits, and the schema that a model keeps of them."""
+"""Data sets: examples in three splits, and the schema that a model keeps of them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 type Progress = Callable[[int, int], object]
-"""Called with the number of examples read so far and the number there are."""
+"""A function that is called with the number of examples read so far and their total number."""
 
 
 class Task(StrEnum):
-    """What is asked of a model: one of K classes, each of K labels or not, or K numbers."""
+    """The kind of target: one of K classes, any of K labels, or K numbers."""
 
     classes = "classes"
     labels = "labels"
@@ -20,12 +20,12 @@ class Task(StrEnum):
 
 
 class Split(NamedTuple):
-    """Examples and what is known of them.
+    """The examples of one split, with their targets and ids.
 
     features: float32 `[N, D]`. targets: int32 `[N]` classes; bool `[N, K]` labels; float32 `[N]` or
-    `[N, K]` numbers. ids: what names the examples to a reader, `[N]`: an identifier column's
-    values, or the numbers of the rows, from 1, as they stand in their file. identifier: the name
-    of that column, or None where the ids are numbers of rows.
+    `[N, K]` numbers. ids: `[N]` names of the examples for a reader, either the values of an
+    identifier column or the row numbers in the file, counted from 1. identifier: the name of that
+    column, or None where the ids are row numbers.
     """
 
     features: np.ndarray
@@ -33,19 +33,26 @@ class Split(NamedTuple):
     ids: np.ndarray
     identifier: str | None = None
 
+    def select(self, index: np.ndarray) -> "Split":
+        """Return the examples that a mask or an array of row numbers selects."""
+        return self._replace(
+            features=self.features[index], targets=self.targets[index], ids=self.ids[index]
+        )
+
 
 @dataclass(frozen=True)
 class Schema:
-    """What a model expects of data, so that more of the same can be read for it.
+    """The layout of the data that a model was fitted to, by which more data are read for it.
 
     Args:
-        task: what the targets are.
+        task: the kind of target.
         classes: the names of the K classes, labels or numbers, in the order of the scores.
-        shape: of one example before it was laid out as D features, for instance `(28, 28, 1)`.
+        shape: the shape of one example before it was flattened to D features, for instance
+            `(28, 28, 1)`.
         columns: the names of the D features, or None where they have none.
-        divisor: what the stored numbers were divided by to give the features, 1 for tables.
-        target: the names of the columns or arrays that the targets came from.
-        identifier: the name of the column that the ids came from, or None.
+        divisor: the number that stored values were divided by to give the features; 1 for tables.
+        target: the names of the columns or arrays that hold the targets.
+        identifier: the name of the column that holds the ids, or None.
     """
 
     task: Task
@@ -62,16 +69,16 @@ class Schema:
         return int(np.prod(self.shape))
 
     def to_json(self) -> dict[str, Any]:
-        """The schema in JSON's types, for a model's header."""
+        """Return the schema in JSON's types, for a model's header."""
         return {**asdict(self), "task": str(self.task)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote; lists come back as tuples.
+        """Read the result of `to_json`; lists become tuples.
 
         Raises:
-            TypeError: if something is missing, or of another type.
-            ValueError: if there is no such task.
+            TypeError: if an entry is missing or has another type.
+            ValueError: if the task is unknown.
         """
         if not isinstance(content, dict):
             raise TypeError(f"a schema must be a dict, got {content!r}")
@@ -79,15 +86,18 @@ class Schema:
             k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
         }
         schema = cls(**{**frozen, "task": Task(str(frozen.get("task")))})
-        schema._check()
+        schema._check_types()
         return schema
 
-    def _check(self) -> None:
-        text = {"classes": self.classes, "columns": self.columns or (), "target": self.target}
-        each = [(name, value, str) for name, value in text.items()]
-        for name, value, kind in (*each, ("shape", self.shape, int)):
-            if type(value) is not tuple or not all(type(one) is kind for one in value):
-                raise TypeError(f"{name} must be a list of {kind.__name__}, got {value!r}")
+    def _check_types(self) -> None:
+        for name, value, element_type in (
+            ("classes", self.classes, str),
+            ("columns", self.columns or (), str),
+            ("target", self.target, str),
+            ("shape", self.shape, int),
+        ):
+            if type(value) is not tuple or not all(type(v) is element_type for v in value):
+                raise TypeError(f"{name} must be a list of {element_type.__name__}, got {value!r}")
         if not isinstance(self.divisor, int | float):
             raise TypeError(f"divisor must be a number, got {self.divisor!r}")
         if not isinstance(self.identifier, str | None):
@@ -96,15 +106,15 @@ class Schema:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training, validation and test examples of one problem.
+    """The training, validation and test examples of one problem.
 
     Args:
-        name: what it is called.
-        train: what a model is fitted to.
-        validation: what settings are chosen on.
-        test: what the result is told on.
-        schema: what the examples are.
-        source: where the data come from, and their licence if it is known, in one line.
+        name: the name of the data set.
+        train: the examples that a model is fitted to.
+        validation: the examples that settings are chosen on.
+        test: the examples that results are reported on.
+        schema: the layout of the examples.
+        source: the origin of the data and, if it is known, their license, in one line.
     """
 
     name: str

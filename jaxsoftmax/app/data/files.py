@@ -1,4 +1,4 @@
-"""A person's own files as data sets: features and labels, joined, split and checked."""
+"""Data sets from a user's own files: features and labels, joined, split and checked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from jaxsoftmax.app.data import arrays, tables, targets
-from jaxsoftmax.app.data.arrays import Arrays
+from jaxsoftmax.app.data import arrays, tables
+from jaxsoftmax.app.data.arrays import ArrayFile
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
-from jaxsoftmax.app.data.row_blocks import Features, fill
-from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, stratified
-from jaxsoftmax.app.data.tables import Table, listed
-from jaxsoftmax.app.data.targets import number
+from jaxsoftmax.app.data.row_blocks import FeatureReader, read_splits
+from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, assign_splits
+from jaxsoftmax.app.data.tables import TableFile, format_names
+from jaxsoftmax.app.data.targets import encode, infer
 
 SUFFIXES = (*tables.SUFFIXES, *arrays.SUFFIXES)
 
 
 def is_file(source: str | Path) -> bool:
-    """Whether a source of data names a file: by its suffix, or because there is one."""
+    """Return whether a data source names a file: by its suffix, or because the file exists."""
     path = Path(source)
     return path.suffix.lower() in SUFFIXES or path.is_file()
 
@@ -43,36 +43,38 @@ def load_file(
 ) -> Dataset:
     r"""Read a data set from a file and split it.
 
-    CSV (.csv, .tsv) and Parquet have a column for each feature, or one of lists of numbers, and
-    label columns. In .npz features and labels are arrays; of .npy the labels are another file.
-    Features become float32: integers beyond 2^24 lose digits. Bytes of rank 3 and more are images
-    and are divided by 255.
+    A CSV (.csv, .tsv) or Parquet file has a column for each feature, or one column of lists of
+    numbers, and label columns. In an .npz file features and labels are arrays; the labels of an
+    .npy file are in a second file. Features become float32, so that integers beyond 2^24 lose
+    digits. Bytes of rank 3 or more are images and are divided by 255.
 
-    The task follows from the labels (`targets.learn`). With classes the split is stratified
-    (`splits.stratified`); with labels or numbers it is chance alone.
+    The task is inferred from the labels (`targets.infer`). The split of classes is stratified
+    (`splits.assign_splits`); the split of labels or numbers is random.
 
     Args:
-        path: of the file with the features.
-        label: the label columns, or the array of labels; by default, in .npz, the only one called
-            labels, label, targets or y, and in a table `labels` the only one beside the ids.
-        labels: a second file with the labels. Two tables are joined by `id`; arrays have their
-            rows in one order.
+        path: the file with the features.
+        label: the label columns, or the array of labels. The default for .npz is the only array
+            named labels, label, targets or y; for a table with `labels`, it is the only column
+            there beside the ids.
+        labels: a second file with the labels. Two tables are joined by `id`; two files of arrays
+            have their rows in the same order.
         features: the array of features in .npz; by default the only one of rank 2 or more.
-        id: the column that names the examples; it is no feature. Upper and lower case are alike.
+        id: the column that identifies the examples, which is not a feature. Upper and lower case
+            are alike.
         drop: columns to leave out.
-        task: where the labels shall be taken otherwise.
+        task: the task, if it is not to be inferred.
         test: a file of the same kind that is the test split.
-        validation_share: of the examples.
-        test_share: of the examples; without effect where `test` is given.
-        seed: of the split.
-        progress: called with the numbers of rows read and to read.
+        validation_share: the share of the examples for validation.
+        test_share: the share of the examples for testing; ignored where `test` is given.
+        seed: the seed of the split.
+        progress: called with the number of rows read and the total number.
 
     Returns:
         A `Dataset`; the rows of a split are in the order of the file.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if something in it cannot be used: names file, row and column.
+        ValueError: if its content cannot be used; names the file, the row and the column.
 
     Example:
         >>> import tempfile
@@ -85,35 +87,29 @@ def load_file(
         >>> flowers.schema.classes, [len(s.ids) for s in (flowers.train, flowers.test)]
         (('iris', 'rose'), [14, 3])
     """
-    pair = _open_pair(path, labels, id)
-    names = _label_names(pair, [label] if isinstance(label, str) else label)
-    columns = pair.label_columns(names)
-    plan = _plan(pair, names, drop, features)
-    _check_least(pair, plan, 2 if test else 3)
-    learned = targets.learn(columns, pair.where, task)
-    _check_count(pair, learned.values, plan)
-
-    strata = learned.values if learned.task is Task.classes else np.zeros(plan.num_rows, int)
-    parts = stratified(
-        strata,
+    files = _open_files(path, labels, id)
+    label_names = _find_label_names(files, [label] if isinstance(label, str) else label)
+    columns = files.read_labels(label_names)
+    reader = _open_features(files, label_names, drop, features)
+    _check_num_examples(files, reader, at_least=2 if test else 3)
+    targets = infer(columns, files.describe_row, task)
+    _check_num_labels(files, targets.values, reader)
+    schema = Schema(
+        task=targets.task,
+        classes=targets.classes,
+        shape=reader.shape,
+        columns=reader.columns,
+        divisor=reader.divisor,
+        target=tuple(label_names),
+        identifier=files.identifier,
+    )
+    assignment = assign_splits(
+        targets.values if targets.task is Task.classes else np.zeros(reader.num_rows, int),
         validation_share=validation_share,
         test_share=0 if test else test_share,
         seed=seed,
     )
-    ids = pair.ids(plan.num_rows)
-    splits = [
-        Split(x, learned.values[parts == part], ids[parts == part], pair.identifier)
-        for part, x in enumerate(fill(plan, parts, 3, progress))
-    ]
-    schema = Schema(
-        task=learned.task,
-        classes=learned.classes,
-        shape=plan.shape,
-        columns=plan.columns,
-        divisor=plan.divisor,
-        target=tuple(names),
-        identifier=pair.identifier,
-    )
+    splits = _read_splits(files, reader, targets.values, assignment, progress)
     if test is not None:
         splits[TEST] = read_file(test, schema, targets=True, labels=labels, progress=progress)
     return Dataset(
@@ -122,7 +118,7 @@ def load_file(
         validation=splits[VALIDATION],
         test=splits[TEST],
         schema=schema,
-        source=pair.described + (f", test examples of {test}" if test else ""),
+        source=files.description + (f", test examples of {test}" if test else ""),
     )
 
 
@@ -134,258 +130,293 @@ def read_file(
     labels: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Split:
-    """Read more of the data that a model was fitted to, whole and in the order of the file.
+    """Read all examples of a file for a fitted model, in the order of the file.
 
-    Columns are found by name, wherever they stand; others are ignored. Features without names,
-    on either side, are taken as they come and must be as many. Integers are divided as the
-    training data were.
+    Columns are found by name, in any order, and others are ignored. Where the features of the file
+    or of the model have no names, they are taken in order and must agree in number. Integers are
+    divided as the training data were.
 
     Args:
-        path: of the file with the features.
-        schema: of the model.
+        path: the file with the features.
+        schema: the schema of the model.
         targets: whether to read labels too; if not, the targets have length 0.
         labels: a second file with the labels, as in `load_file`.
-        progress: called with the numbers of rows read and to read.
+        progress: called with the number of rows read and the total number.
 
     Returns:
         A `Split`.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if features are missing or of another number, or a label is none of the
-            model's: names file, row and column.
+        ValueError: if features are missing or differ in number, or if a label is not one of the
+            model's; names the file, the row and the column.
     """
-    pair = _open_pair(path, labels if targets else None, schema.identifier, needed=False)
-    plan = _plan_for(pair, schema)
+    files = _open_files(path, labels if targets else None, schema.identifier, require_id=False)
+    reader = _open_model_features(files, schema)
     values = np.empty(0, np.int32)
     if targets:
-        columns = pair.label_columns(_known_label_names(pair, schema))
-        values = number(columns, pair.where, schema.task, schema.classes)
-        _check_count(pair, values, plan)
-    (x,) = fill(plan, np.zeros(plan.num_rows, np.int8), 1, progress)
-    return Split(x, values, pair.ids(plan.num_rows), pair.identifier)
+        columns = files.read_labels(_find_model_label_names(files, schema))
+        values = encode(columns, files.describe_row, schema.task, schema.classes)
+        _check_num_labels(files, values, reader)
+    (features,) = read_splits(reader, np.zeros(reader.num_rows, np.int8), 1, progress)
+    return Split(features, values, files.read_ids(reader.num_rows), files.identifier)
 
 
-class _Pair(NamedTuple):
-    """A file with features and the one with labels, which may be the same.
+class _Files(NamedTuple):
+    """A file with features and a file with labels, which may be the same.
 
-    rows: for each row of features the row of its labels, or None where both are in one order.
+    label_rows: the row of the labels of each row of features, or None where both files have the
+    same order. num_unmatched: the number of rows of labels that belong to no row of features.
     """
 
-    source: Table | Arrays
-    origin: Table | Arrays
+    feature_file: TableFile | ArrayFile
+    label_file: TableFile | ArrayFile
     identifier: str | None
-    rows: np.ndarray | None = None
-    left_out: int = 0
+    label_rows: np.ndarray | None = None
+    num_unmatched: int = 0
 
     @property
-    def described(self) -> str:
-        """Where the data come from, in a line."""
-        text = str(self.source.path)
-        if self.origin is not self.source:
-            text += f", labels of {self.origin.path}"
-        if self.left_out:
-            text += f" without the {self.left_out} rows that match no example"
+    def is_single(self) -> bool:
+        """Whether features and labels are in one file."""
+        return self.label_file is self.feature_file
+
+    @property
+    def description(self) -> str:
+        """The origin of the data, in one line."""
+        text = str(self.feature_file.path)
+        if not self.is_single:
+            text += f", labels of {self.label_file.path}"
+        if self.num_unmatched:
+            text += f" without the {self.num_unmatched} rows that match no example"
         return text
 
-    def label_columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
+    def read_labels(self, names: Sequence[str]) -> dict[str, pa.Array]:
         """Read columns of labels in the order of the features."""
         for name in names:
-            if name not in self.origin.names:
+            if name not in self.label_file.names:
                 raise ValueError(
-                    f"{self.origin.path} has no {name!r}, which is to be the label; "
-                    f"it has {listed(self.origin.names)}"
+                    f"{self.label_file.path} has no {name!r}, which should be the label; "
+                    f"it has {format_names(self.label_file.names)}"
                 )
-        columns = self.origin.columns(names)
-        if self.rows is None:
+        columns = self.label_file.read_columns(names)
+        if self.label_rows is None:
             return columns
-        return {name: column.take(pa.array(self.rows)) for name, column in columns.items()}
+        return {name: column.take(pa.array(self.label_rows)) for name, column in columns.items()}
 
-    def where(self, row: int | None) -> str:
-        """Name a row of labels by that of its features, or their file."""
+    def describe_row(self, row: int | None) -> str:
+        """Describe the labels of a row of features; the file of the labels where row is None."""
         if row is None:
-            return str(self.origin.path)
-        return self.origin.where(row if self.rows is None else int(self.rows[row]))
+            return str(self.label_file.path)
+        return self.label_file.describe_row(
+            row if self.label_rows is None else int(self.label_rows[row])
+        )
 
-    def ids(self, count: int) -> np.ndarray:
-        """Return what names the examples: the identifier's values, or numbers from 1."""
+    def read_ids(self, num_rows: int) -> np.ndarray:
+        """Return the ids of the examples: the identifier's values, or row numbers from 1."""
         if self.identifier is None:
-            return np.arange(1, count + 1)
-        found = _identifiers(self.source, self.identifier).to_numpy(zero_copy_only=False)
-        if len(found) != count:
-            raise ValueError(f"{self.source.path}: expected {count} ids, got {len(found)}")
-        return found
+            return np.arange(1, num_rows + 1)
+        ids = _read_id_column(self.feature_file, self.identifier).to_numpy(zero_copy_only=False)
+        if len(ids) != num_rows:
+            raise ValueError(f"{self.feature_file.path}: expected {num_rows} ids, got {len(ids)}")
+        return ids
 
 
-def _open(path: Path, identifier: str | None) -> Table | Arrays:
+def _open(path: Path, identifier: str | None) -> TableFile | ArrayFile:
     suffix = path.suffix.lower()
     if suffix in tables.SUFFIXES:
-        return Table(path, identifier)
+        return TableFile(path, identifier)
     if suffix in arrays.SUFFIXES:
-        return Arrays(path)
+        return ArrayFile(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
 
 
-def _open_pair(
-    path: str | Path, labels: str | Path | None, identifier: str | None, *, needed: bool = True
-) -> _Pair:
-    source = _open(Path(path), identifier)
-    mine = _find_identifier(source, identifier, needed=needed)
+def _open_files(
+    path: str | Path, labels: str | Path | None, identifier: str | None, *, require_id: bool = True
+) -> _Files:
+    feature_file = _open(Path(path), identifier)
+    feature_id = _find_identifier(feature_file, identifier, required=require_id)
     if labels is None:
-        return _Pair(source, source, mine)
-    origin = _open(Path(labels), identifier)
-    if not (isinstance(source, Table) and isinstance(origin, Table)):
-        return _Pair(source, origin, mine)
+        return _Files(feature_file, feature_file, feature_id)
+    label_file = _open(Path(labels), identifier)
+    if not (isinstance(feature_file, TableFile) and isinstance(label_file, TableFile)):
+        return _Files(feature_file, label_file, feature_id)
     if identifier is None:
-        how = "name" if needed else "to evaluate them, fit with the name of"
+        remedy = "name" if require_id else "to evaluate them, fit with the name of"
         raise ValueError(
-            f"{path} and {labels}: {how} the column that joins them (id); the first has "
-            f"{listed(source.names)}, the second {listed(origin.names)}"
+            f"{path} and {labels}: {remedy} the column that joins them (id); the first has "
+            f"{format_names(feature_file.names)}, the second {format_names(label_file.names)}"
         )
-    theirs = _find_identifier(origin, identifier)
-    mine = _find_identifier(source, identifier)
-    assert mine is not None
-    assert theirs is not None
-    return _joined(source, mine, origin, theirs)
+    label_id = _find_identifier(label_file, identifier)
+    feature_id = _find_identifier(feature_file, identifier)
+    assert feature_id is not None
+    assert label_id is not None
+    return _join(feature_file, feature_id, label_file, label_id)
 
 
 def _find_identifier(
-    source: Table | Arrays, name: str | None, *, needed: bool = True
+    file: TableFile | ArrayFile, name: str | None, *, required: bool = True
 ) -> str | None:
-    found = None if name is None else source.find(name)
-    if name is not None and found is None and needed:
+    found = None if name is None else file.find(name)
+    if name is not None and found is None and required:
         raise ValueError(
-            f"{source.path} has no {name!r}, which is to be the id; it has {listed(source.names)}"
+            f"{file.path} has no {name!r}, which should be the id; "
+            f"it has {format_names(file.names)}"
         )
     return found
 
 
-def _identifiers(source: Table | Arrays, name: str) -> pa.Array:
+def _read_id_column(file: TableFile | ArrayFile, name: str) -> pa.Array:
     """Read a column of ids as large text or int64."""
-    columns = source.columns([name])
+    columns = file.read_columns([name])
     if len(columns) != 1:
-        raise ValueError(f"{source.path}: ids must be [N], got {len(columns)} columns of {name!r}")
+        raise ValueError(f"{file.path}: ids must be [N], got {len(columns)} columns of {name!r}")
     (column,) = columns.values()
     column = column.cast(pa.int64() if types.is_integer(column.type) else pa.large_string())
     is_text = types.is_large_string(column.type)
-    absent = pc.fill_null(pc.equal(column, ""), True) if is_text else column.is_null()
-    row = absent.index(True).as_py()
+    is_missing = pc.fill_null(pc.equal(column, ""), True) if is_text else column.is_null()
+    row = is_missing.index(True).as_py()
     if row >= 0:
-        raise ValueError(f"{source.where(row)}, column {name!r}: the id is missing")
+        raise ValueError(f"{file.describe_row(row)}, column {name!r}: the id is missing")
     return column
 
 
-def _joined(source: Table, mine: str, origin: Table, theirs: str) -> _Pair:
-    """Find the one row of labels that each row of features has."""
-    left, right = _identifiers(source, mine), _identifiers(origin, theirs)
-    if left.type != right.type:
-        left, right = left.cast(pa.large_string()), right.cast(pa.large_string())
-    counted = right.value_counts()
-    twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
-    rows = pc.index_in(left, value_set=right)
-    for problem, bad in (("no row", rows.is_null()), ("several rows", pc.is_in(left, twice))):
+def _join(feature_file: TableFile, feature_id: str, label_file: TableFile, label_id: str) -> _Files:
+    """Find the one row of labels of each row of features."""
+    ids, label_ids = (
+        _read_id_column(feature_file, feature_id),
+        _read_id_column(label_file, label_id),
+    )
+    if ids.type != label_ids.type:
+        ids, label_ids = ids.cast(pa.large_string()), label_ids.cast(pa.large_string())
+    counts = label_ids.value_counts()
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    rows = pc.index_in(ids, value_set=label_ids)
+    for problem, bad in (("no row", rows.is_null()), ("several rows", pc.is_in(ids, repeated))):
         row = bad.index(True).as_py()
         if row >= 0:
             raise ValueError(
-                f"{origin.path} has {problem} with {theirs} {left[row].as_py()!r}, "
-                f"as {source.where(row)}"
+                f"{label_file.path} has {problem} with {label_id} {ids[row].as_py()!r}, "
+                f"as {feature_file.describe_row(row)}"
             )
-    used = rows.to_numpy(zero_copy_only=False)
-    return _Pair(source, origin, mine, used, left_out=len(right) - len(np.unique(used)))
+    label_rows = rows.to_numpy(zero_copy_only=False)
+    num_unmatched = len(label_ids) - len(np.unique(label_rows))
+    return _Files(feature_file, label_file, feature_id, label_rows, num_unmatched)
 
 
-# Which columns or arrays are what.
+def _read_splits(
+    files: _Files,
+    reader: FeatureReader,
+    targets: np.ndarray,
+    assignment: np.ndarray,
+    progress: Progress | None,
+) -> list[Split]:
+    ids = files.read_ids(reader.num_rows)
+    return [
+        Split(features, targets[assignment == split], ids[assignment == split], files.identifier)
+        for split, features in enumerate(read_splits(reader, assignment, 3, progress))
+    ]
 
 
-def _label_names(pair: _Pair, label: Sequence[str]) -> list[str]:
-    """Return the names that are given, or the only ones that there can be."""
+# The roles of columns and arrays
+
+
+def _find_label_names(files: _Files, label: Sequence[str]) -> list[str]:
+    """Return the given names, or the only possible ones."""
     if label:
         return list(label)
-    if isinstance(pair.origin, Arrays):
-        if pair.origin is pair.source and pair.source.path.suffix.lower() == ".npy":
-            raise ValueError(f"{pair.source.path}: name the file of its labels (labels)")
-        return [pair.origin.label()]
-    names = pair.origin.names
-    if pair.origin is not pair.source:
-        mine = (pair.identifier or "").casefold()
-        others = [name for name in names if name.casefold() != mine]
+    if isinstance(files.label_file, ArrayFile):
+        if files.is_single and files.feature_file.path.suffix.lower() == ".npy":
+            raise ValueError(f"{files.feature_file.path}: name the file of its labels (labels)")
+        return [files.label_file.find_label()]
+    names = files.label_file.names
+    if not files.is_single:
+        identifier = (files.identifier or "").casefold()
+        others = [name for name in names if name.casefold() != identifier]
         if len(others) == 1:
             return others
-    raise ValueError(f"{pair.origin.path}: name the label column (label) of {listed(names)}")
+    raise ValueError(
+        f"{files.label_file.path}: name the label column (label) of {format_names(names)}"
+    )
 
 
-def _known_label_names(pair: _Pair, schema: Schema) -> Sequence[str]:
-    if isinstance(pair.origin, Arrays) and not set(schema.target) <= set(pair.origin.names):
-        return [pair.origin.label()]
+def _find_model_label_names(files: _Files, schema: Schema) -> Sequence[str]:
+    file = files.label_file
+    if isinstance(file, ArrayFile) and not set(schema.target) <= set(file.names):
+        return [file.find_label()]
     if not schema.target:
-        raise ValueError(f"{pair.origin.path}: the model knows no label column")
+        raise ValueError(f"{file.path}: the model has no label column")
     return schema.target
 
 
-def _plan(pair: _Pair, names: Sequence[str], drop: Sequence[str], features: str | None) -> Features:
-    """Take for features all that is nothing else."""
-    source = pair.source
+def _open_features(
+    files: _Files, label_names: Sequence[str], drop: Sequence[str], features: str | None
+) -> FeatureReader:
+    """Return a reader of all columns that have no other role."""
+    file = files.feature_file
     for name in drop:
-        if name not in source.names:
+        if name not in file.names:
             raise ValueError(
-                f"{source.path} has no {name!r} to drop; it has {listed(source.names)}"
+                f"{file.path} has no {name!r} to drop; it has {format_names(file.names)}"
             )
-    without = [*drop, *_no_features(pair, names)]
-    if isinstance(source, Arrays):
-        if features in without:
-            raise ValueError(f"{source.path}: {features!r} cannot be features as well")
-        return source.features(features, without=without)
+    exclude = [*drop, *_find_other_roles(files, label_names)]
+    if isinstance(file, ArrayFile):
+        if features in exclude:
+            raise ValueError(f"{file.path}: {features!r} cannot be features as well")
+        return file.open_features(features, exclude=exclude)
     if features is not None:
-        raise ValueError(f"features names an array of .npz; {source.path} has columns")
-    return source.features(without=without)
+        raise ValueError(f"features names an array of .npz; {file.path} has columns")
+    return file.open_features(exclude=exclude)
 
 
-def _no_features(pair: _Pair, labels: Sequence[str]) -> list[str]:
-    """The names in the first file that are the id's or a label's.
+def _find_other_roles(files: _Files, label_names: Sequence[str]) -> list[str]:
+    """Return the names in the file of features that are the identifier or a label.
 
-    Another table may call its label `Class` that the first, which has it too, calls `class`. Arrays
-    of another file may have the names of the features.
+    A separate table of labels may call its label `Class` where the table of features, which has it
+    too, calls it `class`. Arrays in a separate file may have the names of the features.
     """
-    found = [] if pair.identifier is None else [pair.identifier]
-    if pair.origin is pair.source:
-        return [*found, *labels]
-    if isinstance(pair.source, Arrays):
+    found = [] if files.identifier is None else [files.identifier]
+    if files.is_single:
+        return [*found, *label_names]
+    if isinstance(files.feature_file, ArrayFile):
         return found
-    alike = {name.casefold() for name in labels}
-    return [*found, *(name for name in pair.source.names if name.casefold() in alike)]
+    folded = {name.casefold() for name in label_names}
+    return [*found, *(name for name in files.feature_file.names if name.casefold() in folded)]
 
 
-def _plan_for(pair: _Pair, schema: Schema) -> Features:
-    """Take for features those of the schema."""
-    source = pair.source
-    without = _no_features(pair, schema.target)
-    if isinstance(source, Arrays):
-        if len(source.names) == 1:
-            without = []
-        plan = source.features(without=without, width=schema.num_features, divisor=schema.divisor)
+def _open_model_features(files: _Files, schema: Schema) -> FeatureReader:
+    """Return a reader of the features of a model's schema."""
+    file = files.feature_file
+    exclude = _find_other_roles(files, schema.target)
+    if isinstance(file, ArrayFile):
+        if len(file.names) == 1:
+            exclude = []
+        reader = file.open_features(
+            exclude=exclude, width=schema.num_features, divisor=schema.divisor
+        )
     elif schema.columns is None:
-        plan = source.features(without=without, divisor=schema.divisor)
+        reader = file.open_features(exclude=exclude, divisor=schema.divisor)
     else:
-        plan = source.features(only=schema.columns, divisor=schema.divisor)
-    if plan.width != schema.num_features:
+        reader = file.open_features(only=schema.columns, divisor=schema.divisor)
+    if reader.width != schema.num_features:
         raise ValueError(
-            f"{source.path}: expected {schema.num_features} features, got {plan.width}"
+            f"{file.path}: expected {schema.num_features} features, got {reader.width}"
         )
-    return plan
+    return reader
 
 
-def _check_least(pair: _Pair, plan: Features, least: int) -> None:
-    if plan.num_rows < least:
+def _check_num_examples(files: _Files, reader: FeatureReader, *, at_least: int) -> None:
+    if reader.num_rows < at_least:
         raise ValueError(
-            f"{pair.source.path}: expected at least {least} examples, got {plan.num_rows}"
+            f"{files.feature_file.path}: expected at least {at_least} examples, "
+            f"got {reader.num_rows}"
         )
 
 
-def _check_count(pair: _Pair, values: np.ndarray, plan: Features) -> None:
-    if len(values) != plan.num_rows:
+def _check_num_labels(files: _Files, values: np.ndarray, reader: FeatureReader) -> None:
+    if len(values) != reader.num_rows:
         raise ValueError(
-            f"{pair.origin.path}: expected {plan.num_rows} labels, one for each row of "
-            f"{pair.source.path}, got {len(values)}"
+            f"{files.label_file.path}: expected {reader.num_rows} labels, one for each row of "
+            f"{files.feature_file.path}, got {len(values)}"
         )

@@ -1,26 +1,25 @@
-"""Data sets that TensorFlow Datasets has prepared: an image or a vector each, and a class."""
+"""Data sets prepared by TensorFlow Datasets: examples are an image or a vector, and a class."""
 
 import io
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
-from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, folds, stratified
+from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, assign_folds, assign_splits
 
-KNOWN = {
+KNOWN_SOURCES = {
     "mnist": "MNIST, LeCun, Cortes & Burges (1998), CC BY-SA 3.0",
     "fashion_mnist": "Fashion-MNIST, Xiao, Rasul & Vollgraf (2017), MIT",
-    "cifar10": "CIFAR-10, Krizhevsky (2009), no licence stated",
+    "cifar10": "CIFAR-10, Krizhevsky (2009), no license stated",
 }
-"""What is known of some: where they come from, and their licence."""
+"""The origin and the license of the known data sets, by name."""
 
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
-"""A name, perhaps with a configuration and a version."""
+"""The pattern of a name with an optional configuration and version."""
 
 _PREPARE = """\
   pip install 'jaxsoftmax[prepare]'
@@ -41,39 +40,33 @@ Convert it once, with TensorFlow:
 def load(
     name: str, *, data_dir: str | Path | None = None, download: bool = False, progress: Progress
 ) -> Dataset:
-    """Read a prepared data set; `data.load` says which and how it is split."""
-    builder = _builder(name, data_dir, download=download)
-    x, y = _keys(builder)
-    train, *others = _splits(builder)
-    sources = {split: _source(builder, split, x) for split in (train, *others)}
-
-    total, so_far = sum(map(len, sources.values())), 0
-    read: dict[str, Split] = {}
-    for split, source in sources.items():
-        read[split] = _read(source, builder, x, y, partial(_later, progress, so_far, total))
-        so_far += len(source)
-    classes, read = _classes(builder, y, read)
-    learned = read.pop(train)
-    parts = _parts(name, learned.targets, read)
-    is_image = _is_image(builder.info.features[x])
+    """Read a prepared data set; `data.load` documents the names and the splits."""
+    builder = _find_builder(name, data_dir, download=download)
+    feature_key, label_key = _find_keys(builder)
+    train, *others = _split_names(builder)
+    splits = _read_splits(builder, [train, *others], feature_key, label_key, progress)
+    classes, splits = _encode_classes(builder, label_key, splits)
+    train_examples = splits.pop(train)
+    assignment = _assign_splits(name, train_examples.targets, splits)
+    feature = builder.info.features[feature_key]
     return Dataset(
         name=name,
-        train=subset(learned, parts == TRAIN),
-        validation=read.get("validation") or subset(learned, parts == VALIDATION),
-        test=read.get("test") or subset(learned, parts == TEST),
+        train=train_examples.select(assignment == TRAIN),
+        validation=splits.get("validation") or train_examples.select(assignment == VALIDATION),
+        test=splits.get("test") or train_examples.select(assignment == TEST),
         schema=Schema(
             task=Task.classes,
             classes=classes,
-            shape=tuple(builder.info.features[x].shape),
-            divisor=255 if is_image else 1,
-            target=(y,),
+            shape=tuple(feature.shape),
+            divisor=255 if _is_image(feature) else 1,
+            target=(label_key,),
         ),
-        source=KNOWN.get(name, f"TensorFlow Datasets, {builder.info.full_name}"),
+        source=KNOWN_SOURCES.get(name, f"TensorFlow Datasets, {builder.info.full_name}"),
     )
 
 
-def _splits(builder: Any) -> list[str]:
-    """Return the name of the training split, and those of `validation` and `test` if there."""
+def _split_names(builder: Any) -> list[str]:
+    """Return the name of the training split, then `validation` and `test` if they exist."""
     names = list(builder.info.splits)
     if len(names) == 1:
         return names
@@ -84,49 +77,44 @@ def _splits(builder: Any) -> list[str]:
     return ["train", *(name for name in ("validation", "test") if name in names)]
 
 
-def _later(progress: Progress, so_far: int, total: int, done: int) -> None:
-    progress(so_far + done, total)
-
-
-def _parts(name: str, labels: np.ndarray, others: dict[str, Split]) -> np.ndarray:
-    """Deal the training examples to the splits that the data set does not have of its own."""
-    if name in KNOWN:
-        return np.where(folds(labels, 10) < 9, TRAIN, VALIDATION)
+def _assign_splits(name: str, labels: np.ndarray, others: dict[str, Split]) -> np.ndarray:
+    """Assign the training examples to the splits that the data set itself does not have."""
+    if name in KNOWN_SOURCES:
+        return np.where(assign_folds(labels, 10) < 9, TRAIN, VALIDATION)
     if not {"validation", "test"} - others.keys():
         return np.full(len(labels), TRAIN)
-    if "validation" in others:  # one part is wanted, and called another name than it is drawn by
-        drawn = stratified(labels, validation_share=0.15, test_share=0, seed=0)
+    if "validation" in others:  # only a test split is drawn, in the place of the validation split
+        drawn = assign_splits(labels, validation_share=0.15, test_share=0, seed=0)
         return np.where(drawn == VALIDATION, TEST, TRAIN)
-    share = 0 if "test" in others else 0.15
-    return stratified(labels, validation_share=0.15, test_share=share, seed=0)
+    test_share = 0 if "test" in others else 0.15
+    return assign_splits(labels, validation_share=0.15, test_share=test_share, seed=0)
 
 
-# Finding it.
+# Finding a data set
 
 
-def _builder(name: str, data_dir: str | Path | None, *, download: bool) -> Any:
-    import tensorflow_datasets as tfds  # here, so that `import jaxsoftmax` stays quick
+def _find_builder(name: str, data_dir: str | Path | None, *, download: bool) -> Any:
+    import tensorflow_datasets as tfds  # here, so that `import jaxsoftmax` stays fast
 
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    version = _version(name, folder) if _NAME.fullmatch(name) else None
+    version = _find_version(name, folder) if _NAME.fullmatch(name) else None
     if version is None:
         if not _is_listed(name):
-            known = ", ".join(("digits", *KNOWN))
+            known = ", ".join(("digits", *KNOWN_SOURCES))
             raise ValueError(
                 f"data must be one of {known}, got {name!r}, which is neither a file, nor "
                 f"prepared in {folder}, nor a name of TensorFlow Datasets"
             )
         if not download:
-            what = {"name": name, "folder": folder}
-            raise FileNotFoundError((_ABSENT + _PREPARE).format(**what))
+            raise FileNotFoundError((_ABSENT + _PREPARE).format(name=name, folder=folder))
         version = _prepare(name, folder)
     return tfds.builder_from_directory(version)
 
 
-def _version(name: str, folder: Path) -> Path | None:
-    """Return the folder of the version that is asked for (`name:1.0.0`), else the newest."""
-    name, _, wanted = name.partition(":")
-    found = [info.parent for info in (folder / name).glob(f"{wanted or '*'}/dataset_info.json")]
+def _find_version(name: str, folder: Path) -> Path | None:
+    """Return the folder of the requested version (`name:1.0.0`), or of the newest."""
+    name, _, version = name.partition(":")
+    found = [info.parent for info in (folder / name).glob(f"{version or '*'}/dataset_info.json")]
     if not found:
         configurations = {
             info.parent.parent.name for info in (folder / name).glob("*/*/dataset_info.json")
@@ -148,14 +136,14 @@ def _is_listed(name: str) -> bool:
 
 
 def _prepare(name: str, folder: Path) -> Path:
-    """Download and write a data set as array_record, which some need TensorFlow for."""
+    """Download a data set and write it as array_record, for which some need TensorFlow."""
     import requests
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         for url in list(builder.url_infos or ())[:1]:
-            # Without a network the download itself would try again for three minutes.
+            # Without a network the download itself would retry for three minutes.
             requests.head(url, timeout=20)
         builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
@@ -166,21 +154,21 @@ def _prepare(name: str, folder: Path) -> Path:
     except (requests.ConnectionError, requests.Timeout) as error:
         raise ConnectionError(
             f"{name} is not prepared in {folder} and cannot be downloaded: no network\n"
-            "Prepare it where there is one, and copy the folder:\n"
+            "Prepare it on a machine with a network, and copy the folder:\n"
             + _PREPARE.format(name=name, folder=folder)
         ) from error
     return Path(builder.data_dir)
 
 
-def _source(builder: Any, split: str, key: str) -> Any:
+def _open_split(builder: Any, split: str, feature_key: str) -> Any:
     import tensorflow_datasets as tfds
 
-    # Images come as bytes, for `_decode`: TensorFlow Datasets' own decoder is OpenCV or Pillow,
+    # Images are read as bytes, for `_decode`. TensorFlow Datasets decodes with OpenCV or Pillow,
     # whichever is installed, so that the pixels of a JPEG would depend on the machine.
-    is_image = _is_image(builder.info.features[key])
-    raw = {key: tfds.decode.SkipDecoding()} if is_image else None
+    is_image = _is_image(builder.info.features[feature_key])
+    decoders = {feature_key: tfds.decode.SkipDecoding()} if is_image else None
     try:
-        return builder.as_data_source(split=split, decoders=raw)
+        return builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError as error:  # TFRecord, which has no random access
         version = Path(builder.data_dir)
         raise FileNotFoundError(
@@ -193,11 +181,11 @@ def _source(builder: Any, split: str, key: str) -> Any:
         ) from error
 
 
-# What is in it.
+# Reading a data set
 
 
-def _keys(builder: Any) -> tuple[str, str]:
-    """Return the names of the features and of the label: as declared, else the only ones."""
+def _find_keys(builder: Any) -> tuple[str, str]:
+    """Return the keys of the features and of the label: the declared ones, else the only ones."""
     features = builder.info.features
     declared = builder.info.supervised_keys
     if declared and len(declared) == 2 and all(isinstance(key, str) for key in declared):
@@ -228,12 +216,12 @@ def _is_input(feature: Any) -> bool:
 
     if not isinstance(feature, tfds.features.Image | tfds.features.Tensor):
         return False
-    kind, shape = np.dtype(feature.np_dtype), feature.shape
+    dtype, shape = np.dtype(feature.np_dtype), feature.shape
     if _is_image(feature):
-        wanted = kind == np.uint8 and shape[-1] in _MODES
+        is_supported = dtype == np.uint8 and shape[-1] in _PILLOW_MODES
     else:
-        wanted = kind.kind in "buif" and bool(shape)
-    return wanted and None not in shape
+        is_supported = dtype.kind in "buif" and bool(shape)
+    return is_supported and None not in shape
 
 
 def _is_label(feature: Any) -> bool:
@@ -245,39 +233,56 @@ def _is_label(feature: Any) -> bool:
     return is_scalar and np.dtype(feature.np_dtype).kind in "bui"
 
 
-def _read(
+def _read_splits(
+    builder: Any, names: list[str], feature_key: str, label_key: str, progress: Progress
+) -> dict[str, Split]:
+    sources = {name: _open_split(builder, name, feature_key) for name in names}
+    total, num_read = sum(map(len, sources.values())), 0
+    splits: dict[str, Split] = {}
+    for name, source in sources.items():
+
+        def report_progress(count: int, before: int = num_read) -> None:
+            progress(before + count, total)
+
+        splits[name] = _read_split(source, builder, feature_key, label_key, report_progress)
+        num_read += len(source)
+    return splits
+
+
+def _read_split(
     source: Any,
     builder: Any,
-    x: str,
-    y: str,
+    feature_key: str,
+    label_key: str,
     progress: Callable[[int], object],
-    chunk: int = 2_000,
+    batch_size: int = 2_000,
 ) -> Split:
-    """Read and decode by chunks: one request for many records is several times faster."""
-    feature = builder.info.features[x]
+    """Read and decode in batches: one request for many records is several times faster."""
+    feature = builder.info.features[feature_key]
     is_image, shape = _is_image(feature), feature.shape
     features = np.empty((len(source), int(np.prod(shape))), np.float32)
     labels = np.empty(len(source), np.int64)
-    for start in range(0, len(source), chunk):
-        rows = range(start, min(start + chunk, len(source)))
+    for start in range(0, len(source), batch_size):
+        rows = range(start, min(start + batch_size, len(source)))
         examples = source.__getitems__(rows)
         for row, example in zip(rows, examples, strict=True):
-            value = _decode(example[x], shape) if is_image else example[x]
-            features[row] = value.reshape(-1)
-            labels[row] = example[y]
+            value = example[feature_key]
+            features[row] = (_decode(value, shape) if is_image else value).reshape(-1)
+            labels[row] = example[label_key]
         progress(rows.stop)
     if is_image:
         features /= 255
     elif not np.isfinite(features).all():
-        row, place = np.argwhere(~np.isfinite(features))[0].tolist()
+        row, column = np.argwhere(~np.isfinite(features))[0].tolist()
         raise ValueError(
-            f"{builder.info.full_name}, {source.split}, example {row + 1}, {x}[{place}]: not finite"
+            f"{builder.info.full_name}, {source.split}, example {row + 1}, "
+            f"{feature_key}[{column}]: not finite"
         )
     return Split(features, labels, np.arange(1, len(labels) + 1))
 
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""What Pillow calls images of so many channels."""
+_PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode of an image, by its number of channels."""
 
 
 def _decode(encoded: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -286,35 +291,30 @@ def _decode(encoded: bytes, shape: tuple[int, ...]) -> np.ndarray:
     except ImportError as error:
         raise ModuleNotFoundError("images need a decoder: pip install pillow") from error
 
-    image, mode = Image.open(io.BytesIO(encoded)), _MODES[shape[-1]]
+    image, mode = Image.open(io.BytesIO(encoded)), _PILLOW_MODES[shape[-1]]
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     if pixels.size != np.prod(shape):
         raise ValueError(f"an image must have shape {shape}, got {pixels.shape}")
     return pixels
 
 
-def _classes(
-    builder: Any, y: str, read: dict[str, Split]
+def _encode_classes(
+    builder: Any, label_key: str, splits: dict[str, Split]
 ) -> tuple[tuple[str, ...], dict[str, Split]]:
     """Return the names of the classes, and the splits with classes numbered from 0."""
-    names = getattr(builder.info.features[y], "names", None)
+    names = getattr(builder.info.features[label_key], "names", None)
     if names is None:
-        values = np.unique(np.concatenate([split.targets for split in read.values()]))
+        values = np.unique(np.concatenate([split.targets for split in splits.values()]))
     else:
         values = np.arange(len(names))
-    numbered = {}
-    for name, split in read.items():
-        places = np.searchsorted(values, split.targets).clip(max=len(values) - 1)
-        bad = np.flatnonzero(values[places] != split.targets)
+    encoded = {}
+    for name, split in splits.items():
+        classes = np.searchsorted(values, split.targets).clip(max=len(values) - 1)
+        bad = np.flatnonzero(values[classes] != split.targets)
         if bad.size:
             raise ValueError(
                 f"{builder.info.full_name}, {name}, example {bad[0] + 1}: its label is "
                 f"{split.targets[bad[0]]}, which is none of the {len(values)} classes"
             )
-        numbered[name] = split._replace(targets=places.astype(np.int32))
-    return tuple(map(str, values if names is None else names)), numbered
-
-
-def subset(split: Split, chosen: np.ndarray) -> Split:
-    """Take some of the examples."""
-    return Split(split.features[chosen], split.targets[chosen], split.ids[chosen])
+        encoded[name] = split._replace(targets=classes.astype(np.int32))
+    return tuple(map(str, values if names is None else names)), encoded

@@ -1,4 +1,4 @@
-"""Features on their way from a file into memory: by blocks of rows, checked, each to its part."""
+"""Features read from a file into memory: in blocks of rows, checked, and divided into splits."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,26 +7,27 @@ import numpy as np
 
 from jaxsoftmax.app.data.dataset import Progress
 
-NUMBERS = 2**18
-"""How many numbers make a block: few enough for a processor's cache."""
+MAX_BLOCK_SIZE = 2**18
+"""The largest number of values in a block, so that a block fits into a processor's cache."""
 
 
 @dataclass(frozen=True)
-class Features:
-    """N examples of D features that are still in a file.
+class FeatureReader:
+    """The features of N examples, D each, that are still in a file.
 
     Args:
         num_rows: N.
-        shape: of one example; D is its product.
+        shape: the shape of one example; D is its product.
         columns: the names of the D features, or None.
-        blocks: reads the file from its beginning, as float32 `[B, D]` in the order of the rows.
-        divisor: what `blocks` divides the stored numbers by.
+        read_blocks: a function that reads the file from its beginning and yields float32 `[B, D]`
+            blocks in the order of the rows.
+        divisor: the number that `read_blocks` divides stored values by.
     """
 
     num_rows: int
     shape: tuple[int, ...]
     columns: tuple[str, ...] | None
-    blocks: Callable[[], Iterator[np.ndarray]]
+    read_blocks: Callable[[], Iterator[np.ndarray]]
     divisor: float = 1.0
 
     @property
@@ -35,77 +36,81 @@ class Features:
         return int(np.prod(self.shape))
 
 
-def rows_at_once(width: int) -> int:
-    """Return how many rows of that many features make a block."""
-    return max(1, NUMBERS // max(1, width))
+def rows_per_block(width: int) -> int:
+    """Return the number of rows of `width` features in a block."""
+    return max(1, MAX_BLOCK_SIZE // max(1, width))
 
 
-def fill(
-    features: Features, parts: np.ndarray, count: int, progress: Progress | None = None
+def read_splits(
+    reader: FeatureReader,
+    assignment: np.ndarray,
+    num_splits: int,
+    progress: Progress | None = None,
 ) -> list[np.ndarray]:
-    """Read all features, each row into the array of its part, in the order of the file.
+    """Read all features, each row into the array of its split, in the order of the file.
 
     The data are in memory once, whatever the split.
 
     Args:
-        features: in a file.
-        parts: integer `[N]` in 0 to count - 1.
-        count: the number of parts.
-        progress: called with the numbers of rows read and to read.
+        reader: the features in a file.
+        assignment: integer `[N]`, the split of each row, in 0 to num_splits - 1.
+        num_splits: the number of splits.
+        progress: called with the number of rows read and the total number.
 
     Returns:
-        One float32 array `[N_p, D]` for each part p.
+        One float32 array `[N_s, D]` for each split s.
     """
-    sizes = np.bincount(parts, minlength=count)
-    arrays = [aligned(size, features.width) for size in sizes.tolist()]
-    filled = [0] * count
-    done = 0
-    for block in features.blocks():
-        mine = parts[done : done + len(block)]
-        for part, array in enumerate(arrays):
-            rows = block[mine == part]
-            array[filled[part] : filled[part] + len(rows)] = rows
-            filled[part] += len(rows)
-        done += len(block)
+    sizes = np.bincount(assignment, minlength=num_splits)
+    arrays = [empty_aligned(size, reader.width) for size in sizes.tolist()]
+    filled = [0] * num_splits
+    rows_read = 0
+    for block in reader.read_blocks():
+        block_assignment = assignment[rows_read : rows_read + len(block)]
+        for split, array in enumerate(arrays):
+            rows = block[block_assignment == split]
+            array[filled[split] : filled[split] + len(rows)] = rows
+            filled[split] += len(rows)
+        rows_read += len(block)
         if progress is not None:
-            progress(done, features.num_rows)
+            progress(rows_read, reader.num_rows)
     return arrays
 
 
-def aligned(rows: int, width: int) -> np.ndarray:
-    """Return an empty float32 `[rows, width]` that starts at a multiple of 64 bytes.
+def empty_aligned(num_rows: int, width: int) -> np.ndarray:
+    """Return an uninitialized float32 `[num_rows, width]` that starts at a multiple of 64 bytes.
 
-    JAX makes two copies of an array on the CPU that does not, on the way to its own; of this one
-    it makes one, and none with `jax.device_put`.
+    On the CPU, JAX copies an array that does not start there twice on the way to its own memory.
+    It copies an aligned array once, and with `jax.device_put` not at all.
     """
-    numbers = rows * width
-    memory = np.empty(4 * numbers + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + 4 * numbers].view(np.float32).reshape(rows, width)
+    size = num_rows * width
+    buffer = np.empty(4 * size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + 4 * size].view(np.float32).reshape(num_rows, width)
 
 
-def fault(value: float) -> str:
-    """Say what is wrong with a stored number that gave none in float32."""
+def describe_invalid(value: float) -> str:
+    """Describe why a stored number has no finite value in float32."""
     if np.isfinite(value):
         return f"{value} is beyond float32"
     return f"{value} is not finite"
 
 
-def divide(block: np.ndarray, divisor: float, *, whole: bool, path: object) -> None:
-    """Divide whole numbers in place, as those that a model was fitted to were.
+def apply_divisor(block: np.ndarray, divisor: float, *, is_integer: bool, path: object) -> None:
+    """Divide integers in place, as the features that a model was fitted to were divided.
 
     Args:
         block: float32 `[B, D]`.
-        divisor: by what; 1 does nothing.
-        whole: whether the numbers are stored as integers; others must have been divided already.
-        path: of the file, for errors.
+        divisor: the number to divide by; 1 does nothing.
+        is_integer: whether the numbers are stored as integers. Other numbers must have been
+            divided already.
+        path: the path of the file, for errors.
 
     Raises:
-        ValueError: if numbers that are not integers leave 0 to 1.
+        ValueError: if numbers that are not stored as integers lie outside 0 to 1.
     """
     if divisor == 1:
         return
-    if whole:
+    if is_integer:
         block /= divisor
     elif block.min() < 0 or block.max() > 1:
         raise ValueError(

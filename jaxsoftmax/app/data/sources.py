@@ -1,4 +1,4 @@
-"""Where examples come from: a name, or what a fitted model is to be used on."""
+"""Examples by the name of a data set or the path of a file, to fit a model or for a fitted one."""
 
 from importlib import resources
 from pathlib import Path
@@ -9,22 +9,22 @@ import pyarrow as pa
 from jaxsoftmax.app.data import prepared
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
 from jaxsoftmax.app.data.files import is_file, read_file
-from jaxsoftmax.app.data.splits import folds
-from jaxsoftmax.app.data.targets import number
+from jaxsoftmax.app.data.splits import assign_folds
+from jaxsoftmax.app.data.targets import encode
 
 
 def names() -> tuple[str, ...]:
-    """List the names that `load` knows.
+    """Return the names of the known data sets.
 
     Returns:
-        The embedded data set first.
+        The names, the embedded data set first.
 
     Example:
         >>> from jaxsoftmax.app import data
         >>> data.names()
         ('digits', 'mnist', 'fashion_mnist', 'cifar10')
     """
-    return ("digits", *prepared.KNOWN)
+    return ("digits", *prepared.KNOWN_SOURCES)
 
 
 def load(
@@ -36,32 +36,35 @@ def load(
 ) -> Dataset:
     """Load a data set by name, always with the same split.
 
-    `digits` comes with this package. All others are read from where TensorFlow Datasets has
-    prepared them as array_record; TensorFlow is not needed for that. They are the ones of
-    `names()`, and every other that has an image or a vector of one size, and a class; `name/config`
-    and `name:1.0.0` ask for a configuration and a version.
+    `digits` is part of this package. All others are read from the folder where TensorFlow Datasets
+    has prepared them as array_record, which does not need TensorFlow. They are those of `names()`,
+    and all others whose examples are an image, or a vector of one size, and a class. A name may
+    have a configuration and a version: `name/config`, `name:1.0.0`.
 
-    The splits of `names()` follow a rule without chance, which goes through each class in file
-    order (`folds`). Of every five digits three train, the fourth validates and the fifth tests. Of
-    every ten training images of the others the tenth validates; their test images are their own.
-    Of any other name `validation` and `test` are its own where it has them; what it lacks is 15 %
-    of `train` (`splits.stratified`, seed 0).
+    The splits of `names()` follow a deterministic rule, which deals each class in file order
+    (`assign_folds`). Of every five digits, three are for training, the fourth for validation and
+    the fifth for testing. Of every ten training images of the others, the tenth is for validation;
+    they have their own test images. Any other name has its own `validation` and `test` splits where
+    the data set has them; a missing split is 15 % of `train` (`splits.assign_splits`, seed 0).
 
     Args:
-        name: of the data set.
-        data_dir: the folder that holds the prepared data sets; by default TensorFlow Datasets'
-            own, that is the environment variable TFDS_DATA_DIR or `~/tensorflow_datasets`.
-        download: whether to prepare it in data_dir where it is not there, with a network and, for
-            most names, TensorFlow.
-        progress: called with the numbers of examples read and to read, while a long reading lasts.
+        name: the name of the data set.
+        data_dir: the folder of the prepared data sets; by default that of TensorFlow Datasets,
+            which is the environment variable TFDS_DATA_DIR or `~/tensorflow_datasets`.
+        download: whether to prepare the data set in data_dir if it is missing, which takes a
+            network and, for most names, TensorFlow.
+        progress: called with the number of examples read and the total number, while reading
+            takes long.
 
     Returns:
         A `Dataset` of NumPy arrays, pixels as float32 in 0 to 1.
 
     Raises:
-        ValueError: if the name is unknown, or its examples are no images or vectors with a class.
-        FileNotFoundError: if the data set is not prepared in data_dir, or as tfrecord; says how.
-        ModuleNotFoundError: if preparing needs TensorFlow, or reading Pillow, and it is missing.
+        ValueError: if the name is unknown, or if its examples are not images or vectors with a
+            class.
+        FileNotFoundError: if the data set is not prepared in data_dir, or only as tfrecord; the
+            message has the commands that prepare it.
+        ModuleNotFoundError: if TensorFlow is missing to prepare it, or Pillow to read it.
         ConnectionError: if there is no network to download from.
 
     Example:
@@ -74,12 +77,12 @@ def load(
         https://www.tensorflow.org/datasets/data_source
     """
     if name == "digits":
-        return _digits()
+        return _load_digits()
     return prepared.load(
         name,
         data_dir=data_dir,
         download=download,
-        progress=progress or (lambda done, total: None),
+        progress=progress or (lambda num_read, total: None),
     )
 
 
@@ -93,24 +96,24 @@ def read(
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Split:
-    """Read more data for a model that is fitted already.
+    """Read more data for a fitted model.
 
     Args:
-        source: a file, read as `files.read_file` says, or a name, as `load` knows it.
-        schema: of the model.
+        source: a file, as in `files.read_file`, or a name, as in `load`.
+        schema: the schema of the model.
         targets: whether to read labels too; if not, the targets have length 0 and columns of
             labels are ignored.
         labels: a second file with the labels of a file.
-        split: of a name: train, validation or test as `load` splits it.
+        split: the split of a named data set: train, validation or test as `load` splits it.
         data_dir: as in `load`.
-        progress: called with the numbers of rows read and to read.
+        progress: called with the number of rows read and the total number.
 
     Returns:
-        A `Split` whose targets are numbered as the schema has them.
+        A `Split` whose targets are encoded by the schema's classes.
 
     Raises:
         FileNotFoundError: if there is no such file or prepared data set.
-        ValueError: if the data have other features, or classes that are none of the model's.
+        ValueError: if the data have other features, or classes that the model does not have.
 
     Example:
         >>> from jaxsoftmax.app import data
@@ -123,31 +126,32 @@ def read(
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be train, validation or test, got {split!r}")
     dataset = load(str(source), data_dir=data_dir, progress=progress)
-    found: Split = getattr(dataset, split)
+    examples: Split = getattr(dataset, split)
     if dataset.schema.num_features != schema.num_features:
         raise ValueError(
             f"{source}: expected {schema.num_features} features, "
             f"got {dataset.schema.num_features} of shape {dataset.schema.shape}"
         )
     if not targets:
-        return found._replace(targets=found.targets[:0])
-    names = pa.array(dataset.schema.classes).take(pa.array(found.targets))
-    values = number({"label": names}, f"{source}, {{}}".format, schema.task, schema.classes)
-    return found._replace(targets=values)
+        return examples._replace(targets=examples.targets[:0])
+    class_names = pa.array(dataset.schema.classes).take(pa.array(examples.targets))
+    describe_row = f"{source}, {{}}".format
+    values = encode({"label": class_names}, describe_row, schema.task, schema.classes)
+    return examples._replace(targets=values)
 
 
-def _digits() -> Dataset:
+def _load_digits() -> Dataset:
     with resources.files(__package__).joinpath("digits.npz").open("rb") as file:
         stored = np.load(file)
         images, labels = stored["images"], stored["labels"].astype(np.int32)
     features = images.reshape(len(images), -1).astype(np.float32) / 16
-    everything = Split(features, labels, np.arange(1, len(labels) + 1))
-    fold = folds(labels, 5)
+    examples = Split(features, labels, np.arange(1, len(labels) + 1))
+    fold = assign_folds(labels, 5)
     return Dataset(
         name="digits",
-        train=prepared.subset(everything, fold < 3),
-        validation=prepared.subset(everything, fold == 3),
-        test=prepared.subset(everything, fold == 4),
+        train=examples.select(fold < 3),
+        validation=examples.select(fold == 3),
+        test=examples.select(fold == 4),
         schema=Schema(
             task=Task.classes,
             classes=tuple("0123456789"),

@@ -1,63 +1,64 @@
-"""Which examples train, which validate and which test."""
+"""The division of examples into training, validation and test splits."""
 
 import numpy as np
 
 TRAIN, VALIDATION, TEST = range(3)
-"""The numbers of the parts that `stratified` deals to."""
+"""The numbers of the splits in the result of `assign_splits`."""
 
 
-def folds(labels: np.ndarray, count: int) -> np.ndarray:
-    """Deal the examples of each class, in order, to folds, round and round.
+def assign_folds(labels: np.ndarray, num_folds: int) -> np.ndarray:
+    """Deal the examples of each class to folds in turn, in the order of the examples.
 
     Args:
         labels: integer `[N]`.
-        count: the number of folds.
+        num_folds: the number of folds.
 
     Returns:
-        Integer `[N]` in 0 to count - 1: the rank of each example within its class, modulo count.
+        Integer `[N]` in 0 to num_folds - 1: the rank of each example within its class, modulo
+        num_folds.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import data
-        >>> print(data.folds(np.array([3, 3, 1, 3, 1]), 2))
+        >>> print(data.assign_folds(np.array([3, 3, 1, 3, 1]), 2))
         [0 1 0 0 1]
     """
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     ranks = np.empty(len(labels), dtype=int)
     ranks[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
-    return ranks % count
+    return ranks % num_folds
 
 
-def stratified(
+def assign_splits(
     labels: np.ndarray, *, validation_share: float, test_share: float, seed: int
 ) -> np.ndarray:
-    """Draw a validation and a test part in which each class has its share.
+    """Draw a validation and a test split in which each class has its share.
 
-    A class's count in each part is its share rounded down or up, so that the parts' totals come
-    out right too; which of its examples they are is chance. Each class keeps an example in
-    training, so a class's single example is there. A part that would be empty is given an example
-    from where most can be spared.
+    The count of a class in each split is its share rounded down or up, such that the totals of the
+    splits are right too. The examples of each class are drawn at random. Each class keeps at least
+    one example for training, so that the only example of a class is a training example. A split
+    that would be empty receives an example from the class and split that can best spare one.
 
     Args:
         labels: integer `[N]`; zeros for examples without classes.
-        validation_share: of the examples, above 0.
-        test_share: of the examples; 0 for no test part.
-        seed: of the draw.
+        validation_share: the share of the examples for validation, above 0.
+        test_share: the share of the examples for testing; 0 for no test split.
+        seed: the seed of the draw.
 
     Returns:
         int8 `[N]`: TRAIN, VALIDATION or TEST.
 
     Raises:
-        ValueError: if the shares leave nothing to train on, or there are so few examples that
-            none can be spared for a part.
+        ValueError: if the shares leave nothing to train on, or if there are too few examples to
+            fill a split.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app.data import splits
-        >>> part = splits.stratified(
+        >>> assignment = splits.assign_splits(
         ...     np.repeat([0, 1], [12, 8]), validation_share=0.25, test_share=0.25, seed=0)
-        >>> print(np.bincount(part[:12]), np.bincount(part[12:]))
+        >>> print(np.bincount(assignment[:12]), np.bincount(assignment[12:]))
         [6 3 3] [4 2 2]
     """
     shares = np.array([1 - validation_share - test_share, validation_share, test_share])
@@ -67,44 +68,44 @@ def stratified(
             f"got {validation_share} and {test_share}"
         )
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    counts = _counts(sizes, shares)
-    for part in (VALIDATION, TEST):
-        if shares[part] and not counts[:, part].any():
-            _give_one(counts, part)
+    counts = _round_shares(sizes, shares)
+    for split in (VALIDATION, TEST):
+        if shares[split] and not counts[:, split].any():
+            _move_example(counts, split)
 
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(classes[order], kind="stable")]
-    parts = np.empty(len(labels), np.int8)
-    parts[order] = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(sizes)), counts.ravel())
-    return parts
+    assignment = np.empty(len(labels), np.int8)
+    assignment[order] = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(sizes)), counts.ravel())
+    return assignment
 
 
-def _counts(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Round each class's shares down or up, the parts that are most behind first: `[K, 3]`."""
+def _round_shares(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Round the shares of each class, up first in the splits that are furthest behind: `[K, 3]`."""
     exact = sizes[:, None] * shares
     counts = np.floor(exact + 1e-9).astype(int)  # 0.3 * 10 is 3
     counts[:, TRAIN] = np.maximum(counts[:, TRAIN], 1)
-    behind = np.zeros(3)
+    deficit = np.zeros(3)
     for count, size, due in zip(counts, sizes, exact, strict=True):
-        behind += due - count
-        # Where a part's share is a whole number there is no rounding up.
-        may = np.where(due > count + 1e-9, behind, -np.inf)
-        up = np.argsort(-may, kind="stable")[: size - count.sum()]
-        count[up] += 1
-        behind[up] -= 1
+        deficit += due - count
+        # A share that is a whole number is not rounded up.
+        priority = np.where(due > count + 1e-9, deficit, -np.inf)
+        rounded_up = np.argsort(-priority, kind="stable")[: size - count.sum()]
+        count[rounded_up] += 1
+        deficit[rounded_up] -= 1
     return counts
 
 
-def _give_one(counts: np.ndarray, part: int) -> None:
-    """Move an example to an empty part; none that is the last of its class to train on."""
+def _move_example(counts: np.ndarray, split: int) -> None:
+    """Move an example to an empty split, but never the last training example of a class."""
     spare = counts.copy()
     spare[:, TRAIN] -= 1
     spare[:, [other for other in (VALIDATION, TEST) if counts[:, other].sum() < 2]] = 0
-    richest, giver = np.unravel_index(spare.argmax(), spare.shape)
-    if spare[richest, giver] < 1:
+    class_index, giver = np.unravel_index(spare.argmax(), spare.shape)
+    if spare[class_index, giver] < 1:
         raise ValueError(
             f"{counts.sum()} examples of {len(counts)} classes leave too few to hold out, "
-            "for each class keeps one to train on: more examples are needed"
+            "because each class keeps one for training: more examples are needed"
         )
-    counts[richest, giver] -= 1
-    counts[richest, part] += 1
+    counts[class_index, giver] -= 1
+    counts[class_index, split] += 1
