@@ -664,7 +664,7 @@ def test_predictions_are_never_overwritten_in_silence() -> None:
     change(petal=[1e6] * 20)
     refused = call("predict", "run", "more.csv")
     assert refused.exit_code == 1
-    assert "predictions.csv is there already; choose another, or pass --overwrite" in refused.output
+    assert "predictions.csv already exists; choose another, or pass --overwrite" in refused.output
     assert Path("predictions.csv").read_bytes() == before
     done = call("predict", "run", "more.csv", "--overwrite", "--quiet")
     assert (done.exit_code, done.output) == (0, "predictions.csv\n")

@@ -111,37 +111,37 @@ def test_metrics_that_json_cannot_say(tmp_path: Path) -> None:
 # Folders.
 
 
-def test_claim_refuses_what_is_not_empty(tmp_path: Path) -> None:
+def test_make_folder_refuses_what_is_not_empty(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    assert run_folder.claim(folder) == folder
-    assert run_folder.claim(folder) == folder, "empty"
+    assert run_folder.make_folder(folder) == folder
+    assert run_folder.make_folder(folder) == folder, "empty"
     (folder / "mine.txt").write_text("kept")
     with pytest.raises(FileExistsError, match=r"b is not empty; choose another, or .*--overwrite"):
-        run_folder.claim(folder)
-    assert run_folder.claim(folder, overwrite=True) == folder
+        run_folder.make_folder(folder)
+    assert run_folder.make_folder(folder, overwrite=True) == folder
     assert (folder / "mine.txt").read_text() == "kept"
 
 
-def test_claim_refuses_a_file(tmp_path: Path) -> None:
+def test_make_folder_refuses_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="must be a folder, got the file"):
-            run_folder.claim(tmp_path / "file", overwrite=overwrite)
+            run_folder.make_folder(tmp_path / "file", overwrite=overwrite)
 
 
 @pytest.mark.parametrize("text", ['{"name": "mine"}', "no JSON", "[]"])
-def test_claim_refuses_another_ones_model_json(tmp_path: Path, text: str) -> None:
+def test_make_folder_refuses_another_ones_model_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(FileExistsError, match=r"model\.json is no header of a run"):
-        run_folder.claim(tmp_path, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"model\.json is not the header of a run"):
+        run_folder.make_folder(tmp_path, overwrite=True)
     assert (tmp_path / "model.json").read_text() == text
 
 
-def test_claim_next_gives_each_its_own(tmp_path: Path) -> None:
+def test_numbered_folders_are_distinct(tmp_path: Path) -> None:
     (tmp_path / "run-3").mkdir()
     with ThreadPoolExecutor(8) as pool:
-        claimed = list(pool.map(lambda _: run_folder.claim_next(tmp_path / "run"), range(8)))
-    assert {path.name for path in claimed} == {"run"} | {f"run-{n}" for n in (2, *range(4, 10))}
+        made = list(pool.map(lambda _: run_folder.make_numbered_folder(tmp_path / "run"), range(8)))
+    assert {path.name for path in made} == {"run"} | {f"run-{n}" for n in (2, *range(4, 10))}
 
 
 # One run replaces another.
@@ -193,12 +193,12 @@ def test_what_fails_to_be_added_leaves_the_run(tmp_path: Path) -> None:
 
 # A process that is killed, and a full disk: real processes run the real `save` and `add`.
 
-# A child of a single-threaded process, at each line of run_folder.py in turn: it copies the folder
-# `before`, does the deed on the copy, and kills itself before the n-th line; until it survives.
+# A child of a single-threaded process runs the operation on a copy of the folder `before`, and kills
+# itself before the n-th line of run_folder.py and atomic_files.py; n grows until a child survives.
 _DIE_AT_EACH_LINE = """
 import os, shutil, signal, sys
 from pathlib import Path
-from jaxsoftmax.app import run_folder
+from jaxsoftmax.app import atomic_files, run_folder
 import test_run_folder
 
 base = Path(sys.argv[1])
@@ -207,7 +207,7 @@ def at_line(last):
     seen = 0
     def trace(frame, event, argument):
         nonlocal seen
-        if frame.f_code.co_filename != run_folder.__file__:
+        if frame.f_code.co_filename not in (atomic_files.__file__, run_folder.__file__):
             return None
         seen += event == "line"
         if seen == last:
@@ -223,14 +223,14 @@ while status != 0:
     child = os.fork()
     if child == 0:
         sys.settrace(at_line(number))
-        test_run_folder.DEEDS[sys.argv[2]](folder)
+        test_run_folder.OPERATIONS[sys.argv[2]](folder)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
 """
 
 
-DEEDS = {
+OPERATIONS = {
     "save": lambda folder: save(folder, 2),
     "add": lambda folder: run_folder.add(
         folder, "report.html", lambda path: path.write_text("whole")
@@ -248,9 +248,9 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def killed(base: Path, deed: str) -> list[Path]:
+def killed(base: Path, operation: str) -> list[Path]:
     """The folders that the killed left, in order; the last is of the one that survived."""
-    done = python(_DIE_AT_EACH_LINE, str(base), deed)
+    done = python(_DIE_AT_EACH_LINE, str(base), operation)
     assert done.returncode == 0, done.stderr
     folders = sorted(base.glob("killed-*"), key=lambda path: int(path.name.split("-")[1]))
     assert len(folders) > 20
@@ -306,7 +306,7 @@ import test_run_folder
 size, killed = int(sys.argv[2]), sys.argv[3] == "killed"
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-test_run_folder.DEEDS["save"](Path(sys.argv[1]))
+test_run_folder.OPERATIONS["save"](Path(sys.argv[1]))
 """
 
 
@@ -396,7 +396,7 @@ def test_a_file_that_is_gone_or_damaged(saved: Path, name: str) -> None:
             with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
                 run_folder.load(saved)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=f"is not whole: {name} is missing"):
+    with pytest.raises(FileNotFoundError, match=f"is incomplete: {name} is missing"):
         run_folder.read(saved, name)
 
 
@@ -409,8 +409,8 @@ def rewrite(folder: Path, **change: object) -> None:
     ("change", "message"),
     [
         ({"format": "another"}, "must have format 'jaxsoftmax-linear'"),
-        ({"format_version": 1}, "must have format_version 2, got 1; another version"),
-        ({"format_version": 3}, "must have format_version 2, got 3; another version"),
+        ({"format_version": 1}, "must have format_version 2, got 1; it was written by another"),
+        ({"format_version": 3}, "must have format_version 2, got 3; it was written by another"),
         ({"schema": {}}, "no schema or preprocessing"),
         ({"schema": {**SCHEMA.to_json(), "task": "dance"}}, "no schema or preprocessing"),
         ({"schema": {**SCHEMA.to_json(), "shape": [6]}}, r"must hold w: \(6, 3\).*\(5, 3\)"),

@@ -1,62 +1,129 @@
-"""A file of results: never over another one in silence, and whole or not at all."""
+"""Writing result files: a file is complete or absent, and is never overwritten unasked."""
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
-def check(path: Path, *, suffixes: Sequence[str], overwrite: bool = False) -> None:
-    """Refuse a path that `write` could not or should not write to, before the work is done.
+def check_output(path: Path, *, suffixes: Sequence[str], overwrite: bool = False) -> None:
+    """Check that a result can be written to a path, before the work that produces it begins.
 
     Args:
-        path: of the file to be.
-        suffixes: that it may end in.
-        overwrite: whether a file that is there may be replaced.
+        path: the file to be written.
+        suffixes: the suffixes that the path may have.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        ValueError: if it ends otherwise.
-        FileExistsError: if there is a file, or a folder of that name.
-        FileNotFoundError: if there is no folder for it.
+        ValueError: if the path has another suffix.
+        FileExistsError: if the file exists and may not be replaced, or if it is a folder.
+        FileNotFoundError: if the folder of the file does not exist.
 
     Example:
         >>> import pathlib
         >>> from jaxsoftmax.app import atomic_files
-        >>> atomic_files.check(pathlib.Path("said.xlsx"), suffixes=[".csv", ".parquet"])
+        >>> atomic_files.check_output(pathlib.Path("table.xlsx"), suffixes=[".csv", ".parquet"])
         Traceback (most recent call last):
-        ValueError: output must end in .csv or .parquet, got said.xlsx
+        ValueError: output must end in .csv or .parquet, got table.xlsx
     """
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"output must end in {' or '.join(suffixes)}, got {path}")
     if path.exists() and not (overwrite and path.is_file()):
-        raise FileExistsError(
-            f"output {path} is there already; choose another, or pass --overwrite"
-        )
+        raise FileExistsError(f"output {path} already exists; choose another, or pass --overwrite")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"output {path}: there is no folder {path.parent}")
 
 
-def write(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file beside its place and move it there in one step.
+def write(path: Path, write_partial: Callable[[Path], object]) -> None:
+    """Write a file next to its destination and move it there in one step.
 
     Args:
-        path: of the file; one that is there is replaced.
-        make: called with the path to write to.
+        path: the destination. An existing file is replaced.
+        write_partial: called with the temporary path to write to.
+
+    Raises:
+        OSError: if the file cannot be written. The destination is then as it was before.
 
     Example:
         >>> import pathlib, tempfile
         >>> from jaxsoftmax.app import atomic_files
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder) / "said.txt"
+        ...     path = pathlib.Path(folder) / "answer.txt"
         ...     atomic_files.write(path, lambda partial: partial.write_text("yes"))
         ...     [file.name for file in pathlib.Path(folder).iterdir()]
-        ['said.txt']
+        ['answer.txt']
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        make(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        write_partial(partial)
+        sync(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def create(path: Path, content: bytes) -> None:
+    """Write a new file through to the disk.
+
+    Args:
+        path: the file, which must not exist.
+        content: the bytes to write.
+
+    Raises:
+        FileExistsError: if the file exists.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from jaxsoftmax.app import atomic_files
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "answer.txt"
+        ...     atomic_files.create(path, b"yes")
+        ...     path.read_text()
+        'yes'
+    """
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk.
+
+    Args:
+        path: a file or a folder. Windows cannot open folders, and a folder is ignored there.
+
+    Example:
+        >>> import pathlib
+        >>> from jaxsoftmax.app import atomic_files
+        >>> atomic_files.sync(pathlib.Path("."))
+    """
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_partials(path: Path) -> None:
+    """Remove the temporary files that killed processes left behind when they wrote a file.
+
+    A process that is writing the same file at this moment then fails and leaves it unchanged.
+
+    Args:
+        path: the destination that was passed to `write`.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from jaxsoftmax.app import atomic_files
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "answer.txt.123.partial").write_text("ye")
+        ...     atomic_files.remove_partials(pathlib.Path(folder, "answer.txt"))
+        ...     list(pathlib.Path(folder).iterdir())
+        []
+    """
+    for file in path.parent.iterdir():
+        if file.name.startswith(f"{path.name}.") and file.name.endswith(".partial"):
+            file.unlink(missing_ok=True)

@@ -1,16 +1,16 @@
-"""The folder of one run: the fitted model with its header, its figures, and its history.
+"""The folder of a run: the fitted model with its header, its metrics and its history.
 
-`model.json`, the header, names the run's other files with the SHA-256 of each. It is replaced in
-one step, after they are complete and on the disk: a process that dies or a disk that is full at any
-moment leaves the run that was there, or the new one. A run that replaces another therefore writes
-beside its files, under names with a number (`model.2.safetensors`), and removes them at the end.
+The header, `model.json`, lists the run's other files with the SHA-256 of each. It is replaced in
+one step, after those files are complete and on the disk. If the process dies or the disk is full,
+the folder therefore holds either the previous run or the new one. A run that replaces another is
+written under file names with a generation number (`model.2.safetensors`), next to the files of the
+previous run, which are removed at the end.
 """
 
 import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
 from safetensors.numpy import save as to_safetensors
 
+from jaxsoftmax.app import atomic_files
 from jaxsoftmax.app.data.dataset import Schema
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.linear import LinearParams
@@ -36,10 +37,14 @@ HEADER, MODEL, METRICS, HISTORY, REPORT = (
     "history.csv",
     "report.html",
 )
+_NUMBERED_FILES = (MODEL, METRICS, HISTORY, REPORT)
 
 
 class Model(NamedTuple):
-    """A fitted head: what features go through to become scores, and what the scores mean."""
+    """A fitted head: its parameters, the preprocessing of its features, and the schema of both.
+
+    `header` holds what `model.json` records of the run besides these.
+    """
 
     params: LinearParams
     schema: Schema
@@ -47,26 +52,26 @@ class Model(NamedTuple):
     header: Mapping[str, Any] = MappingProxyType({})
 
 
-def claim(folder: Path, *, overwrite: bool = False) -> Path:
-    """Make a folder for a run, and refuse one that holds something.
+def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
+    """Make a folder for a run, and refuse one that is not empty.
 
     Args:
-        folder: made with its parents; one that is there and empty will do.
-        overwrite: take the folder whatever it holds. `save` then replaces the run in it, and
-            leaves other files alone.
+        folder: the folder to make, with its parents. It may exist if it is empty.
+        overwrite: whether the folder may hold files. `save` then replaces the run in it and leaves
+            other files alone.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if it holds something and overwrite is False, if it is a file, or if its
-            model.json is no header of a run.
+        FileExistsError: if the folder is not empty and overwrite is False, if it is a file, or if
+            its model.json is not the header of a run.
 
     Example:
         >>> import tempfile, pathlib
         >>> from jaxsoftmax.app import run_folder
         >>> with tempfile.TemporaryDirectory() as base:
-        ...     run_folder.claim(pathlib.Path(base) / "first").name
+        ...     run_folder.make_folder(pathlib.Path(base) / "first").name
         'first'
     """
     if folder.exists() and not folder.is_dir():
@@ -74,35 +79,36 @@ def claim(folder: Path, *, overwrite: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite and any(folder.iterdir()):
         raise FileExistsError(f"output {folder} is not empty; choose another, or pass --overwrite")
-    _to_replace(folder)
+    _find_replaced_files(folder)
     return folder
 
 
-def claim_next(folder: Path) -> Path:
-    """Make the first of `folder`, `folder-2`, `folder-3`, ... that is not there yet.
+def make_numbered_folder(folder: Path) -> Path:
+    """Make the first of `folder`, `folder-2`, `folder-3`, ... that does not exist.
 
     Args:
-        folder: the name to begin with.
+        folder: the first name to try.
 
     Returns:
-        The folder made. It was not there before, even where several runs start at once.
+        The folder, which did not exist before, even if several runs start at the same time.
 
     Example:
         >>> import tempfile, pathlib
         >>> from jaxsoftmax.app import run_folder
         >>> with tempfile.TemporaryDirectory() as base:
-        ...     [run_folder.claim_next(pathlib.Path(base) / "digits").name for _ in range(3)]
+        ...     first = pathlib.Path(base) / "digits"
+        ...     [run_folder.make_numbered_folder(first).name for _ in range(3)]
         ['digits', 'digits-2', 'digits-3']
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    numbered, number = folder, 1
+    candidate, number = folder, 1
     while True:
         try:
-            numbered.mkdir()
-            return numbered
+            candidate.mkdir()
+            return candidate
         except FileExistsError:
             number += 1
-            numbered = folder.with_name(f"{folder.name}-{number}")
+            candidate = folder.with_name(f"{folder.name}-{number}")
 
 
 def save(
@@ -114,18 +120,19 @@ def save(
 ) -> None:
     """Write model.safetensors, metrics.json, history.csv and, last of all, model.json.
 
-    A run that is there is replaced: its files go once the header names the new ones.
+    A run that is already in the folder is replaced: its files are removed once the header lists the
+    new ones.
 
     Args:
-        folder: one that `claim` or `claim_next` made.
-        model: float parameters `w: [D, K]`, `bias: [K]` or None; a header of JSON's types, to which
-            format, version, schema, preprocessing and files are added.
-        metrics: final figures, of JSON's types.
+        folder: a folder from `make_folder` or `make_numbered_folder`.
+        model: float parameters `w: [D, K]`, `bias: [K]` or None, and a header of JSON types, to
+            which format, version, schema, preprocessing and files are added.
+        metrics: the final metrics, in JSON types.
         history: one number per epoch under each name.
 
     Raises:
-        ValueError: if metrics hold NaN or infinity, which JSON has no word for.
-        OSError: if something cannot be written; what was in the folder is then as it was.
+        ValueError: if the metrics contain NaN or infinity, which JSON cannot represent.
+        OSError: if a file cannot be written. The folder is then as it was before.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
@@ -144,49 +151,47 @@ def save(
         https://huggingface.co/docs/safetensors
     """
     contents = {
-        MODEL: to_safetensors(_arrays(model)),
-        METRICS: _json(metrics),
-        HISTORY: _csv(history),
+        MODEL: to_safetensors(_model_arrays(model)),
+        METRICS: encode_json(metrics),
+        HISTORY: _encode_csv(history),
     }
-    replaced, generation = _to_replace(folder), _next_generation(folder)
-    names = {name: _numbered(name, generation) for name in contents}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    header = _json(
+    replaced, generation = _find_replaced_files(folder), _free_generation(folder)
+    files = {
+        name: _file_entry(_numbered_name(name, generation), content)
+        for name, content in contents.items()
+    }
+    header = encode_json(
         {
-            "format": FORMAT,
-            "format_version": VERSION,
-            **model.header,
-            "schema": model.schema.to_json(),
-            "preprocessing": {
-                "log1p": model.preprocessing.log1p,
-                "standardize": model.preprocessing.mean is not None,
-            },
+            **_describe_model(model),
             "generation": generation,
             "replaces": sorted(replaced),
-            "files": {name: {"name": names[name], "sha256": hashes[name]} for name in contents},
+            "files": files,
         }
     )
     try:
         for name, content in contents.items():
-            _write_new(folder / names[name], content)
-        _switch(folder, header)
+            atomic_files.create(folder / files[name]["name"], content)
+        _replace_header(folder, header)
     except BaseException:
-        if not _is_header(folder, header):  # an interrupt may come between the switch and here
-            _remove(folder, names.values())
+        if not _has_header(folder, header):  # an interrupt may come just after the replacement
+            _remove(folder, (entry["name"] for entry in files.values()))
         raise
     _remove(folder, replaced)
 
 
 def add(folder: Path, name: str, write: Callable[[Path], object]) -> Path:
-    """Add a file to a run, and its name to the header.
+    """Add a file to a run, and list it in the header.
 
     Args:
-        folder: one that `save` wrote.
-        name: such as `report.html`.
+        folder: a folder that `save` wrote to.
+        name: the name of the file, such as `report.html`.
         write: called with the path to write to.
 
     Returns:
-        The path of the file. If anything fails, the run is as it was.
+        The path of the file. If anything fails, the run is as it was before.
+
+    Raises:
+        FileExistsError: if a file of that name exists that does not belong to the run.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
@@ -203,16 +208,14 @@ def add(folder: Path, name: str, write: Callable[[Path], object]) -> Path:
         b'good'
     """
     header = read_header(folder)
-    path = folder / _numbered(name, header["generation"])
+    path = folder / _numbered_name(name, header["generation"])
     if path.exists():
-        raise FileExistsError(f"{path} is there already, and is no file of the run")
+        raise FileExistsError(f"{path} already exists, and does not belong to the run")
     try:
         write(path)
-        content = path.read_bytes()
-        _sync(path)
-        entry = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-        header["files"][name] = entry
-        _switch(folder, _json(header))
+        atomic_files.sync(path)
+        header["files"][name] = _file_entry(path.name, path.read_bytes())
+        _replace_header(folder, encode_json(header))
     except BaseException:
         if name not in read_header(folder)["files"]:
             path.unlink(missing_ok=True)
@@ -224,15 +227,15 @@ def load(folder: Path) -> Model:
     """Read the model of a run.
 
     Args:
-        folder: one that `save` wrote.
+        folder: a folder that `save` wrote to.
 
     Returns:
-        The `Model`: parameters as JAX arrays, preprocessing, schema, and the header.
+        The `Model`: its parameters as JAX arrays, its preprocessing, its schema and the header.
 
     Raises:
         FileNotFoundError: if model.json or the file of the model is missing.
-        ValueError: if either cannot be read, is damaged, is of another format or version, or if
-            they do not fit together.
+        ValueError: if either file cannot be read, is damaged or has another format or version, or
+            if the two do not fit together.
 
     Example:
         >>> import pathlib
@@ -242,12 +245,12 @@ def load(folder: Path) -> Model:
         FileNotFoundError: nowhere holds no run: model.json is missing
     """
     header = read_header(folder)
-    path = folder / _entry(folder, header, MODEL)["name"]
+    path = folder / _find_file(folder, header, MODEL)["name"]
     try:
         arrays = read_safetensors(read(folder, MODEL))
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    schema, log1p = _meaning(folder / HEADER, header)
+    schema, log1p = _parse_schema(folder / HEADER, header)
     _check_shapes(path, arrays, schema)
     bias = arrays.get("bias")
     params = LinearParams(jnp.asarray(arrays["w"]), None if bias is None else jnp.asarray(bias))
@@ -256,18 +259,19 @@ def load(folder: Path) -> Model:
 
 
 def read(folder: Path, name: str) -> bytes:
-    """Read one file of a run, whole and as it was written.
+    """Read one file of a run, and check that it is complete and unchanged.
 
     Args:
-        folder: one that `save` wrote.
-        name: `model.safetensors`, `metrics.json`, `history.csv`, or what was added.
+        folder: a folder that `save` wrote to.
+        name: `model.safetensors`, `metrics.json`, `history.csv`, or the name of a file added by
+            `add`.
 
     Returns:
-        Its bytes.
+        The content of the file.
 
     Raises:
-        FileNotFoundError: if the run has no such file, or it is gone.
-        ValueError: if it is not what the header says.
+        FileNotFoundError: if the run has no such file, or if the file is missing.
+        ValueError: if the content does not match the header.
 
     Example:
         >>> import pathlib
@@ -276,12 +280,12 @@ def read(folder: Path, name: str) -> bytes:
         Traceback (most recent call last):
         FileNotFoundError: nowhere holds no run: model.json is missing
     """
-    entry = _entry(folder, read_header(folder), name)
+    entry = _find_file(folder, read_header(folder), name)
     path = folder / entry["name"]
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not whole: {path.name} is missing")
+        raise FileNotFoundError(f"{folder} is incomplete: {path.name} is missing")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    if _sha256(content) != entry["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {HEADER}")
     return content
 
@@ -290,14 +294,14 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Read model.json.
 
     Args:
-        folder: one that `save` wrote.
+        folder: a folder that `save` wrote to.
 
     Returns:
         The header.
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it cannot be read, or is of another format or version.
+        FileNotFoundError: if model.json is missing.
+        ValueError: if it cannot be read, or has another format or version.
 
     Example:
         >>> import pathlib
@@ -309,42 +313,63 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {HEADER} is missing")
-    header = _parsed(path)
+    header = _read_json(path)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} must have format {FORMAT!r}")
     if header.get("format_version") != VERSION:
         raise ValueError(
             f"{path} must have format_version {VERSION}, got {header.get('format_version')!r}; "
-            "another version of jaxsoftmax wrote it"
+            "it was written by another version of jaxsoftmax"
         )
     return header
 
 
-# What is read is checked: a header is a file that anyone may have written.
+def encode_json(content: Mapping[str, Any]) -> bytes:
+    r"""Encode values as indented JSON in UTF-8.
+
+    Args:
+        content: values of JSON types.
+
+    Returns:
+        The text, which ends in a line feed.
+
+    Raises:
+        ValueError: if the content contains NaN or infinity.
+
+    Example:
+        >>> from jaxsoftmax.app import run_folder
+        >>> run_folder.encode_json({"loss": 0.5})
+        b'{\n  "loss": 0.5\n}\n'
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return f"{text}\n".encode()
 
 
-def _parsed(path: Path) -> Any:
+# A header is checked when it is read, since anyone may have edited the file.
+
+
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _entry(folder: Path, header: Mapping[str, Any], name: str) -> dict[str, str]:
+def _find_file(folder: Path, header: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return the name on disk and the SHA-256 that the header has for one of the run's files."""
     files = header.get("files")
     entry = files.get(name) if isinstance(files, dict) else None
-    if entry is None:
-        raise FileNotFoundError(f"{folder} has no {name}")
-    if (
-        not isinstance(entry, dict)
-        or not _is_numbered(str(entry.get("name")), name)
-        or "sha256" not in entry
-    ):
-        raise ValueError(f"{folder / HEADER} must name a file for {name}, got {entry!r}")
-    return entry
+    match entry:
+        case None:
+            raise FileNotFoundError(f"{folder} has no {name}")
+        case {"name": str(file), "sha256": str()} if _is_numbered_name(file, name):
+            return entry
+        case _:
+            raise ValueError(f"{folder / HEADER} must name a file for {name}, got {entry!r}")
 
 
-def _meaning(path: Path, header: Mapping[str, Any]) -> tuple[Schema, bool]:
+def _parse_schema(path: Path, header: Mapping[str, Any]) -> tuple[Schema, bool]:
+    """Return the schema, and whether log(1 + x) is taken of the features."""
     try:
         return Schema.from_json(header["schema"]), bool(header["preprocessing"]["log1p"])
     except (KeyError, TypeError, ValueError) as error:
@@ -352,72 +377,94 @@ def _meaning(path: Path, header: Mapping[str, Any]) -> tuple[Schema, bool]:
 
 
 def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], schema: Schema) -> None:
-    """w: [D, K], and bias: [K] or none; mean and scale: [D], or neither; two classes may be one."""
-    width = schema.num_features
-    found = {name: array.shape for name, array in arrays.items()}
-    for scores in {len(schema.classes), 1 if len(schema.classes) == 2 else len(schema.classes)}:
-        w, bias = {"w": (width, scores)}, {"bias": (scores,)}
-        scaled = {"mean": (width,), "scale": (width,)}
-        if found in (w, w | bias, w | scaled, w | bias | scaled):
+    """Check for w: [D, K], optionally bias: [K], and both or neither of mean and scale: [D].
+
+    A model of two classes may have a single score.
+    """
+    num_features, num_classes = schema.num_features, len(schema.classes)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    for num_scores in {num_classes, 1 if num_classes == 2 else num_classes}:
+        w, bias = {"w": (num_features, num_scores)}, {"bias": (num_scores,)}
+        scaling = {"mean": (num_features,), "scale": (num_features,)}
+        if shapes in (w, w | bias, w | scaling, w | bias | scaling):
             return
     raise ValueError(
-        f"{path} must hold w: ({width}, {len(schema.classes)}) and what belongs to it, got {found}"
+        f"{path} must hold w: ({num_features}, {num_classes}) and what belongs to it, got {shapes}"
     )
 
 
-# Names. The files of generation 1 have plain names, those of generation 2 are model.2.safetensors.
+# File names. Generation 1 has plain names; those of generation 2 are like model.2.safetensors.
 
 
-def _numbered(name: str, generation: int) -> str:
+def _numbered_name(name: str, generation: int) -> str:
     stem, suffix = name.rsplit(".", 1)
     return name if generation == 1 else f"{stem}.{generation}.{suffix}"
 
 
-def _is_numbered(candidate: str, name: str) -> bool:
+def _is_numbered_name(candidate: str, name: str) -> bool:
+    """Return whether a file name is `name` in some generation."""
     stem, suffix = map(re.escape, name.rsplit(".", 1))
     return re.fullmatch(rf"{stem}(\.[1-9][0-9]*)?\.{suffix}", candidate) is not None
 
 
-def _next_generation(folder: Path) -> int:
-    """The first whose names are free, so that nothing is overwritten, whoever's it is."""
+def _free_generation(folder: Path) -> int:
+    """Return the first generation that has no file yet, so that no file is overwritten."""
     generation = 1
-    while any((folder / _numbered(n, generation)).exists() for n in _NAMES):
+    while any((folder / _numbered_name(name, generation)).exists() for name in _NUMBERED_FILES):
         generation += 1
     return generation
 
 
-_NAMES = (MODEL, METRICS, HISTORY, REPORT)
+def _find_replaced_files(folder: Path) -> set[str]:
+    """Return the names of the files to remove when the run in the folder is replaced.
 
-
-def _to_replace(folder: Path) -> set[str]:
-    """The files to remove when the run in the folder is replaced.
-
-    Those that its header names, with those that it replaced itself, and those with a number: a
-    process that was killed may have left them. Another file of a plain name is someone else's.
+    These are the files that its header lists, the files that it replaced itself, and all files with
+    a generation number, which a killed process may have left behind. Any other file with a plain
+    name does not belong to the run.
     """
     path = folder / HEADER
     if not path.exists():
         return set()
+    listed = _listed_files(path)
+    return {
+        file.name
+        for file in folder.iterdir()
+        if any(_is_numbered_name(file.name, name) for name in _NUMBERED_FILES)
+        and (file.name in listed or file.name not in _NUMBERED_FILES)
+    }
+
+
+def _listed_files(path: Path) -> set[str]:
+    """Return the names that a header lists: the files of its run and those that it replaced."""
     try:
-        header = _parsed(path)
+        header = _read_json(path)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
-        named = {*header["replaces"], *(entry["name"] for entry in header["files"].values())}
+        return {*header["replaces"], *(entry["name"] for entry in header["files"].values())}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FileExistsError(f"{path} is no header of a run; choose another folder") from error
-    there = {file.name for file in folder.iterdir()}
-    return {
-        file
-        for file in there
-        if any(_is_numbered(file, name) for name in _NAMES)
-        and (file in named or file not in _NAMES)
-    }
+        raise FileExistsError(
+            f"{path} is not the header of a run; choose another folder"
+        ) from error
 
 
 # Writing.
 
 
-def _arrays(model: Model) -> dict[str, np.ndarray]:
+def _describe_model(model: Model) -> dict[str, Any]:
+    """Return the header of a model without the files of the run."""
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        **model.header,
+        "schema": model.schema.to_json(),
+        "preprocessing": {
+            "log1p": model.preprocessing.log1p,
+            "standardize": model.preprocessing.mean is not None,
+        },
+    }
+
+
+def _model_arrays(model: Model) -> dict[str, np.ndarray]:
     arrays = {
         "w": model.params.w,
         "bias": model.params.bias,
@@ -427,56 +474,37 @@ def _arrays(model: Model) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    return f"{text}\n".encode()
-
-
-def _csv(history: Mapping[str, np.ndarray]) -> bytes:
+def _encode_csv(history: Mapping[str, np.ndarray]) -> bytes:
+    """Encode the history as a table of one row per epoch."""
     file = io.StringIO(newline="")
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["epoch", *history])
     rows.writerows(
-        [epoch, *figures] for epoch, figures in enumerate(zip(*history.values(), strict=True), 1)
+        [epoch, *values] for epoch, values in enumerate(zip(*history.values(), strict=True), 1)
     )
     return file.getvalue().encode()
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file that was not there, to the disk and not only to memory."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _file_entry(name: str, content: bytes) -> dict[str, str]:
+    return {"name": name, "sha256": _sha256(content)}
 
 
-def _switch(folder: Path, header: bytes) -> None:
-    """Replace the header in one step, when all that it names is on the disk."""
-    _sync(folder)  # the names of the new files
-    partial = folder / f"{HEADER}.partial"
-    partial.unlink(missing_ok=True)  # of a process that was killed
-    try:
-        _write_new(partial, header)
-        os.replace(partial, folder / HEADER)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(folder)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _is_header(folder: Path, header: bytes) -> bool:
+def _replace_header(folder: Path, header: bytes) -> None:
+    """Replace the header in one step, once all files that it lists are on the disk."""
+    path = folder / HEADER
+    atomic_files.sync(folder)  # the names of the new files
+    atomic_files.remove_partials(path)
+    atomic_files.write(path, lambda partial: partial.write_bytes(header))
+    atomic_files.sync(folder)
+
+
+def _has_header(folder: Path, header: bytes) -> bool:
     path = folder / HEADER
     return path.is_file() and path.read_bytes() == header
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

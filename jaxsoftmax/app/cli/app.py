@@ -289,7 +289,7 @@ def predict(
     """
     screen = console.make(quiet=quiet)
     with _failing():
-        atomic_files.check(output, suffixes=predictions.SUFFIXES, overwrite=overwrite)
+        atomic_files.check_output(output, suffixes=predictions.SUFFIXES, overwrite=overwrite)
         model = run_folder.load(run)
         loss = _loss(run, model)
         read = {"split": split, "data_dir": data_dir}
@@ -321,7 +321,7 @@ def evaluate(
     screen = console.make(quiet=quiet)
     with _failing():
         if output is not None:
-            atomic_files.check(output, suffixes=[".json"], overwrite=overwrite)
+            atomic_files.check_output(output, suffixes=[".json"], overwrite=overwrite)
         model = run_folder.load(run)
         loss = _loss(run, model)
         if labels is not None and not data.is_file(name):
@@ -495,10 +495,10 @@ def _advise(screen: Console, dataset: Dataset, task: Task | None) -> None:
 
 def _claim(output: Path | None, otherwise: Path, overwrite: bool) -> Path:
     if output is not None:
-        return run_folder.claim(output, overwrite=overwrite)
+        return run_folder.make_folder(output, overwrite=overwrite)
     if overwrite:
         raise ValueError("--overwrite needs --output: other runs have folders of their own")
-    return run_folder.claim_next(otherwise)
+    return run_folder.make_numbered_folder(otherwise)
 
 
 def _fit(screen: Console, dataset: Dataset, choices: Choices) -> tuple[FitResult, bool]:
