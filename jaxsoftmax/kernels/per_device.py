@@ -27,7 +27,7 @@ def sum_of_losses(
     options, name = dispatch.prepare(call, head)
     known |= weights == 0
     # Whole rows cannot be cut where their number is a symbol, nor made where classes are apart.
-    if name == "reference" or axes.classes or not placement.known(head.x.shape[0]):
+    if name == "reference" or axes.classes or not placement.is_static(head.x.shape[0]):
         values = _per_example(name, options, axes, head, known, counts)[0]
         return lax.psum(primitives.weighted_total(values, weights), axes.rows)
     # NaN as a weight is what a label out of range does to value and gradient.
@@ -64,7 +64,7 @@ def _per_example(
         head = head._replace(x=jnp.where(counts[:, None], head.x, 0))
         known = known | ~counts
     if name == "reference":
-        nll, lse, mean, predicted = reference.softmax_head(head, options)
+        nll, lse, mean, predicted = reference.softmax_losses(head, options)
     else:
         head, first = shards.local_labels(head, axes)
         rows = derivative_rules.as_integers(derivative_rules.lse_parts(name, options, head))
@@ -72,7 +72,7 @@ def _per_example(
     # A factor, not a choice: the gradient is to be NaN as well.
     nll = nll * jnp.where(known, 1, jnp.nan).astype(nll.dtype)
     return tuple(
-        None if a is None else validation.count(a, counts) for a in (nll, lse, mean, predicted)
+        None if a is None else validation.zero_ignored(a, counts) for a in (nll, lse, mean, predicted)
     )
 
 
@@ -80,10 +80,10 @@ def _binary_per_example(
     name: str, options: Options, axes: Axes, head: Head, counts: Array | None
 ) -> Array:
     if name == "reference":
-        values = reference.sigmoid_head(head, options)
+        values = reference.sigmoid_losses(head, options)
     else:
         values = derivative_rules.binary_values(name, options, head)
-    return validation.count(lax.psum(values, axes.classes), counts)
+    return validation.zero_ignored(lax.psum(values, axes.classes), counts)
 
 
 def _finished(rows: LSEParts) -> tuple[Array, Array, Array | None, Array | None]:

@@ -1,4 +1,4 @@
-"""The dense definition: the logits, and the losses of this package. What the others are held to."""
+"""The dense definition that the implementations are tested against: all logits, then the losses."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from jaxsoftmax.kernels.types import Head, Options
 
 
 def logits(head: Head, options: Options) -> Array:
-    """z = x w + bias, capped, and -inf where a class does not exist: `[N, K]`."""
+    """Return z = x w + bias, capped, and -inf where a class does not exist: `[N, K]`."""
     z = _product(head.x, head.w, options)
     if head.bias is not None:
         z = z + head.bias[None, :]
@@ -28,27 +28,27 @@ def _product(x: Array, w: Array, options: Options) -> Array:
 
 @_product.defjvp
 def _product_jvp(options: Options, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    """Tangents are not cast to fewer bits, or the transpose would round gradients to them."""
+    """Do not cast tangents to fewer bits: the transpose would round gradients to them."""
     x, w = (a.astype(options.dtype) for a in primals)
     dx, dw = primitives.widen(tangents, options.dtype)
-    moved = (primitives.dot(a, b, (1, 0), options.precision) for a, b in ((dx, w), (x, dw)))
-    return _product(*primals, options), sum(moved)
+    terms = (primitives.dot(a, b, (1, 0), options.precision) for a, b in ((dx, w), (x, dw)))
+    return _product(*primals, options), sum(terms)
 
 
-def softmax_head(head: Head, options: Options) -> tuple[Array, Array, Array | None, Array | None]:
-    """Nll, lse and, when asked, the mean logit and the predicted class, `[N]` each."""
+def softmax_losses(head: Head, options: Options) -> tuple[Array, Array, Array | None, Array | None]:
+    """Return nll, lse and, with stats, the mean logit and the predicted class, `[N]` each."""
     z = logits(head, options)
     nll, lse = losses.cross_entropy(z, head.targets), links.logsumexp(z)
     if not options.stats:
         return nll, lse, None, None
     exists = z != -jnp.inf
-    count = jnp.sum(exists, 1, dtype=z.dtype)
-    mean = jnp.sum(jnp.where(exists, z, 0), 1) / jnp.maximum(count, 1)
+    classes = jnp.sum(exists, 1, dtype=z.dtype)
+    mean = jnp.sum(jnp.where(exists, z, 0), 1) / jnp.maximum(classes, 1)
     return nll, lse, mean, jnp.argmax(z, 1).astype(jnp.int32)
 
 
-def sigmoid_head(head: Head, options: Options) -> Array:
-    """The sum over existing labels of the sigmoid's cross-entropies, `[N]`."""
+def sigmoid_losses(head: Head, options: Options) -> Array:
+    """Return the sum of each row's sigmoid cross-entropies over the labels that exist, `[N]`."""
     z = logits(head, options)
     exists = None if head.where is None else jnp.broadcast_to(head.where, z.shape)
     values = losses.binary_cross_entropy(

@@ -1,7 +1,7 @@
-"""Which device a program is traced for: the one that is here, unless a scope says otherwise.
+"""The device that a program is traced for: the one at hand, unless a scope assumes another.
 
-Kernels for one kind of device refuse to run on another. A test interprets them on a CPU, and a
-program can be compiled for a device of which only a description is at hand:
+Kernels for one kind of device refuse to run on another. A test can interpret them on a CPU, and a
+program can be compiled for a device of which only a description is available:
 
     with target.assumed("tpu", interpret=True): ...
     with target.assumed("gpu", interpret=True, kind="NVIDIA B200"): ...
@@ -22,20 +22,20 @@ class Target:
 
     platform: str
     interpret: bool = False
-    kind: str | None = None  # of device, for an interpreter: elsewhere it is known
+    kind: str | None = None  # the kind of device to interpret; elsewhere JAX knows it
 
 
 _assumed: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 def current() -> Target:
-    """What a program that is traced now will run on."""
+    """Return the device that a program traced now will run on."""
     return _assumed.get() or Target(jax.default_backend())
 
 
 @contextmanager
 def assumed(platform: str, *, interpret: bool = False, kind: str | None = None) -> Iterator[None]:
-    """Trace for this platform, whatever is here."""
+    """Trace for this platform, whichever device is at hand."""
     token = _assumed.set(Target(platform, interpret, kind))
     try:
         yield

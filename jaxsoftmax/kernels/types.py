@@ -1,24 +1,30 @@
-"""What every implementation of the fused losses is given and gives back.
+"""The types that every implementation of the fused losses takes and returns.
 
-An implementation is a module with these functions; the sigmoid's have the prefix `binary_`.
+An implementation is a module with these functions. Those of the sigmoid loss have the prefix
+`binary_`.
 
-    unsupported(head, options) -> str | None              why it cannot run here, or None
-    forward(head, options) -> LSEParts                        one pass over the classes
-    tangent(head, rows, tangents, options) -> RowTangents
-    backward(head, rows, cotangents, wanted, options) -> ModelTangents
-                                                          the transpose of `tangent`
-    value_and_gradients(head, valid, weights, wanted, options) -> (nll, ModelTangents)
+    unsupported(head, options) -> str | None                why it cannot run here, or None
+    forward(head, options) -> LSEParts                      one pass over the classes
+    tangent(head, parts, tangents, options) -> RowTangents
+    backward(head, parts, cotangents, needs_grad, options) -> ModelCotangents
+                                                            the transpose of `tangent`
+    value_and_gradients(head, valid, weights, needs_grad, options) -> (nll, ModelCotangents)
 
 x and w are given in the dtype of the products. Their tangents may be wider, and so may the
-gradients that are wanted.
+gradients that are asked for.
 
-`LSEParts` holds what a row's loss is made of, relative to a maximum that counts as a constant. The
-derivative of a row is then two numbers: with e_k = exp(z_k - maximum) for k != y,
+`LSEParts` holds the terms of a row's loss, relative to a maximum that counts as a constant. The
+derivative of a row is then two numbers. With e_k = exp(z_k - maximum) for k != y, a tangent dz of
+the logits gives
 
-    others' = sum_k e_k z_k',    label' = z_y',    and so    z_k' = others' e_k,    z_y' = label'
+    d sum_exp_rest = sum_{k != y} e_k dz_k,    d label_logit = dz_y
 
-in the other direction. Nothing in it is a difference of nearly equal numbers, so a confident
-example keeps the digits of its small loss and gradient.
+and the transpose takes the cotangents of these two numbers, marked by a bar, to that of the logits:
+
+    z_bar_k = e_k sum_exp_rest_bar,    z_bar_y = label_logit_bar
+
+No term is a difference of nearly equal numbers, so a confident example keeps the digits of its
+small loss and gradient.
 """
 
 from dataclasses import dataclass
@@ -38,19 +44,24 @@ class Model(NamedTuple):
 
     x: Array  # [N, D]
     w: Array  # [D, K]
-    bias: Array | None  # [K], the dtype of sums
+    bias: Array | None  # [K], in the dtype of sums
 
 
 class ModelTangents(NamedTuple):
-    """Tangents or gradients of a `Model`: None for what is not asked for."""
+    """Tangents of a `Model`: None where a tangent is zero."""
 
     x: Array | None
     w: Array | None
     bias: Array | None
 
 
+# Cotangents of a `Model`: None where no gradient is needed. `linear_map` maps one tree to another
+# and back, so both directions have one type.
+ModelCotangents = ModelTangents
+
+
 class NeedsGrad(NamedTuple):
-    """The dtypes of the gradients that are asked for, and None for the others."""
+    """The dtypes of the gradients that are needed, and None for the others."""
 
     x: DTypeLike | None = None
     w: DTypeLike | None = None
@@ -58,53 +69,57 @@ class NeedsGrad(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A linear head and its data: scores z = x w + bias, where they exist, and the truth."""
+    """A linear head and its data: scores z = x w + bias, which of them exist, and the targets."""
 
     x: Array  # [N, D]
     w: Array  # [D, K]
-    bias: Array | None  # [K], the dtype of sums
+    bias: Array | None  # [K], in the dtype of sums
     where: Array | None  # bool [1, K] or [N, K]: which classes exist
-    targets: Array  # labels [N], in range; or for the sigmoid targets [N, K]
-    pos_weight: Array | None = None  # [1, K], for the sigmoid alone
+    targets: Array  # softmax: labels [N], in range; sigmoid: targets [N, K]
+    pos_weight: Array | None = None  # [1, K], for the sigmoid only
 
     @property
     def model(self) -> Model:
-        """The part that can be differentiated."""
+        """The differentiable part."""
         return Model(self.x, self.w, self.bias)
 
 
 class Stats(NamedTuple):
-    """What else one pass can tell of each row, `[N]` each."""
+    """Further statistics of each row that one pass can compute, `[N]` each."""
 
     mean: Array  # of the logits that exist
-    classes: Array  # how many do
+    classes: Array  # the number of classes that exist
     predicted: Array  # the first k with z_k = maximum
 
 
 class LSEParts(NamedTuple):
-    """What the loss of each row is made of, `[N]` each."""
+    """The terms of each row's loss, `[N]` each."""
 
-    maximum: Array  # max_k z_k: a constant to derivatives
+    maximum: Array  # max_k z_k, a constant to derivatives
     sum_exp_rest: Array  # sum over k != y of exp(z_k - maximum)
     label_logit: Array  # z_y
     stats: Stats | None
 
 
 class RowTangents(NamedTuple):
-    """Tangents or cotangents of `LSEParts`."""
+    """Tangents of `LSEParts`."""
 
     sum_exp_rest: Array
     label_logit: Array
     mean: Array | None
 
 
+# Cotangents of `LSEParts`, for the same reason as `ModelCotangents`.
+RowCotangents = RowTangents
+
+
 @dataclass(frozen=True)
 class Options:
-    """What is known at compile time."""
+    """The settings of an implementation, which are known at compile time."""
 
     tiles: Tiles
     target: Target
     dtype: DTypeLike  # of the operands of products
     softcap: float | None = None
     precision: Precision = None
-    stats: bool = False  # whether LSEParts has Stats
+    stats: bool = False  # whether `LSEParts` has `Stats`
