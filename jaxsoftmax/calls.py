@@ -34,7 +34,7 @@ def compiled[**P, R](
         known = jax.jit(function, static_argnames=(*static, *given))
 
         def ready(x: object, name: str) -> object:
-            return validation.setting(x, name) if name in static else validation.argument(x, name)
+            return validation.as_setting(x, name) if name in static else validation.as_argument(x, name)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

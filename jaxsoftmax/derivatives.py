@@ -15,9 +15,9 @@ The Hessian of a softmax does not depend on the label. It is a product B B' with
 
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jaxsoftmax import calls, links, placement, softmax_core, validation
+from jaxsoftmax.validation import ArrayLike
 
 
 @calls.compiled("axis")
@@ -62,11 +62,11 @@ def cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.109.
     """
-    z, axis = validation.scores(logits, axis, where)
+    z, axis = validation.prepare_logits(logits, axis, where)
     g = softmax_core.value_and_gradient(*softmax_core.prepare(labels, valid, z, axis), axis)[1]
     if where is not None:
         # The label may name a masked class: the loss is infinite there, but not by its logit.
-        g = jnp.where(validation.classes(where, z, axis), g, 0)
+        g = jnp.where(validation.broadcast_where(where, z, axis), g, 0)
     return g.astype(jnp.asarray(logits).dtype)
 
 
@@ -110,11 +110,11 @@ def cross_entropy_hessian_product(
     Reference:
         Bohning, "Multinomial logistic regression algorithm" (1992).
     """
-    z, axis = validation.scores(logits, axis, where)
-    v = validation.accumulated(validation.floating(tangents, "tangents")).astype(z.dtype)
-    validation.shaped(v, z.shape, "tangents", "that of the logits")
-    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
-    p = links._softmax(z, valid, axis)
+    z, axis = validation.prepare_logits(logits, axis, where)
+    v = validation.to_sum_dtype(validation.as_floats(tangents, "tangents")).astype(z.dtype)
+    validation.check_shape(v, z.shape, "tangents", "that of the logits")
+    valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
+    p = links.softmax_values(z, valid, axis)
     return links.covariance_product(p, v, axis).astype(jnp.asarray(logits).dtype)
 
 
@@ -149,9 +149,9 @@ def gauss_newton_factor(probabilities: ArrayLike) -> Array:
         B B' = diag(p) - 2 p p' + p (q'q) p', and q'q = 1; Martens and Grosse, "Optimizing neural
         networks with Kronecker-factored approximate curvature" (2015).
     """
-    p = validation.accumulated(validation.floating(probabilities, "probabilities"))
-    validation.class_axis(p, -1)
-    q = placement.gathered(jnp.sqrt(p)[..., None, :], -1)
+    p = validation.to_sum_dtype(validation.as_floats(probabilities, "probabilities"))
+    validation.normalize_axis(p, -1)
+    q = placement.gather_axis(jnp.sqrt(p)[..., None, :], -1)
     return q * jnp.expand_dims(jnp.eye(p.shape[-1], dtype=p.dtype), tuple(range(p.ndim - 1))) - (
         p[..., :, None] * q
     )
@@ -198,11 +198,11 @@ def binary_cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.91.
     """
-    z, t, w, valid = validation.binary_arguments(logits, targets, pos_weight, where, valid)
+    z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
     positive = t if w is None else w * t
-    p, other = links._sigmoids(z)
+    p, other = links.sigmoid_pair(z)
     gradient = (1 - t) * p - positive * other
-    return validation.count(gradient, valid).astype(jnp.asarray(logits).dtype)
+    return validation.zero_ignored(gradient, valid).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
@@ -246,12 +246,12 @@ def binary_cross_entropy_hessian_product(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
     """
-    z, t, w, valid = validation.binary_arguments(logits, targets, pos_weight, where, valid)
-    v = validation.accumulated(validation.floating(tangents, "tangents")).astype(z.dtype)
-    validation.shaped(v, z.shape, "tangents", "that of the logits")
-    p, other = links._sigmoids(z)
+    z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
+    v = validation.to_sum_dtype(validation.as_floats(tangents, "tangents")).astype(z.dtype)
+    validation.check_shape(v, z.shape, "tangents", "that of the logits")
+    p, other = links.sigmoid_pair(z)
     curvature = ((1 - t) + (t if w is None else w * t)) * (p * other)
-    return validation.count(curvature * v, valid).astype(jnp.asarray(logits).dtype)
+    return validation.zero_ignored(curvature * v, valid).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
@@ -281,6 +281,6 @@ def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.97.
     """
-    z = validation.accumulated(validation.floating(logits))
+    z = validation.to_sum_dtype(validation.as_floats(logits))
     half = jnp.exp(-jnp.abs(z) / 2)
     return half / (1 + half * half)

@@ -13,7 +13,7 @@ where ln 2 = high + low and n * high is exact, so that t carries half an ulp of 
 
 whose factor c exp(t_max) 2^s cancels in every ratio. The scale 2^s keeps what is as small as the
 smallest normal number, relative to the maximum, a normal number itself; c puts the row's largest
-entry where a sum loses least (`TOP`). exp(t) is a minimax polynomial; the power of two is made
+entry where a sum loses least (`LARGEST_TERM`). exp(t) is a minimax polynomial; the power of two is made
 of its exponent bits as an integer.
 
 A maximum beyond the range in which n * high is exact is taken off first. There the subtraction
@@ -35,7 +35,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax import placement
-from jaxsoftmax.placement import choose
+from jaxsoftmax.placement import select
 
 
 class _Format(NamedTuple):
@@ -97,51 +97,51 @@ _FORMATS = {
 # A row's largest entry, times 2^s. Where many equal entries are added to a large one, each addition
 # may round the same way, by half an ulp of the large one: relative to it that is least just below a
 # power of two. But a second large entry must not carry it over that power, where ulps double.
-TOP = 1.6875
-SMALL = 8192  # entries: arrays of up to half as many were seen to be summed in sequence
-FEW = 4  # classes: a sequence this short loses at most 1.5 ulp
-BLOCK = 256  # classes: the vectorised sum of so many is off by 7 ulp at most
-LEAST = 32  # classes of a block: with fewer there are too many of them
-MANY = 10_000  # classes: of more the vectorised sum is off by 7 ulp at most
+LARGEST_TERM = 1.6875
+SEQUENTIAL_SUM_LIMIT = 8192  # entries: arrays of up to half as many were seen to be summed in sequence
+SHORT_SUM_CLASSES = 4  # classes: a sequence this short loses at most 1.5 ulp
+MAX_BLOCK_CLASSES = 256  # classes: the vectorised sum of so many is off by 7 ulp at most
+MIN_BLOCK_CLASSES = 32  # classes of a block: with fewer there are too many of them
+BLOCKED_SUM_LIMIT = 10_000  # classes: of more the vectorised sum is off by 7 ulp at most
 
 
-class Row(NamedTuple):
+class RowScale(NamedTuple):
     """What the exponentials of a row share: one number a row, or length 1 along the class axis."""
 
     maximum: Array
     base: Array  # what is subtracted from z before the reduction: 0 or the maximum
     peak: Array  # maximum - base
     shift: Array  # s - n_max in the exponent's bits, with the bias
-    factor: Array  # c = TOP / exp(t_max), to a hundredth
+    factor: Array  # c = LARGEST_TERM / exp(t_max), to a hundredth
     rest: Array  # t_max
 
-    def along(self, axis: int) -> "Row":
+    def along(self, axis: int) -> "RowScale":
         """The same with a class axis of length 1."""
         shared = {name: jnp.expand_dims(getattr(self, name), axis) for name in self._fields[:5]}
         return self._replace(**shared)
 
 
-def row(maximum: Array) -> Row:
+def prepare_rows(maximum: Array) -> RowScale:
     """Prepare the exponentials of rows with the given maxima."""
     form = _FORMATS[maximum.dtype.name]
     far = jnp.abs(maximum) >= form.offset
-    base, peak = choose(far, maximum, 0), choose(far, 0, maximum)
+    base, peak = select(far, maximum, 0), select(far, 0, maximum)
     n, t = _reduce(peak, form)
-    factor = t.dtype.type(TOP) * (1 - t + t * t * t.dtype.type(0.5))
+    factor = t.dtype.type(LARGEST_TERM) * (1 - t + t * t * t.dtype.type(0.5))
     shift = ((form.scale + form.bias) - n) << form.mantissa
-    return Row(maximum, base, peak, shift, factor, t)
+    return RowScale(maximum, base, peak, shift, factor, t)
 
 
-def top(row: Row) -> Array:
+def exp_of_maximum(row: RowScale) -> Array:
     """What `scaled_exp` gives for the maximum itself."""
     form = _FORMATS[row.maximum.dtype.name]
     return _exp(row.rest, row.factor * row.rest.dtype.type(2.0**form.scale), form)
 
 
-def scaled_exp(z: Array, row: Row) -> Array:
-    """exp(z - max) TOP 2^s, nearly, for each entry; z <= max, and shapes broadcast.
+def scaled_exp(z: Array, row: RowScale) -> Array:
+    """exp(z - max) LARGEST_TERM 2^s, nearly, for each entry; z <= max, and shapes broadcast.
 
-    What stands for TOP is the same number in the whole row, and each entry is right to two ulp.
+    What stands for LARGEST_TERM is the same number in the whole row, and each entry is right to two ulp.
 
     Whatever lies more than `reach` below the maximum, -inf included, gives a number that is less
     than half of the smallest subnormal relative to the maximum: any ratio rounds it to 0.
@@ -150,18 +150,18 @@ def scaled_exp(z: Array, row: Row) -> Array:
     among devices over which the classes are sharded. So each comparison is false for what passes.
     """
     form = _FORMATS[z.dtype.name]
-    shifted = choose(z >= row.maximum, row.peak, z - row.base)
+    shifted = select(z >= row.maximum, row.peak, z - row.base)
     floor = row.peak - form.reach
-    n, t = _reduce(choose(shifted <= floor, floor, shifted), form)
+    n, t = _reduce(select(shifted <= floor, floor, shifted), form)
     # One addition makes the exponent of 2^(n - n_max + s): what stands above the integer in n is
     # shifted out. A product, for an integer added to the bits of a NaN would make a number of it.
     power = lax.bitcast_convert_type((n << form.mantissa) + row.shift, z.dtype)
     return _exp(t, row.factor, form) * power
 
 
-def total(entries: Array, row: Row, axis: int) -> Array:
+def sum_terms(entries: Array, row: RowScale, axis: int) -> Array:
     """The sums of rows of entries, without the axis: NaN where the maximum is."""
-    return choose(row.maximum != row.maximum, jnp.nan, _sum(entries, axis))
+    return select(row.maximum != row.maximum, jnp.nan, _sum(entries, axis))
 
 
 def _sum(entries: Array, axis: int) -> Array:
@@ -172,18 +172,18 @@ def _sum(entries: Array, axis: int) -> Array:
 
     XLA's vectorised sums, of float32 along the last axis of a large array, are 32 sums of up to 16
     entries each on a CPU. They are good to 1.4 ulp on random rows. With exact ties by the hundred
-    `TOP` makes them good to 7 ulp at up to 256 classes and at more than 10,000. Between, one or two
+    `LARGEST_TERM` makes them good to 7 ulp at up to 256 classes and at more than 10,000. Between, one or two
     classes ahead of ties, placed for the worst, were 9 ulp off, and so the sum goes by blocks where
     the classes have a divisor that is one. Elsewhere any other sum costs a third of the loss or
     more: there 9 ulp is the bound.
     """
     classes = entries.shape[axis]
     if not _vectorised(entries, axis):
-        few = placement.known(classes) and classes <= FEW
+        few = placement.is_static(classes) and classes <= SHORT_SUM_CLASSES
         return jnp.sum(entries, axis) if few else _split_sum(entries, axis)
     # An explicitly sharded axis cannot be cut at just any place.
-    sharded = placement.spec(entries)[axis] is not None
-    if sharded or not BLOCK < classes <= MANY * placement.groups(entries, axis):
+    sharded = placement.partition_spec(entries)[axis] is not None
+    if sharded or not MAX_BLOCK_CLASSES < classes <= BLOCKED_SUM_LIMIT * placement.count_groups(entries, axis):
         return jnp.sum(entries, axis)
     return lax.platform_dependent(entries, cpu=_sum_by_blocks, default=lambda e: jnp.sum(e, -1))
 
@@ -196,8 +196,8 @@ def _vectorised(entries: Array, axis: int) -> bool:
     last = axis == entries.ndim - 1 and entries.dtype == jnp.float32
     return (
         last
-        and placement.known(*entries.shape)
-        and (entries.size > SMALL * placement.devices(entries))
+        and placement.is_static(*entries.shape)
+        and (entries.size > SEQUENTIAL_SUM_LIMIT * placement.count_devices(entries))
     )
 
 
@@ -207,9 +207,9 @@ def _sum_by_blocks(entries: Array) -> Array:
     A barrier holds the blocks apart, or XLA would join them again. They cost next to nothing.
     """
     classes = entries.shape[-1]
-    group = classes // placement.groups(entries, -1)  # a block lies on one device
-    size = max(size for size in range(1, BLOCK + 1) if group % size == 0)
-    if size < LEAST:
+    group = classes // placement.count_groups(entries, -1)  # a block lies on one device
+    size = max(size for size in range(1, MAX_BLOCK_CLASSES + 1) if group % size == 0)
+    if size < MIN_BLOCK_CLASSES:
         return jnp.sum(entries, -1)
     blocks = jnp.sum(entries.reshape(*entries.shape[:-1], classes // size, size), -1)
     return _split_sum(lax.optimization_barrier(blocks), -1)

@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jaxsoftmax import calls, exponential, validation
-from jaxsoftmax.placement import choose
+from jaxsoftmax.placement import select
+from jaxsoftmax.validation import ArrayLike
 
 
 @calls.compiled("axis")
@@ -57,7 +57,7 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = No
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
-    z, axis = validation.scores(logits, axis, where)
+    z, axis = validation.prepare_logits(logits, axis, where)
     return _logsumexp(z, axis)
 
 
@@ -91,8 +91,8 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = 
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
-    z, axis = validation.scores(logits, axis, where)
-    return _log_softmax(z, axis).astype(jnp.asarray(logits).dtype)
+    z, axis = validation.prepare_logits(logits, axis, where)
+    return log_softmax_values(z, axis).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled("axis")
@@ -126,8 +126,8 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
     Reference:
         Bridle, "Probabilistic interpretation of feedforward classification network outputs" (1990).
     """
-    z, axis = validation.scores(logits, axis, where)
-    return _softmax(z, None, axis).astype(jnp.asarray(logits).dtype)
+    z, axis = validation.prepare_logits(logits, axis, where)
+    return softmax_values(z, None, axis).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
@@ -157,8 +157,8 @@ def sigmoid(logits: ArrayLike) -> Array:
     Reference:
         Cox, "The regression analysis of binary sequences" (1958).
     """
-    z = validation.floating(logits)
-    return _sigmoid(validation.accumulated(z)).astype(z.dtype)
+    z = validation.as_floats(logits)
+    return sigmoid_values(validation.to_sum_dtype(z)).astype(z.dtype)
 
 
 @calls.compiled()
@@ -188,8 +188,8 @@ def log_sigmoid(logits: ArrayLike) -> Array:
     Reference:
         Maechler, "Accurately computing log(1 - exp(-|a|))" (2012).
     """
-    z = validation.floating(logits)
-    return -_softplus(-validation.accumulated(z)).astype(z.dtype)
+    z = validation.as_floats(logits)
+    return -softplus_values(-validation.to_sum_dtype(z)).astype(z.dtype)
 
 
 @calls.compiled()
@@ -219,8 +219,8 @@ def softplus(logits: ArrayLike) -> Array:
     Reference:
         Dugas et al., "Incorporating second-order functional knowledge" (2000).
     """
-    z = validation.floating(logits)
-    return _softplus(validation.accumulated(z)).astype(z.dtype)
+    z = validation.as_floats(logits)
+    return softplus_values(validation.to_sum_dtype(z)).astype(z.dtype)
 
 
 def center(p: Array, tangents: Array, axis: int) -> Array:
@@ -234,7 +234,7 @@ def center(p: Array, tangents: Array, axis: int) -> Array:
 
 
 def _less_leader(p: Array, tangents: Array, axis: int) -> Array:
-    return tangents - jnp.sum(choose(p > 0.5, tangents, 0), axis, keepdims=True)
+    return tangents - jnp.sum(select(p > 0.5, tangents, 0), axis, keepdims=True)
 
 
 def covariance_product(p: Array, tangents: Array, axis: int) -> Array:
@@ -245,40 +245,40 @@ def covariance_product(p: Array, tangents: Array, axis: int) -> Array:
 
 def _no_mass_no_say(p: Array, products: Array) -> Array:
     """What is multiplied by p, but 0 where p is: also where it is infinite or NaN."""
-    return choose(p == 0, 0, products)
+    return select(p == 0, 0, products)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _softmax(z: Array, valid: Array | None, axis: int) -> Array:
+def softmax_values(z: Array, valid: Array | None, axis: int) -> Array:
     """Softmax; rows with valid=False are 0 whatever they hold."""
     wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    alive = ~is_dead(maximum)
+    alive = ~is_fully_masked(maximum)
     if valid is not None:
-        maximum = choose(valid, maximum, 0)
-    row = exponential.row(maximum)
+        maximum = select(valid, maximum, 0)
+    row = exponential.prepare_rows(maximum)
     e = exponential.scaled_exp(z, row.along(axis))
-    total = exponential.total(e, row, axis)
+    total = exponential.sum_terms(e, row, axis)
     p = e * wide(_inverse(total, alive))
     return p if valid is None else jnp.where(wide(valid), p, 0)
 
 
-@_softmax.defjvp
+@softmax_values.defjvp
 def _softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    p = _softmax(*primals, axis)
+    p = softmax_values(*primals, axis)
     return p, covariance_product(p, tangents[0], axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _log_softmax(z: Array, axis: int) -> Array:
+def log_softmax_values(z: Array, axis: int) -> Array:
     return softmax_and_log(z, axis)[1]
 
 
-@_log_softmax.defjvp
+@log_softmax_values.defjvp
 def _log_softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     p, log_p = softmax_and_log(z, axis)
-    return log_p, choose(z == -jnp.inf, 0, center(p, dz, axis))
+    return log_p, select(z == -jnp.inf, 0, center(p, dz, axis))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -289,9 +289,9 @@ def softmax_and_log(z: Array, axis: int) -> tuple[Array, Array]:
     e, total, excess = _sums(z, maximum, axis)
     # Equal infinities differ by 0.
     peak = wide(maximum)
-    below = choose(z >= peak, 0, z - peak)
-    p = e * wide(_inverse(total, ~is_dead(maximum)))
-    return p, choose(z == -jnp.inf, -jnp.inf, below - wide(excess))
+    below = select(z >= peak, 0, z - peak)
+    p = e * wide(_inverse(total, ~is_fully_masked(maximum)))
+    return p, select(z == -jnp.inf, -jnp.inf, below - wide(excess))
 
 
 @softmax_and_log.defjvp
@@ -299,7 +299,7 @@ def _softmax_and_log_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[An
     (z,), (dz,) = primals, tangents
     p, log_p = softmax_and_log(z, axis)
     centered = center(p, dz, axis)
-    return (p, log_p), (_no_mass_no_say(p, p * centered), choose(z == -jnp.inf, 0, centered))
+    return (p, log_p), (_no_mass_no_say(p, p * centered), select(z == -jnp.inf, 0, centered))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -317,7 +317,7 @@ def _logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, A
 def _softmax_and_lse(z: Array, axis: int) -> tuple[Array, Array]:
     maximum = jnp.max(z, axis)
     e, total, excess = _sums(z, maximum, axis)
-    p = e * jnp.expand_dims(_inverse(total, ~is_dead(maximum)), axis)
+    p = e * jnp.expand_dims(_inverse(total, ~is_fully_masked(maximum)), axis)
     return p, maximum + excess
 
 
@@ -335,14 +335,14 @@ def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
     made of them: what a compiler computes twice, such as a product in z, it may round in two ways,
     and the shares of the mass are quotients of the very entries that S is the sum of.
     """
-    row = exponential.row(maximum)
-    top = exponential.top(row)
+    row = exponential.prepare_rows(maximum)
+    top = exponential.exp_of_maximum(row)
     # A product fused into z may exceed its own rounded maximum. A NaN is nowhere above.
     leads = z >= jnp.expand_dims(maximum, axis)
     e = exponential.scaled_exp(z, row.along(axis))
     ties = jnp.sum(leads, axis, dtype=z.dtype)
-    lower = exponential.total(choose(leads, 0, e), row, axis)
-    return e, exponential.total(e, row, axis), jnp.log1p(lower / top + (ties - 1))
+    lower = exponential.sum_terms(select(leads, 0, e), row, axis)
+    return e, exponential.sum_terms(e, row, axis), jnp.log1p(lower / top + (ties - 1))
 
 
 def _inverse(total: Array, alive: Array) -> Array:
@@ -353,7 +353,7 @@ def _inverse(total: Array, alive: Array) -> Array:
     return alive.astype(total.dtype) / total
 
 
-def is_dead(maximum: Array) -> Array:
+def is_fully_masked(maximum: Array) -> Array:
     """Whether a row is masked whole.
 
     Not `== -inf`: sharing that constant with the maximum's start keeps XLA's fast reduction away.
@@ -362,38 +362,38 @@ def is_dead(maximum: Array) -> Array:
 
 
 @jax.custom_jvp
-def _sigmoid(z: Array) -> Array:
-    return _sigmoids(z)[0]
+def sigmoid_values(z: Array) -> Array:
+    return sigmoid_pair(z)[0]
 
 
-@_sigmoid.defjvp
+@sigmoid_values.defjvp
 def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    p, other = _sigmoids(*primals)
+    p, other = sigmoid_pair(*primals)
     return p, p * other * tangents[0]
 
 
 @jax.custom_jvp
-def _sigmoids(z: Array) -> tuple[Array, Array]:
+def sigmoid_pair(z: Array) -> tuple[Array, Array]:
     """The sigmoids of z and -z from one exponential."""
     tail = jnp.exp(-jnp.abs(z))
     positive, one = z >= 0, jnp.ones_like(z)
     total = 1 + tail
-    return choose(positive, one, tail) / total, choose(positive, tail, one) / total
+    return select(positive, one, tail) / total, select(positive, tail, one) / total
 
 
-@_sigmoids.defjvp
+@sigmoid_pair.defjvp
 def _sigmoids_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, other = _sigmoids(*primals)
+    p, other = sigmoid_pair(*primals)
     change = p * other * tangents[0]
     return (p, other), (change, -change)
 
 
 @jax.custom_jvp
-def _softplus(z: Array) -> Array:
+def softplus_values(z: Array) -> Array:
     return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
 
 
-@_softplus.defjvp
+@softplus_values.defjvp
 def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
-    return _softplus(z), _sigmoid(z) * dz
+    return softplus_values(z), sigmoid_values(z) * dz

@@ -33,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from jaxsoftmax import calls, links, placement, softmax_core, validation
-from jaxsoftmax.placement import choose
+from jaxsoftmax.placement import select
+from jaxsoftmax.validation import ArrayLike
 
 
 @calls.compiled("axis")
@@ -81,7 +81,7 @@ def cross_entropy(
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
     """
-    z, axis = validation.scores(logits, axis, where)
+    z, axis = validation.prepare_logits(logits, axis, where)
     return _cross_entropy(*softmax_core.prepare(labels, valid, z, axis), axis)
 
 
@@ -94,7 +94,7 @@ def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int
     return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=whole)
 
 
-BLOCK = 2**20  # entries: 4 MB of exponentials, which stay in a CPU's cache
+CPU_BLOCK_ENTRIES = 2**20  # entries: 4 MB of exponentials, which stay in a CPU's cache
 
 
 def _values(z: Array, index: Array, known: Array, valid: Array, *, axis: int) -> Array:
@@ -103,7 +103,7 @@ def _values(z: Array, index: Array, known: Array, valid: Array, *, axis: int) ->
 
 def _is_large(z: Array) -> bool:
     """Whether the values go by blocks on a CPU: not where a size is a symbol."""
-    return placement.known(*z.shape) and z.size > 8 * BLOCK
+    return placement.is_static(*z.shape) and z.size > 8 * CPU_BLOCK_ENTRIES
 
 
 def _values_by_blocks(z: Array, *rows: Array) -> Array:
@@ -114,29 +114,29 @@ def _values_by_blocks(z: Array, *rows: Array) -> Array:
     The longest axis of examples is cut, in groups, so that all devices work on what they hold.
     """
     arrays, lead = (z, *rows), z.shape[:-1]
-    if placement.devices(z) == 1:
+    if placement.count_devices(z) == 1:
         arrays = tuple(a.reshape(-1, *a.shape[len(lead) :]) for a in arrays)
     longest = max(range(arrays[1].ndim), key=arrays[1].shape.__getitem__)
-    groups = placement.groups(arrays[0], longest)
+    groups = placement.count_groups(arrays[0], longest)
     count = arrays[1].shape[longest] // groups
-    size = -(-count // -(-z.size // BLOCK))
+    size = -(-count // -(-z.size // CPU_BLOCK_ENTRIES))
 
     def block(number: Array, values: Array) -> Array:
         # The last may take rows again.
         cut = placement.Cut(jnp.minimum(number * size, count - size), size, groups)
-        part = [placement.take(a, cut, longest) for a in arrays]
-        return placement.put(values, _values(*part, axis=values.ndim), cut, longest)
+        part = [placement.take_block(a, cut, longest) for a in arrays]
+        return placement.put_block(values, _values(*part, axis=values.ndim), cut, longest)
 
     # Out of the context of a mesh zeros have no place of their own.
     zeros = jnp.zeros_like(arrays[1], z.dtype)
-    start = placement.like_rows(zeros, arrays[0], zeros.ndim)
+    start = placement.shard_like_rows(zeros, arrays[0], zeros.ndim)
     return lax.fori_loop(0, -(-count // size), block, start).reshape(lead)
 
 
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     value, gradient = softmax_core.value_and_gradient(*primals, axis)
-    return value, softmax_core.directional(gradient, tangents[0], primals[3], axis)
+    return value, softmax_core.directional_derivative(gradient, tangents[0], primals[3], axis)
 
 
 @calls.compiled("axis", constant="smoothing")
@@ -220,7 +220,7 @@ def _labelled_rows(
     where: ArrayLike | None,
     valid: ArrayLike | None,
 ) -> _Rows:
-    z, axis = validation.scores(logits, axis, where)
+    z, axis = validation.prepare_logits(logits, axis, where)
     z, label, known, counts = softmax_core.prepare(labels, valid, z, axis)
     return _Rows(z, label, known, counts, axis)
 
@@ -230,26 +230,26 @@ def _smoothed(
 ) -> tuple[Array, Array]:
     """The losses, and the class weight of each label."""
     z, axis = rows.z, rows.axis
-    a = validation.scalar(smoothing, "smoothing", z.dtype)
+    a = validation.as_scalar(smoothing, "smoothing", z.dtype)
     if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
     c = None
     own = jnp.ones_like(rows.label, z.dtype)
     if class_weights is not None:
-        c = validation.numbers(class_weights, "class_weights").astype(z.dtype)
-        validation.shaped(c, (z.shape[axis],), "class_weights", "one per class")
+        c = validation.as_numbers(class_weights, "class_weights").astype(z.dtype)
+        validation.check_shape(c, (z.shape[axis],), "class_weights", "one per class")
         own = _of_labels(c, rows)
     if not isinstance(smoothing, Array) and smoothing == 0:
         values = _cross_entropy(*rows)
-        return (values if c is None else _term(own, values)), own
+        return (values if c is None else softmax_core.weighted_term(own, values)), own
     t = _smooth_targets(rows, a, c)
     z, t, counts, axis = _soft_arguments(z, t, axis, None, rows.counts)
-    return validation.count(_soft_cross_entropy(z, t, axis), counts), own
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), counts), own
 
 
 def _of_labels(by_class: Array, rows: _Rows) -> Array:
     """The number of each label's class; a sum of one term where an Explicit mesh has no gather."""
-    if not any(placement.spec(rows.z)):
+    if not any(placement.partition_spec(rows.z)):
         return by_class[rows.label]
     return jnp.sum(jnp.where(rows.hot(), rows.along(by_class), 0), rows.axis)
 
@@ -307,7 +307,7 @@ def soft_cross_entropy(
         Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
     z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid)
-    return validation.count(_soft_cross_entropy(z, t, axis), counts)
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), counts)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -321,14 +321,14 @@ def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple
     p, log_p = links.softmax_and_log(z, axis)
     # A masked class is a constant: neither its logit nor its target moves the loss; and where
     # another logit is +inf, neither does the target of a class without mass.
-    gradient = choose(z == -jnp.inf, 0, p * jnp.sum(t, axis, keepdims=True) - t)
-    change = gradient * dz - choose(jnp.isinf(log_p), 0, log_p) * dt
+    gradient = select(z == -jnp.inf, 0, p * jnp.sum(t, axis, keepdims=True) - t)
+    change = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
     return _expected(log_p, t, axis), jnp.sum(change, axis)
 
 
 def _expected(log_p: Array, t: Array, axis: int) -> Array:
     """-sum_k t_k log p_k, with 0 log 0 = 0."""
-    return -jnp.sum(choose(t == 0, 0, t * log_p), axis)
+    return -jnp.sum(select(t == 0, 0, t * log_p), axis)
 
 
 @calls.compiled("axis", "log_targets")
@@ -376,11 +376,11 @@ def kl_divergence(
     """
     z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid, logs=log_targets)
     if log_targets:
-        t, log_t = jnp.exp(t), choose(t == -jnp.inf, 0, t)
+        t, log_t = jnp.exp(t), select(t == -jnp.inf, 0, t)
     else:
-        log_t = jnp.log(choose(t == 0, 1, t))
-    negative_entropy = jnp.sum(choose(t == 0, 0, t * log_t), axis)
-    return validation.count(_soft_cross_entropy(z, t, axis) + negative_entropy, counts)
+        log_t = jnp.log(select(t == 0, 1, t))
+    negative_entropy = jnp.sum(select(t == 0, 0, t * log_t), axis)
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis) + negative_entropy, counts)
 
 
 @calls.compiled("axis")
@@ -420,11 +420,11 @@ def entropy(
     Reference:
         Shannon, "A mathematical theory of communication" (1948).
     """
-    z, axis = validation.scores(logits, axis, where)
-    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
-    z = validation.count_rows(z, valid, axis)
+    z, axis = validation.prepare_logits(logits, axis, where)
+    valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
+    z = validation.zero_ignored_rows(z, valid, axis)
     p, log_p = links.softmax_and_log(z, axis)
-    return validation.count(-jnp.sum(p * choose(p == 0, 0, log_p), axis), valid)
+    return validation.zero_ignored(-jnp.sum(p * select(p == 0, 0, log_p), axis), valid)
 
 
 @calls.compiled()
@@ -468,14 +468,9 @@ def binary_cross_entropy(
     Reference:
         softplus is minus the log of the sigmoid: Bishop (2006), equation 4.90.
     """
-    z, t, w, valid = validation.binary_arguments(logits, targets, pos_weight, where, valid)
-    positive = _term(t if w is None else w * t, links._softplus(-z))
-    return validation.count(positive + _term(1 - t, links._softplus(z)), valid)
-
-
-def _term(coefficient: Array, value: Array) -> Array:
-    """coefficient * value, where a coefficient of 0 silences an infinite value."""
-    return coefficient * choose((coefficient == 0) & (value == jnp.inf), 0, value)
+    z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
+    positive = softmax_core.weighted_term(t if w is None else w * t, links.softplus_values(-z))
+    return validation.zero_ignored(positive + softmax_core.weighted_term(1 - t, links.softplus_values(z)), valid)
 
 
 @calls.compiled("axis")
@@ -517,11 +512,11 @@ def squared_error(
         Gauss, "Theoria motus" (1809), in the form of scikit-learn's and Optax's `squared_error`,
         without the factor of one half.
     """
-    z, axis = validation.scores(logits, axis)
-    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
+    z, axis = validation.prepare_logits(logits, axis)
+    valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     t = _regression_targets(jnp.asarray(targets), z, axis)
-    z, t = validation.count_rows(z, valid, axis), validation.count_rows(t, valid, axis)
-    return validation.count(jnp.sum((z - t) ** 2, axis), valid)
+    z, t = validation.zero_ignored_rows(z, valid, axis), validation.zero_ignored_rows(t, valid, axis)
+    return validation.zero_ignored(jnp.sum((z - t) ** 2, axis), valid)
 
 
 def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
@@ -529,10 +524,10 @@ def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         hot, known = _one_hot(targets, z, axis, "targets")
         return jnp.where(known, hot.astype(z.dtype), jnp.nan)
-    targets = validation.floating(targets, "targets").astype(z.dtype)
+    targets = validation.as_floats(targets, "targets").astype(z.dtype)
     if z.shape[axis] == 1 and targets.ndim == z.ndim - 1:
         targets = jnp.expand_dims(targets, axis)
-    return validation.shaped(targets, z.shape, "targets", "that of the logits")
+    return validation.check_shape(targets, z.shape, "targets", "that of the logits")
 
 
 @calls.compiled("axis")
@@ -575,7 +570,7 @@ def brier(
     Reference:
         Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
-    z, axis = validation.scores(logits, axis, where)
+    z, axis = validation.prepare_logits(logits, axis, where)
     residual = softmax_core.value_and_gradient(*softmax_core.prepare(labels, valid, z, axis), axis)[
         1
     ]
@@ -618,8 +613,8 @@ def hinge(
     Reference:
         Cortes and Vapnik, "Support-vector networks" (1995).
     """
-    z, t, _, valid = validation.binary_arguments(logits, targets, None, where, valid)
-    return validation.count(_ramp(1 - (2 * t - 1) * z), valid)
+    z, t, _, valid = validation.prepare_binary(logits, targets, None, where, valid)
+    return validation.zero_ignored(_ramp(1 - (2 * t - 1) * z), valid)
 
 
 @calls.compiled("axis")
@@ -662,29 +657,29 @@ def multiclass_hinge(
         Crammer and Singer, "On the algorithmic implementation of multiclass kernel-based vector
         machines" (2001).
     """
-    z, axis = validation.scores(logits, axis, where)
-    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
-    z = validation.count_rows(z, valid, axis)
+    z, axis = validation.prepare_logits(logits, axis, where)
+    valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
+    z = validation.zero_ignored_rows(z, valid, axis)
     hot, known = _one_hot(labels, z, axis, "labels")
     # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
     counted = known if valid is None else known | ~jnp.expand_dims(valid, axis)
     z = z * jnp.where(counted, 1, jnp.nan).astype(z.dtype)
-    truth = jnp.sum(choose(hot, z, 0), axis)
-    best_other = jnp.max(choose(hot, -jnp.inf, z), axis)
+    truth = jnp.sum(select(hot, z, 0), axis)
+    best_other = jnp.max(select(hot, -jnp.inf, z), axis)
     # XLA's maxima may lose a NaN.
-    best_other = choose(jnp.any(z != z, axis), jnp.nan, best_other)
+    best_other = select(jnp.any(z != z, axis), jnp.nan, best_other)
     # Where no other class exists there is no margin to keep.
     alone = best_other == -jnp.inf
     # Two infinite scores are equal; so are finite ones, but those keep their slope.
     tied = (truth == jnp.inf) & (best_other == jnp.inf)
-    margin = choose(tied, 0, truth - choose(alone | tied, 0, best_other))
-    loss = choose(alone, 0, _ramp(1 - margin))
-    return validation.count(choose(jnp.squeeze(known, axis), loss, jnp.nan), valid)
+    margin = select(tied, 0, truth - select(alone | tied, 0, best_other))
+    loss = select(alone, 0, _ramp(1 - margin))
+    return validation.zero_ignored(select(jnp.squeeze(known, axis), loss, jnp.nan), valid)
 
 
 def _ramp(x: Array) -> Array:
     """max(0, x), with derivative 0 at 0; NaN passes."""
-    return choose(x <= 0, 0, x)
+    return select(x <= 0, 0, x)
 
 
 @calls.compiled(constant="gamma")
@@ -716,8 +711,8 @@ def focal(values: ArrayLike, *, gamma: float | Array) -> Array:
     Reference:
         Lin et al., "Focal loss for dense object detection" (2017).
     """
-    values = validation.accumulated(validation.floating(values, "values"))
-    exponent = validation.scalar(gamma, "gamma", values.dtype)
+    values = validation.to_sum_dtype(validation.as_floats(values, "values"))
+    exponent = validation.as_scalar(gamma, "gamma", values.dtype)
     if not isinstance(gamma, Array) and not gamma >= 0:
         raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
     return _focal(values, exponent)
@@ -736,14 +731,14 @@ def _focal_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     slope = power * (1 + gamma * _bernoulli(loss))
     # q^gamma l log q, which is 0 at both ends.
     inside = (q > 0) & (q < 1)
-    logs = choose(inside, power * loss * jnp.log(choose(inside, q, 1)), 0)
+    logs = select(inside, power * loss * jnp.log(select(inside, q, 1)), 0)
     return power * loss, slope * change + logs * dgamma
 
 
 def _power(q: Array, gamma: Array) -> Array:
     """q^gamma, a constant at q = 0 where its slope would be infinite."""
     edge = (q == 0) & (gamma < 1)
-    return choose(edge, (gamma == 0).astype(q.dtype), choose(edge, 1, q) ** gamma)
+    return select(edge, (gamma == 0).astype(q.dtype), select(edge, 1, q) ** gamma)
 
 
 def _bernoulli(x: Array) -> Array:
@@ -793,9 +788,9 @@ def weighted_mean(
     Reference:
         The ratio estimator of a mean, as scikit-learn's `sample_weight` has it.
     """
-    v = validation.accumulated(validation.floating(values, "values"))
+    v = validation.to_sum_dtype(validation.as_floats(values, "values"))
     if valid is None and weights is None:
-        return jnp.sum(v) / max(v.size, 1) if placement.known(*v.shape) else jnp.mean(v)
+        return jnp.sum(v) / max(v.size, 1) if placement.is_static(*v.shape) else jnp.mean(v)
     w = _mean_weights(v, valid, weights)
     return _ratio(v, w, w)
 
@@ -804,26 +799,18 @@ def _mean_weights(values: Array, valid: ArrayLike | None, weights: ArrayLike | N
     """The weight of each value, 0 where it does not count."""
     w = jnp.ones_like(values)
     if weights is not None:
-        w = validation.numbers(weights, "weights").astype(values.dtype)
-        w = _from_leading(w, values, "weights")
+        w = validation.as_numbers(weights, "weights").astype(values.dtype)
+        w = validation.broadcast_leading(w, values, "weights")
     if valid is not None:
-        w = choose(_from_leading(validation.flags(valid, "valid"), values, "valid"), w, 0)
+        w = select(validation.broadcast_leading(validation.as_flags(valid, "valid"), values, "valid"), w, 0)
     return w
 
 
 def _ratio(values: Array, weights: Array, shares: Array) -> Array:
     """The weighted sum over that of the shares; a weight of 0 silences NaN and infinity."""
     total = jnp.sum(shares)
-    heard = choose((weights == 0) & ~jnp.isfinite(values), 0, values)
-    return jnp.sum(weights * heard) / choose(total == 0, 1, total)
-
-
-def _from_leading(x: Array, values: Array, name: str) -> Array:
-    """x, whose shape is a leading part of the values', broadcast to them."""
-    validation.shaped(
-        x, values.shape[: x.ndim], name, "that of the values, or a leading part of it"
-    )
-    return jnp.broadcast_to(x.reshape(x.shape + (1,) * (values.ndim - x.ndim)), values.shape)
+    heard = select((weights == 0) & ~jnp.isfinite(values), 0, values)
+    return jnp.sum(weights * heard) / select(total == 0, 1, total)
 
 
 @calls.compiled("axis", constant="smoothing")
@@ -930,13 +917,13 @@ def check_labels(
     Reference:
         The contract of `cross_entropy`.
     """
-    y = validation.concrete(labels, name)
+    y = validation.as_concrete(labels, name)
     if y.size and not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {y.dtype}")
     wide = y.astype(np.int64) if y.dtype != np.uint64 else y
     bad = (wide < 0) | (wide >= num_classes)
     if valid is not None:
-        bad &= np.asarray(validation.valid_rows(validation.concrete(valid, "valid"), y.shape))
+        bad &= np.asarray(validation.broadcast_valid(validation.as_concrete(valid, "valid"), y.shape))
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         where = "".join(f"[{i}]" for i in first)
@@ -946,15 +933,15 @@ def check_labels(
         )
 
 
-MANY = 65_536  # classes that a label may make of itself
+MAX_INFERRED_CLASSES = 65_536  # classes that a label may make of itself
 
 
 def inferred_classes(labels: Array | np.ndarray, name: str) -> int:
     """Return one more than the largest label; a ValueError where that is no number of classes."""
     largest = int(labels.max())
-    if largest < max(MANY, 2 * labels.size):
+    if largest < max(MAX_INFERRED_CLASSES, 2 * labels.size):
         return max(1, largest + 1)
-    first = int(np.argmax(validation.on_host(labels)))
+    first = int(np.argmax(validation.to_host(labels)))
     raise ValueError(
         f"{name}[{first}]: label {largest} makes {largest + 1} classes of {labels.size} examples; "
         "renumber the labels as 0 ... K - 1 (numpy.unique(labels, return_inverse=True)), or say "
@@ -975,19 +962,19 @@ def _soft_arguments(
 
     A row that is masked whole has no distribution, and does not count either.
     """
-    z, axis = validation.scores(logits, axis, where)
-    t = validation.distributions(targets, z, axis, logs=logs)
+    z, axis = validation.prepare_logits(logits, axis, where)
+    t = validation.as_distributions(targets, z, axis, logs=logs)
     counts = jnp.any(z != -jnp.inf, axis)
-    valid = validation.valid_rows(valid, validation.leading(z.shape, axis))
+    valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     if valid is not None:
         counts = counts & valid
-        z, t = (validation.count_rows(a, valid, axis) for a in (z, t))
+        z, t = (validation.zero_ignored_rows(a, valid, axis) for a in (z, t))
     return z, t, counts, axis
 
 
 def _one_hot(labels: ArrayLike, z: Array, axis: int, name: str) -> tuple[Array, Array]:
     """Which entries of z are the labels', and which rows' labels are labels (kept axis)."""
     index, known = (
-        jnp.expand_dims(a, axis) for a in validation.class_labels(labels, z, axis, name)
+        jnp.expand_dims(a, axis) for a in validation.prepare_labels(labels, z, axis, name)
     )
     return lax.broadcasted_iota(index.dtype, z.shape, axis) == index, known

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 
-def join(*trees: Any) -> tuple[Any, ...]:
+def match_varying_axes(*trees: Any) -> tuple[Any, ...]:
     """Return the trees with each array varying over every axis over which any of them varies.
 
     The gradient of a replicated argument is then the sum over the devices, as shard_map has it.
@@ -42,13 +42,13 @@ def full(like: Array, value: float, shape: tuple, dtype: DTypeLike) -> Array:
     return lax.full_like(like, value, dtype, shape)
 
 
-def choose(predicate: Array, x: Any, y: Any) -> Array:
+def select(predicate: Array, x: Any, y: Any) -> Array:
     """Return `jnp.where` of one dtype, and numbers, in an equation or two of its five.
 
     On an Explicit mesh it is `jnp.where`, which brings the operands to one place.
     """
     arrays = [a for a in (predicate, x, y) if isinstance(a, Array)]
-    if any(any(spec(a)) for a in arrays):
+    if any(any(partition_spec(a)) for a in arrays):
         return jnp.where(predicate, x, y)
     shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
     like = arrays[1]
@@ -59,17 +59,17 @@ def choose(predicate: Array, x: Any, y: Any) -> Array:
     return lax.select(jnp.broadcast_to(predicate, shape), x, y)
 
 
-def struct(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> jax.ShapeDtypeStruct:
+def shape_dtype_struct(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> jax.ShapeDtypeStruct:
     """Return the type of a kernel's result that varies over the axes of `like`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).mat)
 
 
-def known(*sizes: Any) -> bool:
+def is_static(*sizes: Any) -> bool:
     """Return whether all sizes are numbers, rather than the symbols of `jax.export`."""
     return all(isinstance(size, int | np.integer) for size in sizes)
 
 
-def groups(x: Array, axis: int) -> int:
+def count_groups(x: Array, axis: int) -> int:
     """Return how many equal groups to cut an axis into before blocks are taken from it.
 
     Where an axis is sharded, a block of consecutive rows or classes lies on one device, and the
@@ -77,7 +77,7 @@ def groups(x: Array, axis: int) -> int:
     keeps every device at work on its own data: the number of shards of any even sharding over the
     devices of the mesh, or over some of its axes, divides this number of groups.
     """
-    return math.gcd(x.shape[axis], devices(x)) if known(x.shape[axis]) else 1
+    return math.gcd(x.shape[axis], count_devices(x)) if is_static(x.shape[axis]) else 1
 
 
 class Cut(NamedTuple):
@@ -102,7 +102,7 @@ def _flat(x: Array) -> Array:
     return x.reshape(-1)
 
 
-def take(x: Array, cut: Cut, axis: int) -> Array:
+def take_block(x: Array, cut: Cut, axis: int) -> Array:
     """Return a block of an axis."""
     if x.shape[axis] == cut.size * cut.groups:
         return x
@@ -111,7 +111,7 @@ def take(x: Array, cut: Cut, axis: int) -> Array:
     return part.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
-def put(x: Array, block: Array, cut: Cut, axis: int) -> Array:
+def put_block(x: Array, block: Array, cut: Cut, axis: int) -> Array:
     """Return x with a block of an axis replaced."""
     parts, block = (_grouped(a, axis, cut.groups) for a in (x, block))
     return lax.dynamic_update_slice_in_dim(parts, block, cut.start, axis + 1).reshape(x.shape)
@@ -122,93 +122,93 @@ def _grouped(x: Array, axis: int, count: int) -> Array:
     return x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
 
 
-def devices(x: Array) -> int:
+def count_devices(x: Array) -> int:
     """Return over how many devices x may be sharded: 1 inside a shard_map, where it is local."""
     mesh = jax.typeof(x).sharding.mesh
     pairs = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return math.prod(size for size, kind in pairs if kind != AxisType.Manual)
 
 
-def spec(x: Array) -> tuple[Any, ...]:
+def partition_spec(x: Array) -> tuple[Any, ...]:
     """Return the Explicit mesh axes that each dimension is sharded over, None for none."""
     return tuple(jax.typeof(x).sharding.spec)
 
 
-def flat_rows(x: Array, lead: int) -> Array:
+def flatten_rows(x: Array, lead: int) -> Array:
     """Return x with its first `lead` axes merged: `[N, ...]`.
 
     Where an Explicit mesh shards an inner one of them, each device flattens its own part: nothing
-    moves, and the rows are in another order, which `unflat_rows` undoes.
+    moves, and the rows are in another order, which `unflatten_rows` undoes.
     """
-    found = spec(x)
+    found = partition_spec(x)
     if not any(found[1:lead]):
         return x.reshape(-1, *x.shape[lead:])
     merged = PartitionSpec(_merged(found[:lead]), *found[lead:])
-    return locally(lambda a: a.reshape(-1, *a.shape[lead:]), x, out_specs=merged)
+    return map_shards(lambda a: a.reshape(-1, *a.shape[lead:]), x, out_specs=merged)
 
 
-def unflat_rows(x: Array, like: Array, lead: int) -> Array:
-    """Undo `flat_rows`: return `[N, ...]` with the first axes of `like` and their sharding."""
-    rows, rest = spec(like)[:lead], spec(x)[1:]
+def unflatten_rows(x: Array, like: Array, lead: int) -> Array:
+    """Undo `flatten_rows`: return `[N, ...]` with the first axes of `like` and their sharding."""
+    rows, rest = partition_spec(like)[:lead], partition_spec(x)[1:]
     if not any(rows[1:]):
         return x.reshape(*like.shape[:lead], *x.shape[1:])
     shard = jax.typeof(like).sharding.shard_shape(like.shape)[:lead]
-    x = resharded(x, like, _merged(rows), *rest)
+    x = reshard(x, like, _merged(rows), *rest)
     out = PartitionSpec(*rows, *rest)
-    return locally(lambda a: a.reshape(*shard, *a.shape[1:]), x, out_specs=out)
+    return map_shards(lambda a: a.reshape(*shard, *a.shape[1:]), x, out_specs=out)
 
 
-def locally(function: Callable[[Array], Array], x: Array, *, out_specs: PartitionSpec) -> Array:
+def map_shards(function: Callable[[Array], Array], x: Array, *, out_specs: PartitionSpec) -> Array:
     """Apply a function to each device's part of x on an Explicit mesh."""
     mesh = jax.typeof(x).sharding.mesh
-    in_specs = PartitionSpec(*spec(x))
+    in_specs = PartitionSpec(*partition_spec(x))
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(x)
 
 
 def _merged(entries: tuple[Any, ...]) -> tuple[str, ...]:
     """Return the axes of several entries of a PartitionSpec as one entry."""
-    return tuple(name for entry in entries for name in names(entry))
+    return tuple(name for entry in entries for name in axis_names(entry))
 
 
-def names(entry: Any) -> tuple[str, ...]:
+def axis_names(entry: Any) -> tuple[str, ...]:
     """Return the axes in one entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
-def like_rows(x: Array, like: Array, axis: int) -> Array:
+def shard_like_rows(x: Array, like: Array, axis: int) -> Array:
     """Return values per row, sharded as the rows of `like` are on an Explicit mesh.
 
     The sharding of later axes of x is kept.
     """
-    rows = spec(like)[:axis] + spec(like)[axis + 1 :]
-    used = {name for entry in rows for name in names(entry)}
-    rest = (None if used & {*names(entry)} else entry for entry in spec(x)[len(rows) :])
+    rows = partition_spec(like)[:axis] + partition_spec(like)[axis + 1 :]
+    used = {name for entry in rows for name in axis_names(entry)}
+    rest = (None if used & {*axis_names(entry)} else entry for entry in partition_spec(x)[len(rows) :])
     found = (*rows, *rest)
-    return resharded(x, like, *found)
+    return reshard(x, like, *found)
 
 
-def gathered(x: Array, axis: int) -> Array:
+def gather_axis(x: Array, axis: int) -> Array:
     """Return x with an axis that an Explicit mesh shards gathered on every device."""
-    found = list(spec(x))
+    found = list(partition_spec(x))
     if found[axis] is None:
         return x
     found[axis] = None
-    return resharded(x, x, *found)
+    return reshard(x, x, *found)
 
 
-def replicated(x: Array) -> Array:
+def replicate(x: Array) -> Array:
     """Return x gathered on every device, where an Explicit mesh shards it."""
-    return resharded(x, x, *(None,) * x.ndim)
+    return reshard(x, x, *(None,) * x.ndim)
 
 
-def resharded(x: Array, like: Array, *axes: Any) -> Array:
+def reshard(x: Array, like: Array, *axes: Any) -> Array:
     """Return x sharded over these axes of the Explicit mesh of `like`, or of its own.
 
     It works inside and outside the context of that mesh; outside, JAX moves only concrete arrays.
     """
     like = like if _is_explicit(like) else x
     mesh = jax.typeof(like).sharding.mesh
-    if not _is_explicit(like) or (jax.typeof(x).sharding.mesh == mesh and spec(x) == axes):
+    if not _is_explicit(like) or (jax.typeof(x).sharding.mesh == mesh and partition_spec(x) == axes):
         return x
     if isinstance(x, jax.core.Tracer) or isinstance(like, jax.core.Tracer):
         return jax.sharding.reshard(x, sharding(like, *axes))
@@ -235,25 +235,25 @@ def row_axes(x: Array, count: int) -> Any:
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     axes = tuple(name for name, kind in kinds.items() if kind == AxisType.Auto)
     if AxisType.Explicit in mesh.axis_types:
-        axes = spec(x)[0]
-    shares = math.prod(mesh.shape[name] for name in names(axes))
+        axes = partition_spec(x)[0]
+    shares = math.prod(mesh.shape[name] for name in axis_names(axes))
     return axes if axes and count % shares == 0 else None
 
 
-def taken(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
+def take_rows(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
     """Return x[rows] with its rows shared over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
         how["out_sharding"] = sharding(like, *_with_rows_over(axes, x))
-    return shared(x.at[rows].get(**how), like, axes)
+    return shard_rows(x.at[rows].get(**how), like, axes)
 
 
-def shared(x: Array, like: Array, axes: Any) -> Array:
+def shard_rows(x: Array, like: Array, axes: Any) -> Array:
     """Return x with its rows shared over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
-        return resharded(x, like, *_with_rows_over(axes, x))
-    if axes is None or devices(like) == 1:
+        return reshard(x, like, *_with_rows_over(axes, x))
+    if axes is None or count_devices(like) == 1:
         return x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
     return lax.with_sharding_constraint(x, sharding(like, axes, *rest))
@@ -261,5 +261,5 @@ def shared(x: Array, like: Array, axes: Any) -> Array:
 
 def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:
     """Return x's Explicit axes with these for its rows, and no axis twice."""
-    used = {*names(axes)}
-    return axes, *(None if used & {*names(entry)} else entry for entry in spec(x)[1:])
+    used = {*axis_names(axes)}
+    return axes, *(None if used & {*axis_names(entry)} else entry for entry in partition_spec(x)[1:])

@@ -8,10 +8,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from jaxsoftmax import exponential, links, placement, validation
-from jaxsoftmax.placement import choose
+from jaxsoftmax.placement import select
+from jaxsoftmax.validation import ArrayLike
 
 
 def prepare(labels: ArrayLike, valid: ArrayLike | None, z: Array, axis: int) -> tuple[Array, ...]:
@@ -19,11 +19,11 @@ def prepare(labels: ArrayLike, valid: ArrayLike | None, z: Array, axis: int) -> 
 
     A derivative rule returns the types of its primal results, so all four vary over the same axes.
     """
-    index, known = validation.class_labels(labels, z, axis)
-    valid = validation.valid_rows(valid, index.shape)
+    index, known = validation.prepare_labels(labels, z, axis)
+    valid = validation.broadcast_valid(valid, index.shape)
     valid = jnp.ones_like(known) if valid is None else valid
-    numbers = (placement.like_rows(a, z, axis) for a in (index, known, valid))
-    return placement.join(z, *numbers)
+    numbers = (placement.shard_like_rows(a, z, axis) for a in (index, known, valid))
+    return placement.match_varying_axes(z, *numbers)
 
 
 def label_logit(z: Array, index: Array, axis: int) -> Array:
@@ -32,10 +32,10 @@ def label_logit(z: Array, index: Array, axis: int) -> Array:
     A class axis that is sharded explicitly has no gather; there it is a sum with one term.
     """
     wide = jnp.expand_dims(index, axis)
-    if placement.spec(z)[axis] is None:
+    if placement.partition_spec(z)[axis] is None:
         return jnp.squeeze(jnp.take_along_axis(z, wide, axis), axis)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide
-    return jnp.sum(choose(hot, z, 0), axis)
+    return jnp.sum(select(hot, z, 0), axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -50,24 +50,24 @@ def value_and_gradient(
     """
     wide = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    dead = ~valid | links.is_dead(maximum)
+    dead = ~valid | links.is_fully_masked(maximum)
     # A row's maximum is what every entry of it passes through: NaN for a label that is none.
-    maximum = choose(valid, choose(known, maximum, jnp.nan), 0)
-    row = exponential.row(maximum)
-    z_y = choose(valid, label_logit(z, index, axis), 0)
+    maximum = select(valid, select(known, maximum, jnp.nan), 0)
+    row = exponential.prepare_rows(maximum)
+    z_y = select(valid, label_logit(z, index, axis), 0)
     e_y = exponential.scaled_exp(z_y, row)
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
     # All of a row that does not count is left out, NaN included.
     out = hot | wide(~valid)
-    others = choose(out, 0, exponential.scaled_exp(z, row.along(axis)))
+    others = select(out, 0, exponential.scaled_exp(z, row.along(axis)))
     # A dead row is one whose others weigh nothing and whose label leads: value and gradient are 0.
     # A factor, for the maximum of NaN alone may be -inf, and their sum is NaN.
-    s_o = exponential.total(others, row, axis) * (~dead).astype(z.dtype)
+    s_o = exponential.sum_terms(others, row, axis) * (~dead).astype(z.dtype)
     total = s_o + e_y
     leads = (z_y == maximum) | dead
-    excess = choose(leads, s_o / e_y, total / exponential.top(row) - 1)
-    value = jnp.log1p(excess) + choose(leads, 0, maximum - z_y)
-    inverse = 1 / (total + choose(dead, jnp.inf, jnp.zeros_like(total)))
+    excess = select(leads, s_o / e_y, total / exponential.exp_of_maximum(row) - 1)
+    value = jnp.log1p(excess) + select(leads, 0, maximum - z_y)
+    inverse = 1 / (total + select(dead, jnp.inf, jnp.zeros_like(total)))
     return value, jnp.where(out, wide(0 - s_o * inverse), others * wide(inverse))
 
 
@@ -75,11 +75,16 @@ def value_and_gradient(
 def _value_and_gradient_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple:
     z, _, _, valid = primals
     value, gradient = value_and_gradient(*primals, axis)
-    p = links._softmax(z, valid, axis)
+    p = links.softmax_values(z, valid, axis)
     product = links.covariance_product(p, tangents[0], axis)
-    return (value, gradient), (directional(gradient, tangents[0], valid, axis), product)
+    return (value, gradient), (directional_derivative(gradient, tangents[0], valid, axis), product)
 
 
-def directional(gradient: Array, tangents: Array, valid: Array, axis: int) -> Array:
+def directional_derivative(gradient: Array, tangents: Array, valid: Array, axis: int) -> Array:
     """The loss's change along the tangents: 0 for an example that does not count, NaN or not."""
-    return validation.count(jnp.sum(gradient * tangents, axis), valid)
+    return validation.zero_ignored(jnp.sum(gradient * tangents, axis), valid)
+
+
+def weighted_term(coefficient: Array, value: Array) -> Array:
+    """coefficient * value, where a coefficient of 0 silences an infinite value."""
+    return coefficient * select((coefficient == 0) & (value == jnp.inf), 0, value)

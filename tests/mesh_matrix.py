@@ -414,8 +414,8 @@ def skipped(name: str, case: Case, title: str) -> bool:
 
 def lower_thresholds() -> None:
     """Small arrays take the paths of large ones."""
-    losses.BLOCK = 256
-    exponential.SMALL, exponential.BLOCK, exponential.LEAST, exponential.MANY = 32, 16, 4, 64
+    losses.CPU_BLOCK_ENTRIES = 256
+    exponential.SEQUENTIAL_SUM_LIMIT, exponential.MAX_BLOCK_CLASSES, exponential.MIN_BLOCK_CLASSES, exponential.BLOCKED_SUM_LIMIT = 32, 16, 4, 64
     primitives.LONG_SUM_LIMIT = 40
 
 

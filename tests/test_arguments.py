@@ -257,14 +257,14 @@ def test_a_call_is_one_program_and_is_traced_once(
     (equation,) = jax.make_jaxpr(function)(*arguments).eqns
     assert equation.params["name"] == name
     looks = 0
-    validate = validation.floating
+    validate = validation.as_floats
 
     def counting(*args: Any) -> Any:
         nonlocal looks
         looks += 1
         return validate(*args)
 
-    monkeypatch.setattr(validation, "floating", counting)
+    monkeypatch.setattr(validation, "as_floats", counting)
     function(jnp.ones((7, 3)), *(jnp.ones((7, *a.shape[1:]), a.dtype) for a in arguments[1:]))
     assert looks > 0  # a new shape is looked at
     looks = 0

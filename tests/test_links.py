@@ -364,7 +364,7 @@ def test_leaders_among_ties_in_a_large_array(classes: int, behind: float | None)
     logits[:, 0] = 0
     if behind is not None:
         logits[:, 32] = -behind
-    assert logits.size > exponential.SMALL
+    assert logits.size > exponential.SEQUENTIAL_SUM_LIMIT
     total, largest = oracles.logsumexp(logits)
     found = jax.jit(all_row_links, static_argnames="axis")(logits, None, None, axis=-1)
     assert_ulps(found["softmax"], oracles.softmax(logits))
