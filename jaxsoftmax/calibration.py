@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from jaxsoftmax import links, losses, metrics, placement, validation
 from jaxsoftmax.losses import weighted_mean
+from jaxsoftmax.validation import ArrayLike
 
 LARGEST = 1e100  # logit, of which float64 has the square
 LIMIT = 1000.0  # of the common scale at which vector scaling starts, times the logits' spread
@@ -75,7 +75,7 @@ class Fit(NamedTuple):
             >>> print(fitted.apply(jnp.array([4.0, -jnp.inf])))
             [  2. -inf]
         """
-        z = validation.accumulated(validation.floating(logits))
+        z = validation.to_sum_dtype(validation.as_floats(logits))
         return _affine(self.scale.astype(z.dtype), self.bias.astype(z.dtype), z)
 
 
@@ -228,8 +228,8 @@ def _nll(scale: Array, bias: Array, z: Array, t: Array, w: Array) -> Array:
 
 def _rounding(logits: ArrayLike) -> float:
     """The relative error of logits: of their own rounding, and of the sums that made them."""
-    z = validation.floating(logits)
-    return float(jnp.finfo(z.dtype).eps + 16 * jnp.finfo(validation.accumulated(z).dtype).eps)
+    z = validation.as_floats(logits)
+    return float(jnp.finfo(z.dtype).eps + 16 * jnp.finfo(validation.to_sum_dtype(z).dtype).eps)
 
 
 def _double(z: Array, t: Array, w: Array) -> tuple[Array, Array, Array]:
@@ -327,13 +327,13 @@ def _columns(z: Array, t: Array, w: Array, rounding: float) -> tuple[_Columns, A
     """
     softmax = _is_softmax(z, t)
     w = _compared(z, w) if softmax else w
-    mean, deviation = map(validation.on_host, _moments(z, w))
+    mean, deviation = map(validation.to_host, _moments(z, w))
     error = rounding * np.hypot(mean, deviation)
     varies = deviation > error
     deviation = np.where(varies, deviation, 1)
     unit = _units(z, mean, deviation, varies)
     first, group = _groups(z, w) if softmax else (np.arange(len(mean)),) * 2
-    sign, apart = map(validation.on_host, _correlated(unit, w, first))
+    sign, apart = map(validation.to_host, _correlated(unit, w, first))
     error = error / deviation
     alike = varies & (apart <= error + error[first]) & softmax
     tied = _group_sums(~alike, group) == 0
@@ -383,7 +383,7 @@ def _groups(z: Array, w: Array) -> tuple[np.ndarray, np.ndarray]:
 
     if not bool(jnp.any(z == -jnp.inf)):
         return np.zeros(z.shape[1], int), np.zeros(z.shape[1], int)
-    exists = validation.on_host((z != -jnp.inf) & (w > 0)[:, None])
+    exists = validation.to_host((z != -jnp.inf) & (w > 0)[:, None])
     kinds = np.unique(exists, axis=0).astype(np.float32)
     number = csgraph.connected_components(kinds.T @ kinds)[1]
     return np.unique(number, return_index=True)[1][number], number
@@ -406,8 +406,8 @@ def _tied(unit: Array, first: Array, sign: Array, tied: Array) -> Array:
 
 def _of_first(unit: Array, first: Array) -> Array:
     """For each class the units of the first class of its group, `[N, K]`."""
-    other = placement.gathered(unit, 1)[:, first]
-    return placement.resharded(other, unit, *placement.spec(unit))
+    other = placement.gather_axis(unit, 1)[:, first]
+    return placement.reshard(other, unit, *placement.partition_spec(unit))
 
 
 class _Problem:
@@ -420,7 +420,7 @@ class _Problem:
         self.params, self.data = params, (unit, t, w)
         self.real = jnp.where(unit == -jnp.inf, 0, unit), t, w  # where it is -inf p is 0
         self.last = np.zeros(params.size), _probabilities(params, unit, t)
-        center, curvatures = map(validation.on_host, _bends(self.last[1], *self.real))
+        center, curvatures = map(validation.to_host, _bends(self.last[1], *self.real))
         self.center, self.size = center, _sizes(curvatures)
 
     def step(self, x: np.ndarray) -> np.ndarray:
@@ -430,7 +430,7 @@ class _Problem:
 
     def _gradient(self, g: Array) -> np.ndarray:
         """The transpose of `step`."""
-        scale, bias = validation.on_host(g)
+        scale, bias = validation.to_host(g)
         return (np.stack([scale - self.center * bias, bias]) * self.size).ravel()
 
     def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -552,8 +552,8 @@ def _validation(
     logits: ArrayLike, targets: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
     """Validation data as arrays, after a look at their values; zeros where the weight is 0."""
-    z = validation.accumulated(validation.floating(logits))
-    t = validation.numbers(targets, "targets")
+    z = validation.to_sum_dtype(validation.as_floats(logits))
+    t = validation.as_numbers(targets, "targets")
     if z.ndim == 2 and z.shape[1] == 1 and t.ndim == 1:
         t = t[:, None]
     if z.ndim not in (1, 2) or 0 in z.shape or t.shape not in (z.shape, z.shape[:1]):
@@ -584,8 +584,8 @@ def _shares(weights: ArrayLike | None, z: Array) -> Array:
     """The weights in units of the largest, whose sum is finite."""
     if weights is None:
         return jnp.ones(z.shape[:1], z.dtype)
-    w = validation.shaped(
-        validation.numbers(weights, "weights"), z.shape[:1], "weights", "one per example"
+    w = validation.check_shape(
+        validation.as_numbers(weights, "weights"), z.shape[:1], "weights", "one per example"
     )
     with jax.enable_x64():
         wide = w.astype(jnp.float64)

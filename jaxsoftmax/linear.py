@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels.linear_map import linear_map
+from jaxsoftmax.validation import ArrayLike
 
 
 class LinearParams(NamedTuple):
@@ -107,11 +108,11 @@ def logits(params: LinearParams, features: ArrayLike, *, dtype: DTypeLike | None
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"features must be [..., D] for w: [D, K], got {x.shape} for w: {w.shape}")
     operands, sums = _dtypes(w, x, dtype)
-    rows = placement.flat_rows(x, x.ndim - 1).astype(operands)
+    rows = placement.flatten_rows(x, x.ndim - 1).astype(operands)
     bias = None if params.bias is None else params.bias.astype(sums)
     w, bias = _beside(rows, w.astype(sums), bias)
     scores = jax.lax.platform_dependent(w, bias, rows, cpu=_class_major, default=_scores)
-    return placement.unflat_rows(scores.T, x, x.ndim - 1)
+    return placement.unflatten_rows(scores.T, x, x.ndim - 1)
 
 
 def _dtypes(w: Array, x: Array, dtype: DTypeLike | None) -> tuple[DTypeLike, DTypeLike]:
@@ -128,18 +129,23 @@ def _beside(rows: Array, w: Array, bias: Array | None) -> tuple[Array, Array | N
 
     So a data-parallel model may lie in memory, but no array has two dimensions over one axis.
     """
-    inner, classes = placement.spec(w)
-    if not {*placement.names(placement.spec(rows)[0])} & {*placement.names(classes)}:
+    inner, classes = placement.partition_spec(w)
+    if not {*placement.axis_names(placement.partition_spec(rows)[0])} & {
+        *placement.axis_names(classes)
+    }:
         return w, bias
-    w = placement.resharded(w, w, inner, None)
-    return w, None if bias is None else placement.replicated(bias)
+    w = placement.reshard(w, w, inner, None)
+    return w, None if bias is None else placement.replicate(bias)
 
 
 def _scores(
     w: Array, bias: Array | None, rows: Array, hold: Callable[[Array], Array] = lambda a: a
 ) -> Array:
     """`[K, N]` scores; `hold` wraps what XLA would like to transpose back."""
-    (inner, classes), (examples, features) = placement.spec(w), placement.spec(rows)
+    (inner, classes), (examples, features) = (
+        placement.partition_spec(w),
+        placement.partition_spec(rows),
+    )
     # An Explicit mesh must be told that the parts of a sum over sharded features are added up.
     in_parts = inner is not None and features is not None
     out = placement.sharding(rows, classes, examples) if in_parts else None
@@ -157,9 +163,9 @@ def _product(w: Array, rows: Array, out: NamedSharding | None) -> Array:
     if w.dtype == rows.dtype:
         return jax.lax.dot_general(w, rows, over, out_sharding=out)
     dot = partial(jax.lax.dot_general, preferred_element_type=w.dtype)
-    examples, back = placement.spec(rows)[0], None
+    examples, back = placement.partition_spec(rows)[0], None
     if examples is not None:  # as above, of a sum over sharded examples
-        back = placement.sharding(rows, *placement.spec(w))
+        back = placement.sharding(rows, *placement.partition_spec(w))
 
     def push(rows: Array, w: Array) -> Array:
         return dot(w.astype(rows.dtype), rows, over, out_sharding=out)

@@ -35,10 +35,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from jaxsoftmax import calls, links, losses, placement, softmax_core, validation
 from jaxsoftmax.losses import weighted_mean
+from jaxsoftmax.validation import ArrayLike
 
 TOGETHER = 2**20  # confidences that are ranked at once, of some labels of all
 IN_SEQUENCE = 2**12  # at least so many terms are added one by one, in float32
@@ -723,16 +723,16 @@ def _of_steps(
     if c.ndim == 1:
         return _answer(of_label(c, positive, w), lost)
     # Some labels at a time: each needs ten arrays of N.
-    together = max(1, TOGETHER // max(1, c.shape[0])) if placement.known(c.shape[0]) else 1
+    together = max(1, TOGETHER // max(1, c.shape[0])) if placement.is_static(c.shape[0]) else 1
     columns = [c.T, positive.T, w.T]
     if together < c.shape[1]:
-        columns = [placement.replicated(a) for a in columns]  # no loop steps over a sharded axis
+        columns = [placement.replicate(a) for a in columns]  # no loop steps over a sharded axis
     return _answer(lax.map(lambda label: of_label(*label), columns, batch_size=together), lost)
 
 
 def _whole_columns(x: Array, like: Array) -> Array:
     """All examples of a label on one device: an Explicit mesh does not sort what it shards."""
-    return placement.resharded(x, like, None, *placement.spec(like)[1:])
+    return placement.reshard(x, like, None, *placement.partition_spec(like)[1:])
 
 
 def _ties(values: Array) -> tuple[Array, Array]:
@@ -861,7 +861,7 @@ def reliability(
 
 def _flat(x: Array) -> Array:
     """All numbers in one axis, on every device: an Explicit mesh does not sort what it shards."""
-    return placement.replicated(x).ravel()
+    return placement.replicate(x).ravel()
 
 
 def _equal_mass(p: Array, w: Array, bins: int) -> tuple[Array, Array]:
@@ -928,7 +928,7 @@ def expected_calibration_error(
         fifteen bins are of equal width.
     """
     # In the accumulation dtype: half-precision confidences would be off by more than they err.
-    z = validation.accumulated(validation.floating(logits))
+    z = validation.to_sum_dtype(validation.as_floats(logits))
     confidence = jnp.max(links.softmax(z), -1)
     return reliability(confidence, hits(z, labels), bins=bins, binning=binning, weights=weights)
 
@@ -1018,8 +1018,10 @@ def _resampled(
 
     def one(key: Array) -> Any:
         rows = jax.random.randint(key, (size,), 0, size)
-        values = metric(*(placement.taken(a, rows, a, placement.row_axes(a, size)) for a in arrays))
-        return jax.tree.map(lambda v: validation.accumulated(jnp.asarray(v)), values)
+        values = metric(
+            *(placement.take_rows(a, rows, a, placement.row_axes(a, size)) for a in arrays)
+        )
+        return jax.tree.map(lambda v: validation.to_sum_dtype(jnp.asarray(v)), values)
 
     return lax.map(one, jax.random.split(key, resamples), batch_size=batch_size)
 
@@ -1029,15 +1031,15 @@ def _resampled(
 
 def _classes(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
     """Logits, labels that exist, and which of them were in range."""
-    z = validation.accumulated(validation.floating(logits))
-    return z, *validation.class_labels(labels, z, validation.class_axis(z, -1))
+    z = validation.to_sum_dtype(validation.as_floats(logits))
+    return z, *validation.prepare_labels(labels, z, validation.normalize_axis(z, -1))
 
 
 def _labels(values: ArrayLike, targets: ArrayLike, name: str) -> tuple[Array, Array, Array]:
     """Values of each label, whether its target is 1, and where there is no answer."""
-    v = validation.accumulated(validation.floating(values, name))
-    t = validation.numbers(targets, "targets").astype(v.dtype)
-    validation.shaped(t, v.shape, "targets", f"that of {name}")
+    v = validation.to_sum_dtype(validation.as_floats(values, name))
+    t = validation.as_numbers(targets, "targets").astype(v.dtype)
+    validation.check_shape(t, v.shape, "targets", f"that of {name}")
     if name != "probabilities" and v.ndim not in (1, 2):
         raise ValueError(f"{name}: expected shape [N] or [N, L], got {v.shape}")
     return v, t == 1, jnp.isnan(v) | ((t != 0) & (t != 1))
@@ -1072,9 +1074,9 @@ def _counted_labels(weights: ArrayLike | None, bad: Array, dtype: Any) -> tuple[
 
 def _weights(weights: ArrayLike | None, shape: tuple[int, ...], dtype: Any) -> Array:
     """One weight an example: integers, unless they are given as floats, which get this dtype."""
-    w = validation.numbers(True if weights is None else weights, "weights")
+    w = validation.as_numbers(True if weights is None else weights, "weights")
     if w.ndim:
-        validation.shaped(w, shape, "weights", "one per example")
+        validation.check_shape(w, shape, "weights", "one per example")
     kind = dtype if jnp.issubdtype(w.dtype, jnp.floating) else jnp.result_type(int)
     return jnp.broadcast_to(w.astype(kind), shape)
 
@@ -1102,8 +1104,8 @@ def _sums(values: Array, index: tuple[Array, ...], shape: tuple[int, ...]) -> Ar
     sums of its own, and their sum is taken.
     """
     size, cells = values.shape[0], math.prod(shape)
-    block = max(IN_SEQUENCE, cells) if placement.known(cells) else cells
-    if placement.known(size, cells) and size <= block:
+    block = max(IN_SEQUENCE, cells) if placement.is_static(cells) else cells
+    if placement.is_static(size, cells) and size <= block:
         return jnp.zeros(shape, values.dtype).at[index].add(values)
     own = lax.iota(jnp.int32, size) // block
     return jnp.sum(
@@ -1117,7 +1119,7 @@ def _count(x: ArrayLike, name: str = "counts") -> Array:
         host = np.asarray(x)
         if host.dtype.kind in "iu" and host.max(initial=0) > jnp.iinfo(jnp.result_type(int)).max:
             x = host.astype(np.float32)
-    return validation.numbers(x, name)
+    return validation.as_numbers(x, name)
 
 
 @jax.jit
@@ -1143,7 +1145,7 @@ def _mean_of_known(values: Array) -> Array:
 def _floats(x: Array) -> Array:
     """Floats as they are, and counts as floats: NaN where an integer is negative."""
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return validation.accumulated(x)
+        return validation.to_sum_dtype(x)
     x = x.astype(jnp.result_type(float))
     return jnp.where(x < 0, jnp.nan, x)
 

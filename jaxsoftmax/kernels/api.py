@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array, export
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from jaxsoftmax import validation
 from jaxsoftmax.kernels import arguments, per_device, settings, shards, target
@@ -21,6 +21,7 @@ from jaxsoftmax.kernels.settings import Call
 from jaxsoftmax.kernels.target import Target
 from jaxsoftmax.kernels.tiles import Tiles
 from jaxsoftmax.kernels.types import Precision
+from jaxsoftmax.validation import ArrayLike
 
 
 class LinearLoss(NamedTuple):
@@ -488,7 +489,7 @@ def _run(function: Callable, call: Call, **arrays: ArrayLike | None) -> Any:
 
     What is assumed of the device is read while it is traced, and so belongs to its key.
     """
-    ready = {name: validation.argument(a, name) for name, a in arrays.items()}
+    ready = {name: validation.as_argument(a, name) for name, a in arrays.items()}
     return _program(function, call, target.current(), ready)
 
 

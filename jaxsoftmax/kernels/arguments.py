@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
-from jaxsoftmax import losses, placement, validation
+from jaxsoftmax import placement, validation
 from jaxsoftmax.kernels import primitives
 from jaxsoftmax.kernels.types import Head, Model
+from jaxsoftmax.validation import ArrayLike
 
 type Shaped = Callable[[Array], Array]  # numbers of the rows in the features' leading shape
 
@@ -34,10 +35,10 @@ def softmax_head(
     lead, k = features.shape[:-1], model.w.shape[1]
     mask = _mask(where, features, k)
     scores = jax.ShapeDtypeStruct((*lead, k), jnp.float32)
-    index, known = validation.class_labels(labels, scores, len(lead))  # type: ignore[arg-type]
-    counts = validation.valid_rows(valid, lead)
+    index, known = validation.prepare_labels(labels, scores, len(lead))  # type: ignore[arg-type]
+    counts = validation.broadcast_valid(valid, lead)
     index, known, counts = (_flat(a, features) for a in (index, known, counts))
-    model = model._replace(x=validation.count_rows(model.x, _live(mask, model.x), 1))
+    model = model._replace(x=validation.zero_ignored_rows(model.x, _live(mask, model.x), 1))
     return Head(*model, mask, index), known, counts, partial(_shaped, features)
 
 
@@ -55,24 +56,24 @@ def sigmoid_head(
     model, features = _linear_model(dtype, x, w, bias)
     lead, k = features.shape[:-1], model.w.shape[1]
     mask, counts = _mask(where, features, k), None
-    flags = None if valid is None else validation.flags(valid, "valid")
+    flags = None if valid is None else validation.as_flags(valid, "valid")
     if flags is not None and _fits(flags, lead):
-        counts = _flat(validation.broadcast(flags, lead, "valid"), features)
+        counts = _flat(validation.broadcast_to(flags, lead, "valid"), features)
     elif flags is not None:
-        each = _flat(validation.broadcast(flags, (*lead, k), "valid"), features)
+        each = _flat(validation.broadcast_to(flags, (*lead, k), "valid"), features)
         mask = each if mask is None else mask & each
-    t = validation.numbers(targets, "targets")
+    t = validation.as_numbers(targets, "targets")
     if t.ndim > 0:
-        validation.shaped(t, (*lead, k), "targets", "one per label")
+        validation.check_shape(t, (*lead, k), "targets", "one per label")
     t = _flat(jnp.broadcast_to(t, (*lead, k)), features)
     positive = None
     if pos_weight is not None:
-        p = validation.numbers(pos_weight, "pos_weight").astype(_sums(dtype, model))
-        positive = lax.stop_gradient(validation.broadcast(p, (k,), "pos_weight")[None, :])
+        p = validation.as_numbers(pos_weight, "pos_weight").astype(_sums(dtype, model))
+        positive = lax.stop_gradient(validation.broadcast_to(p, (k,), "pos_weight")[None, :])
     if (live := _live(mask, model.x)) is not None:
         counts = live if counts is None else live & counts
-    model = model._replace(x=validation.count_rows(model.x, counts, 1))
-    t = lax.stop_gradient(validation.count_rows(t, counts, 1))
+    model = model._replace(x=validation.zero_ignored_rows(model.x, counts, 1))
+    t = lax.stop_gradient(validation.zero_ignored_rows(t, counts, 1))
     return Head(*model, mask, t, positive), counts, partial(_shaped, features)
 
 
@@ -86,25 +87,27 @@ def row_weights(
     """Return the weights of the rows, 0 where one does not count."""
     features = jnp.asarray(features)
     values: Any = jax.ShapeDtypeStruct(features.shape[:-1], _sums(dtype, head.model))
-    w = validation.numbers(1 if weights is None else weights, "weights").astype(values.dtype)
-    return validation.count(_flat(losses._from_leading(w, values, "weights"), features), counts)
+    w = validation.as_numbers(1 if weights is None else weights, "weights").astype(values.dtype)
+    return validation.zero_ignored(
+        _flat(validation.broadcast_leading(w, values, "weights"), features), counts
+    )
 
 
 def _linear_model(
     dtype: DTypeLike | None, x: ArrayLike, w: ArrayLike, bias: ArrayLike | None
 ) -> tuple[Model, Array]:
     """Features as a matrix, w and bias; and the features as they came."""
-    rows, w = validation.floating(x, "x"), validation.floating(w, "w")
-    if not placement.known(*w.shape):
+    rows, w = validation.as_floats(x, "x"), validation.as_floats(w, "w")
+    if not placement.is_static(*w.shape):
         raise ValueError(f"w: expected sizes that are numbers, got {w.shape}; x's may be symbols")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w: expected [D, K] with D and K at least 1, got {w.shape}")
     if rows.ndim < 1 or rows.shape[-1] != w.shape[0]:
         raise ValueError(f"x: expected [..., D] with D = {w.shape[0]}, got {rows.shape}")
-    model = Model(placement.flat_rows(rows, rows.ndim - 1), w, None)
+    model = Model(placement.flatten_rows(rows, rows.ndim - 1), w, None)
     if bias is not None:
-        b = validation.shaped(
-            validation.floating(bias, "bias"), w.shape[1:], "bias", "one per class"
+        b = validation.check_shape(
+            validation.as_floats(bias, "bias"), w.shape[1:], "bias", "one per class"
         )
         model = model._replace(bias=b.astype(_sums(dtype, model)))
     return model, rows
@@ -119,10 +122,10 @@ def _mask(where: ArrayLike | None, features: Array, k: int) -> Array | None:
     """`where` as `[1, K]` if it is one for all examples, else as `[N, K]`."""
     if where is None:
         return None
-    mask = validation.boolean(where, "where")
+    mask = validation.as_bools(where, "where")
     if mask.shape == (k,):
         return mask[None, :]
-    return _flat(validation.broadcast(mask, (*features.shape[:-1], k), "where"), features)
+    return _flat(validation.broadcast_to(mask, (*features.shape[:-1], k), "where"), features)
 
 
 def _live(mask: Array | None, x: Array) -> Array | None:
@@ -141,9 +144,13 @@ def _fits(x: Array, shape: tuple[Any, ...]) -> bool:
 def _flat(a: Array | None, features: Array) -> Any:
     """What belongs to the rows, in the order and the place of the features' rows: `[N, ...]`."""
     lead = features.ndim - 1
-    return None if a is None else placement.flat_rows(placement.like_rows(a, features, lead), lead)
+    return (
+        None
+        if a is None
+        else placement.flatten_rows(placement.shard_like_rows(a, features, lead), lead)
+    )
 
 
 def _shaped(features: Array, a: Array) -> Array:
     """Numbers of the rows in the features' leading shape."""
-    return placement.unflat_rows(a, features, features.ndim - 1)
+    return placement.unflatten_rows(a, features, features.ndim - 1)

@@ -16,7 +16,7 @@ from jaxsoftmax.kernels.types import Head, Options
 def prepare(call: Call, head: Head) -> tuple[Options, str]:
     """The options of a call on these arrays, and the name of the implementation to run."""
     n, k = head.x.shape[0], head.w.shape[1]
-    n = max(n, 1) if placement.known(n) else sizes.MAX_CHUNK_ROWS
+    n = max(n, 1) if placement.is_static(n) else sizes.MAX_CHUNK_ROWS
     tiles = sizes.choose(n, k, memory=call.memory) if call.tiles is None else call.tiles
     dtype = primitives.operand_dtype(call.dtype, head.model)
     options = Options(tiles, target.current(), dtype, call.softcap, call.precision, call.stats)

@@ -44,21 +44,21 @@ def over_shards(
         per_row: whether the results are `[N]`.
     """
     given = (head, *numbers)
-    sharded = [a for a in jax.tree.leaves(given) if any(placement.spec(a))]
+    sharded = [a for a in jax.tree.leaves(given) if any(placement.partition_spec(a))]
     if not sharded or call.implementation == "reference" or head.x.shape[0] == 0:
-        return function(call, Axes(), *placement.join(*given))
+        return function(call, Axes(), *placement.match_varying_axes(*given))
     axes = _axes(head)
     row = PartitionSpec(axes.rows or None)
     specs = _specs(head, axes), *(None if a is None else row for a in numbers)
-    placed = jax.tree.map(lambda a, s: placement.resharded(a, sharded[0], *s), given, specs)
+    placed = jax.tree.map(lambda a, s: placement.reshard(a, sharded[0], *s), given, specs)
     mesh = jax.typeof(sharded[0]).sharding.mesh
     out_specs = row if per_row else PartitionSpec()
 
     def local(head: Head, *numbers: Array | None) -> Any:
         # Numbers of the rows are the same for all classes, and so is what is made of them.
         if axes.classes:
-            return function(call, axes, *placement.join(head), *numbers)
-        return function(call, axes, *placement.join(head, *numbers))
+            return function(call, axes, *placement.match_varying_axes(head), *numbers)
+        return function(call, axes, *placement.match_varying_axes(head, *numbers))
 
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
@@ -69,8 +69,8 @@ def over_shards(
 
 def _axes(head: Head) -> Axes:
     """Return the axes of x's rows, and those of w's classes that the rows do not use."""
-    rows = placement.names(placement.spec(head.x)[0])
-    classes = placement.names(placement.spec(head.w)[1])
+    rows = placement.axis_names(placement.partition_spec(head.x)[0])
+    classes = placement.axis_names(placement.partition_spec(head.w)[1])
     return Axes(rows, tuple(name for name in classes if name not in rows))
 
 

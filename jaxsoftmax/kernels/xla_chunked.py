@@ -11,7 +11,7 @@ Two routes, with different memory and different numbers of products of N D K:
   classes know nothing of each other, blocks of classes do.
 
 Where the arrays live on a mesh, a block takes a part of each group of classes, or of rows
-(`placement.groups`), so that no device waits for another.
+(`placement.count_groups`), so that no device waits for another.
 
 K need not be a multiple of the block. The last block starts at K - block, with the classes that
 another block has masked, the label's hit included; it goes first, so that the other overwrites
@@ -204,7 +204,7 @@ def scan_rows(
         times_w: the product that makes x's gradient.
     """
     n, axis = head.x.shape[0], class_axis
-    groups, sums = placement.groups(head.x, 0), primitives.sum_dtype(head.x.dtype)
+    groups, sums = placement.count_groups(head.x, 0), primitives.sum_dtype(head.x.dtype)
     size = max(chunk_size // groups, 1)
     start = ModelTangents(
         None if needs_grad.x is None else jnp.zeros_like(head.x, needs_grad.x),
@@ -215,7 +215,7 @@ def scan_rows(
     def step(carry: tuple[Array, ModelTangents], i: Array | int) -> tuple[Array, ModelTangents]:
         nll, (x, w, bias) = carry
         cut = Cut(jnp.minimum(i * size, n // groups - size), size, groups)
-        rows = partial(placement.take, cut=cut, axis=0)
+        rows = partial(placement.take_block, cut=cut, axis=0)
         chunk = head._replace(x=rows(head.x), targets=rows(head.targets))
         if head.where is not None and head.where.shape[0] > 1:
             chunk = chunk._replace(where=rows(head.where))
@@ -225,12 +225,12 @@ def scan_rows(
         # What another chunk has as well adds nothing to the sums.
         scale = jnp.where(cut.since(i * size) & counted, rows(weights), 0)
         value, dz = gradient(chunk, counted, scale)
-        nll = placement.put(nll, value, cut, 0)
+        nll = placement.put_block(nll, value, cut, 0)
         # At the device's full half-precision rate: the gradient in the logits is cast down first.
         low = dz.astype(chunk.x.dtype)
         if x is not None:
             dx = times_w(low, chunk.w, axis, options.precision).astype(x.dtype)
-            x = placement.put(x, dx, cut, 0)
+            x = placement.put_block(x, dx, cut, 0)
         if w is not None:
             a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
             w = w + primitives.dot(a, b, (1 - axis, 0), options.precision)
@@ -314,11 +314,13 @@ def _binary_gradient(head: Head, block: _Block) -> Array:
 
 
 def _truth(head: Head, block: _Block) -> Array:
-    return placement.take(head.targets, block.cut, 1)
+    return placement.take_block(head.targets, block.cut, 1)
 
 
 def _which(head: Head, block: _Block) -> dict[str, Array | None]:
-    weight = None if head.pos_weight is None else placement.take(head.pos_weight, block.cut, 1)
+    weight = (
+        None if head.pos_weight is None else placement.take_block(head.pos_weight, block.cut, 1)
+    )
     live = _both(block.exists, block.fresh)
     return {
         "pos_weight": weight,
@@ -334,18 +336,18 @@ def _block(head: Head, i: Array | int, size: int, groups: int, options: Options)
     whole = part % size == 0
     cut = Cut(i * size if whole else jnp.minimum(i * size, part - size), size, groups)
     fresh = None if whole else cut.since(i * size)[None, :]
-    exists = None if head.where is None else placement.take(head.where, cut, 1)
-    w = placement.take(head.w, cut, 1)
+    exists = None if head.where is None else placement.take_block(head.where, cut, 1)
+    w = placement.take_block(head.w, cut, 1)
     z = primitives.dot(head.x, w, (1, 0), options.precision)
     if head.bias is not None:
-        z = z + placement.take(head.bias, cut, 0)[None, :]
+        z = z + placement.take_block(head.bias, cut, 0)[None, :]
     z, slope = primitives.mask_and_cap(z, _both(exists, fresh), options.softcap)
     return _Block(cut, w, z, slope, exists, fresh)
 
 
 def _over_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, options: Options) -> T:
     """Fold the blocks of classes, the last one first; derivatives compute them again."""
-    groups = placement.groups(head.w, 1)
+    groups = placement.count_groups(head.w, 1)
     part = head.w.shape[1] // groups
     size = max(min(options.tiles.classes // groups, part), 1)
 
@@ -370,10 +372,10 @@ def _moved(head: Head, tangents: ModelTangents, block: _Block, options: Options)
     if tangents.x is not None:
         dz += primitives.dot(tangents.x, block.w, (1, 0), options.precision)
     if tangents.w is not None:
-        dw = placement.take(tangents.w, block.cut, 1)
+        dw = placement.take_block(tangents.w, block.cut, 1)
         dz += primitives.dot(head.x, dw, (1, 0), options.precision)
     if tangents.bias is not None:
-        dz += placement.take(tangents.bias, block.cut, 0)[None, :]
+        dz += placement.take_block(tangents.bias, block.cut, 0)[None, :]
     return _through(block, dz)
 
 
@@ -420,13 +422,13 @@ def add_block(
     # At the device's full half-precision rate: the gradient in the logits is cast down first.
     low = dz.astype(head.x.dtype)
     if x is not None:
-        x = x + primitives.dot(low, placement.take(head.w, cut, 1), (1, 1), precision)
+        x = x + primitives.dot(low, placement.take_block(head.w, cut, 1), (1, 1), precision)
     if w is not None:
         dw = primitives.weight_gradient(head.x, low, precision).astype(w.dtype)
-        w = placement.put(w, dw, cut, 1)
+        w = placement.put_block(w, dw, cut, 1)
     if bias is not None:
         sums = jnp.sum(dz, 0, dtype=bias.dtype)
-        bias = placement.put(bias, sums, cut, 0)
+        bias = placement.put_block(bias, sums, cut, 0)
     return ModelTangents(x, w, bias)
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
@@ -18,6 +17,7 @@ from jaxsoftmax.solvers.driver import Outcome, minimise
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
 from jaxsoftmax.solvers.warm_start import Path
+from jaxsoftmax.validation import ArrayLike
 
 MEMORY = 4 * 2**30  # bytes, for what is made beside the features
 

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from jaxsoftmax import losses, validation
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.solvers import matvec, sparse
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.validation import ArrayLike
 
 SMALL = 2**24  # features times classes: up to here float64 costs nothing worth a thought
 LARGEST = {"float32": 1e15, "float64": 1e100}  # so that no sum of squares overflows
@@ -46,7 +46,7 @@ def data(
     head = _head(loss)
     x = _matrix(features)
     s = _weights(weights, x.shape[0])
-    x, t = _features(x, s > 0, memory), validation.on_host(targets)
+    x, t = _features(x, s > 0, memory), validation.to_host(targets)
     c = None if class_weights is None else _class_weights(class_weights)
     if loss is losses.cross_entropy:
         t, classes = _labels(t, s > 0, classes if c is None else len(c))
@@ -66,7 +66,7 @@ def _matrix(features: Any) -> Any:
         x = features.tocsr() if features.ndim == 2 else features
         x = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
     else:
-        x = validation.on_host(features)
+        x = validation.to_host(features)
     if x.dtype.name == "bfloat16" or x.dtype == np.float16:
         x = x.astype(np.float32)
     if x.dtype not in (np.float32, np.float64):
@@ -129,7 +129,7 @@ def _fault(x: Any) -> str | None:
 
 def numbers(x: ArrayLike, name: str) -> np.ndarray:
     """Real numbers or bools on the host, in the dtype they have."""
-    a = validation.on_host(x)
+    a = validation.to_host(x)
     if not any(jnp.issubdtype(a.dtype, kind) for kind in (np.bool_, np.integer, np.floating)):
         raise TypeError(f"{name}: expected real numbers or bools, got {a.dtype}")
     return a
@@ -224,7 +224,11 @@ def _distributions(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _slack(t: np.ndarray) -> float:
     """By how much rounding may take a probability of this dtype out of [0, 1]."""
-    return validation.ROUNDING * float(jnp.finfo(t.dtype).eps) if t.dtype.kind not in "biu" else 0.0
+    return (
+        validation.ROUNDING_ULPS * float(jnp.finfo(t.dtype).eps)
+        if t.dtype.kind not in "biu"
+        else 0.0
+    )
 
 
 def _class_weights(class_weights: ArrayLike) -> np.ndarray:

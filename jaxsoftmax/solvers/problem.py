@@ -112,17 +112,17 @@ def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array]:
         every = jnp.ones(index.shape, bool)
         return softmax_core.value_and_gradient(z, index, every, every, 1)
     t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
-    p, rest = links._sigmoid(z), links._sigmoid(-z)
-    loss = _term(t, links._softplus(-z)) + _term(1 - t, links._softplus(z))
+    p, rest = links.sigmoid_values(z), links.sigmoid_values(-z)
+    loss = _term(t, links.softplus_values(-z)) + _term(1 - t, links.softplus_values(z))
     return loss.sum(1), (1 - t) * p - t * rest
 
 
 def _of_distributions(z: Array, t: Array) -> tuple[Array, Array]:
     """-sum_k t_k log p_k and p - t, as p (1 - t) - t (1 - p): of one-hot codes nothing cancels."""
-    p = links._softmax(z, None, 1)
+    p = links.softmax_values(z, None, 1)
     others = jnp.sum(jnp.where(p > 0.5, 0, p), 1, keepdims=True)
     rest = jnp.where(p > 0.5, others, 1 - p)
-    return _term(t, -links._log_softmax(z, 1)).sum(1), p * (1 - t) - t * rest
+    return _term(t, -links.log_softmax_values(z, 1)).sum(1), p * (1 - t) - t * rest
 
 
 def _term(coefficient: Array, value: Array) -> Array:

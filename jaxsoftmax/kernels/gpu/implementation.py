@@ -68,7 +68,7 @@ ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kerne
 def unsupported(head: Head, options: Options) -> str | None:
     """What the tensor cores multiply, and which GPUs have them."""
     k, dtype, gaps = head.w.shape[1], head.x.dtype, _gaps(head)
-    if not placement.known(*head.x.shape, *head.w.shape):
+    if not placement.is_static(*head.x.shape, *head.w.shape):
         return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
@@ -144,7 +144,7 @@ def _tiles(
     inputs += [] if targets is None else [targets]
     sizes = (1, 1, 1, len(columns), len(rows), len(inputs) - 3 - len(columns) - len(rows))
     pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
-    gaps, slack = _gaps(head) is not None, validation._rounding(head.targets)
+    gaps, slack = _gaps(head) is not None, validation.rounding_slack(head.targets)
     (generation,) = _generations(options)
 
     def body(*refs: Any) -> None:
@@ -183,7 +183,7 @@ def _tiles(
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
         found = jaxpr_as_fun(jax.make_jaxpr(kernel)(*shapes))(*inputs)
     # Both forget over which mesh axes their inputs vary.
-    return placement.join(x, *found)[1:]
+    return placement.match_varying_axes(x, *found)[1:]
 
 
 def _shares(k: int, options: Options) -> tuple[int, int]:
@@ -300,14 +300,18 @@ def value_and_gradients(
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
     if not any(needs_grad):
-        head = head if valid is None else head._replace(x=validation.count_rows(head.x, valid, 1))
+        head = (
+            head
+            if valid is None
+            else head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
+        )
         nll, _ = primitives.row_loss(forward(head, options))
-        return validation.count(nll, valid), ModelTangents(None, None, None)
+        return validation.zero_ignored(nll, valid), ModelTangents(None, None, None)
     shape, head = head.w.shape, _aligned(head)
 
     def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
         nll, dz = _row_gradient(chunk, scale, options)
-        return validation.count(nll, valid), dz
+        return validation.zero_ignored(nll, valid), dz
 
     def times_w(dz: Array, w: Array, axis: int, precision: Any) -> Array:
         # Of whole tiles of classes XLA makes no padded copy.

@@ -153,7 +153,9 @@ def run(
 
     It writes `array`s, which vary over the mesh axes over which its inputs do.
     """
-    start, like = placement.join(jnp.full(1, first, jnp.int32), jax.tree.leaves(inputs)[0])
+    start, like = placement.match_varying_axes(
+        jnp.full(1, first, jnp.int32), jax.tree.leaves(inputs)[0]
+    )
     return pl.pallas_call(
         partial(kernel, grid),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -163,7 +165,9 @@ def run(
             out_specs=output_places,
             scratch_shapes=[pltpu.VMEM(grid.tile[:2], jnp.float32)],
         ),
-        out_shape=jax.tree.map(lambda a: placement.struct(a.shape, a.dtype, like), outputs),
+        out_shape=jax.tree.map(
+            lambda a: placement.shape_dtype_struct(a.shape, a.dtype, like), outputs
+        ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=grid.vmem,
@@ -237,7 +241,7 @@ def readable(a: Array) -> Array:
         return a.astype(jnp.int8)
     if jnp.issubdtype(a.dtype, jnp.floating):
         # Here, for in float32 a rounding of half precision is no longer seen to be one.
-        return validation.in_unit(a, jnp.float32)
+        return validation.clip_probabilities(a, jnp.float32)
     return jnp.where((a == 0) | (a == 1), a.astype(jnp.int8), 2)
 
 

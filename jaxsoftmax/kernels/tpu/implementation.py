@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jaxsoftmax import losses, placement, validation
+from jaxsoftmax import placement, softmax_core, validation
 from jaxsoftmax.kernels import primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.primitives import relative_exp
@@ -66,7 +66,7 @@ PRECISIONS = (None, "default", "high", "highest", *lax.Precision)
 
 def unsupported(head: Head, options: Options) -> str | None:
     """What the matrix unit cannot do; any N, D, K and mask will do."""
-    if not placement.known(*head.x.shape, *head.w.shape):
+    if not placement.is_static(*head.x.shape, *head.w.shape):
         return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if head.x.dtype.name not in DTYPES:
         return f"it needs features and weights in {' or '.join(DTYPES)}, got {head.x.dtype}"
@@ -148,13 +148,17 @@ def value_and_gradients(
 ) -> tuple[Array, ModelTangents]:
     """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
     if not any(needs_grad):
-        head = head if valid is None else head._replace(x=validation.count_rows(head.x, valid, 1))
+        head = (
+            head
+            if valid is None
+            else head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
+        )
         nll, _ = primitives.row_loss(forward(head, options))
-        return validation.count(nll, valid), ModelTangents(None, None, None)
+        return validation.zero_ignored(nll, valid), ModelTangents(None, None, None)
 
     def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
         nll, dz = _row_gradient(chunk, scale, options)
-        return validation.count(nll, valid), dz
+        return validation.zero_ignored(nll, valid), dz
 
     # As many rows as give exponentials in x's dtype the bytes of XLA's rows.
     most = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
@@ -273,14 +277,14 @@ def _each_label(
     """
     z, slope, _, exists = grids.scores(grid, j, head, scores)
     weight = None if head.pos_weight is None else head.pos_weight[...]
-    z, t, w, _ = validation.binary_arguments(z, head.targets[...], weight, None, exists)
+    z, t, w, _ = validation.prepare_binary(z, head.targets[...], weight, None, exists)
     wt = t if w is None else w * t
     e = jnp.exp(-jnp.abs(z))
     if values is not None:
         small = primitives.log1p(e)
-        positive = losses._term(wt, jnp.maximum(-z, 0) + small)
-        negative = losses._term(1 - t, jnp.maximum(z, 0) + small)
-        values[...] += row_sum(validation.count(positive + negative, exists))
+        positive = softmax_core.weighted_term(wt, jnp.maximum(-z, 0) + small)
+        negative = softmax_core.weighted_term(1 - t, jnp.maximum(z, 0) + small)
+        values[...] += row_sum(validation.zero_ignored(positive + negative, exists))
     if dz is not None:
         one, other = jnp.where(z >= 0, 1, e), jnp.where(z >= 0, e, 1)
         found = ((1 - t) * one - wt * other) / (1 + e) * weights[...]
