@@ -1,7 +1,7 @@
-"""The settings of a call: checked before anything runs, in the form that programs are keyed by.
+"""The settings of a call, checked before anything runs and normalized as keys of programs.
 
-NumPy's numbers and strings become Python's, and names of dtypes and precisions what they stand for,
-so that one setting written in two ways is one compiled program.
+NumPy's numbers and strings become Python's, and names become the dtypes and precisions that they
+stand for, so that one setting written in two ways gives one compiled program.
 """
 
 from contextlib import suppress
@@ -20,10 +20,10 @@ from jaxsoftmax.kernels.types import Precision
 
 
 class Implementation(NamedTuple):
-    """One of the fused losses' implementations."""
+    """An implementation of the fused losses."""
 
     module: str
-    platform: str | None  # the platform it needs, if any
+    platform: str | None  # the platform that it needs, if any
 
 
 # In the order in which they are tried. The kernels for accelerators come after the implementation
@@ -36,13 +36,13 @@ IMPLEMENTATIONS = {
 
 type Number = float | np.number | Array
 
-# What float32 holds: a softcap that rounds to 0 or infinity would make every logit NaN.
-LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+# The range of float32: a softcap that rounds to 0 or infinity would make every logit NaN.
+MIN_SOFTCAP, MAX_SOFTCAP = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Call:
-    """The settings of a user's call, which are known at compile time."""
+    """The settings that a user passes to a call, which are known at compile time."""
 
     softcap: float | None
     precision: Precision
@@ -63,31 +63,36 @@ def check(
     tiles: Tiles | None,
     stats: bool = False,
 ) -> Call:
-    """Return the settings; a TypeError or ValueError names the one that is none."""
+    """Return the settings, normalized.
+
+    Raises:
+        TypeError: if a setting has the wrong type or is not known at compile time.
+        ValueError: if a setting has a value that it cannot take.
+    """
     if tiles is not None and not isinstance(tiles, Tiles):
         raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
     return Call(
-        None if softcap is None else _softcap(softcap),
-        _precision(precision),
-        None if dtype is None else _dtype(dtype),
-        None if memory is None else _memory(memory),
-        None if implementation is None else _implementation(implementation),
+        None if softcap is None else _check_softcap(softcap),
+        _check_precision(precision),
+        None if dtype is None else _check_dtype(dtype),
+        None if memory is None else _check_memory(memory),
+        None if implementation is None else _check_implementation(implementation),
         tiles,
         stats,
     )
 
 
-def _softcap(softcap: Number) -> float:
-    value = _python(softcap, "softcap", "a positive number")
+def _check_softcap(softcap: Number) -> float:
+    value = _to_python(softcap, "softcap", "a positive number")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"softcap: expected a positive number, got {softcap!r}")
-    if not LEAST <= value <= MOST:  # type: ignore[operator]
+    if not MIN_SOFTCAP <= value <= MAX_SOFTCAP:  # type: ignore[operator]
         raise ValueError(f"softcap: expected a positive number, got {softcap!r}")
     return float(value)
 
 
-def _memory(memory: Number) -> int:
-    value = _python(memory, "memory", "a number of bytes")
+def _check_memory(memory: Number) -> int:
+    value = _to_python(memory, "memory", "a number of bytes")
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"memory: expected a number of bytes, an integer, got {memory!r}")
     if value < 1:
@@ -95,11 +100,11 @@ def _memory(memory: Number) -> int:
     return int(value)
 
 
-def _python(x: Any, name: str, expected: str) -> Any:
-    """A number of NumPy or JAX as Python's."""
+def _to_python(x: Any, name: str, expected: str) -> Any:
+    """Return a scalar of NumPy or JAX as a Python number, and anything else as it is."""
     if isinstance(x, jax.core.Tracer):
         raise TypeError(
-            f"{name}: expected {expected} that is known when the program is compiled, "
+            f"{name}: expected {expected} that is known at compile time, "
             f"got a tracer, {x}; make it a static argument"
         )
     return np.asarray(x).item() if isinstance(x, np.generic) or _is_scalar_array(x) else x
@@ -109,10 +114,10 @@ def _is_scalar_array(x: Any) -> bool:
     return isinstance(x, np.ndarray | Array) and x.ndim == 0
 
 
-def _precision(precision: Any) -> Any:
-    """Strings as what they name; two of them where the operands have one each."""
+def _check_precision(precision: Any) -> Any:
+    """Return a precision, or two where each operand has its own; strings become precisions."""
     if isinstance(precision, list | tuple) and len(precision) == 2:
-        return _precision(precision[0]), _precision(precision[1])
+        return _check_precision(precision[0]), _check_precision(precision[1])
     if precision is None or isinstance(
         precision, lax.Precision | lax.DotAlgorithm | lax.DotAlgorithmPreset
     ):
@@ -128,19 +133,19 @@ def _precision(precision: Any) -> Any:
     )
 
 
-def _dtype(dtype: DTypeLike) -> np.dtype:
+def _check_dtype(dtype: DTypeLike) -> np.dtype:
     try:
-        found = jnp.dtype(dtype)
+        normalized = jnp.dtype(dtype)
     except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
+        normalized = None
+    if normalized is None or not jnp.issubdtype(normalized, jnp.floating):
         raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}")
-    return jax.dtypes.canonicalize_dtype(found)
+    return jax.dtypes.canonicalize_dtype(normalized)
 
 
-def _implementation(implementation: str) -> str:
-    known = *IMPLEMENTATIONS, "reference"
-    if not isinstance(implementation, str) or implementation not in known:
-        expected = ", ".join(known)
+def _check_implementation(implementation: str) -> str:
+    names = *IMPLEMENTATIONS, "reference"
+    if not isinstance(implementation, str) or implementation not in names:
+        expected = ", ".join(names)
         raise ValueError(f"implementation: expected one of {expected}, got {implementation!r}")
     return str(implementation)
