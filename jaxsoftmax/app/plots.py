@@ -1,24 +1,24 @@
-"""Figures of a fit, each a matplotlib `Figure` of its own, for a notebook or for the report.
+"""Figures of a fit, each a separate matplotlib `Figure`, for a notebook or for the report.
 
     learning_curves        loss and accuracy by epoch
-    regularisation_curve   held-out loss by the strength of the penalty
-    confusion_matrix       of true and predicted classes, readable from 2 to 100 of them
-    reliability_diagram    probabilities against frequencies, before and after a calibration
+    regularization_curve   held-out loss by the strength of the penalty
+    confusion_matrix       true against predicted classes, readable for 2 to 100 of them
+    reliability_diagram    frequencies against probabilities, before and after calibration
     class_templates        the weights of a model of images, as images
-    top_features           the features that weigh most for each class
-    mistakes               images, with what was read into them
-    residuals              predicted numbers against true ones
+    top_features           the features with the largest weights for each class
+    mistakes               misclassified images, with their predictions
+    residuals              predicted against true numbers
 
-They are made without pyplot, so they have no state and no backend: `figure.savefig(path)` writes
-one, and a notebook after `%matplotlib inline` shows one. Blue and orange, which the colour-blind
-tell apart, mean right and wrong, or for and against. Heat maps vary the opacity of a colour rather
-than the colour, so that they stand on a light page and on a dark one.
+The figures are made without pyplot and have neither state nor a backend: `figure.savefig(path)`
+writes one, and a notebook shows one after `%matplotlib inline`. Blue and orange, which color-blind
+readers can distinguish, mean right and wrong, or for and against. Heat maps vary the opacity of a
+color rather than the color, so that they suit both light and dark pages.
 """
 
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -29,9 +29,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
+from jaxsoftmax.app.text import JOINERS, replace_unprintable, shorten
 from jaxsoftmax.metrics import Reliability
 
-# Every colour of text and lines. The report gives each a second value, for a dark page.
 PALETTE = {
     "page": "#ffffff",
     "ink": "#22272e",
@@ -40,6 +40,8 @@ PALETTE = {
     "blue": "#0a6ebd",
     "orange": "#cc5500",
 }
+"""The colors of all text and lines. The report gives each a second value for dark pages."""
+
 BLUE, ORANGE = PALETTE["blue"], PALETTE["orange"]
 STYLE = {
     "font.size": 9,
@@ -62,25 +64,29 @@ STYLE = {
     "ytick.color": PALETTE["muted"],
     "ytick.labelcolor": PALETTE["ink"],
 }
-WIDTH = 4.6  # inches; a phone shows that with letters that can still be read
-WIDE = 7.2  # for what needs more
 
-# Up to so many classes a confusion matrix has counts in its cells, and names on all its rows.
-CELLS_WITH_COUNTS = 15
-ROWS_WITH_NAMES = 40
+WIDTH = 4.6
+"""The width of a figure in inches, at which letters are still readable on a phone."""
+WIDE = 7.2
+"""The width in inches of figures that need more room."""
+
+MAX_CLASSES_WITH_COUNTS = 15
+"""The largest number of classes for which the cells of a confusion matrix show their counts."""
+MAX_CLASSES_WITH_NAMES = 40
+"""The largest number of classes for which a confusion matrix names all rows and columns."""
 
 
 def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
-    """Loss and accuracy by epoch, of training and of validation data.
+    """Loss and accuracy by epoch, of training and validation data.
 
-    The epoch of least validation loss, whose parameters a fit with patience keeps, is marked.
+    The epoch of lowest validation loss is marked; a fit with patience keeps its parameters.
 
     Args:
-        history: of `FitResult`, one number per epoch under "loss", and where there are such under
-            "accuracy", "validation_loss", "validation_accuracy".
+        history: the history of a `FitResult`: one number per epoch under "loss" and, optionally,
+            "accuracy", "validation_loss" and "validation_accuracy".
 
     Returns:
-        A figure with one panel for the loss and one for the accuracy, if there is one.
+        A figure with a panel for the loss and, if there is one, a panel for the accuracy.
 
     Example:
         >>> import numpy as np
@@ -90,73 +96,73 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
         1
     """
     panels = [name for name in ("loss", "accuracy") if name in history]
-    with _figure(WIDTH, 0.4 + 2.1 * len(panels)) as figure:
+    with _new_figure(WIDTH, 0.4 + 2.1 * len(panels)) as figure:
         column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(column, panels, strict=True):
-            _curve(axes, history[name], "training", ORANGE)
+            _draw_curve(axes, history[name], "training", ORANGE)
             if f"validation_{name}" in history:
-                _curve(axes, history[f"validation_{name}"], "validation", BLUE)
-                _mark_best(axes, history, name)
+                _draw_curve(axes, history[f"validation_{name}"], "validation", BLUE)
+                _mark_best_epoch(axes, history, name)
             axes.set_title(name)
         _scale_losses(column[0])
         if "accuracy" in panels:
-            column[-1].yaxis.set_major_formatter(FuncFormatter(_percent))
+            column[-1].yaxis.set_major_formatter(FuncFormatter(_format_percent))
         column[0].legend(loc="best")
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure
 
 
-def regularisation_curve(C: ArrayLike, loss: ArrayLike, *, error: ArrayLike) -> Figure:
+def regularization_curve(C: ArrayLike, loss: ArrayLike, *, error: ArrayLike) -> Figure:
     """Held-out loss against the inverse strength of the penalty.
 
     Args:
-        C: `[P]`, rising.
-        loss: of held-out examples, `[P]`; the least is marked.
-        error: its standard error, `[P]`.
+        C: `[P]`, increasing.
+        loss: the loss of held-out examples, `[P]`; the lowest is marked.
+        error: the standard error of the loss, `[P]`.
 
     Returns:
         A figure.
 
     Example:
         >>> from jaxsoftmax.app import plots
-        >>> figure = plots.regularisation_curve([0.1, 1, 10], [2, 1, 1.5], error=[0.1, 0.1, 0.2])
+        >>> figure = plots.regularization_curve([0.1, 1, 10], [2, 1, 1.5], error=[0.1, 0.1, 0.2])
         >>> len(figure.axes)
         1
     """
     strengths, losses, errors = (np.asarray(a, float) for a in (C, loss, error))
-    with _figure(WIDTH, 2.6) as figure:
+    with _new_figure(WIDTH, 2.6) as figure:
         axes = figure.subplots()
         axes.fill_between(strengths, losses - errors, losses + errors, color=BLUE, alpha=0.2)
         axes.plot(strengths, losses, color=BLUE, marker="o", markersize=3)
         if np.isfinite(losses).any():
             best = int(np.nanargmin(losses))
-            axes.plot(strengths[best], losses[best], "o", color=ORANGE, label="least")
+            axes.plot(strengths[best], losses[best], "o", color=ORANGE, label="lowest")
             axes.legend(loc="best")
         axes.set_xscale("log")
         _scale_losses(axes)
-        axes.set_xlabel("C, weaker penalties to the right")
+        axes.set_xlabel("C (the penalty weakens to the right)")
         axes.set_title("held-out loss")
     return figure
 
 
-def _curve(axes: Axes, values: np.ndarray, label: str, color: str) -> None:
+def _draw_curve(axes: Axes, values: np.ndarray, label: str, color: str) -> None:
     epochs = np.arange(1, len(values) + 1)
-    alone = "o" if len(values) == 1 else ""  # which no line would show
-    axes.plot(epochs, values, label=label, color=color, marker=alone)
+    marker = "o" if len(values) == 1 else ""  # a line through one point is invisible
+    axes.plot(epochs, values, label=label, color=color, marker=marker)
 
 
 def _scale_losses(axes: Axes) -> None:
-    """Logarithms where losses go over two decades; numbers in full, without powers of ten aside."""
+    """Use a log scale where losses span over two decades, and numbers without a common factor."""
     losses = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     losses = losses[np.isfinite(losses)]
     if losses.size and 0 < 100 * losses.min() < losses.max():
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(_number))
+    axes.yaxis.set_major_formatter(FuncFormatter(_format_number))
 
 
-def _mark_best(axes: Axes, history: Mapping[str, np.ndarray], name: str) -> None:
+def _mark_best_epoch(axes: Axes, history: Mapping[str, np.ndarray], name: str) -> None:
     losses = np.asarray(history.get("validation_loss", ()))
     if not np.isfinite(losses).any():
         return
@@ -166,47 +172,47 @@ def _mark_best(axes: Axes, history: Mapping[str, np.ndarray], name: str) -> None
         history[f"validation_{name}"][best],
         "o",
         color=BLUE,
-        label=f"least validation loss, epoch {best + 1}",
+        label=f"lowest validation loss, epoch {best + 1}",
     )
 
 
-def most_confused(counts: np.ndarray, *, limit: int) -> list[tuple[int, int]]:
-    """Find the largest cells beside the diagonal of a confusion matrix.
+def most_confused_pairs(counts: np.ndarray, *, limit: int) -> list[tuple[int, int]]:
+    """Find the largest cells off the diagonal of a confusion matrix.
 
     Args:
-        counts: of `metrics.confusion_matrix`, `[K, K]`.
-        limit: how many at most.
+        counts: the result of `metrics.confusion_matrix`, `[K, K]`.
+        limit: the largest number of pairs to return.
 
     Returns:
-        Pairs of a true class and the class that was predicted, the largest count first; those of
-        count 0 are left out.
+        Pairs of a true class and a predicted class, the largest count first; pairs that never
+        occur are left out.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots
-        >>> plots.most_confused(np.array([[5, 1, 0], [3, 5, 0], [0, 0, 5]]), limit=9)
+        >>> plots.most_confused_pairs(np.array([[5, 1, 0], [3, 5, 0], [0, 0, 5]]), limit=9)
         [(1, 0), (0, 1)]
     """
-    beside = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-    order = np.argsort(-beside, axis=None, kind="stable")[:limit]
-    rows, columns = np.unravel_index(order[beside.ravel()[order] > 0], beside.shape)
+    off_diagonal = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    order = np.argsort(-off_diagonal, axis=None, kind="stable")[:limit]
+    rows, columns = np.unravel_index(order[off_diagonal.ravel()[order] > 0], off_diagonal.shape)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Examples of each true class (row) by predicted class (column).
 
-    Blue, on the diagonal, is the share of the class that was found; orange the share that was
-    taken for another, on a scale of its own by square roots, so that rare mistakes show. Up to 15
-    classes the counts stand in the cells, and up to 40 all names stand beside; of more classes
-    the pairs that are confused most often are circled and named.
+    Blue, on the diagonal, shows the share of a class that is classified correctly. Orange shows the
+    share that is confused with another class, on a separate square-root scale, so that rare
+    mistakes are visible. With up to 15 classes the cells show their counts, and with up to 40 all
+    rows and columns are named; with more classes the most confused pairs are circled and named.
 
     Args:
-        counts: of `metrics.confusion_matrix`, `[K, K]`.
+        counts: the result of `metrics.confusion_matrix`, `[K, K]`.
         classes: K names.
 
     Returns:
-        A figure with the matrix and the keys of its two colours.
+        A figure with the matrix and the keys of its two colors.
 
     Example:
         >>> import numpy as np
@@ -215,55 +221,63 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['8', '2', '1', '9']
     """
-    counts, size = np.asarray(counts), len(classes)
+    counts, num_classes = np.asarray(counts), len(classes)
     totals = counts.sum(1, keepdims=True)
-    share = counts / np.where(totals == 0, 1, totals)
-    diagonal = np.eye(size, dtype=bool)
-    worst = float(np.max(share, where=~diagonal, initial=0))
-    opacity = np.where(diagonal, share, np.sqrt(share / (worst or 1)))
-    width = WIDTH if size <= CELLS_WITH_COUNTS else WIDE
-    with _figure(width, width + 0.4) as figure:
+    shares = counts / np.where(totals == 0, 1, totals)
+    largest_mistake = float(np.max(shares, where=~np.eye(num_classes, dtype=bool), initial=0))
+    width = WIDTH if num_classes <= MAX_CLASSES_WITH_COUNTS else WIDE
+    with _new_figure(width, width + 0.4) as figure:
         grid = figure.add_gridspec(2, 3, height_ratios=(width, 0.12), width_ratios=(1, 0.1, 1))
         axes = figure.add_subplot(grid[0, :])
-        axes.imshow(_two_colours(diagonal, opacity), interpolation="none")
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
-        axes.grid(visible=False)
-        if size <= ROWS_WITH_NAMES:
-            for between in np.arange(size - 1) + 0.5:
-                axes.axhline(between, color=PALETTE["grid"], linewidth=0.5)
-                axes.axvline(between, color=PALETTE["grid"], linewidth=0.5)
+        _draw_matrix(axes, counts, shares, largest_mistake)
         _name_classes(axes, counts, classes)
-        if size <= CELLS_WITH_COUNTS:
-            _write_counts(axes, counts, opacity)
-        steps = np.linspace(0, 1, 128)[None]
-        _key(figure.add_subplot(grid[1, 0]), steps, True, 1.0, "found")
-        if worst:
-            _key(figure.add_subplot(grid[1, 2]), np.sqrt(steps), False, worst, "mistaken")
+        ramp = np.linspace(0, 1, 128)[None]
+        _draw_color_key(figure.add_subplot(grid[1, 0]), ramp, BLUE, 1.0, "correct")
+        if largest_mistake:
+            key_axes = figure.add_subplot(grid[1, 2])
+            _draw_color_key(key_axes, np.sqrt(ramp), ORANGE, largest_mistake, "confused")
     return figure
 
 
+def _draw_matrix(
+    axes: Axes, counts: np.ndarray, shares: np.ndarray, largest_mistake: float
+) -> None:
+    num_classes = len(counts)
+    is_diagonal = np.eye(num_classes, dtype=bool)
+    opacity = np.where(is_diagonal, shares, np.sqrt(shares / (largest_mistake or 1)))
+    axes.imshow(_blue_orange_image(is_diagonal, opacity), interpolation="none")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.grid(visible=False)
+    if num_classes <= MAX_CLASSES_WITH_NAMES:
+        for boundary in np.arange(num_classes - 1) + 0.5:
+            axes.axhline(boundary, color=PALETTE["grid"], linewidth=0.5)
+            axes.axvline(boundary, color=PALETTE["grid"], linewidth=0.5)
+    if num_classes <= MAX_CLASSES_WITH_COUNTS:
+        _write_counts(axes, counts, opacity)
+
+
 def _name_classes(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    size = len(classes)
-    rows = columns = set(range(size))
-    if size > ROWS_WITH_NAMES:
-        pairs = most_confused(counts, limit=8)
+    num_classes = len(classes)
+    rows = columns = set(range(num_classes))
+    if num_classes > MAX_CLASSES_WITH_NAMES:
+        pairs = most_confused_pairs(counts, limit=8)
         rows, columns = ({pair[side] for pair in pairs} for side in (0, 1))
         axes.plot(*np.array(pairs).reshape(-1, 2).T[::-1], "o", color=PALETTE["ink"],
                   markersize=9, markerfacecolor="none", markeredgewidth=1)  # fmt: skip
-    letters = 9 if size <= CELLS_WITH_COUNTS else 7
-    _name_ticks(axes.yaxis, _apart(rows, size), classes, size=letters)
-    _name_ticks(axes.xaxis, _apart(columns, size), classes, size=letters)
-    if max(len(shortened(classes[k])) for k in columns or {0}) > 3:
-        axes.tick_params("x", labelrotation=90 if size > CELLS_WITH_COUNTS else 45)
+    font_size = 9 if num_classes <= MAX_CLASSES_WITH_COUNTS else 7
+    _name_ticks(axes.yaxis, _thin_out(rows, num_classes), classes, font_size=font_size)
+    _name_ticks(axes.xaxis, _thin_out(columns, num_classes), classes, font_size=font_size)
+    if max(len(shorten(classes[k])) for k in columns or {0}) > 3:
+        axes.tick_params("x", labelrotation=90 if num_classes > MAX_CLASSES_WITH_COUNTS else 45)
         for label in axes.get_xticklabels():
-            if size <= CELLS_WITH_COUNTS:
+            if num_classes <= MAX_CLASSES_WITH_COUNTS:
                 label.set(ha="right", rotation_mode="anchor")
 
 
-def _apart(indices: set[int], size: int) -> list[int]:
-    """Those of the indices, in order, whose names do not run into the one before."""
-    gap = size / 50
+def _thin_out(indices: set[int], num_classes: int) -> list[int]:
+    """Return the indices, in order, whose names do not overlap the previous name."""
+    gap = num_classes / 50
     kept: list[int] = []
     for index in sorted(indices):
         if not kept or index - kept[-1] >= gap:
@@ -272,44 +286,47 @@ def _apart(indices: set[int], size: int) -> list[int]:
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, opacity: np.ndarray) -> None:
-    letters = 9 if len(counts) <= 10 else 7
+    font_size = 9 if len(counts) <= 10 else 7
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            # On the full colour white can be read on every page; on a faint one what the page has.
+            # White is readable on the full color on every page; on a faint color, the page's ink.
             color = "#fffffe" if opacity[row, column] > 0.85 else PALETTE["ink"]
             axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=color,
-                      fontsize=letters)  # fmt: skip
+                      fontsize=font_size)  # fmt: skip
 
 
-def _two_colours(first: np.ndarray | bool, opacity: np.ndarray) -> np.ndarray:
-    """`[..., 4]`: blue where `first`, orange elsewhere, of the opacity given."""
+def _blue_orange_image(is_blue: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """Return an image `[..., 4]`, blue where `is_blue` and orange elsewhere."""
     image = np.empty((*opacity.shape, 4), np.float32)
-    image[..., :3] = np.where(np.asarray(first)[..., None], to_rgb(BLUE), to_rgb(ORANGE))
+    image[..., :3] = np.where(np.asarray(is_blue)[..., None], to_rgb(BLUE), to_rgb(ORANGE))
     image[..., 3] = np.clip(opacity, 0, 1)
     return image
 
 
-def _key(axes: Axes, opacity: np.ndarray, first: bool, top: float, title: str) -> None:
-    image = _two_colours(first, opacity)
-    axes.imshow(image, interpolation="none", aspect="auto", extent=(0, top, 0, 1))
+def _draw_color_key(
+    axes: Axes, opacity: np.ndarray, color: str, largest_share: float, title: str
+) -> None:
+    image = _blue_orange_image(np.array(color == BLUE), opacity)
+    axes.imshow(image, interpolation="none", aspect="auto", extent=(0, largest_share, 0, 1))
     axes.set_title(title)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.xaxis.set_major_formatter(FuncFormatter(_format_percent))
 
 
 def reliability_diagram(before: Reliability, *, after: Reliability | None = None) -> Figure:
-    """Frequencies against probabilities, and below how the probabilities are spread.
+    """Frequencies against probabilities and, below, the distribution of the probabilities.
 
-    The lower panel has the share of the examples up to each probability, with a mark where each bin
-    ends. Above, a calibrated model's points lie on the diagonal. Each has its 95 % interval
-    (Wilson's), which says whether a distance is more than chance.
+    In the upper panel the points of a calibrated model lie on the diagonal. Each point has its 95 %
+    interval (Wilson's), which shows whether its distance from the diagonal exceeds chance. The
+    lower panel has the share of the examples up to each probability, with a mark at the end of each
+    bin.
 
     Args:
-        before: of `metrics.expected_calibration_error` or `metrics.reliability`.
-        after: the same of calibrated probabilities.
+        before: the result of `metrics.expected_calibration_error` or `metrics.reliability`.
+        after: the same for calibrated probabilities.
 
     Returns:
         A figure with two panels.
@@ -326,39 +343,44 @@ def reliability_diagram(before: Reliability, *, after: Reliability | None = None
     Reference:
         Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """
-    with _figure(WIDTH, 5.0) as figure:
+    with _new_figure(WIDTH, 5.0) as figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle="--")
-        drawn = [("as fitted", before, ORANGE, "o")]
+        series = [("as fitted", before, ORANGE, "o")]
         if after is not None:
-            drawn.append(("calibrated", after, BLUE, "s"))
-        for name, result, color, marker in drawn:
-            _points(upper, lower, result, f"{name}, ECE {float(result.error):.3f}", color, marker)
+            series.append(("calibrated", after, BLUE, "s"))
+        for name, result, color, marker in series:
+            label = f"{name}, ECE {float(result.error):.3f}"
+            _draw_frequencies(upper, result, label, color, marker)
+            _draw_distribution(lower, result, color, marker)
         upper.set(ylabel="frequency", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         upper.legend(loc="upper left")
-        lower.set(xlabel="probability", ylabel="examples up to", ylim=(-0.05, 1.05))
+        lower.set(xlabel="probability", ylabel="share up to", ylim=(-0.05, 1.05))
         for axis in (upper.yaxis, lower.xaxis, lower.yaxis):
-            axis.set_major_formatter(FuncFormatter(_percent))
+            axis.set_major_formatter(FuncFormatter(_format_percent))
         lower.set_yticks([0, 0.5, 1])
     return figure
 
 
-def _points(
-    upper: Axes, lower: Axes, result: Reliability, label: str, color: str, marker: str
-) -> None:
+def _draw_frequencies(axes: Axes, result: Reliability, label: str, color: str, marker: str) -> None:
+    arrays = (result.counts, result.confidence, result.accuracy)
+    counts, confidence, frequency = (np.asarray(a, float) for a in arrays)
+    filled = counts > 0
+    counts, confidence, frequency = counts[filled], confidence[filled], frequency[filled]
+    axes.vlines(confidence, *_wilson(frequency, counts), color=color, alpha=0.5, linewidth=1.2)
+    size = 6 if marker == "o" else 3.5
+    axes.plot(confidence, frequency, marker, color=color, label=label, markersize=size)
+
+
+def _draw_distribution(axes: Axes, result: Reliability, color: str, marker: str) -> None:
     counts = np.asarray(result.counts, float)
-    full = counts > 0
-    n, x, y = (np.asarray(a, float)[full] for a in (counts, result.confidence, result.accuracy))
-    upper.vlines(x, *_wilson(y, n), color=color, alpha=0.5, linewidth=1.2)
-    upper.plot(x, y, marker, color=color, label=label, markersize=6 if marker == "o" else 3.5)
-    below = np.append(0, np.cumsum(counts)) / max(counts.sum(), 1)
-    lower.plot(
-        np.asarray(result.edges), below, f"{marker}-", color=color, linewidth=1, markersize=3
-    )
+    cumulative = np.append(0, np.cumsum(counts)) / max(counts.sum(), 1)
+    edges = np.asarray(result.edges)
+    axes.plot(edges, cumulative, f"{marker}-", color=color, linewidth=1, markersize=3)
 
 
 def _wilson(share: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the 95 % interval of a share of `size` examples."""
+    """Return the ends of the 95 % interval of a share of `size` examples."""
     z = 1.96
     middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
@@ -366,15 +388,15 @@ def _wilson(share: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def class_templates(w: np.ndarray, shape: tuple[int, ...], classes: Sequence[str]) -> Figure:
-    """The weights of each class as an image: what a class looks for.
+    """The weights of each class as an image that shows what the class responds to.
 
-    Of grey images, blue raises the score of a class where a pixel is bright and orange lowers it.
-    Of colour images, grey is no weight, and a colour is the one that raises the score. All share
-    one scale, centred at 0.
+    For gray images, a bright pixel raises the score of a class where it is blue and lowers it where
+    it is orange. For color images, gray is no weight, and any other color is the one that raises
+    the score. All images have the same scale, centered at 0.
 
     Args:
         w: `[D, K]`.
-        shape: of an image, `(height, width)`, or with 1 or 3 channels after them.
+        shape: the shape of an image, `(height, width)`, optionally followed by 1 or 3 channels.
         classes: K names.
 
     Returns:
@@ -387,22 +409,24 @@ def class_templates(w: np.ndarray, shape: tuple[int, ...], classes: Sequence[str
         3
     """
     scale = float(np.max(np.abs(w))) or 1.0
-    weights = [column.reshape(_pixels(shape)) / scale for column in np.asarray(w, np.float32).T]
-    images = [
-        (1 + each) / 2 if each.ndim == 3 else _two_colours(each > 0, np.abs(each))
-        for each in weights
+    weights = [
+        column.reshape(_pixel_shape(shape)) / scale for column in np.asarray(w, np.float32).T
     ]
-    names = [shortened(name) for name in classes]
-    return _tiles(images, names, across=5 if len(images) < 30 else 10)
+    images = [
+        (1 + weight) / 2 if weight.ndim == 3 else _blue_orange_image(weight > 0, np.abs(weight))
+        for weight in weights
+    ]
+    names = [shorten(name) for name in classes]
+    return _draw_tiles(images, names, columns=5 if len(images) < 30 else 10)
 
 
 def mistakes(images: np.ndarray, captions: Sequence[str]) -> Figure:
-    """Images with a few words below each.
+    """Images with captions below them.
 
     Args:
-        images: `[N, height, width]`, or with 1 or 3 channels after; grey ones of any scale, colour
-            ones from 0 to 1.
-        captions: of one or more lines, which are cut to the width of an image.
+        images: `[N, height, width]`, optionally followed by 1 or 3 channels; gray images of any
+            scale, color images from 0 to 1.
+        captions: N captions of one or more lines, which are cut to the width of an image.
 
     Returns:
         A figure with N images.
@@ -414,60 +438,110 @@ def mistakes(images: np.ndarray, captions: Sequence[str]) -> Figure:
         2
     """
     images = np.asarray(images, np.float32)
-    images = images.reshape(len(images), *_pixels(images.shape[1:]))
+    images = images.reshape(len(images), *_pixel_shape(images.shape[1:]))
     if images.ndim == 3:
         images = images / (float(images.max(initial=0)) or 1.0)
-    tiles = [image if image.ndim == 3 else np.repeat(image[..., None], 3, -1) for image in images]
-    return _tiles(tiles, captions, across=4)
+    colored = [image if image.ndim == 3 else np.repeat(image[..., None], 3, -1) for image in images]
+    return _draw_tiles(colored, captions, columns=4)
 
 
-def _pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _pixel_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an image without a single channel."""
     if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,)):
         raise ValueError(
-            f"shape: expected (height, width), with 1 or 3 channels after or without, got {shape}"
+            f"shape: expected (height, width), optionally followed by 1 or 3 channels, got {shape}"
         )
     return shape[:2] if shape[2:] == (1,) else shape
 
 
-def _tiles(images: Sequence[np.ndarray], captions: Sequence[str], *, across: int) -> Figure:
-    """Images in rows, each 1 wide, with captions below; placed by hand, as one set of axes."""
-    across = min(across, max(len(images), 1))
-    gap, letters = 0.1, 8 if across <= 5 else 6
-    inches = min(1.6, (WIDTH if across <= 5 else WIDE) / (across * (1 + gap)))
-    room = int(72 * inches / (0.6 * letters))  # letters are about 0.6 of their height wide
-    captions = ["\n".join(shortened(c, room) for c in each.split("\n")) for each in captions]
-    line = 1.3 * letters / 72 / inches
-    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+TILE_GAP = 0.1
+"""The gap between captioned images, in units of the width of an image."""
+
+
+class _TileLayout(NamedTuple):
+    """A grid of captioned images, in units of the width of an image.
+
+    inches: the width of an image in inches. height: of an image. pitch: from one row to the next.
+    font_size: of the captions, in points.
+    """
+
+    rows: int
+    columns: int
+    inches: float
+    height: float
+    pitch: float
+    font_size: int
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """The width and the height of the grid."""
+        return self.columns * (1 + TILE_GAP), self.rows * self.pitch
+
+    @property
+    def letters(self) -> int:
+        """The number of letters in a line of a caption; a letter is about 0.6 font sizes wide."""
+        return int(72 * self.inches / (0.6 * self.font_size))
+
+
+def _lay_out_tiles(
+    images: Sequence[np.ndarray], captions: Sequence[str], columns: int
+) -> _TileLayout:
+    columns = min(columns, max(len(images), 1))
+    figure_width, font_size = (WIDTH, 8) if columns <= 5 else (WIDE, 6)
+    inches = min(1.6, figure_width / (columns * (1 + TILE_GAP)))
     height = max((image.shape[0] / image.shape[1] for image in images), default=1)
-    pitch = height + line * lines + 2 * gap
-    rows = math.ceil(len(images) / across)
-    size = across * (1 + gap), rows * pitch
-    with _figure(size[0] * inches, size[1] * inches, by_hand=True) as figure:
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(-gap / 2, size[0] - gap / 2), ylim=(size[1], 0))
+    num_lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    line_height = 1.3 * font_size / 72 / inches
+    return _TileLayout(
+        rows=math.ceil(len(images) / columns),
+        columns=columns,
+        inches=inches,
+        height=height,
+        pitch=height + line_height * num_lines + 2 * TILE_GAP,
+        font_size=font_size,
+    )
+
+
+def _draw_tiles(images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int) -> Figure:
+    """Draw captioned images in rows, placed by hand on one set of axes."""
+    layout = _lay_out_tiles(images, captions, columns)
+    width, height = layout.size
+    limits = {"xlim": (-TILE_GAP / 2, width - TILE_GAP / 2), "ylim": (height, 0)}
+    with _new_figure(width * layout.inches, height * layout.inches, by_hand=True) as figure:
+        axes = figure.add_axes((0, 0, 1, 1), **limits)
         axes.axis("off")
         for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-            row, column = divmod(index, across)
-            left, top = column * (1 + gap), row * pitch + gap / 2
-            axes.imshow(np.clip(image, 0, 1), interpolation="none", aspect="auto",
-                        extent=(left, left + 1, top + height, top))  # fmt: skip
-            axes.text(left, top + height + gap / 3, _plain(caption), va="top", fontsize=letters)
-        axes.set(xlim=(-gap / 2, size[0] - gap / 2), ylim=(size[1], 0))
+            _draw_tile(axes, layout, index, image, caption)
+        axes.set(**limits)  # imshow changes them
     return figure
+
+
+def _draw_tile(
+    axes: Axes, layout: _TileLayout, index: int, image: np.ndarray, caption: str
+) -> None:
+    row, column = divmod(index, layout.columns)
+    left, top = column * (1 + TILE_GAP), row * layout.pitch + TILE_GAP / 2
+    bottom = top + layout.height
+    axes.imshow(np.clip(image, 0, 1), interpolation="none", aspect="auto",
+                extent=(left, left + 1, bottom, top))  # fmt: skip
+    lines = [shorten(line, layout.letters) for line in caption.split("\n")]
+    text = _escape_math("\n".join(lines))
+    axes.text(left, bottom + TILE_GAP / 3, text, va="top", fontsize=layout.font_size)
 
 
 def top_features(
     w: np.ndarray, columns: Sequence[str], classes: Sequence[str], *, limit: int = 6
 ) -> Figure:
-    """The features of largest weight for each class, one panel a class, all of one scale.
+    """The features with the largest weights for each class, one panel a class, on one scale.
 
-    Blue raises the score of the class, orange lowers it. Weights can be compared where features
-    have one scale, as standardised ones do.
+    Blue raises the score of the class and orange lowers it. Weights are comparable where features
+    have the same scale, for instance after standardization.
 
     Args:
         w: `[D, K]`.
         columns: the names of the D features.
         classes: K names.
-        limit: how many features a class.
+        limit: the largest number of features per class.
 
     Returns:
         A figure with K panels.
@@ -480,130 +554,110 @@ def top_features(
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['height', 'width']
     """
-    w = np.asarray(w)
-    across, shown = min(2, len(classes)), min(limit, len(columns))
-    rows = math.ceil(len(classes) / across)
-    with _figure(WIDTH, rows * (0.55 + 0.19 * shown) + 0.2) as figure:
-        panels = figure.subplots(rows, across, sharex=True, squeeze=False).ravel()
-        for axes, weights, name in zip(panels, w.T, classes, strict=False):
-            chosen = np.argsort(-np.abs(weights), kind="stable")[:shown]
-            colours = [BLUE if weight > 0 else ORANGE for weight in weights[chosen]]
-            axes.barh(np.arange(shown), weights[chosen], color=colours, height=0.7)
-            axes.axvline(0, color=PALETTE["muted"], linewidth=0.8)
-            axes.set_title(_plain(shortened(name, 32 // across)), fontweight="bold")
-            names = [columns[index] for index in chosen]
-            _name_ticks(axes.yaxis, range(shown), names, size=8, width=28 // across)
-            axes.invert_yaxis()
-            axes.tick_params("y", length=0)
-            axes.grid(visible=False, axis="y")
-            axes.spines["left"].set_visible(False)
-            axes.xaxis.set_major_locator(MaxNLocator(2))
-            axes.xaxis.set_major_formatter(FuncFormatter(_number))
+    num_columns, num_features = min(2, len(classes)), min(limit, len(columns))
+    num_rows = math.ceil(len(classes) / num_columns)
+    with _new_figure(WIDTH, num_rows * (0.55 + 0.19 * num_features) + 0.2) as figure:
+        panels = figure.subplots(num_rows, num_columns, sharex=True, squeeze=False).ravel()
+        for axes, weights, name in zip(panels, np.asarray(w).T, classes, strict=False):
+            axes.set_title(_escape_math(shorten(name, 32 // num_columns)), fontweight="bold")
+            _draw_largest_weights(axes, weights, columns, num_features, width=28 // num_columns)
         for axes in panels[len(classes) :]:
             axes.remove()
-        for axes in panels[max(len(classes) - across, 0) : len(classes)]:
+        for axes in panels[max(len(classes) - num_columns, 0) : len(classes)]:
             axes.set_xlabel("weight")
             axes.tick_params("x", labelbottom=True)
     return figure
 
 
+def _draw_largest_weights(
+    axes: Axes, weights: np.ndarray, columns: Sequence[str], limit: int, *, width: int
+) -> None:
+    largest = np.argsort(-np.abs(weights), kind="stable")[:limit]
+    colors = [BLUE if weight > 0 else ORANGE for weight in weights[largest]]
+    axes.barh(np.arange(limit), weights[largest], color=colors, height=0.7)
+    axes.axvline(0, color=PALETTE["muted"], linewidth=0.8)
+    names = [columns[index] for index in largest]
+    _name_ticks(axes.yaxis, range(limit), names, font_size=8, width=width)
+    axes.invert_yaxis()
+    axes.tick_params("y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(2))
+    axes.xaxis.set_major_formatter(FuncFormatter(_format_number))
+
+
 def residuals(
     predicted: np.ndarray, targets: np.ndarray, names: Sequence[str], *, limit: int = 1000
 ) -> Figure:
-    """Predicted numbers against true ones, and how the differences are spread.
+    """Predicted against true numbers, and the distribution of their differences.
 
     Args:
         predicted: `[N, K]`, or `[N]` for one number.
-        targets: true numbers, of the same shape.
-        names: of the K numbers.
-        limit: of the points drawn for each, spread evenly over the examples.
+        targets: the true numbers, of the same shape.
+        names: the names of the K numbers.
+        limit: the largest number of points to draw for each, spread evenly over the examples.
 
     Returns:
-        A figure with two panels a number.
+        A figure with two panels for each number.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots
         >>> figure = plots.residuals(np.array([1.0, 2.0]), np.array([1.1, 2.2]), ["price"])
         >>> [axes.get_title("left") for axes in figure.axes]
-        ['price', 'predicted less true']
+        ['price', 'predicted minus true']
     """
-    rows = len(names)
-    predicted, targets = (np.asarray(a, float).reshape(-1, rows) for a in (predicted, targets))
+    num_rows = len(names)
+    predicted, targets = (np.asarray(a, float).reshape(-1, num_rows) for a in (predicted, targets))
     chosen = np.linspace(0, len(targets) - 1, min(limit, len(targets))).astype(int)
-    with _figure(WIDTH, 2.6 * rows) as figure:
-        for (left, right), name, z, t in zip(
-            figure.subplots(rows, 2, squeeze=False), names, predicted.T, targets.T, strict=True
-        ):
+    with _new_figure(WIDTH, 2.6 * num_rows) as figure:
+        panels = figure.subplots(num_rows, 2, squeeze=False)
+        for (left, right), name, z, t in zip(panels, names, predicted.T, targets.T, strict=True):
             ends = [min(z.min(), t.min()), max(z.max(), t.max())]
             left.plot(ends, ends, color=PALETTE["muted"], linewidth=1, linestyle="--")
             left.plot(t[chosen], z[chosen], ".", color=BLUE, alpha=0.4, markersize=4)
-            left.set_title(_plain(shortened(name)), fontweight="bold")
+            left.set_title(_escape_math(shorten(name)), fontweight="bold")
             left.set(xlabel="true", ylabel="predicted")
             right.hist(z - t, bins="auto" if len(t) < 10_000 else 100, color=BLUE)
             right.axvline(0, color=PALETTE["muted"], linewidth=1, linestyle="--")
-            right.set_title("predicted less true")
+            right.set_title("predicted minus true")
             right.set(xlabel="residual", ylabel="examples")
             for axis in (left.xaxis, left.yaxis, right.xaxis):
                 axis.set_major_locator(MaxNLocator(3))
-                axis.set_major_formatter(FuncFormatter(_number))
+                axis.set_major_formatter(FuncFormatter(_format_number))
     return figure
 
 
-# -- What they share --
-
-
-def shortened(name: str, width: int = 18) -> str:
-    """Put a name on one line and cut it to so many letters.
-
-    Args:
-        name: any text.
-        width: how many letters at most; a capital counts more than one, and a Chinese letter two.
-
-    Returns:
-        The name, with "…" for what is cut away, or "(blank)".
-
-    Example:
-        >>> from jaxsoftmax.app import plots
-        >>> plots.shortened("number of bedrooms in the house")
-        'number of bedroom…'
-    """
-    name, used = " ".join(name.split()) or "(blank)", 0.0
-    for index, letter in enumerate(name):
-        wide = unicodedata.east_asian_width(letter) in "WF"
-        used += 2 if wide else 1.4 if letter.isupper() else 1
-        if used > width:
-            return name[: index - 1].rstrip() + "…"
-    return name
+# -- Shared parts --
 
 
 @contextmanager
-def _figure(width: float, height: float, *, by_hand: bool = False) -> Iterator[Figure]:
-    """Yield an empty figure in our style, whatever the style of the caller's session."""
+def _new_figure(width: float, height: float, *, by_hand: bool = False) -> Iterator[Figure]:
+    """Yield an empty figure in this module's style, whatever the style of the caller's session."""
     with matplotlib.style.context(["default", STYLE]):
         yield Figure(figsize=(width, height), layout=None if by_hand else "constrained")
 
 
 def _name_ticks(
-    axis: Axis, places: Sequence[int], names: Sequence[str], *, size: float, width: int = 18
+    axis: Axis, ticks: Sequence[int], names: Sequence[str], *, font_size: float, width: int = 18
 ) -> None:
-    """Write the names of some places of an axis at them."""
-    shown = [_plain(shortened(names[place], width)) for place in places]
-    axis.set_ticks(list(places), shown, fontsize=size)
+    """Label some ticks of an axis with their names."""
+    labels = [_escape_math(shorten(names[tick], width)) for tick in ticks]
+    axis.set_ticks(list(ticks), labels, fontsize=font_size)
 
 
-def _number(value: float, _: int) -> str:
+def _format_number(value: float, _: int) -> str:
     return f"{value:,.10g}".replace("-", "−")
 
 
-def _percent(value: float, _: int) -> str:
+def _format_percent(value: float, _: int) -> str:
     return f"{100 * value:.4g}%"
 
 
-def _plain(text: str) -> str:
-    r"""Text that matplotlib writes as it is: `$` begins no formula, and control letters are gone.
+def _escape_math(text: str) -> str:
+    r"""Return text that matplotlib draws literally: no formula begins at `$`.
 
-    Joiners are kept, as some scripts and emoji are written with them.
+    Control characters are blanked. Joiners stay, because some scripts and emoji are written with
+    them.
     """
-    shown = (c if c.isprintable() or c in "\n\u200c\u200d" else " " for c in text)
-    return "".join(shown).replace("$", r"\$")
+    return replace_unprintable(text, keep="\n" + JOINERS).replace("$", r"\$")
