@@ -120,7 +120,7 @@ def test_settings_of_numpy_and_jax_are_those_of_python():
 def test_softcap_is_known_when_the_program_is_compiled():
     run = partial(linear_cross_entropy, *given(linear_cross_entropy))
     same(run(softcap=np.float16(2)), run(softcap=2.0))
-    with pytest.raises(TypeError, match="softcap: expected a positive number that is known when"):
+    with pytest.raises(TypeError, match="softcap: expected a positive number that is known at compile time"):
         jax.jit(lambda c: run(softcap=c))(2.0)
     with pytest.raises(TypeError, match="memory: expected a number of bytes that is known when"):
         jax.jit(lambda c: run(memory=c))(2)

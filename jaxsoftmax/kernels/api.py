@@ -485,50 +485,52 @@ def linear_binary_cross_entropy_sum(
 
 
 def _run(function: Callable, call: Call, **arrays: ArrayLike | None) -> Any:
-    """Run a function of a call and its arrays as one program.
+    """Run a function of a call and its arrays as one compiled program.
 
-    What is assumed of the device is read while it is traced, and so belongs to its key.
+    The device that is assumed is read during tracing, and so it is part of the program's key.
     """
-    ready = {name: validation.as_argument(a, name) for name, a in arrays.items()}
-    return _program(function, call, target.current(), ready)
+    inputs = {name: validation.as_argument(a, name) for name, a in arrays.items()}
+    return _program(function, call, target.current(), inputs)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _program(function: Callable, call: Call, here: Target, ready: dict[str, Array | None]) -> Any:
-    del here
-    return function(call, **ready)
+def _program(
+    function: Callable, call: Call, device: Target, inputs: dict[str, Array | None]
+) -> Any:
+    del device
+    return function(call, **inputs)
 
 
-def _linear_loss(call: Call, **given: Any) -> LinearLoss:
-    head, known, counts, shaped = arguments.softmax_head(call.dtype, **given)
-    nll, lse = shards.over_shards(per_device.losses, call, head, known, counts)[:2]
-    return LinearLoss(shaped(nll), shaped(lse))
+def _linear_loss(call: Call, **inputs: Any) -> LinearLoss:
+    head, in_range, valid, unflatten = arguments.prepare_softmax(call.dtype, **inputs)
+    nll, lse = shards.run_on_shards(per_device.losses, call, head, in_range, valid)[:2]
+    return LinearLoss(unflatten(nll), unflatten(lse))
 
 
-def _linear_stats(call: Call, **given: Any) -> LinearStats:
-    head, known, counts, shaped = arguments.softmax_head(call.dtype, **given)
-    nll, lse, mean, predicted = shards.over_shards(per_device.losses, call, head, known, counts)
-    correct = (predicted == head.targets) & known
-    correct = correct if counts is None else correct & counts
-    return LinearStats(*map(shaped, (nll, lse, mean, predicted, correct)))
+def _linear_stats(call: Call, **inputs: Any) -> LinearStats:
+    head, in_range, valid, unflatten = arguments.prepare_softmax(call.dtype, **inputs)
+    nll, lse, mean, predicted = shards.run_on_shards(per_device.losses, call, head, in_range, valid)
+    correct = (predicted == head.targets) & in_range
+    correct = correct if valid is None else correct & valid
+    return LinearStats(*map(unflatten, (nll, lse, mean, predicted, correct)))
 
 
-def _linear_sum(call: Call, weights: Array | None, **given: Any) -> Array:
-    head, known, counts, _ = arguments.softmax_head(call.dtype, **given)
-    weights = arguments.row_weights(call.dtype, weights, counts, given["x"], head)
-    return shards.over_shards(
-        per_device.sum_of_losses, call, head, known, counts, weights, per_row=False
+def _linear_sum(call: Call, weights: Array | None, **inputs: Any) -> Array:
+    head, in_range, valid, _ = arguments.prepare_softmax(call.dtype, **inputs)
+    weights = arguments.prepare_weights(call.dtype, weights, valid, inputs["x"], head)
+    return shards.run_on_shards(
+        per_device.sum_of_losses, call, head, in_range, valid, weights, per_row=False
     )
 
 
-def _linear_binary(call: Call, **given: Any) -> Array:
-    head, counts, shaped = arguments.sigmoid_head(call.dtype, **given)
-    return shaped(shards.over_shards(per_device.binary_losses, call, head, counts))
+def _linear_binary(call: Call, **inputs: Any) -> Array:
+    head, valid, unflatten = arguments.prepare_sigmoid(call.dtype, **inputs)
+    return unflatten(shards.run_on_shards(per_device.binary_losses, call, head, valid))
 
 
-def _linear_binary_sum(call: Call, weights: Array | None, **given: Any) -> Array:
-    head, counts, _ = arguments.sigmoid_head(call.dtype, **given)
-    weights = arguments.row_weights(call.dtype, weights, counts, given["x"], head)
-    return shards.over_shards(
-        per_device.sum_of_binary_losses, call, head, counts, weights, per_row=False
+def _linear_binary_sum(call: Call, weights: Array | None, **inputs: Any) -> Array:
+    head, valid, _ = arguments.prepare_sigmoid(call.dtype, **inputs)
+    weights = arguments.prepare_weights(call.dtype, weights, valid, inputs["x"], head)
+    return shards.run_on_shards(
+        per_device.sum_of_binary_losses, call, head, valid, weights, per_row=False
     )

@@ -1,12 +1,12 @@
-"""The arrays of a call: checked, and brought into the form that implementations take.
+"""The arrays of a call, checked and converted to the form that implementations take.
 
 Leading axes become one axis of rows, a mask becomes `[1, K]` or `[N, K]`, and the features of an
-example that does not count become 0, before a NaN can spread.
+ignored example become 0, before a NaN can spread.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +18,53 @@ from jaxsoftmax.kernels import primitives
 from jaxsoftmax.kernels.types import Head, Model
 from jaxsoftmax.validation import ArrayLike
 
-type Shaped = Callable[[Array], Array]  # numbers of the rows in the features' leading shape
+type Unflatten = Callable[[Array], Array]  # from [N] to the leading shape of the features
 
 
-def softmax_head(
+class SoftmaxInputs(NamedTuple):
+    """The arrays of a softmax loss, with one axis of rows."""
+
+    head: Head
+    in_range: Array  # bool [N]: which labels are classes
+    valid: Array | None  # bool [N]: which examples count
+    unflatten: Unflatten
+
+
+class SigmoidInputs(NamedTuple):
+    """The arrays of a sigmoid loss, with one axis of rows."""
+
+    head: Head
+    valid: Array | None  # bool [N]: which examples count
+    unflatten: Unflatten
+
+
+def prepare_softmax(
     dtype: DTypeLike | None,
+    *,
     x: ArrayLike,
     w: ArrayLike,
     labels: ArrayLike,
     bias: ArrayLike | None,
     where: ArrayLike | None,
     valid: ArrayLike | None,
-) -> tuple[Head, Array, Array | None, Shaped]:
-    """Return the head, which labels are labels, which examples count, how results are shaped."""
+) -> SoftmaxInputs:
+    """Check the arrays of a softmax loss and flatten their leading axes."""
     model, features = _linear_model(dtype, x, w, bias)
     lead, k = features.shape[:-1], model.w.shape[1]
     mask = _mask(where, features, k)
     scores = jax.ShapeDtypeStruct((*lead, k), jnp.float32)
-    index, known = validation.prepare_labels(labels, scores, len(lead))  # type: ignore[arg-type]
-    counts = validation.broadcast_valid(valid, lead)
-    index, known, counts = (_flat(a, features) for a in (index, known, counts))
-    model = model._replace(x=validation.zero_ignored_rows(model.x, _live(mask, model.x), 1))
-    return Head(*model, mask, index), known, counts, partial(_shaped, features)
+    index, in_range = validation.prepare_labels(labels, scores, len(lead))  # type: ignore[arg-type]
+    valid = validation.broadcast_valid(valid, lead)
+    index, in_range = _flatten(index, features), _flatten(in_range, features)
+    valid = None if valid is None else _flatten(valid, features)
+    has_class = _rows_with_a_class(mask, model.x)
+    model = model._replace(x=validation.zero_ignored_rows(model.x, has_class, 1))
+    return SoftmaxInputs(Head(*model, mask, index), in_range, valid, partial(_unflatten, features))
 
 
-def sigmoid_head(
+def prepare_sigmoid(
     dtype: DTypeLike | None,
+    *,
     x: ArrayLike,
     w: ArrayLike,
     targets: ArrayLike,
@@ -51,106 +72,120 @@ def sigmoid_head(
     pos_weight: ArrayLike | None,
     where: ArrayLike | None,
     valid: ArrayLike | None,
-) -> tuple[Head, Array | None, Shaped]:
-    """Return the head, which examples count, how results are shaped."""
+) -> SigmoidInputs:
+    """Check the arrays of a sigmoid loss and flatten their leading axes."""
     model, features = _linear_model(dtype, x, w, bias)
-    lead, k = features.shape[:-1], model.w.shape[1]
-    mask, counts = _mask(where, features, k), None
-    flags = None if valid is None else validation.as_flags(valid, "valid")
-    if flags is not None and _fits(flags, lead):
-        counts = _flat(validation.broadcast_to(flags, lead, "valid"), features)
-    elif flags is not None:
-        each = _flat(validation.broadcast_to(flags, (*lead, k), "valid"), features)
-        mask = each if mask is None else mask & each
-    t = validation.as_numbers(targets, "targets")
-    if t.ndim > 0:
-        validation.check_shape(t, (*lead, k), "targets", "one per label")
-    t = _flat(jnp.broadcast_to(t, (*lead, k)), features)
-    positive = None
-    if pos_weight is not None:
-        p = validation.as_numbers(pos_weight, "pos_weight").astype(_sums(dtype, model))
-        positive = lax.stop_gradient(validation.broadcast_to(p, (k,), "pos_weight")[None, :])
-    if (live := _live(mask, model.x)) is not None:
-        counts = live if counts is None else live & counts
-    model = model._replace(x=validation.zero_ignored_rows(model.x, counts, 1))
-    t = lax.stop_gradient(validation.zero_ignored_rows(t, counts, 1))
-    return Head(*model, mask, t, positive), counts, partial(_shaped, features)
+    k = model.w.shape[1]
+    mask, valid = _mask_and_valid(where, valid, features, k)
+    t = _targets(targets, features, k)
+    weight = None if pos_weight is None else _pos_weight(pos_weight, k, _sum_dtype(dtype, model))
+    if (has_class := _rows_with_a_class(mask, model.x)) is not None:
+        valid = has_class if valid is None else has_class & valid
+    model = model._replace(x=validation.zero_ignored_rows(model.x, valid, 1))
+    t = lax.stop_gradient(validation.zero_ignored_rows(t, valid, 1))
+    return SigmoidInputs(Head(*model, mask, t, weight), valid, partial(_unflatten, features))
 
 
-def row_weights(
+def prepare_weights(
     dtype: DTypeLike | None,
     weights: ArrayLike | None,
-    counts: Array | None,
+    valid: Array | None,
     features: ArrayLike,
     head: Head,
 ) -> Array:
-    """Return the weights of the rows, 0 where one does not count."""
+    """Return the weights of the rows, `[N]`, with 0 for an ignored example."""
     features = jnp.asarray(features)
-    values: Any = jax.ShapeDtypeStruct(features.shape[:-1], _sums(dtype, head.model))
+    values: Any = jax.ShapeDtypeStruct(features.shape[:-1], _sum_dtype(dtype, head.model))
     w = validation.as_numbers(1 if weights is None else weights, "weights").astype(values.dtype)
-    return validation.zero_ignored(
-        _flat(validation.broadcast_leading(w, values, "weights"), features), counts
-    )
+    w = _flatten(validation.broadcast_leading(w, values, "weights"), features)
+    return validation.zero_ignored(w, valid)
 
 
 def _linear_model(
     dtype: DTypeLike | None, x: ArrayLike, w: ArrayLike, bias: ArrayLike | None
 ) -> tuple[Model, Array]:
-    """Features as a matrix, w and bias; and the features as they came."""
-    rows, w = validation.as_floats(x, "x"), validation.as_floats(w, "w")
+    """Return the model with one axis of rows, and the features in their own shape."""
+    features, w = validation.as_floats(x, "x"), validation.as_floats(w, "w")
     if not placement.is_static(*w.shape):
         raise ValueError(f"w: expected sizes that are numbers, got {w.shape}; x's may be symbols")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w: expected [D, K] with D and K at least 1, got {w.shape}")
-    if rows.ndim < 1 or rows.shape[-1] != w.shape[0]:
-        raise ValueError(f"x: expected [..., D] with D = {w.shape[0]}, got {rows.shape}")
-    model = Model(placement.flatten_rows(rows, rows.ndim - 1), w, None)
+    if features.ndim < 1 or features.shape[-1] != w.shape[0]:
+        raise ValueError(f"x: expected [..., D] with D = {w.shape[0]}, got {features.shape}")
+    model = Model(placement.flatten_rows(features, features.ndim - 1), w, None)
     if bias is not None:
-        b = validation.check_shape(
-            validation.as_floats(bias, "bias"), w.shape[1:], "bias", "one per class"
-        )
-        model = model._replace(bias=b.astype(_sums(dtype, model)))
-    return model, rows
+        b = validation.as_floats(bias, "bias")
+        b = validation.check_shape(b, w.shape[1:], "bias", "one per class")
+        model = model._replace(bias=b.astype(_sum_dtype(dtype, model)))
+    return model, features
 
 
-def _sums(dtype: DTypeLike | None, model: Model) -> DTypeLike:
-    """The dtype of sums of products."""
+def _sum_dtype(dtype: DTypeLike | None, model: Model) -> DTypeLike:
+    """Return the dtype of sums of products."""
     return primitives.sum_dtype(primitives.operand_dtype(dtype, model))
 
 
 def _mask(where: ArrayLike | None, features: Array, k: int) -> Array | None:
-    """`where` as `[1, K]` if it is one for all examples, else as `[N, K]`."""
+    """Return `where` as `[1, K]` if all examples share one mask, else as `[N, K]`."""
     if where is None:
         return None
     mask = validation.as_bools(where, "where")
     if mask.shape == (k,):
         return mask[None, :]
-    return _flat(validation.broadcast_to(mask, (*features.shape[:-1], k), "where"), features)
+    return _flatten(validation.broadcast_to(mask, (*features.shape[:-1], k), "where"), features)
 
 
-def _live(mask: Array | None, x: Array) -> Array | None:
-    """Which rows have a class that exists: the features of the others are not looked at."""
+def _mask_and_valid(
+    where: ArrayLike | None, valid: ArrayLike | None, features: Array, k: int
+) -> tuple[Array | None, Array | None]:
+    """Return the mask of the labels and which rows count.
+
+    `valid` of shape `[..., K]` is part of the mask.
+    """
+    lead, mask = features.shape[:-1], _mask(where, features, k)
+    if valid is None:
+        return mask, None
+    flags = validation.as_flags(valid, "valid")
+    if _broadcasts_to(flags, lead):
+        return mask, _flatten(validation.broadcast_to(flags, lead, "valid"), features)
+    label_valid = _flatten(validation.broadcast_to(flags, (*lead, k), "valid"), features)
+    return (label_valid if mask is None else mask & label_valid), None
+
+
+def _targets(targets: ArrayLike, features: Array, k: int) -> Array:
+    """Return the targets as `[N, K]`."""
+    shape = (*features.shape[:-1], k)
+    t = validation.as_numbers(targets, "targets")
+    if t.ndim > 0:
+        validation.check_shape(t, shape, "targets", "one per label")
+    return _flatten(jnp.broadcast_to(t, shape), features)
+
+
+def _pos_weight(pos_weight: ArrayLike, k: int, dtype: DTypeLike) -> Array:
+    """Return the weights of the positive labels as a constant `[1, K]`."""
+    weight = validation.as_numbers(pos_weight, "pos_weight").astype(dtype)
+    return lax.stop_gradient(validation.broadcast_to(weight, (k,), "pos_weight")[None, :])
+
+
+def _rows_with_a_class(mask: Array | None, x: Array) -> Array | None:
+    """Return which rows have a class that exists; the features of the other rows are ignored."""
     if mask is None or (mask.shape[0] == 1 and x.shape[0] != 1):
         return None
     return jnp.any(mask, 1)
 
 
-def _fits(x: Array, shape: tuple[Any, ...]) -> bool:
-    """Whether x broadcasts to a shape."""
+def _broadcasts_to(x: Array, shape: tuple[Any, ...]) -> bool:
+    """Return whether x broadcasts to a shape."""
     pairs = zip(reversed(x.shape), reversed(shape), strict=False)
     return x.ndim <= len(shape) and all(a in (1, b) for a, b in pairs)
 
 
-def _flat(a: Array | None, features: Array) -> Any:
-    """What belongs to the rows, in the order and the place of the features' rows: `[N, ...]`."""
+def _flatten(a: Array, features: Array) -> Array:
+    """Return an array of the examples as `[N, ...]`, ordered and sharded as the features' rows."""
     lead = features.ndim - 1
-    return (
-        None
-        if a is None
-        else placement.flatten_rows(placement.shard_like_rows(a, features, lead), lead)
-    )
+    return placement.flatten_rows(placement.shard_like_rows(a, features, lead), lead)
 
 
-def _shaped(features: Array, a: Array) -> Array:
-    """Numbers of the rows in the features' leading shape."""
+def _unflatten(features: Array, a: Array) -> Array:
+    """Return an array of the rows in the leading shape of the features."""
     return placement.unflatten_rows(a, features, features.ndim - 1)

@@ -27,7 +27,7 @@ from jaxsoftmax.kernels.types import Head, LSEParts, ModelTangents, NeedsGrad, O
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def lse_parts(name: str, options: Options, head: Head) -> LSEParts:
     """Return the parts of each row's loss; a predicted class is in the bits of a float."""
-    return _as_floats(dispatch.module(name).forward(dispatch.operands(head, options), options))
+    return _as_floats(dispatch.load(name).forward(dispatch.cast_operands(head, options), options))
 
 
 def _as_floats(rows: LSEParts) -> LSEParts:
@@ -55,7 +55,7 @@ def _rows_jvp(
     name: str, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[LSEParts, LSEParts]:
     (head,) = primals
-    module, moved, needs_grad = dispatch.module(name), *_perturbed(tangents[0])
+    module, moved, needs_grad = dispatch.load(name), *_perturbed(tangents[0])
     rows = lse_parts(name, options, head)
     still = jax.tree.map(jnp.zeros_like, rows)
     if not any(needs_grad):
@@ -63,11 +63,13 @@ def _rows_jvp(
 
     def push(at: tuple[Head, LSEParts], t: ModelTangents) -> RowTangents:
         head, rows = at
-        return module.tangent(dispatch.operands(head, options), rows, _widened(t, options), options)
+        return module.tangent(
+            dispatch.cast_operands(head, options), rows, _widened(t, options), options
+        )
 
     def pull(at: tuple[Head, LSEParts], c: RowTangents) -> ModelTangents:
         head, rows = at
-        return module.backward(dispatch.operands(head, options), rows, c, needs_grad, options)
+        return module.backward(dispatch.cast_operands(head, options), rows, c, needs_grad, options)
 
     found = linear_map(push, pull, (head, lax.stop_gradient(as_integers(rows))), moved)
     if still.stats is not None:
@@ -83,21 +85,21 @@ def weighted_sum(
     name: str, options: Options, head: Head, counts: Array | None, weights: Array
 ) -> Array:
     """Return the weighted sum of the losses; its gradients come from the forward pass."""
-    given = dispatch.operands(head, options), counts, weights
+    given = dispatch.cast_operands(head, options), counts, weights
     return primitives.weighted_total(
-        dispatch.module(name).value_and_gradients(*given, NeedsGrad(), options)[0], weights
+        dispatch.load(name).value_and_gradients(*given, NeedsGrad(), options)[0], weights
     )
 
 
 def _sum_jvp(name: str, options: Options, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     head, counts, weights = primals
     moved, needs_grad = _perturbed(tangents[0])
-    module = dispatch.module(name)
+    module = dispatch.load(name)
 
     def both(at: tuple[Head, Array | None, Array]) -> tuple[Array, ModelTangents]:
         head, *rest = at
         return module.value_and_gradients(
-            dispatch.operands(head, options), *rest, needs_grad, options
+            dispatch.cast_operands(head, options), *rest, needs_grad, options
         )
 
     nll, gradients = opaque(both, (head, counts, weights))
@@ -110,25 +112,25 @@ weighted_sum.defjvp(_sum_jvp, symbolic_zeros=True)
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def binary_values(name: str, options: Options, head: Head) -> Array:
     """Return the sigmoid losses, `[N]`, summed over the labels of a row."""
-    return dispatch.module(name).binary_forward(dispatch.operands(head, options), options)
+    return dispatch.load(name).binary_forward(dispatch.cast_operands(head, options), options)
 
 
 def _binary_rows_jvp(
     name: str, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (head,) = primals
-    module, moved, needs_grad = dispatch.module(name), *_perturbed(tangents[0])
+    module, moved, needs_grad = dispatch.load(name), *_perturbed(tangents[0])
     values = binary_values(name, options, head)
     if not any(needs_grad):
         return values, jnp.zeros_like(values)
 
     def push(head: Head, t: ModelTangents) -> Array:
         return module.binary_tangent(
-            dispatch.operands(head, options), _widened(t, options), options
+            dispatch.cast_operands(head, options), _widened(t, options), options
         )
 
     def pull(head: Head, c: Array) -> ModelTangents:
-        return module.binary_backward(dispatch.operands(head, options), c, needs_grad, options)
+        return module.binary_backward(dispatch.cast_operands(head, options), c, needs_grad, options)
 
     return values, linear_map(push, pull, head, moved)
 
@@ -140,7 +142,7 @@ binary_values.defjvp(_binary_rows_jvp, symbolic_zeros=True)
 def binary_weighted_sum(name: str, options: Options, head: Head, weights: Array) -> Array:
     """Return the weighted sum of the sigmoid losses, as `weighted_sum` does."""
     return primitives.weighted_total(
-        dispatch.module(name).binary_forward(dispatch.operands(head, options), options), weights
+        dispatch.load(name).binary_forward(dispatch.cast_operands(head, options), options), weights
     )
 
 
@@ -149,12 +151,12 @@ def _binary_sum_jvp(
 ) -> tuple[Array, Array]:
     head, weights = primals
     moved, needs_grad = _perturbed(tangents[0])
-    module = dispatch.module(name)
+    module = dispatch.load(name)
 
     def both(at: tuple[Head, Array]) -> tuple[Array, ModelTangents]:
         head, weights = at
         return module.binary_value_and_gradients(
-            dispatch.operands(head, options), weights, needs_grad, options
+            dispatch.cast_operands(head, options), weights, needs_grad, options
         )
 
     values, gradients = opaque(both, (head, weights))

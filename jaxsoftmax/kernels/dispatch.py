@@ -1,4 +1,4 @@
-"""Which implementation runs: the named one, or the first that can run what is asked for."""
+"""The choice of an implementation: the named one, or the first that can run the call."""
 
 from functools import cache
 from importlib import import_module
@@ -7,29 +7,43 @@ from types import ModuleType
 import jax
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels import primitives, target
-from jaxsoftmax.kernels import tiles as sizes
+from jaxsoftmax.kernels import primitives, target, tiles
 from jaxsoftmax.kernels.settings import IMPLEMENTATIONS, Call
 from jaxsoftmax.kernels.types import Head, Options
 
 
 def prepare(call: Call, head: Head) -> tuple[Options, str]:
-    """The options of a call on these arrays, and the name of the implementation to run."""
+    """Return the options of a call on these arrays, and the name of the implementation to run."""
+    options = Options(
+        _tiles(call, head),
+        target.current(),
+        primitives.operand_dtype(call.dtype, head.model),
+        call.softcap,
+        call.precision,
+        call.stats,
+    )
+    return options, _choose(call.implementation, head, options)
+
+
+def _tiles(call: Call, head: Head) -> tiles.Tiles:
+    """Return the named block sizes, or those for the arrays and the budget of memory."""
+    if call.tiles is not None:
+        return call.tiles
     n, k = head.x.shape[0], head.w.shape[1]
-    n = max(n, 1) if placement.is_static(n) else sizes.MAX_CHUNK_ROWS
-    tiles = sizes.choose(n, k, memory=call.memory) if call.tiles is None else call.tiles
-    dtype = primitives.operand_dtype(call.dtype, head.model)
-    options = Options(tiles, target.current(), dtype, call.softcap, call.precision, call.stats)
-    return options, _chosen(call.implementation, head, options)
+    n = max(n, 1) if placement.is_static(n) else tiles.MAX_CHUNK_ROWS
+    return tiles.choose(n, k, memory=call.memory)
 
 
-def _chosen(implementation: str | None, head: Head, options: Options) -> str:
-    """The named implementation if it can run, or the first that can; no rows need none."""
+def _choose(implementation: str | None, head: Head, options: Options) -> str:
+    """Return the named implementation if it can run, else the first that can.
+
+    Without rows it is the reference.
+    """
     if implementation == "reference":
         return "reference"
     names = IMPLEMENTATIONS if implementation is None else (implementation,)
-    given = jax.eval_shape(lambda: operands(head, options))
-    reasons = {name: _unsupported(name, given, options) for name in names}
+    inputs = jax.eval_shape(lambda: cast_operands(head, options))
+    reasons = {name: _unsupported(name, inputs, options) for name in names}
     if implementation is not None and reasons[implementation] is not None:
         raise NotImplementedError(f"implementation {implementation!r}: {reasons[implementation]}")
     if head.x.shape[0] == 0:
@@ -38,22 +52,23 @@ def _chosen(implementation: str | None, head: Head, options: Options) -> str:
 
 
 def _unsupported(name: str, head: Head, options: Options) -> str | None:
-    """Why an implementation cannot run what is asked for, or None."""
-    needed, here = IMPLEMENTATIONS[name].platform, options.target.platform
-    if needed not in (None, here):
-        return f"it needs the platform {needed!r}, and the program is traced for {here!r}"
-    return module(name).unsupported(head, options)
+    """Return why an implementation cannot run the call, or None."""
+    needed, current = IMPLEMENTATIONS[name].platform, options.target.platform
+    if needed not in (None, current):
+        return f"it needs the platform {needed!r}, and the program is traced for {current!r}"
+    return load(name).unsupported(head, options)
 
 
 @cache
-def module(name: str) -> ModuleType:
-    """Loaded when it is first needed: Pallas takes longer to import than the rest."""
+def load(name: str) -> ModuleType:
+    """Return an implementation's module, imported at its first use: importing Pallas is slow."""
     return import_module(IMPLEMENTATIONS[name].module)
 
 
-def operands(head: Head, options: Options) -> Head:
-    """The head with x and w in the dtype of the products.
+def cast_operands(head: Head, options: Options) -> Head:
+    """Return the head with x and w in the dtype of the products.
 
-    The cast is within a rule, so that gradients have the dtype of the arguments and no rounding.
+    Derivative rules call this, so that gradients have the dtype of the arguments and are not
+    rounded by the transpose of the cast.
     """
     return head._replace(x=head.x.astype(options.dtype), w=head.w.astype(options.dtype))

@@ -1,9 +1,9 @@
-"""The fused losses on an Explicit mesh, whose types show where rows and classes are sharded.
+"""The fused losses on an Explicit mesh, whose types show how rows and classes are sharded.
 
-Each device runs an implementation on the rows and the classes that it holds, inside one
-`jax.shard_map`. Only sums cross between devices, no logits: the statistics of
-the rows are combined over the shards of the classes, and gradients of what is replicated are summed
-once, by the transpose of the replication itself.
+Each device runs an implementation on the rows and classes that it holds, inside one
+`jax.shard_map`. Only sums cross between devices, never logits: the statistics of the rows are
+combined over the shards of the classes, and the gradient of a replicated array is summed once, by
+the transpose of the replication itself.
 """
 
 from collections.abc import Callable
@@ -27,44 +27,46 @@ class Axes(NamedTuple):
     classes: tuple[str, ...] = ()
 
 
-def over_shards(
+def run_on_shards(
     function: Callable[..., Any],
     call: Call,
     head: Head,
-    *numbers: Array | None,
+    *row_arrays: Array | None,
     per_row: bool = True,
 ) -> Any:
     """Apply a function to the rows and classes of each device.
 
     Args:
-        function: `(call, axes, head, *numbers) -> arrays [N]`, or a sum over all rows and classes.
-        call: the settings; the dense implementation is left to JAX's own sharding.
+        function: `(call, axes, head, *row_arrays) -> arrays [N]`, or a sum over all rows and
+            classes.
+        call: the settings. The dense implementation is left to JAX's own sharding.
         head: the head of all rows and classes.
-        numbers: of the rows, `[N]` each, or None.
+        row_arrays: arrays of the rows, `[N]` each, or None.
         per_row: whether the results are `[N]`.
     """
-    given = (head, *numbers)
-    sharded = [a for a in jax.tree.leaves(given) if any(placement.partition_spec(a))]
+    inputs = (head, *row_arrays)
+    sharded = [a for a in jax.tree.leaves(inputs) if any(placement.partition_spec(a))]
     if not sharded or call.implementation == "reference" or head.x.shape[0] == 0:
-        return function(call, Axes(), *placement.match_varying_axes(*given))
-    axes = _axes(head)
-    row = PartitionSpec(axes.rows or None)
-    specs = _specs(head, axes), *(None if a is None else row for a in numbers)
-    placed = jax.tree.map(lambda a, s: placement.reshard(a, sharded[0], *s), given, specs)
-    mesh = jax.typeof(sharded[0]).sharding.mesh
-    out_specs = row if per_row else PartitionSpec()
+        return function(call, Axes(), *placement.match_varying_axes(*inputs))
+    axes, like = _axes(head), sharded[0]
+    row_spec = PartitionSpec(axes.rows or None)
+    in_specs = _specs(head, axes), *(None if a is None else row_spec for a in row_arrays)
+    inputs = jax.tree.map(lambda a, s: placement.reshard(a, like, *s), inputs, in_specs)
 
-    def local(head: Head, *numbers: Array | None) -> Any:
-        # Numbers of the rows are the same for all classes, and so is what is made of them.
+    def local(head: Head, *row_arrays: Array | None) -> Any:
+        # Arrays of the rows are the same for all classes, and so are the results per row.
         if axes.classes:
-            return function(call, axes, *placement.match_varying_axes(head), *numbers)
-        return function(call, axes, *placement.match_varying_axes(head, *numbers))
+            return function(call, axes, *placement.match_varying_axes(head), *row_arrays)
+        return function(call, axes, *placement.match_varying_axes(head, *row_arrays))
 
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
+    mesh = jax.typeof(like).sharding.mesh
     return jax.shard_map(
-        local, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=explicit
-    )(*placed)
+        local,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=row_spec if per_row else PartitionSpec(),
+        axis_names=_explicit_axes(mesh),
+    )(*inputs)
 
 
 def _axes(head: Head) -> Axes:
@@ -74,10 +76,16 @@ def _axes(head: Head) -> Axes:
     return Axes(rows, tuple(name for name in classes if name not in rows))
 
 
+def _explicit_axes(mesh: Any) -> set[str]:
+    """Return the names of the Explicit axes of a mesh."""
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, axis_type in types if axis_type == AxisType.Explicit}
+
+
 def _specs(head: Head, axes: Axes) -> Head:
     """Return the PartitionSpecs of the parts of a head."""
     rows, classes = axes.rows or None, axes.classes or None
-    places: dict[str, Any] = {
+    specs: dict[str, Any] = {
         "x": PartitionSpec(rows, None),
         "w": PartitionSpec(None, classes),
         "bias": PartitionSpec(classes),
@@ -86,7 +94,7 @@ def _specs(head: Head, axes: Axes) -> Head:
         "pos_weight": PartitionSpec(None, classes),
     }
     return head._replace(
-        **{name: p for name, p in places.items() if getattr(head, name) is not None}
+        **{name: spec for name, spec in specs.items() if getattr(head, name) is not None}
     )
 
 
@@ -95,38 +103,40 @@ def _is_shared(where: Array | None) -> bool:
     return where is None or where.shape[0] == 1
 
 
-def local_labels(head: Head, axes: Axes) -> tuple[Head, Array | int]:
+def localize_labels(head: Head, axes: Axes) -> tuple[Head, Array | int]:
     """Return the head with labels relative to this device's first class, and that class.
 
-    A label of another device becomes -1: any number above could fall into a kernel's padding.
+    The label of another device's class becomes -1: a number above the classes of this device could
+    be in a kernel's padding.
     """
     if not axes.classes:
         return head, 0
     classes = head.w.shape[1]
     first = lax.axis_index(axes.classes) * classes
     local = head.targets - first
-    here = (local >= 0) & (local < classes)
-    return head._replace(targets=jnp.where(here, local, -1)), first
+    is_local = (local >= 0) & (local < classes)
+    return head._replace(targets=jnp.where(is_local, local, -1)), first
 
 
-def combine(rows: LSEParts, first: Array | int, axes: Axes) -> LSEParts:
-    """Combine the statistics of rows over each device's classes into those over all classes."""
+def combine(parts: LSEParts, first: Array | int, axes: Axes) -> LSEParts:
+    """Combine the loss terms of each device's classes, from class `first` on, over all classes."""
     if not axes.classes:
-        return rows
-    top = lax.pmax(lax.stop_gradient(rows.maximum), axes.classes)
-    others = lax.psum(rows.sum_exp_rest * relative_exp(rows.maximum, top), axes.classes)
-    label = lax.psum(rows.label_logit, axes.classes)
-    return LSEParts(top, others, label, _combine_stats(rows, top, first, axes))
+        return parts
+    maximum = lax.pmax(lax.stop_gradient(parts.maximum), axes.classes)
+    sum_exp_rest = lax.psum(parts.sum_exp_rest * relative_exp(parts.maximum, maximum), axes.classes)
+    label_logit = lax.psum(parts.label_logit, axes.classes)
+    stats = _combine_stats(parts, maximum, first, axes)
+    return LSEParts(maximum, sum_exp_rest, label_logit, stats)
 
 
-def _combine_stats(rows: LSEParts, top: Array, first: Array | int, axes: Axes) -> Stats | None:
-    if rows.stats is None:
+def _combine_stats(parts: LSEParts, maximum: Array, first: Array | int, axes: Axes) -> Stats | None:
+    if parts.stats is None:
         return None
-    mean, classes, predicted = rows.stats
+    mean, classes, predicted = parts.stats
     total = lax.psum(mean * classes, axes.classes)
     classes = lax.psum(classes, axes.classes)
-    # The first class of the largest logit: of the devices that have one, the least.
+    # Of the devices that have the largest logit, the one with the smallest index has the first.
     none = jnp.iinfo(jnp.int32).max  # a row with a NaN has no largest logit
-    here = jnp.where(rows.maximum == top, predicted + first, none).astype(jnp.int32)
-    least = lax.pmin(here, axes.classes)
+    candidate = jnp.where(parts.maximum == maximum, predicted + first, none).astype(jnp.int32)
+    least = lax.pmin(candidate, axes.classes)
     return Stats(total / jnp.maximum(classes, 1), classes, jnp.where(least == none, 0, least))
