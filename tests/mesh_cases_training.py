@@ -34,6 +34,9 @@ from jaxsoftmax import (  # noqa: E402
     metrics,
     training,
 )
+from jaxsoftmax.training import sweeping  # noqa: E402
+from jaxsoftmax.training.epoch import jitted_train_epoch  # noqa: E402
+from jaxsoftmax.training.types import Examples  # noqa: E402
 
 N, K, D = 64, 8, 12
 rng = np.random.default_rng(0)
@@ -361,8 +364,8 @@ def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
 
 def lowered_epoch(x: Any, t: Any, batch: int, lanes: int) -> Any:
     how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch}
-    return training._train_epoch.lower(
-        state(), (x, t, None), score=training.accuracy, clean=True, **how
+    return jitted_train_epoch.lower(
+        state(), Examples(x, t, None), score=training.accuracy, replace_ignored=False, **how
     )
 
 
@@ -370,9 +373,11 @@ def lowered_sweep(x: Any, t: Any, batch: int, lanes: int) -> Any:
     params = jax.tree.map(lambda a: jnp.stack([a] * lanes), PARAMS)
     rates = jnp.full(lanes, 0.1)
     key = jax.random.key_data(jax.random.key(0))
-    start = training._init_lanes(params, rates, make_optimizer=optax.adam, key=key)
+    start = sweeping.init_lanes(params, rates, make_optimizer=optax.adam, key=key)
     how = {"make_optimizer": optax.adam, "batch_size": batch, "loss": SOFTMAX}
-    return training._sweep_epoch.lower(start, rates, (x, t, None), score=training.accuracy, **how)
+    return sweeping.jitted_sweep_epoch.lower(
+        start, rates, Examples(x, t, None), score=training.accuracy, **how
+    )
 
 
 for name, m in (("auto", AUTO), ("explicit", EXPLICIT)):

@@ -16,7 +16,18 @@ import pytest
 import jaxsoftmax
 from jaxsoftmax import linear, training
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.training import fit, init_state, on_logits, sweep, train_epoch
+from jaxsoftmax.training import (
+    fit,
+    init_state,
+    minibatches,
+    on_logits,
+    sweep,
+    sweeping,
+    train_epoch,
+)
+from jaxsoftmax.training.epoch import jitted_train_epoch
+from jaxsoftmax.training.evaluation import jitted_evaluate
+from jaxsoftmax.training.types import Examples
 
 SOFTMAX = on_logits(jaxsoftmax.cross_entropy)
 SIGMOID = on_logits(jaxsoftmax.binary_cross_entropy)
@@ -47,7 +58,7 @@ def assert_close(a, b, tolerance=1e-5):
 
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_shuffling_is_a_permutation(size):
-    order = training._shuffled(KEY, size)
+    order = minibatches.permutation(KEY, size)
     np.testing.assert_array_equal(np.sort(order), np.arange(size))
     assert size < 3 or not np.array_equal(order, np.arange(size))
 
@@ -78,7 +89,7 @@ def test_an_epoch_is_sgd_written_out(batch_size, weighted):
     params, rate = linear.init(5, 3, key=KEY, scale=1.0), 0.5
     sgd = optax.sgd(rate)
     state = init_state(params, optimizer=sgd, key=KEY)
-    order = np.asarray(training._shuffled(jax.random.split(KEY)[0], 43))
+    order = np.asarray(minibatches.permutation(jax.random.split(KEY)[0], 43))
     batches = [order[i : i + batch_size] for i in range(0, 43, batch_size)]
     want, loss, accuracy = softmax_sgd_in_numpy(params, x, y, np.float64(weights), batches, rate)
 
@@ -379,7 +390,7 @@ def test_the_same_objects_are_compiled_once():
         return state.params.w
 
     def compiled():
-        programs = training._train_epoch, training._evaluate, training._sweep_epoch
+        programs = jitted_train_epoch, jitted_evaluate, sweeping.jitted_sweep_epoch
         return [program._cache_size() for program in programs]
 
     first = run(1)
@@ -883,11 +894,11 @@ def test_all_lanes_read_one_minibatch_by_one_wide_product():
     x, y = classes(size=40, features=11, count=5)
     x, y, rates = jnp.asarray(x), jnp.asarray(y), jnp.ones(6)
     params = jax.vmap(lambda key: linear.init(11, 5, key=key))(jax.random.split(KEY, 6))
-    state = training._init_lanes(params, rates, make_optimizer=optax.sgd, key=KEY)
-    traced = training._sweep_epoch.trace(
+    state = sweeping.init_lanes(params, rates, make_optimizer=optax.sgd, key=KEY)
+    traced = sweeping.jitted_sweep_epoch.trace(
         state,
         rates,
-        (x, y, None),
+        Examples(x, y, None),
         loss=SOFTMAX,
         make_optimizer=optax.sgd,
         batch_size=7,
@@ -915,14 +926,14 @@ def test_scores_of_an_epoch_are_computed_once():
     """Loss and accuracy ask for the same product; the compiled epoch has it once, and dz^T x."""
     x, y = map(jnp.asarray, classes(size=40, features=11, count=5))
     state = init_state(linear.init(11, 5), optimizer=optax.sgd(0.1), key=KEY)
-    compiled = training._train_epoch.lower(
+    compiled = jitted_train_epoch.lower(
         state,
-        (x, y, None),
+        Examples(x, y, None),
         loss=SOFTMAX,
         optimizer=OPTIMIZERS["sgd"],
         batch_size=7,
         score=training.accuracy,
-        clean=True,
+        replace_ignored=False,
     ).compile()
     assert len(re.findall(r" dot\(", compiled.as_text())) == 2
 

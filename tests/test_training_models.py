@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 
 from jaxsoftmax import cross_entropy, linear, training, weighted_mean
-from jaxsoftmax.training import evaluate, fit, init_state, on_logits, sweep, train_epoch
+from jaxsoftmax.training import (
+    evaluate,
+    fit,
+    init_state,
+    minibatches,
+    on_logits,
+    sweep,
+    train_epoch,
+)
 
 KEY = jax.random.key(3)
 SGD = optax.sgd(0.3, momentum=0.9)
@@ -48,7 +56,7 @@ def batches(key, size, batch_size, epochs):
     key = jax.random.split(key)[1]
     for _ in range(epochs):
         draw, key = jax.random.split(key)
-        order = np.asarray(training._shuffled(draw, size))
+        order = np.asarray(minibatches.permutation(draw, size))
         yield [order[i : i + batch_size] for i in range(0, size, batch_size)]
 
 

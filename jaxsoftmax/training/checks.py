@@ -1,0 +1,71 @@
+"""Checks of arguments against each other, all before the first epoch."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax.losses import check_labels
+from jaxsoftmax.training.data import valid_rows
+from jaxsoftmax.training.models import LossOnLogits, is_linear_model, model_logits
+from jaxsoftmax.training.types import Examples, Loss
+
+
+def check_at_least_one(**arguments: int | None) -> None:
+    """Raise a ValueError that names the first argument that is below 1."""
+    for name, value in arguments.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_lanes(lanes: int, **trees: Any) -> None:
+    """Raise a ValueError that names a tree whose arrays do not all have an axis of lanes."""
+    for name, tree in trees.items():
+        for leaf in jax.tree.leaves(tree):
+            if jnp.shape(leaf)[:1] != (lanes,):
+                raise ValueError(
+                    f"{name} must have a leading axis of {lanes} lanes, as keys has, "
+                    f"got shape {jnp.shape(leaf)}"
+                )
+
+
+def check_model(
+    loss: Loss, params: Any, examples: Examples, validation_examples: Examples | None
+) -> None:
+    """Check that parameters and data agree; only the shapes of scores are computed."""
+    _check_params(params)
+    for prefix, data in (("", examples), ("validation ", validation_examples)):
+        if data is None:
+            continue
+        x, targets, _ = data
+        num_classes = _num_classes(loss, params, x, prefix=prefix)
+        if num_classes and targets.ndim == 1 and jnp.issubdtype(targets.dtype, jnp.integer):
+            # One score separates two classes.
+            num_labels = max(2, num_classes)
+            check_labels(targets, num_labels, valid=valid_rows(data), name=f"{prefix}targets")
+
+
+def _check_params(params: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"params must be floating arrays, got {getattr(leaf, 'dtype', type(leaf))} at "
+                f"params{jax.tree_util.keystr(path)}; split off what is not trained"
+            )
+
+
+def _num_classes(loss: Loss, params: Any, x: Array, *, prefix: str) -> int | None:
+    """Return K, or None for a loss of the user's own, which does not show its scores."""
+    if is_linear_model(loss, params):
+        num_features, num_classes = params.w.shape
+        if x.shape[1] != num_features:
+            raise ValueError(
+                f"{prefix}features must have {num_features} columns, as w has rows, "
+                f"got {x.shape[1]}"
+            )
+        return num_classes
+    if isinstance(loss, LossOnLogits):
+        return jax.eval_shape(partial(model_logits, loss.logits), params, x).shape[-1]
+    return None

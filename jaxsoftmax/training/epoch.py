@@ -1,0 +1,180 @@
+"""One epoch: a scan over shuffled minibatches, compiled as one program."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxsoftmax import placement
+from jaxsoftmax.losses import weighted_mean
+from jaxsoftmax.training.checks import check_at_least_one
+from jaxsoftmax.training.evaluation import named_scores, values_per_example, weighted_means
+from jaxsoftmax.training.minibatches import scan_minibatches
+from jaxsoftmax.training.models import accuracy
+from jaxsoftmax.training.state import TrainState
+from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
+from jaxsoftmax.training.weights import run_on_valid, with_float_weights
+from jaxsoftmax.validation import ArrayLike
+
+
+def train_epoch(
+    state: TrainState,
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    weights: ArrayLike | None = None,
+    score: Score | None = accuracy,
+) -> tuple[TrainState, Metrics]:
+    """Run one epoch: a scan over shuffled minibatches, compiled as one program.
+
+    Each step takes the gradient of sum_i weight_i loss_i / sum_i weight_i over its minibatch. The
+    last minibatch of an epoch may hold fewer examples. It is padded with rows of weight 0, so that
+    its mean is over the real examples. A batch of all examples is used in its given order, without
+    a copy. The function may be called inside `jax.jit`, `jax.vmap` and `jax.lax.scan`.
+
+    Args:
+        state: the state returned by `init_state` or by the previous epoch. Its buffers are
+            donated, so use the new state afterwards.
+        features: `[N, ...]`, or `[N, D]` for a linear model.
+        targets: `[N, ...]`.
+        loss: returns values `[B]` for a minibatch. It is a static argument, as are optimizer and
+            score: a call with the same objects, or equal ones, is not compiled again.
+        optimizer: any Optax optimizer. Those that take the value, the gradient and the value
+            function of the minibatch (such as `optax.lbfgs()`) receive them.
+        batch_size: B, at least 1; more than N means N.
+        weights: `[N]`, or one number for all examples: floats, integers or bools, at least 0 and
+            some above 0; None for ones. A row of weight 0 is ignored whatever its features and
+            targets hold, including NaN and labels out of range: another row takes its place.
+        score: a function that is reported beside the loss, or None. The default is the accuracy
+            of the model of an `on_logits` loss, or of `LinearParams`. It is left out for float
+            targets, and for a loss and parameters of any other kind.
+
+    Returns:
+        The new state, and the weighted means over the epoch's examples, each evaluated at the
+        parameters of its step: "loss", and "accuracy" if there is a score. The same state and data
+        give the same bits.
+
+    Raises:
+        ValueError: if loss or score does not return one value per example, if there is not one
+            weight per example, or if batch_size is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jaxsoftmax import cross_entropy, linear, training
+        >>> x, y = jnp.eye(3), jnp.array([0, 1, 1])
+        >>> sgd, loss = optax.sgd(1.0), training.on_logits(cross_entropy)
+        >>> state = training.init_state(linear.init(3, 2), optimizer=sgd, key=jax.random.key(0))
+        >>> state, metrics = training.train_epoch(
+        ...     state, x, y, loss=loss, optimizer=sgd, batch_size=2)
+        >>> print(state.step, state.epoch, sorted(metrics))
+        2 1 ['accuracy', 'loss']
+    """
+    check_at_least_one(batch_size=batch_size)
+    return jitted_train_epoch(
+        state,
+        Examples(features, targets, weights),  # type: ignore[arg-type]
+        loss=loss,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        score=score,
+        # Minibatches take other rows in place of the ignored ones by themselves.
+        replace_ignored=weights is not None and batch_size >= np.shape(features)[0],
+    )
+
+
+@partial(
+    jax.jit,
+    static_argnames=("loss", "optimizer", "batch_size", "score", "replace_ignored"),
+    donate_argnames="state",
+)
+def jitted_train_epoch(
+    state: TrainState, examples: Examples, *, replace_ignored: bool, **options: Any
+) -> tuple[TrainState, Metrics]:
+    """Run one epoch, after a replacement of ignored rows on demand."""
+
+    def run(examples: Examples) -> tuple[TrainState, Metrics]:
+        return run_epoch(state, examples, **options)
+
+    return run_on_valid(run, examples) if replace_ignored else run(examples)
+
+
+def run_epoch(
+    state: TrainState,
+    examples: Examples,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    score: Score | None,
+) -> tuple[TrainState, Metrics]:
+    """Run one epoch; the traced body of `train_epoch` and of one lane of `sweep`."""
+    examples = with_float_weights(examples)
+    take_step = partial(
+        _take_step,
+        loss=loss,
+        scores=named_scores(score, loss, state.params, examples.targets),
+        optimizer=optax.with_extra_args_support(optimizer),
+    )
+
+    def step(carry: _Carry, batch: Examples) -> tuple[_Carry, tuple[Metrics, Array]]:
+        carry, out = take_step(carry, batch)
+        return _place_like(carry, examples), out
+
+    order_key, next_key = jax.random.split(jax.random.wrap_key_data(state.key))
+    carry = _place_like((state.params, state.opt_state), examples)
+    (params, opt_state), (means, totals) = scan_minibatches(
+        step, carry, examples, batch_size=batch_size, key=order_key
+    )
+    new_state = TrainState(
+        params=params,
+        opt_state=opt_state,
+        key=jax.random.key_data(next_key),
+        step=state.step + totals.shape[0],
+        epoch=state.epoch + 1,
+    )
+    return new_state, {name: weighted_mean(mean, weights=totals) for name, mean in means.items()}
+
+
+type _Carry = tuple[Any, Any]  # parameters, optimizer state
+
+
+def _take_step(
+    carry: _Carry,
+    batch: Examples,
+    *,
+    loss: Loss,
+    scores: dict[str, Score],
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> tuple[_Carry, tuple[Metrics, Array]]:
+    """Return the carry after one update, the minibatch's means, and its total weight."""
+    params, opt_state = carry
+    assert batch.weights is not None
+
+    def mean_loss(params: Any) -> Array:
+        return weighted_mean(values_per_example(loss, params, batch), weights=batch.weights)
+
+    value, grad = jax.value_and_grad(mean_loss)(params)
+    means = {"loss": value} | weighted_means(scores, params, batch)
+    updates, opt_state = optimizer.update(
+        grad, opt_state, params, value=value, grad=grad, value_fn=mean_loss
+    )
+    return (optax.apply_updates(params, updates), opt_state), (means, jnp.sum(batch.weights))
+
+
+def _place_like(carry: _Carry, examples: Examples) -> _Carry:
+    """Return the carry on the mesh of the examples, varying over the same axes of a shard_map.
+
+    A model that is replicated in a shard_map becomes one model per device, because each device fits
+    it to its own examples.
+    """
+    carry, _ = placement.match_varying_axes(carry, examples)
+    return jax.tree.map(
+        lambda a: placement.reshard(a, examples.features, *placement.partition_spec(a)), carry
+    )

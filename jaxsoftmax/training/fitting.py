@@ -1,0 +1,137 @@
+"""`fit`: the training of one model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from jaxsoftmax.training.checks import check_at_least_one, check_model
+from jaxsoftmax.training.data import prepare_examples, prepare_validation
+from jaxsoftmax.training.epoch import jitted_train_epoch
+from jaxsoftmax.training.evaluation import jitted_evaluate
+from jaxsoftmax.training.loop import run_epochs
+from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
+from jaxsoftmax.training.results import FitResult
+from jaxsoftmax.training.state import TrainState, init_state
+from jaxsoftmax.training.types import Loss, Metrics, Score
+from jaxsoftmax.validation import ArrayLike
+
+
+def fit(
+    loss: Loss,
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    epochs: int,
+    batch_size: int,
+    params: Any = None,
+    weights: ArrayLike | None = None,
+    validation: tuple[ArrayLike, ...] | None = None,
+    patience: int | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    score: Score | None = accuracy,
+) -> FitResult:
+    """Fit a linear model, or one of your own, by minibatches.
+
+    The data are transferred to the device once, and each epoch is one call of `train_epoch`.
+    Without callback and patience, the host waits for nothing before the end. The same key gives
+    the same bits.
+
+    Compiled programs are cached by loss and optimizer. Create each once and pass the same object to
+    every fit: two `optax.sgd(0.1)` are two programs, and so are two lambdas in `on_logits`. A
+    number that changes from fit to fit is a hyperparameter of `sweep`. In your own loop over
+    `train_epoch` it is an entry of `state.opt_state.hyperparams`, where
+    `optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)` puts it.
+
+    Args:
+        loss: `on_logits` of a loss of one example, with `logits=` for a model of your own, or any
+            `Loss`.
+        features: `[N, D]`, float and finite; for a model of your own `[N, ...]` of any dtype.
+        targets: `[N]` labels (integers) or numbers (floats), or `[N, K]`; for a model of your own
+            `[N, ...]`. Only labels of rank 1 must be in range: some pixels may be left out.
+        optimizer: any Optax optimizer. The same object is compiled once.
+        key: a random key, split as `init_key, order_key = jax.random.split(key)`.
+        epochs: the number of epochs, at least 1.
+        batch_size: B, at least 1; N or more is full-batch training, which `optax.lbfgs()` needs.
+        params: the initial parameters; None for `linear.init(D, K, key=init_key)`, with K from the
+            targets: their largest integer label + 1, their last axis if they have two axes, else 1
+            (floats and bools). Pass `linear.init(D, 1)` for one score and labels 0 and 1. The
+            parameters of a model of your own are a pytree of floating arrays, which must be given.
+        weights: `[N]`, or one number for all examples: at least 0, some above; None for ones. Rows
+            of weight 0 may hold anything, so that `weights=labels >= 0` ignores labels of -100.
+        validation: `(features, targets)` or `(features, targets, weights)`, evaluated after every
+            epoch, in one batch.
+        patience: stop when the validation loss has not improved for this number of epochs, and
+            return the parameters of the best epoch. A loss of NaN is no improvement.
+        callback: called after each epoch with a dictionary of its number "epoch", counted from 1,
+            and its metrics as floats, named as in the history. An exception that it raises ends
+            the fit.
+        score: as in `train_epoch`.
+
+    Returns:
+        A `FitResult`. The training metrics in its history are running means, in which each example
+        is evaluated at the parameters of its step; the validation metrics are evaluated at the end
+        of the epoch.
+
+    Raises:
+        TypeError: if the features of a linear model, or parameters of your own, are not floats.
+        ValueError: if shapes do not match, data are empty or not finite, a label is out of range,
+            or too large for every class up to it to occur among so few examples, weights are
+            negative or all 0, an argument that counts is below 1, there is patience without
+            validation, or a model of your own without params.
+        Interrupted: a KeyboardInterrupt, at Ctrl-C, which carries the result up to that point.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jaxsoftmax import cross_entropy, training
+        >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 0, 1, 1])
+        >>> result = training.fit(
+        ...     training.on_logits(cross_entropy), x, y,
+        ...     optimizer=optax.sgd(1.0), key=jax.random.key(0), epochs=10, batch_size=2)
+        >>> print(result.history["accuracy"][-1], result.params.w.shape)
+        1.0 (1, 2)
+
+        A model of your own:
+
+        >>> def mlp(params, x):
+        ...     return jnp.tanh(x @ params["inner"]) @ params["outer"]
+        >>> params = {"inner": jnp.ones((1, 4)), "outer": jnp.zeros((4, 2))}
+        >>> result = training.fit(
+        ...     training.on_logits(cross_entropy, logits=mlp), x, y, params=params,
+        ...     optimizer=optax.sgd(1.0), key=jax.random.key(0), epochs=10, batch_size=2)
+        >>> print(result.history["accuracy"][-1])
+        1.0
+    """
+    check_at_least_one(epochs=epochs, batch_size=batch_size, patience=patience)
+    if patience is not None and validation is None:
+        raise ValueError("patience needs validation=(features, targets), got None")
+    is_linear = is_linear_model(loss, params)
+    examples = prepare_examples(features, targets, weights, is_linear=is_linear)
+    validation_examples = prepare_validation(validation, is_linear=is_linear)
+    init_key, order_key = jax.random.split(key)
+    if params is None:
+        params = init_params(examples, key=init_key)
+    check_model(loss, params, examples, validation_examples)
+    # prepare_examples has already replaced the ignored rows.
+    options: dict[str, Any] = {"loss": loss, "score": score, "replace_ignored": False}
+
+    def train(state: TrainState) -> tuple[TrainState, Metrics]:
+        return jitted_train_epoch(
+            state, examples, optimizer=optimizer, batch_size=batch_size, **options
+        )
+
+    def validate(params: Any) -> Metrics:
+        return jitted_evaluate(params, validation_examples, **options)
+
+    return run_epochs(
+        init_state(params, optimizer=optimizer, key=order_key),
+        train,
+        None if validation_examples is None else validate,
+        epochs=epochs,
+        patience=patience,
+        callback=callback,
+    )

@@ -1,0 +1,129 @@
+"""The loop over epochs on the host: validation, early stopping, interrupts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsoftmax.training.results import FitResult, Interrupted, make_result
+from jaxsoftmax.training.state import TrainState
+from jaxsoftmax.training.types import Metrics
+
+
+def run_epochs(
+    state: TrainState,
+    train: Callable[[TrainState], tuple[TrainState, Metrics]],
+    validate: Callable[[Any], Metrics] | None,
+    *,
+    epochs: int,
+    patience: int | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+) -> FitResult:
+    """Run epochs until the last one, or until the validation loss stops improving.
+
+    Without a callback and patience, nothing in the loop waits for the device.
+
+    Args:
+        state: the state before the first epoch.
+        train: returns the state after one more epoch, and its metrics.
+        validate: returns the validation metrics of parameters, or None without validation.
+        epochs: the maximum number of epochs.
+        patience: as in `fit`; it needs `validate`.
+        callback: as in `fit`.
+
+    Raises:
+        Interrupted: at a KeyboardInterrupt, with the result of the finished epochs.
+    """
+    history: list[Metrics] = []
+    finished: _Finished | None = None  # assigned as a whole, so that no interrupt splits it
+    stopping = _EarlyStopping(patience)
+    try:
+        for epoch in range(1, epochs + 1):
+            state, metrics = train(state)
+            if validate is not None:
+                means = validate(state.params)
+                metrics = metrics | {f"validation_{name}": means[name] for name in means}
+            history.append(metrics)
+            finished = _Finished(epoch, _best_so_far(finished, metrics, state.params))
+            if callback is not None:
+                callback({"epoch": epoch} | _as_floats(metrics))
+            if stopping.should_stop(epoch, metrics):
+                break
+    except KeyboardInterrupt as interrupt:
+        result = None
+        if finished is not None:
+            result = make_result(finished.best.params, None, history[: finished.epochs])
+        raise Interrupted(result) from interrupt
+
+    assert finished is not None
+    # The last parameters are copied, because the next epoch would take the state's buffers.
+    params = jax.tree.map(jnp.copy, state.params) if patience is None else finished.best.params
+    return make_result(params, state, history)
+
+
+class _Candidate(NamedTuple):
+    """Parameters and their validation loss, which is infinite without validation."""
+
+    loss: Array
+    params: Any
+
+
+class _Finished(NamedTuple):
+    """The number of finished epochs, and the best parameters after any of them."""
+
+    epochs: int
+    best: _Candidate
+
+
+def _best_so_far(finished: _Finished | None, metrics: Metrics, params: Any) -> _Candidate:
+    latest = _Candidate(jnp.asarray(metrics.get("validation_loss", jnp.inf)), params)
+    if finished is None:
+        return _choose_better(latest._replace(loss=jnp.full_like(latest.loss, jnp.inf)), latest)
+    return _choose_better(finished.best, latest)
+
+
+@jax.jit
+def _choose_better(best: _Candidate, latest: _Candidate) -> _Candidate:
+    """Return a copy of the candidate with the smaller loss, in each lane.
+
+    While no loss is finite, it is the latest one. Everything stays on the device, so that the host
+    does not wait for each epoch's loss.
+    """
+
+    def select(condition: Array, latest: Array, best: Array) -> Array:
+        axes = (1,) * (latest.ndim - condition.ndim)
+        return jnp.where(condition.reshape(condition.shape + axes), latest, best)
+
+    is_smaller = latest.loss < best.loss
+    params = jax.tree.map(
+        partial(select, is_smaller | jnp.isposinf(best.loss)), latest.params, best.params
+    )
+    return _Candidate(select(is_smaller, latest.loss, best.loss), params)
+
+
+@dataclass
+class _EarlyStopping:
+    """Counts epochs since the smallest validation loss; it never stops without patience."""
+
+    patience: int | None
+    best_epoch: int = 0
+    smallest_loss: float = np.inf
+
+    def should_stop(self, epoch: int, metrics: Metrics) -> bool:
+        """Return whether `patience` epochs have passed without a smaller validation loss."""
+        if self.patience is None:
+            return False
+        loss = float(metrics["validation_loss"])
+        if loss < self.smallest_loss:  # a loss of NaN is no improvement
+            self.best_epoch, self.smallest_loss = epoch, loss
+        return epoch - self.best_epoch >= self.patience
+
+
+def _as_floats(metrics: Metrics) -> dict[str, Any]:
+    """Return the metrics as floats, or lists of one float per lane."""
+    return {name: np.asarray(value).tolist() for name, value in metrics.items()}

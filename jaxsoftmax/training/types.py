@@ -1,0 +1,29 @@
+"""The types that training shares: losses, models, metrics and examples."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+type Loss = Callable[[Any, Array, Array], Array]
+"""`loss(params, features[B, ...], targets[B, ...]) -> values[B]`, one value per example.
+
+`params` are `LinearParams` or any pytree of floating arrays.
+"""
+
+type Score = Callable[[Any, Array, Array], Array]
+"""A function with the signature of `Loss` that is reported and not minimized."""
+
+type Logits = Callable[[Any, Array], Array]
+"""A model: `logits(params, features[B, ...]) -> scores[B, K]`, or `[B, ..., K]`."""
+
+type Metrics = dict[str, Array]
+"""Means by name: "loss", and "accuracy" if there is a score."""
+
+
+class Examples(NamedTuple):
+    """Examples with one weight each; None stands for weights of 1."""
+
+    features: Array
+    targets: Array
+    weights: Array | None
