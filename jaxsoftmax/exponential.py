@@ -1,28 +1,29 @@
-"""The exact exponential: exp(z - max z), scaled, with no rounding of z - max z.
+"""The exact exponential: exp(z - max z) up to scale, without rounding z - max z.
 
-What ruins a softmax in floating point is not the exponential but its argument: half an ulp of
-z - max z near 80 is 32 ulp of exp(-80), and with an offset of 1e4 on the logits it is 4,000. So
-the numbers are not subtracted; their binary exponents are. With n = round(z / ln 2),
+The exponential itself is accurate; its argument is what ruins a softmax in floating point. Half an
+ulp of z - max z near 80 is 32 ulp of exp(-80), and with an offset of 1e4 on the logits it is 4,000.
+So this module subtracts the binary exponents of the exponentials instead of the logits. With
+n = round(z / ln 2),
 
     exp(z) = 2^n exp(t),    t = z - n ln 2,    |t| <= ln(2) / 2,
 
-where ln 2 = high + low and n * high is exact, so that t carries half an ulp of a number below
-0.35. A row shares n_max, and each entry is
+where ln 2 = high + low and n * high is exact, so that the error of t is half an ulp of a number
+below 0.35. A row shares n_max, and each entry is
 
     scaled_exp(z) = c exp(t) 2^(n - n_max + s) = exp(z - max z) c exp(t_max) 2^s,
 
-whose factor c exp(t_max) 2^s cancels in every ratio. The scale 2^s keeps what is as small as the
-smallest normal number, relative to the maximum, a normal number itself; c puts the row's largest
-entry where a sum loses least (`LARGEST_TERM`). exp(t) is a minimax polynomial; the power of two is made
-of its exponent bits as an integer.
+whose factor c exp(t_max) 2^s cancels in every ratio. The scale 2^s turns entries as small as the
+smallest normal number, relative to the maximum, into normal numbers; c puts the largest entry of
+the row where a sum loses the least (`LARGEST_TERM`). exp(t) is a minimax polynomial, and the power
+of two is built from its exponent bits as an integer.
 
-A maximum beyond the range in which n * high is exact is taken off first. There the subtraction
-is exact for each term that matters, because such a term lies within a factor of two of the
-maximum (Sterbenz). An entry equal to the maximum never goes through a subtraction, so a row with
-infinite entries needs no case of its own, and neither does a compiler that fuses the product
-c * x of `softmax(c * x)` into the subtraction (jax issue 37234).
+A maximum outside the range in which n * high is exact is subtracted first. There the subtraction
+is exact for every term that matters, because such a term is within a factor of two of the maximum
+(Sterbenz). An entry equal to the maximum never goes through a subtraction. Rows with infinite
+entries therefore need no special case, and neither do compilers that fuse the product c * x of
+`softmax(c * x)` into the subtraction (jax issue 37234).
 
-Reference: the range reduction is Cody and Waite's (Software Manual for the Elementary
+Reference: the range reduction is due to Cody and Waite (Software Manual for the Elementary
 Functions, 1980); Blanchard, Higham and Higham (IMA J. Numer. Anal. 41, 2021) bound the error
 that it removes.
 """
@@ -39,15 +40,15 @@ from jaxsoftmax.placement import select
 
 
 class _Format(NamedTuple):
-    """What the algorithm needs to know of a floating-point format."""
+    """Constants of the algorithm for one floating-point format."""
 
-    integer: Any  # the integer type of the same width
-    mantissa: int  # bits of the stored mantissa
-    bias: int  # of the exponent
-    scale: int  # s: small terms are kept normal by a factor 2^s
-    offset: float  # maxima of at least this size are subtracted first
-    reach: float  # a term this far below the maximum counts for nothing
-    high_bits: int  # bits of ln 2's high part; n * high is exact
+    integer_dtype: Any  # the integer type of the same width
+    mantissa_bits: int  # number of stored mantissa bits
+    exponent_bias: int
+    scale_exponent: int  # s: the factor 2^s keeps small terms normal
+    exact_limit: float  # maxima of at least this magnitude are subtracted first
+    cutoff: float  # a term this far below the maximum is negligible
+    ln2_high_bits: int  # bits of the high part of ln 2; n * high is exact
     polynomial: tuple[float, ...]  # q in exp(t) = 1 + t + t^2 q(t), lowest order first
 
 
@@ -55,13 +56,13 @@ class _Format(NamedTuple):
 # |t| <= 1.0005 ln(2) / 2; they come from a Remez exchange in 200-bit arithmetic.
 _FORMATS = {
     "float32": _Format(
-        integer=jnp.int32,
-        mantissa=23,
-        bias=127,
-        scale=64,
-        offset=256.0,
-        reach=128.0,
-        high_bits=14,
+        integer_dtype=jnp.int32,
+        mantissa_bits=23,
+        exponent_bias=127,
+        scale_exponent=64,
+        exact_limit=256.0,
+        cutoff=128.0,
+        ln2_high_bits=14,
         polynomial=(
             0.49999993432129290236,
             0.16666520399042530069,
@@ -71,13 +72,13 @@ _FORMATS = {
         ),
     ),
     "float64": _Format(
-        integer=jnp.int64,
-        mantissa=52,
-        bias=1023,
-        scale=512,
-        offset=2048.0,
-        reach=1024.0,
-        high_bits=40,
+        integer_dtype=jnp.int64,
+        mantissa_bits=52,
+        exponent_bias=1023,
+        scale_exponent=512,
+        exact_limit=2048.0,
+        cutoff=1024.0,
+        ln2_high_bits=40,
         polynomial=(
             0.50000000000000106688,
             0.16666666666666411508,
@@ -94,151 +95,162 @@ _FORMATS = {
 }
 
 
-# A row's largest entry, times 2^s. Where many equal entries are added to a large one, each addition
-# may round the same way, by half an ulp of the large one: relative to it that is least just below a
-# power of two. But a second large entry must not carry it over that power, where ulps double.
+# Limits of summation, measured with XLA on a CPU (see `_sum`).
+#
+# LARGEST_TERM is the largest entry of a row, times 2^s. Where many equal entries are added to a
+# large one, each addition may round the same way, by half an ulp of the large one. Relative to that
+# entry, the error is least just below a power of two. A second large entry, however, must not carry
+# the sum past that power, where ulps double.
 LARGEST_TERM = 1.6875
-SEQUENTIAL_SUM_LIMIT = 8192  # entries: arrays of up to half as many were seen to be summed in sequence
-SHORT_SUM_CLASSES = 4  # classes: a sequence this short loses at most 1.5 ulp
-MAX_BLOCK_CLASSES = 256  # classes: the vectorised sum of so many is off by 7 ulp at most
-MIN_BLOCK_CLASSES = 32  # classes of a block: with fewer there are too many of them
-BLOCKED_SUM_LIMIT = 10_000  # classes: of more the vectorised sum is off by 7 ulp at most
+SEQUENTIAL_SUM_LIMIT = 8192  # entries; arrays of up to half this size were summed in sequence
+SHORT_SUM_CLASSES = 4  # a sequential sum this short loses at most 1.5 ulp
+MIN_BLOCK_CLASSES = 32  # smaller blocks would be too many
+MAX_BLOCK_CLASSES = 256  # a vectorized sum this long is off by at most 7 ulp
+BLOCKED_SUM_LIMIT = 10_000  # classes; longer vectorized sums are off by at most 7 ulp again
 
 
 class RowScale(NamedTuple):
-    """What the exponentials of a row share: one number a row, or length 1 along the class axis."""
+    """Values that the exponentials of a row share, with no class axis or one of length 1."""
 
     maximum: Array
-    base: Array  # what is subtracted from z before the reduction: 0 or the maximum
-    peak: Array  # maximum - base
-    shift: Array  # s - n_max in the exponent's bits, with the bias
-    factor: Array  # c = LARGEST_TERM / exp(t_max), to a hundredth
-    rest: Array  # t_max
+    offset: Array  # subtracted from z before the reduction: 0 or the maximum
+    peak: Array  # maximum - offset
+    exponent_bits: Array  # s - n_max plus the exponent bias, shifted to the exponent's bits
+    factor: Array  # c = LARGEST_TERM / exp(t_max), to about one percent
+    remainder: Array  # t_max
 
-    def along(self, axis: int) -> "RowScale":
-        """The same with a class axis of length 1."""
+    def expand_dims(self, axis: int) -> "RowScale":
+        """Return the fields that `scaled_exp` reads with a class axis of length 1."""
         shared = {name: jnp.expand_dims(getattr(self, name), axis) for name in self._fields[:5]}
         return self._replace(**shared)
 
 
 def prepare_rows(maximum: Array) -> RowScale:
-    """Prepare the exponentials of rows with the given maxima."""
+    """Return what the exponentials of rows with these maxima share."""
     form = _FORMATS[maximum.dtype.name]
-    far = jnp.abs(maximum) >= form.offset
-    base, peak = select(far, maximum, 0), select(far, 0, maximum)
+    is_far = jnp.abs(maximum) >= form.exact_limit
+    offset, peak = select(is_far, maximum, 0), select(is_far, 0, maximum)
     n, t = _reduce(peak, form)
     factor = t.dtype.type(LARGEST_TERM) * (1 - t + t * t * t.dtype.type(0.5))
-    shift = ((form.scale + form.bias) - n) << form.mantissa
-    return RowScale(maximum, base, peak, shift, factor, t)
+    exponent_bits = ((form.scale_exponent + form.exponent_bias) - n) << form.mantissa_bits
+    return RowScale(maximum, offset, peak, exponent_bits, factor, t)
 
 
 def exp_of_maximum(row: RowScale) -> Array:
-    """What `scaled_exp` gives for the maximum itself."""
+    """Return the value of `scaled_exp` at the maximum itself."""
     form = _FORMATS[row.maximum.dtype.name]
-    return _exp(row.rest, row.factor * row.rest.dtype.type(2.0**form.scale), form)
+    scale = row.remainder.dtype.type(2.0**form.scale_exponent)
+    return _scale_exp(row.remainder, row.factor * scale, form)
 
 
 def scaled_exp(z: Array, row: RowScale) -> Array:
-    """exp(z - max) LARGEST_TERM 2^s, nearly, for each entry; z <= max, and shapes broadcast.
+    """Return exp(z - max) LARGEST_TERM 2^s, approximately, for z <= max; shapes broadcast.
 
-    What stands for LARGEST_TERM is the same number in the whole row, and each entry is right to two ulp.
+    The factor that approximates LARGEST_TERM is the same number in the whole row, and each entry is
+    accurate to two ulp relative to it.
 
-    Whatever lies more than `reach` below the maximum, -inf included, gives a number that is less
-    than half of the smallest subnormal relative to the maximum: any ratio rounds it to 0.
+    Any entry more than `cutoff` below the maximum, -inf included, gives a number less than half of
+    the smallest subnormal relative to the maximum: any ratio rounds it to 0.
 
-    A NaN gives NaN, and sums carry it. The maximum need not: XLA's lose it, in vectors on a CPU and
-    among devices over which the classes are sharded. So each comparison is false for what passes.
+    A NaN gives NaN, and sums propagate it. The maximum may not: XLA's maxima lose NaNs in vectors
+    on a CPU and among devices over which the classes are sharded. So the comparisons are written to
+    be false for entries that should pass through unchanged.
     """
     form = _FORMATS[z.dtype.name]
-    shifted = select(z >= row.maximum, row.peak, z - row.base)
-    floor = row.peak - form.reach
+    shifted = select(z >= row.maximum, row.peak, z - row.offset)
+    floor = row.peak - form.cutoff
     n, t = _reduce(select(shifted <= floor, floor, shifted), form)
-    # One addition makes the exponent of 2^(n - n_max + s): what stands above the integer in n is
-    # shifted out. A product, for an integer added to the bits of a NaN would make a number of it.
-    power = lax.bitcast_convert_type((n << form.mantissa) + row.shift, z.dtype)
-    return _exp(t, row.factor, form) * power
+    # One addition forms the exponent of 2^(n - n_max + s): the bits above the integer in n are
+    # shifted out. The power multiplies the polynomial in floating point, because an integer added
+    # to the bits of a NaN would turn it into a number.
+    power = lax.bitcast_convert_type((n << form.mantissa_bits) + row.exponent_bits, z.dtype)
+    return _scale_exp(t, row.factor, form) * power
 
 
-def sum_terms(entries: Array, row: RowScale, axis: int) -> Array:
-    """The sums of rows of entries, without the axis: NaN where the maximum is."""
-    return select(row.maximum != row.maximum, jnp.nan, _sum(entries, axis))
+def sum_terms(terms: Array, row: RowScale, axis: int) -> Array:
+    """Return the sums of the rows along the axis; NaN where the maximum is NaN."""
+    return select(row.maximum != row.maximum, jnp.nan, _sum(terms, axis))
 
 
-def _sum(entries: Array, axis: int) -> Array:
-    """The sum along the axis, to a few ulp in whatever order XLA takes.
+def _sum(terms: Array, axis: int) -> Array:
+    """Return the sum along the axis, to a few ulp in whatever order XLA adds.
 
     One large entry and many equal small ones make every addition round the same way. Where XLA adds
-    a window of 32 in sequence, as in small arrays, that is 15 ulp, and the sum is split.
+    windows of 32 entries in sequence, as in small arrays, the error is 15 ulp: there the sum is
+    split.
 
-    XLA's vectorised sums, of float32 along the last axis of a large array, are 32 sums of up to 16
-    entries each on a CPU. They are good to 1.4 ulp on random rows. With exact ties by the hundred
-    `LARGEST_TERM` makes them good to 7 ulp at up to 256 classes and at more than 10,000. Between, one or two
-    classes ahead of ties, placed for the worst, were 9 ulp off, and so the sum goes by blocks where
-    the classes have a divisor that is one. Elsewhere any other sum costs a third of the loss or
-    more: there 9 ulp is the bound.
+    XLA's vectorized sums, of float32 along the last axis of a large array, are 32 sums of up to 16
+    entries each on a CPU. They are accurate to 1.4 ulp on random rows. With hundreds of exact ties,
+    `LARGEST_TERM` makes them accurate to 7 ulp at up to 256 classes and at more than 10,000. In
+    between, one or two classes ahead of ties, in the worst places, gave errors of 9 ulp, so the sum
+    goes by blocks where the number of classes has a divisor of a suitable size. Where it has none,
+    any other sum costs a third of the loss or more, and the bound there is 9 ulp.
     """
-    classes = entries.shape[axis]
-    if not _vectorised(entries, axis):
-        few = placement.is_static(classes) and classes <= SHORT_SUM_CLASSES
-        return jnp.sum(entries, axis) if few else _split_sum(entries, axis)
-    # An explicitly sharded axis cannot be cut at just any place.
-    sharded = placement.partition_spec(entries)[axis] is not None
-    if sharded or not MAX_BLOCK_CLASSES < classes <= BLOCKED_SUM_LIMIT * placement.count_groups(entries, axis):
-        return jnp.sum(entries, axis)
-    return lax.platform_dependent(entries, cpu=_sum_by_blocks, default=lambda e: jnp.sum(e, -1))
+    classes = terms.shape[axis]
+    if not _is_vectorized(terms, axis):
+        is_short = placement.is_static(classes) and classes <= SHORT_SUM_CLASSES
+        return jnp.sum(terms, axis) if is_short else _split_sum(terms, axis)
+    # An explicitly sharded axis cannot be cut at arbitrary positions.
+    is_sharded = placement.partition_spec(terms)[axis] is not None
+    limit = BLOCKED_SUM_LIMIT * placement.count_groups(terms, axis)
+    if is_sharded or not MAX_BLOCK_CLASSES < classes <= limit:
+        return jnp.sum(terms, axis)
+    return lax.platform_dependent(terms, cpu=_sum_by_blocks, default=lambda e: jnp.sum(e, -1))
 
 
-def _vectorised(entries: Array, axis: int) -> bool:
-    """Whether XLA sums in vectors on a CPU: it does not where what one device holds is small.
+def _is_vectorized(terms: Array, axis: int) -> bool:
+    """Return whether XLA sums in vectors on a CPU, which it does if a device's part is large.
 
-    Of an array whose size is a symbol nothing is known, and a split sum is right for every size.
+    If the size is symbolic, the result is False, because a split sum is correct for every size.
     """
-    last = axis == entries.ndim - 1 and entries.dtype == jnp.float32
+    is_last = axis == terms.ndim - 1 and terms.dtype == jnp.float32
     return (
-        last
-        and placement.is_static(*entries.shape)
-        and (entries.size > SEQUENTIAL_SUM_LIMIT * placement.count_devices(entries))
+        is_last
+        and placement.is_static(*terms.shape)
+        and (terms.size > SEQUENTIAL_SUM_LIMIT * placement.count_devices(terms))
     )
 
 
-def _sum_by_blocks(entries: Array) -> Array:
-    """The sum along the last axis: of blocks of one size, where the classes have such a divisor.
+def _sum_by_blocks(terms: Array) -> Array:
+    """Return the sum along the last axis, by equal blocks where the number of classes allows it.
 
-    A barrier holds the blocks apart, or XLA would join them again. They cost next to nothing.
+    A barrier keeps the blocks apart; otherwise XLA would merge the two sums. The blocks cost almost
+    nothing.
     """
-    classes = entries.shape[-1]
-    group = classes // placement.count_groups(entries, -1)  # a block lies on one device
+    classes = terms.shape[-1]
+    group = classes // placement.count_groups(terms, -1)  # a block lies on one device
     size = max(size for size in range(1, MAX_BLOCK_CLASSES + 1) if group % size == 0)
     if size < MIN_BLOCK_CLASSES:
-        return jnp.sum(entries, -1)
-    blocks = jnp.sum(entries.reshape(*entries.shape[:-1], classes // size, size), -1)
+        return jnp.sum(terms, -1)
+    blocks = jnp.sum(terms.reshape(*terms.shape[:-1], classes // size, size), -1)
     return _split_sum(lax.optimization_barrier(blocks), -1)
 
 
-def _split_sum(entries: Array, axis: int) -> Array:
-    """The sum to half an ulp, as two.
+def _split_sum(terms: Array, axis: int) -> Array:
+    """Return the sum, to half an ulp, as the sum of a coarse and a fine part.
 
-    One is of multiples of 2^-18 of the scale, exact for 32 of them, and one of what is left, small.
+    The coarse part holds multiples of 2^-18 of the scale, whose sum is exact for 32 of them. The
+    fine part holds the remainders, which are small.
     """
-    form = _FORMATS[entries.dtype.name]
-    unit = entries.dtype.type(2.0 ** (form.scale - form.mantissa + 5))
-    coarse = lax.round(entries / unit, lax.RoundingMethod.TO_NEAREST_EVEN) * unit
-    fine = jnp.sum(entries - coarse, axis)
+    form = _FORMATS[terms.dtype.name]
+    unit = terms.dtype.type(2.0 ** (form.scale_exponent - form.mantissa_bits + 5))
+    coarse = lax.round(terms / unit, lax.RoundingMethod.TO_NEAREST_EVEN) * unit
+    fine = jnp.sum(terms - coarse, axis)
     return jnp.sum(coarse, axis) + fine
 
 
 def _reduce(x: Array, form: _Format) -> tuple[Array, Array]:
-    """n, as an integer in the low bits of what is returned, and t = x - n ln 2."""
+    """Return n, as an integer in the low bits of the first result, and t = x - n ln 2."""
     high, low = _ln2(form)
     n = lax.round(x * x.dtype.type(1 / np.log(2)), lax.RoundingMethod.TO_NEAREST_EVEN)
     t = (x - n * x.dtype.type(high)) - n * x.dtype.type(low)
-    # Adding 1.5 * 2^mantissa puts the integer into the low bits, cheaper than a conversion. It is
-    # not what rounds: XLA of jaxlib 0.11 takes (x + c) - c for x.
-    return _bits(n + x.dtype.type(1.5 * 2.0**form.mantissa), form), t
+    # Adding 1.5 * 2^mantissa_bits puts the integer into the low bits, which is cheaper than a
+    # conversion. It does not do the rounding: XLA of jaxlib 0.11 simplifies (x + c) - c to x.
+    return _bits(n + x.dtype.type(1.5 * 2.0**form.mantissa_bits), form), t
 
 
-def _exp(t: Array, factor: Array, form: _Format) -> Array:
-    """factor * exp(t)."""
+def _scale_exp(t: Array, factor: Array, form: _Format) -> Array:
+    """Return factor * exp(t)."""
     q = functools.reduce(
         lambda q, c: q * t + t.dtype.type(c),
         reversed(form.polynomial[:-1]),
@@ -248,11 +260,12 @@ def _exp(t: Array, factor: Array, form: _Format) -> Array:
 
 
 def _bits(x: Array, form: _Format) -> Array:
-    return lax.bitcast_convert_type(x, form.integer)
+    return lax.bitcast_convert_type(x, form.integer_dtype)
 
 
 def _ln2(form: _Format) -> tuple[float, float]:
-    """ln 2 = high + low, with high a multiple of 2^-high_bits."""
-    high = float(np.round(np.ldexp(np.log(2), form.high_bits)) / 2.0**form.high_bits)
-    # log(2) in float64 and what float64 leaves of it: low is right to 53 bits of its own.
+    """Return ln 2 as high + low, with high a multiple of 2^-ln2_high_bits."""
+    scale = 2.0**form.ln2_high_bits
+    high = float(np.round(np.ldexp(np.log(2), form.ln2_high_bits)) / scale)
+    # The constant is ln 2 minus log(2) in float64, so that low itself has 53 correct bits.
     return high, (float(np.log(2)) - high) + 2.3190468138462996e-17

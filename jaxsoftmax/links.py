@@ -257,7 +257,7 @@ def softmax_values(z: Array, valid: Array | None, axis: int) -> Array:
     if valid is not None:
         maximum = select(valid, maximum, 0)
     row = exponential.prepare_rows(maximum)
-    e = exponential.scaled_exp(z, row.along(axis))
+    e = exponential.scaled_exp(z, row.expand_dims(axis))
     total = exponential.sum_terms(e, row, axis)
     p = e * wide(_inverse(total, alive))
     return p if valid is None else jnp.where(wide(valid), p, 0)
@@ -339,7 +339,7 @@ def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
     top = exponential.exp_of_maximum(row)
     # A product fused into z may exceed its own rounded maximum. A NaN is nowhere above.
     leads = z >= jnp.expand_dims(maximum, axis)
-    e = exponential.scaled_exp(z, row.along(axis))
+    e = exponential.scaled_exp(z, row.expand_dims(axis))
     ties = jnp.sum(leads, axis, dtype=z.dtype)
     lower = exponential.sum_terms(select(leads, 0, e), row, axis)
     return e, exponential.sum_terms(e, row, axis), jnp.log1p(lower / top + (ties - 1))

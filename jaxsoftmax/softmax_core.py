@@ -59,7 +59,7 @@ def value_and_gradient(
     hot = lax.broadcasted_iota(index.dtype, z.shape, axis) == wide(index)
     # All of a row that does not count is left out, NaN included.
     out = hot | wide(~valid)
-    others = select(out, 0, exponential.scaled_exp(z, row.along(axis)))
+    others = select(out, 0, exponential.scaled_exp(z, row.expand_dims(axis)))
     # A dead row is one whose others weigh nothing and whose label leads: value and gradient are 0.
     # A factor, for the maximum of NaN alone may be -inf, and their sum is NaN.
     s_o = exponential.sum_terms(others, row, axis) * (~dead).astype(z.dtype)

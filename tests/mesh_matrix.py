@@ -415,7 +415,8 @@ def skipped(name: str, case: Case, title: str) -> bool:
 def lower_thresholds() -> None:
     """Small arrays take the paths of large ones."""
     losses.CPU_BLOCK_ENTRIES = 256
-    exponential.SEQUENTIAL_SUM_LIMIT, exponential.MAX_BLOCK_CLASSES, exponential.MIN_BLOCK_CLASSES, exponential.BLOCKED_SUM_LIMIT = 32, 16, 4, 64
+    exponential.SEQUENTIAL_SUM_LIMIT, exponential.BLOCKED_SUM_LIMIT = 32, 64
+    exponential.MIN_BLOCK_CLASSES, exponential.MAX_BLOCK_CLASSES = 4, 16
     primitives.LONG_SUM_LIMIT = 40
 
 
