@@ -4,12 +4,12 @@ r"""Closed-form derivatives of the softmax and sigmoid losses.
     cross_entropy            p - onehot(y)            diag(p) - p p'            p = softmax(z)
     binary_cross_entropy     (1 - t) p - w t (1 - p)  (1 - t + w t) p (1 - p)   p = sigmoid(z)
 
-The gradient is prediction minus truth, and that identity is the derivative rule of the losses:
-what `jax.grad` returns is what stands here. No entry is the difference of two nearly equal
-numbers: at the true class the gradient is minus the sum of the others' probabilities, and 1 - p
-is sigmoid(-z).
+The gradient is prediction minus target. That identity is the derivative rule of the losses, so
+`jax.grad` of a loss returns the gradients computed here. No entry is computed as the difference of
+two nearly equal numbers: at the label the gradient is minus the sum of the others' probabilities,
+and 1 - p is sigmoid(-z).
 
-The Hessian of a softmax does not depend on the label. It is a product B B' with B of
+The Hessian of the softmax loss does not depend on the label. It is a product B B' with B from
 `gauss_newton_factor`, so a Gauss-Newton or Fisher matrix never has to be formed.
 """
 
@@ -29,7 +29,7 @@ def cross_entropy_gradient(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Gradient of each example's cross-entropy in its logits, p_k - [k = y].
+    r"""Return the gradient of each example's cross-entropy in its logits, p_k - [k = y].
 
     Args:
         logits: floats, `[..., K]`.
@@ -42,17 +42,17 @@ def cross_entropy_gradient(
         `[..., K]` in the dtype of the logits.
 
     Numerics:
-        Each entry is right to 8 ulp; the true class's is -sum of the others. 0 for a masked class,
-        an example with valid=False and a row that is masked whole; NaN in the row of a label that
-        is out of range. Where the label's own logit is -inf, so that the loss is infinite, its
+        Each entry is accurate to 8 ulp; that of the label is minus the sum of the others. 0 for a
+        masked class, for an example with valid=False and for a fully masked row; NaN in the row of
+        a label out of range. If the logit of the label is -inf, so that the loss is infinite, its
         entry is -1.
 
     Derivatives:
-        `cross_entropy_hessian_product`, of any order.
+        See `cross_entropy_hessian_product`; of any order.
 
     Raises:
-        TypeError: logits are not floats, labels not integers, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, the labels not integers, or a mask not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,11 +62,11 @@ def cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.109.
     """
-    z, axis = validation.prepare_logits(logits, axis, where)
-    g = softmax_core.value_and_gradient(*softmax_core.prepare(labels, valid, z, axis), axis)[1]
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    g = softmax_core.value_and_gradient(*rows)[1]
     if where is not None:
-        # The label may name a masked class: the loss is infinite there, but not by its logit.
-        g = jnp.where(validation.broadcast_where(where, z, axis), g, 0)
+        # The label may name a masked class, whose loss is infinite but independent of its logit.
+        g = jnp.where(validation.broadcast_where(where, rows.z, rows.axis), g, 0)
     return g.astype(jnp.asarray(logits).dtype)
 
 
@@ -79,7 +79,7 @@ def cross_entropy_hessian_product(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Hessian of each example's cross-entropy times a vector, (diag(p) - p p') v.
+    r"""Return each example's Hessian of cross-entropy times a vector, (diag(p) - p p') v.
 
     Args:
         logits: floats, `[..., K]`.
@@ -92,15 +92,15 @@ def cross_entropy_hessian_product(
         `[..., K]` in the dtype of the logits.
 
     Numerics:
-        p * (u - sum_k p_k u_k) with u = v minus the v of the class above one half: small entries
-        of a confident row keep their digits.
+        p * (u - sum_k p_k u_k), where u is v minus the v of the class with probability above one
+        half, so that small entries of a confident row keep their digits.
 
     Derivatives:
         Of any order, in both arguments.
 
     Raises:
-        TypeError: logits or tangents are not floats, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits or tangents are not floats, or a mask is not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,23 +120,26 @@ def cross_entropy_hessian_product(
 
 @calls.compiled()
 def gauss_newton_factor(probabilities: ArrayLike) -> Array:
-    r"""B with B B' = diag(p) - p p': the factor of a softmax's Hessian, diag(q) - p q', q = sqrt p.
+    r"""Return B with B B' = diag(p) - p p', the factor of the softmax's Hessian.
+
+    It is B = diag(q) - p q' with q = sqrt(p).
 
     Args:
-        probabilities: floats, `[..., K]`, each row of sum 1.
+        probabilities: floats, `[..., K]`, whose rows sum to 1.
 
     Returns:
         `[..., K, K]`, float32 or float64.
 
     Numerics:
-        B B' is right to rounding of its largest entry; a class of probability 0 gives a zero row
-        and column.
+        B B' is accurate to the rounding of its largest entry; a class with probability 0 gives a
+        zero row and column.
 
     Derivatives:
-        None at p = 0, where the square root has none.
+        Of any order, except at p = 0, where the square root has none.
 
     Raises:
-        TypeError: probabilities are not floats. ValueError: no class axis.
+        TypeError: the probabilities are not floats.
+        ValueError: there is no class axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,15 +149,14 @@ def gauss_newton_factor(probabilities: ArrayLike) -> Array:
          [-0.1875  0.1875]]
 
     Reference:
-        B B' = diag(p) - 2 p p' + p (q'q) p', and q'q = 1; Martens and Grosse, "Optimizing neural
+        B B' = diag(p) - 2 p p' + p (q'q) p', and q'q = 1. Martens and Grosse, "Optimizing neural
         networks with Kronecker-factored approximate curvature" (2015).
     """
     p = validation.to_sum_dtype(validation.as_floats(probabilities, "probabilities"))
     validation.normalize_axis(p, -1)
     q = placement.gather_axis(jnp.sqrt(p)[..., None, :], -1)
-    return q * jnp.expand_dims(jnp.eye(p.shape[-1], dtype=p.dtype), tuple(range(p.ndim - 1))) - (
-        p[..., :, None] * q
-    )
+    identity = jnp.expand_dims(jnp.eye(p.shape[-1], dtype=p.dtype), tuple(range(p.ndim - 1)))
+    return q * identity - p[..., :, None] * q
 
 
 @calls.compiled()
@@ -166,9 +168,9 @@ def binary_cross_entropy_gradient(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Gradient of each label's sigmoid cross-entropy, (1 - t) sigmoid(z) - w t sigmoid(-z).
+    r"""Return the gradient of sigmoid cross-entropy per label, (1 - t) sigmoid(z) - w t sigmoid(-z).
 
-    With w = 1 that is sigmoid(z) - t.
+    With w = 1 it is sigmoid(z) - t.
 
     Args:
         logits: floats, `[...]`.
@@ -181,14 +183,15 @@ def binary_cross_entropy_gradient(
         `[...]` in the dtype of the logits.
 
     Numerics:
-        Right to 8 ulp for t = 0 and t = 1, else to 8 ulp of the larger term. 0 where valid
-        or where is False, NaN where a target is outside [0, 1] by more than rounding.
+        Accurate to 8 ulp for t = 0 and t = 1, and to 8 ulp of the larger term otherwise. 0 where
+        valid or where is False, NaN where a target is outside [0, 1] by more than rounding.
 
     Derivatives:
         Of any order.
 
     Raises:
-        TypeError: logits are not floats, or targets no numbers. ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, or the targets not numbers.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -200,8 +203,8 @@ def binary_cross_entropy_gradient(
     """
     z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
     positive = t if w is None else w * t
-    p, other = links.sigmoid_pair(z)
-    gradient = (1 - t) * p - positive * other
+    p, q = links.sigmoid_pair(z)
+    gradient = (1 - t) * p - positive * q
     return validation.zero_ignored(gradient, valid).astype(jnp.asarray(logits).dtype)
 
 
@@ -215,7 +218,9 @@ def binary_cross_entropy_hessian_product(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Second derivative of each label's loss times v, (1 - t + w t) sigmoid(z) sigmoid(-z) v.
+    r"""Return the second derivative of sigmoid cross-entropy times v, per label.
+
+    It is (1 - t + w t) sigmoid(z) sigmoid(-z) v.
 
     Args:
         logits: floats, `[...]`.
@@ -229,13 +234,14 @@ def binary_cross_entropy_hessian_product(
         `[...]` in the dtype of the logits.
 
     Numerics:
-        A product of numbers that are each right to a few ulp: so is every entry.
+        Accurate to a few ulp, as a product of numbers that each are.
 
     Derivatives:
         Of any order.
 
     Raises:
-        TypeError: logits or tangents are not floats. ValueError: shapes that do not fit.
+        TypeError: the logits or tangents are not floats.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -249,29 +255,30 @@ def binary_cross_entropy_hessian_product(
     z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
     v = validation.to_sum_dtype(validation.as_floats(tangents, "tangents")).astype(z.dtype)
     validation.check_shape(v, z.shape, "tangents", "that of the logits")
-    p, other = links.sigmoid_pair(z)
-    curvature = ((1 - t) + (t if w is None else w * t)) * (p * other)
+    p, q = links.sigmoid_pair(z)
+    curvature = ((1 - t) + (t if w is None else w * t)) * (p * q)
     return validation.zero_ignored(curvature * v, valid).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
 def binary_gauss_newton_factor(logits: ArrayLike) -> Array:
-    r"""b with b^2 = p (1 - p), p = sigmoid(z): the factor of the sigmoid's Hessian.
+    r"""Return b with b^2 = p (1 - p), p = sigmoid(z), the factor of the sigmoid's Hessian.
 
     Args:
-        logits: floats, `[...]`: 1 - p cannot be had exactly from p.
+        logits: floats, `[...]`. The argument is not p, because 1 - p cannot be computed exactly
+          from p.
 
     Returns:
         `[...]`, float32 or float64.
 
     Numerics:
-        exp(-|z| / 2) / (1 + exp(-|z|)): right to a few ulp.
+        exp(-|z| / 2) / (1 + exp(-|z|)), accurate to a few ulp.
 
     Derivatives:
-        The first, at every z; higher ones except at z = 0, where |z| has a kink.
+        The first at every z; higher ones except at z = 0, where |z| has a kink.
 
     Raises:
-        TypeError: logits are not floats.
+        TypeError: the logits are not floats.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,18 +1,21 @@
 """Links: the functions between scores and probabilities.
 
-A link is a map from logits z to probabilities p, or to their logarithms. All of them work along
-one class axis (`axis`), on arrays of any shape, and share these rules:
+A link maps logits z to probabilities p, or to their logarithms. The softmax links work along one
+class axis (`axis`) of arrays of any shape, and all links share these rules:
 
     p_k = exp(z_k) / sum_j exp(z_j)              softmax        p = 1 / (1 + exp(-z))    sigmoid
     log p_k = z_k - log sum_j exp(z_j)           log_softmax    log p = -log(1 + exp(-z))
 
-- every entry is right to a few units in its own last place, however far the others lie above it
+- every entry is accurate to a few units in its own last place, however far the others lie above it
   (see `exponential`);
-- links keep the dtype of the logits and compute in float32 at least; sums (`logsumexp`) are
+- links keep the dtype of the logits and compute in at least float32; sums (`logsumexp`) are
   float32 for half-precision logits;
-- a masked class has the logit -inf or `where=False`: its probability is 0 and so is its
-  derivative. In a row that is masked whole, every probability is 0;
+- a masked class has the logit -inf or `where=False`: its probability and its derivative are 0. In
+  a fully masked row, every probability is 0;
 - +inf is a limit: the infinite entries of a row share its mass equally.
+
+The functions named `*_values`, `softmax_and_log` and `sigmoid_pair` take arrays that `validation`
+has prepared. The rest of the package calls them inside its own compiled functions.
 """
 
 import functools
@@ -29,7 +32,7 @@ from jaxsoftmax.validation import ArrayLike
 
 @calls.compiled("axis")
 def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
-    r"""Logarithm of the sum of exponentials, lse(z) = log sum_k exp(z_k).
+    r"""Return the logarithm of the sum of exponentials, lse(z) = log sum_k exp(z_k).
 
     Args:
         logits: floats, `[..., K]`.
@@ -40,14 +43,15 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = No
         `[...]`, float32 or float64.
 
     Numerics:
-        max z + log1p(sum of the others' exp(z_k - max z)): right to 8 ulp of the larger term. -inf
-        in a row that is masked whole, +inf where a logit is.
+        max z + log1p(sum of the others' exp(z_k - max z)), accurate to 8 ulp of the larger term.
+        -inf for a fully masked row, +inf where a logit is +inf.
 
     Derivatives:
         d lse = sum_k p_k dz_k, of any order.
 
     Raises:
-        TypeError: logits are not floats. ValueError: no class axis, or a mask that does not fit.
+        TypeError: the logits are not floats.
+        ValueError: there is no class axis, or the mask has the wrong shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,12 +62,12 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = No
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
     z, axis = validation.prepare_logits(logits, axis, where)
-    return _logsumexp(z, axis)
+    return logsumexp_values(z, axis)
 
 
 @calls.compiled("axis")
 def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
-    r"""Logarithm of the softmax, log p_k = z_k - lse(z).
+    r"""Return the logarithm of the softmax, log p_k = z_k - lse(z).
 
     Args:
         logits: floats, `[..., K]`.
@@ -74,14 +78,15 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = 
         `[..., K]` in the dtype of the logits.
 
     Numerics:
-        Each entry is right to 8 ulp, that of the leading class too: it is -log1p(sum of the others
-        over it), which never cancels to 0. A masked class gives -inf.
+        Each entry is accurate to 8 ulp. This includes the leading class, whose entry is
+        -log1p(sum of the others / its own term) and never cancels to 0. -inf for a masked class.
 
     Derivatives:
         d log p = dz - sum_k p_k dz_k, of any order; 0 for a masked class.
 
     Raises:
-        TypeError: logits are not floats. ValueError: no class axis, or a mask that does not fit.
+        TypeError: the logits are not floats.
+        ValueError: there is no class axis, or the mask has the wrong shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,7 +102,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = 
 
 @calls.compiled("axis")
 def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
-    r"""Softmax, p_k = exp(z_k) / sum_j exp(z_j).
+    r"""Return the softmax, p_k = exp(z_k) / sum_j exp(z_j).
 
     Args:
         logits: floats, `[..., K]`.
@@ -108,15 +113,16 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
         `[..., K]` in the dtype of the logits.
 
     Numerics:
-        Each entry is right to 8 ulp wherever it is a normal number. A masked class gives 0, also in
-        a row that is masked whole; +inf logits share the mass.
+        Each entry is accurate to 8 ulp wherever it is a normal number. 0 for a masked class, also
+        in a fully masked row; +inf logits share the mass.
 
     Derivatives:
-        dp = p * (u - sum_k p_k u_k) with u = dz minus the dz of the class above one half, so that
-        nothing cancels where one class has nearly all the mass; of any order.
+        dp = p * (u - sum_k p_k u_k), where u is dz minus the dz of the class with probability above
+        one half, so that nothing cancels where one class has nearly all the mass; of any order.
 
     Raises:
-        TypeError: logits are not floats. ValueError: no class axis, or a mask that does not fit.
+        TypeError: the logits are not floats.
+        ValueError: there is no class axis, or the mask has the wrong shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,22 +138,23 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 
 @calls.compiled()
 def sigmoid(logits: ArrayLike) -> Array:
-    r"""Logistic sigmoid, 1 / (1 + exp(-z)): the softmax of (z, 0).
+    r"""Return the logistic sigmoid, 1 / (1 + exp(-z)): the softmax of (z, 0).
 
     Args:
         logits: floats of any shape.
 
     Returns:
-        The same shape and dtype.
+        The same shape and dtype as the logits.
 
     Numerics:
-        With e = exp(-|z|), 1 / (1 + e) or e / (1 + e): each is right to 8 ulp where it is normal.
+        1 / (1 + e) or e / (1 + e) with e = exp(-|z|), accurate to 8 ulp wherever it is a normal
+        number.
 
     Derivatives:
         sigmoid(z) * sigmoid(-z), of any order; 1 - sigmoid(z) would cancel.
 
     Raises:
-        TypeError: logits are not floats.
+        TypeError: the logits are not floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -163,22 +170,23 @@ def sigmoid(logits: ArrayLike) -> Array:
 
 @calls.compiled()
 def log_sigmoid(logits: ArrayLike) -> Array:
-    r"""Logarithm of the sigmoid, log sigmoid(z) = -softplus(-z).
+    r"""Return the logarithm of the sigmoid, log sigmoid(z) = -softplus(-z).
 
     Args:
         logits: floats of any shape.
 
     Returns:
-        The same shape and dtype.
+        The same shape and dtype as the logits.
 
     Numerics:
-        Right to 8 ulp wherever it is normal: -exp(-z) far to the right, z far to the left.
+        Accurate to 8 ulp wherever it is a normal number: -exp(-z) far to the right, z far to the
+        left.
 
     Derivatives:
         sigmoid(-z), of any order.
 
     Raises:
-        TypeError: logits are not floats.
+        TypeError: the logits are not floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -194,22 +202,22 @@ def log_sigmoid(logits: ArrayLike) -> Array:
 
 @calls.compiled()
 def softplus(logits: ArrayLike) -> Array:
-    r"""Softplus, log(1 + exp(z)) = lse(z, 0).
+    r"""Return the softplus, log(1 + exp(z)) = lse(z, 0).
 
     Args:
         logits: floats of any shape.
 
     Returns:
-        The same shape and dtype.
+        The same shape and dtype as the logits.
 
     Numerics:
-        max(z, 0) + log1p(exp(-|z|)): both terms are non-negative, so it is right to 8 ulp.
+        max(z, 0) + log1p(exp(-|z|)), accurate to 8 ulp because both terms are non-negative.
 
     Derivatives:
         sigmoid(z), of any order.
 
     Raises:
-        TypeError: logits are not floats.
+        TypeError: the logits are not floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -224,58 +232,60 @@ def softplus(logits: ArrayLike) -> Array:
 
 
 def center(p: Array, tangents: Array, axis: int) -> Array:
-    """u - sum_k p_k u_k, where u is the tangents less that of the class above one half.
+    """Return u - sum_k p_k u_k, where u is the tangents minus that of the class above one half.
 
-    Softmax does not feel a shift of its logits, and this shift makes the centred tangents of a
-    confident row exact: what remains of the leading class is the small sum itself.
+    Softmax is invariant under a shift of its logits, and this shift makes the centered tangents of
+    a confident row exact: what remains for the leading class is the small sum itself.
     """
-    u = _less_leader(p, tangents, axis)
-    return u - jnp.sum(_no_mass_no_say(p, p * u), axis, keepdims=True)
+    u = _subtract_leader(p, tangents, axis)
+    return u - jnp.sum(_restrict_to_support(p, p * u), axis, keepdims=True)
 
 
-def _less_leader(p: Array, tangents: Array, axis: int) -> Array:
+def _subtract_leader(p: Array, tangents: Array, axis: int) -> Array:
+    """Return the tangents minus that of the class whose probability is above one half."""
     return tangents - jnp.sum(select(p > 0.5, tangents, 0), axis, keepdims=True)
 
 
 def covariance_product(p: Array, tangents: Array, axis: int) -> Array:
-    """(diag(p) - p p') times the tangents, to a few ulp of each entry's largest term."""
-    u = _less_leader(p, _no_mass_no_say(p, tangents), axis)
+    """Return (diag(p) - p p') times the tangents, to a few ulp of each entry's largest term."""
+    u = _subtract_leader(p, _restrict_to_support(p, tangents), axis)
     return p * (u - jnp.sum(p * u, axis, keepdims=True))
 
 
-def _no_mass_no_say(p: Array, products: Array) -> Array:
-    """What is multiplied by p, but 0 where p is: also where it is infinite or NaN."""
-    return select(p == 0, 0, products)
+def _restrict_to_support(p: Array, x: Array) -> Array:
+    """Return x where p is not 0, and 0 elsewhere, even where x is infinite or NaN."""
+    return select(p == 0, 0, x)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def softmax_values(z: Array, valid: Array | None, axis: int) -> Array:
-    """Softmax; rows with valid=False are 0 whatever they hold."""
-    wide = functools.partial(jnp.expand_dims, axis=axis)
+    """Return the softmax of prepared logits; rows with valid=False are 0 whatever they hold."""
+    expand = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    alive = ~is_fully_masked(maximum)
+    has_mass = ~is_fully_masked(maximum)
     if valid is not None:
         maximum = select(valid, maximum, 0)
     row = exponential.prepare_rows(maximum)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
     total = exponential.sum_terms(e, row, axis)
-    p = e * wide(_inverse(total, alive))
-    return p if valid is None else jnp.where(wide(valid), p, 0)
+    p = e * expand(_reciprocal(total, has_mass))
+    return p if valid is None else jnp.where(expand(valid), p, 0)
 
 
 @softmax_values.defjvp
-def _softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _softmax_values_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     p = softmax_values(*primals, axis)
     return p, covariance_product(p, tangents[0], axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax_values(z: Array, axis: int) -> Array:
+    """Return the logarithm of the softmax of prepared logits."""
     return softmax_and_log(z, axis)[1]
 
 
 @log_softmax_values.defjvp
-def _log_softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _log_softmax_values_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     p, log_p = softmax_and_log(z, axis)
     return log_p, select(z == -jnp.inf, 0, center(p, dz, axis))
@@ -283,15 +293,15 @@ def _log_softmax_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array,
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_and_log(z: Array, axis: int) -> tuple[Array, Array]:
-    """The softmax and its logarithm from one exponential an entry."""
-    wide = functools.partial(jnp.expand_dims, axis=axis)
+    """Return the softmax and its logarithm, computed with one exponential per entry."""
+    expand = functools.partial(jnp.expand_dims, axis=axis)
     maximum = jnp.max(z, axis)
-    e, total, excess = _sums(z, maximum, axis)
+    e, total, log_excess = _sum_exponentials(z, maximum, axis)
     # Equal infinities differ by 0.
-    peak = wide(maximum)
+    peak = expand(maximum)
     below = select(z >= peak, 0, z - peak)
-    p = e * wide(_inverse(total, ~is_fully_masked(maximum)))
-    return p, select(z == -jnp.inf, -jnp.inf, below - wide(excess))
+    p = e * expand(_reciprocal(total, ~is_fully_masked(maximum)))
+    return p, select(z == -jnp.inf, -jnp.inf, below - expand(log_excess))
 
 
 @softmax_and_log.defjvp
@@ -299,45 +309,46 @@ def _softmax_and_log_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[An
     (z,), (dz,) = primals, tangents
     p, log_p = softmax_and_log(z, axis)
     centered = center(p, dz, axis)
-    return (p, log_p), (_no_mass_no_say(p, p * centered), select(z == -jnp.inf, 0, centered))
+    return (p, log_p), (_restrict_to_support(p, p * centered), select(z == -jnp.inf, 0, centered))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _logsumexp(z: Array, axis: int) -> Array:
-    return _softmax_and_lse(z, axis)[1]
+def logsumexp_values(z: Array, axis: int) -> Array:
+    """Return the logarithm of the sum of exponentials of prepared logits."""
+    return _softmax_and_logsumexp(z, axis)[1]
 
 
-@_logsumexp.defjvp
-def _logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    p, lse = _softmax_and_lse(*primals, axis)
-    return lse, jnp.sum(_no_mass_no_say(p, p * tangents[0]), axis)
+@logsumexp_values.defjvp
+def _logsumexp_values_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    p, lse = _softmax_and_logsumexp(*primals, axis)
+    return lse, jnp.sum(_restrict_to_support(p, p * tangents[0]), axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax_and_lse(z: Array, axis: int) -> tuple[Array, Array]:
+def _softmax_and_logsumexp(z: Array, axis: int) -> tuple[Array, Array]:
     maximum = jnp.max(z, axis)
-    e, total, excess = _sums(z, maximum, axis)
-    p = e * jnp.expand_dims(_inverse(total, ~is_fully_masked(maximum)), axis)
-    return p, maximum + excess
+    e, total, log_excess = _sum_exponentials(z, maximum, axis)
+    p = e * jnp.expand_dims(_reciprocal(total, ~is_fully_masked(maximum)), axis)
+    return p, maximum + log_excess
 
 
-@_softmax_and_lse.defjvp
-def _softmax_and_lse_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, lse = _softmax_and_lse(*primals, axis)
+@_softmax_and_logsumexp.defjvp
+def _softmax_and_logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    p, lse = _softmax_and_logsumexp(*primals, axis)
     product = covariance_product(p, tangents[0], axis)
-    return (p, lse), (product, jnp.sum(_no_mass_no_say(p, p * tangents[0]), axis))
+    return (p, lse), (product, jnp.sum(_restrict_to_support(p, p * tangents[0]), axis))
 
 
-def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
-    """The exponentials, scaled, their sums S, and log S / e_max, as log1p of the rest over e_max.
+def _sum_exponentials(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
+    """Return the scaled exponentials, their sum S, and log(S / e_max) as log1p(rest / e_max).
 
-    The rest is what is below the maximum and the further entries that are equal to it. S is not
-    made of them: what a compiler computes twice, such as a product in z, it may round in two ways,
-    and the shares of the mass are quotients of the very entries that S is the sum of.
+    The rest consists of the entries below the maximum and all but one of those equal to it. S is
+    not computed from it: a compiler may round what it computes twice, such as a product in z, in
+    two ways, and the shares of the mass are quotients of the very entries whose sum is S.
     """
     row = exponential.prepare_rows(maximum)
     top = exponential.exp_of_maximum(row)
-    # A product fused into z may exceed its own rounded maximum. A NaN is nowhere above.
+    # A product fused into z may exceed its own rounded maximum. The comparison is False for a NaN.
     leads = z >= jnp.expand_dims(maximum, axis)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
     ties = jnp.sum(leads, axis, dtype=z.dtype)
@@ -345,55 +356,59 @@ def _sums(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
     return e, exponential.sum_terms(e, row, axis), jnp.log1p(lower / top + (ties - 1))
 
 
-def _inverse(total: Array, alive: Array) -> Array:
-    """1 / total, and 0 for a row that is masked whole.
+def _reciprocal(total: Array, has_mass: Array) -> Array:
+    """Return 1 / total, and 0 for a fully masked row.
 
-    A quotient, not a choice: the maximum of NaN alone may be -inf, but their sum is NaN.
+    It is a quotient rather than a selection, because the maximum of a row of NaNs may be -inf, but
+    their sum is NaN.
     """
-    return alive.astype(total.dtype) / total
+    return has_mass.astype(total.dtype) / total
 
 
 def is_fully_masked(maximum: Array) -> Array:
-    """Whether a row is masked whole.
+    """Return whether a row with this maximum is fully masked.
 
-    Not `== -inf`: sharing that constant with the maximum's start keeps XLA's fast reduction away.
+    The test is not `== -inf`: if that constant is also the initial value of the maximum, XLA does
+    not use its fast reduction.
     """
     return maximum < jnp.finfo(maximum.dtype).min
 
 
 @jax.custom_jvp
 def sigmoid_values(z: Array) -> Array:
+    """Return the sigmoid of prepared logits."""
     return sigmoid_pair(z)[0]
 
 
 @sigmoid_values.defjvp
-def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    p, other = sigmoid_pair(*primals)
-    return p, p * other * tangents[0]
+def _sigmoid_values_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    p, q = sigmoid_pair(*primals)
+    return p, p * q * tangents[0]
 
 
 @jax.custom_jvp
 def sigmoid_pair(z: Array) -> tuple[Array, Array]:
-    """The sigmoids of z and -z from one exponential."""
+    """Return the sigmoids of z and -z, computed with one exponential."""
     tail = jnp.exp(-jnp.abs(z))
-    positive, one = z >= 0, jnp.ones_like(z)
+    is_positive, one = z >= 0, jnp.ones_like(z)
     total = 1 + tail
-    return select(positive, one, tail) / total, select(positive, tail, one) / total
+    return select(is_positive, one, tail) / total, select(is_positive, tail, one) / total
 
 
 @sigmoid_pair.defjvp
-def _sigmoids_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, other = sigmoid_pair(*primals)
-    change = p * other * tangents[0]
-    return (p, other), (change, -change)
+def _sigmoid_pair_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    p, q = sigmoid_pair(*primals)
+    dp = p * q * tangents[0]
+    return (p, q), (dp, -dp)
 
 
 @jax.custom_jvp
 def softplus_values(z: Array) -> Array:
+    """Return the softplus of prepared logits."""
     return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
 
 
 @softplus_values.defjvp
-def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _softplus_values_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     return softplus_values(z), sigmoid_values(z) * dz

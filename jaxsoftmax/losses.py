@@ -1,6 +1,6 @@
-r"""Losses of a classification head: one value per example, exact, with closed derivatives.
+r"""Losses of a classification head: one value per example, exact, with closed-form derivatives.
 
-    name                   of logits z, truth y or t                      gradient in z
+    name                   of logits z, label y or target t               gradient in z
     cross_entropy          -log p_y                                       p - onehot(y)
     smoothed_cross_entropy -sum_k t_k c_k log p_k                         p sum(t c) - t c
     soft_cross_entropy     -sum_k t_k log p_k                             p sum(t) - t
@@ -12,22 +12,23 @@ r"""Losses of a classification head: one value per example, exact, with closed d
     hinge                  max(0, 1 - (2 t - 1) z)
     multiclass_hinge       max(0, 1 + max over k != y of z_k - z_y)
 
-with p the softmax or, for the binary one, the sigmoid of z. The shared rules:
+where p is the softmax or, for the binary loss, the sigmoid of z. All losses share these rules:
 
-- a loss returns one value per example (per label where it is binary), float32 for half-precision
-  logits; `weighted_mean` is the one way to average;
-- `where` says which classes exist (a logit of -inf says it too), `valid` which examples count:
-  the others have value 0 and gradient 0, whatever their label or their logits hold;
-- a label out of range gives NaN for its example alone, a label on a masked class +inf, and a row
-  that is masked whole 0. `check_labels` names a bad label before training;
-- what cuts across losses composes outside: temperature divides logits, z-loss adds
-  `logsumexp(z)**2`, and `focal` is a function of a loss's values. Label smoothing and class weights
-  change the target of each class: `smoothed_cross_entropy`; and `mean_cross_entropy` is the mean
-  that most training steps minimize, with what does not count left out of sum and denominator.
+- A loss returns one value per example (per label if it is binary), in float32 for half-precision
+  logits. `weighted_mean` is the only function that averages.
+- `where` marks the classes that exist (a logit of -inf marks one that does not), and `valid` the
+  examples that count. Ignored examples have value 0 and gradient 0, whatever their label or their
+  logits hold.
+- A label out of range gives NaN for its example alone, a label on a masked class gives +inf, and a
+  fully masked row gives 0. `check_labels` reports a bad label before training.
+- Modifications that apply to several losses compose outside them: temperature divides the logits,
+  z-loss adds `logsumexp(z)**2`, and `focal` is a function of the values of a loss. Label smoothing
+  and class weights change the target of each class, in `smoothed_cross_entropy`.
+  `mean_cross_entropy` is the mean that most training steps minimize; it leaves ignored examples out
+  of both the sum and the denominator.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from jax import Array, lax
 
 from jaxsoftmax import calls, links, placement, softmax_core, validation
 from jaxsoftmax.placement import select
+from jaxsoftmax.softmax_core import LabeledRows
 from jaxsoftmax.validation import ArrayLike
 
 
@@ -48,7 +50,7 @@ def cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Softmax cross-entropy with integer labels, -log p_y = lse(z) - z_y.
+    r"""Return the softmax cross-entropy with integer labels, -log p_y = lse(z) - z_y.
 
     Args:
         logits: floats, `[..., K]`.
@@ -62,16 +64,16 @@ def cross_entropy(
 
     Numerics:
         log1p(sum over k != y of exp(z_k - z_y)), never lse - z_y, which cancels to 0 on a confident
-        example: right to 8 ulp at any margin and offset (to 9 on a CPU where from 257 to 10,000
-        classes have no divisor from 32 to 256, such as 1009). +inf for a label on a masked class,
-        0 for a row masked whole and for valid=False, NaN for a label out of range.
+        example. Accurate to 8 ulp at any margin and offset (to 9 on a CPU if the number of classes
+        is from 257 to 10,000 and has no divisor from 32 to 256, such as 1009). +inf for a label on
+        a masked class, 0 for a fully masked row and for valid=False, NaN for a label out of range.
 
     Derivatives:
-        p - onehot(y), see `cross_entropy_gradient`; of any order and in both modes.
+        p - onehot(y), see `cross_entropy_gradient`; of any order, in both modes.
 
     Raises:
-        TypeError: logits are not floats, labels not integers, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, the labels not integers, or a mask not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,62 +83,63 @@ def cross_entropy(
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
     """
-    z, axis = validation.prepare_logits(logits, axis, where)
-    return _cross_entropy(*softmax_core.prepare(labels, valid, z, axis), axis)
+    return _cross_entropy(*softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid))
+
+
+CPU_BLOCK_ENTRIES = 2**20  # 4 MB of exponentials, which stay in a CPU's cache
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _cross_entropy(z: Array, index: Array, known: Array, valid: Array, axis: int) -> Array:
-    arrays = (z, index, known, valid)
+def _cross_entropy(z: Array, labels: Array, in_range: Array, valid: Array, axis: int) -> Array:
+    arrays = (z, labels, in_range, valid)
     whole = functools.partial(_values, axis=axis)
     if z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
         return whole(*arrays)
     return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=whole)
 
 
-CPU_BLOCK_ENTRIES = 2**20  # entries: 4 MB of exponentials, which stay in a CPU's cache
-
-
-def _values(z: Array, index: Array, known: Array, valid: Array, *, axis: int) -> Array:
-    return softmax_core.value_and_gradient(z, index, known, valid, axis)[0]
+def _values(z: Array, labels: Array, in_range: Array, valid: Array, *, axis: int) -> Array:
+    return softmax_core.value_and_gradient(z, labels, in_range, valid, axis)[0]
 
 
 def _is_large(z: Array) -> bool:
-    """Whether the values go by blocks on a CPU: not where a size is a symbol."""
+    """Return whether a CPU computes the values by blocks: False where a size is symbolic."""
     return placement.is_static(*z.shape) and z.size > 8 * CPU_BLOCK_ENTRIES
 
 
-def _values_by_blocks(z: Array, *rows: Array) -> Array:
-    """The values of blocks of rows, one after the other, for a CPU.
+def _values_by_blocks(z: Array, *per_row: Array) -> Array:
+    """Return the values, computed for one block of rows after the other on a CPU.
 
-    Without the gradient the exponentials have no array of their own to lie in, and XLA's CPU
-    backend would store as many as there are logits: three times the time of this at 32,768 classes.
-    The longest axis of examples is cut, in groups, so that all devices work on what they hold.
+    Without the gradient there is no output array that could hold the exponentials, and XLA's CPU
+    backend would allocate one of the size of the logits: three times the time of this function at
+    32,768 classes. The longest axis of examples is cut within groups, so that every device works on
+    the rows it holds.
     """
-    arrays, lead = (z, *rows), z.shape[:-1]
+    arrays, lead = (z, *per_row), z.shape[:-1]
     if placement.count_devices(z) == 1:
         arrays = tuple(a.reshape(-1, *a.shape[len(lead) :]) for a in arrays)
     longest = max(range(arrays[1].ndim), key=arrays[1].shape.__getitem__)
     groups = placement.count_groups(arrays[0], longest)
-    count = arrays[1].shape[longest] // groups
-    size = -(-count // -(-z.size // CPU_BLOCK_ENTRIES))
+    length = arrays[1].shape[longest] // groups
+    size = -(-length // -(-z.size // CPU_BLOCK_ENTRIES))
 
-    def block(number: Array, values: Array) -> Array:
-        # The last may take rows again.
-        cut = placement.Cut(jnp.minimum(number * size, count - size), size, groups)
-        part = [placement.take_block(a, cut, longest) for a in arrays]
-        return placement.put_block(values, _values(*part, axis=values.ndim), cut, longest)
+    def update_block(number: Array, values: Array) -> Array:
+        # The last block may overlap the one before it.
+        cut = placement.Cut(jnp.minimum(number * size, length - size), size, groups)
+        block = [placement.take_block(a, cut, longest) for a in arrays]
+        return placement.put_block(values, _values(*block, axis=values.ndim), cut, longest)
 
-    # Out of the context of a mesh zeros have no place of their own.
+    # Outside the context of a mesh, zeros have no sharding of their own.
     zeros = jnp.zeros_like(arrays[1], z.dtype)
     start = placement.shard_like_rows(zeros, arrays[0], zeros.ndim)
-    return lax.fori_loop(0, -(-count // size), block, start).reshape(lead)
+    return lax.fori_loop(0, -(-length // size), update_block, start).reshape(lead)
 
 
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    valid = primals[3]
     value, gradient = softmax_core.value_and_gradient(*primals, axis)
-    return value, softmax_core.directional_derivative(gradient, tangents[0], primals[3], axis)
+    return value, softmax_core.directional_derivative(gradient, tangents[0], valid, axis)
 
 
 @calls.compiled("axis", constant="smoothing")
@@ -150,10 +153,10 @@ def smoothed_cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Cross-entropy with smoothed labels and class weights, sum_k t_k c_k (-log p_k).
+    r"""Return cross-entropy with smoothed labels and class weights, sum_k t_k c_k (-log p_k).
 
-    The target t gives the label 1 - a + a / K and every other class a / K, where K counts the
-    classes that exist in the row; c are the class weights.
+    The target t is 1 - a + a / K for the label and a / K for every other class, where K is the
+    number of classes that exist in the row; c are the class weights.
 
     Args:
         logits: floats, `[..., K]`.
@@ -165,21 +168,21 @@ def smoothed_cross_entropy(
         valid: bool, `[...]`: which examples count.
 
     Returns:
-        `[...]`, float32 or float64. Their mean divides by the sum of the labels' weights:
-        `mean_cross_entropy` does both.
+        `[...]`, float32 or float64. A mean of them divides by the sum of the weights of the labels'
+        classes, as `mean_cross_entropy` does.
 
     Numerics:
-        A sum of non-negative terms, right to 8 ulp of the largest. A masked class has no share in
-        the smoothing. +inf for a label on a masked class, unless its target is 0; 0 for a row
-        masked whole and for valid=False, NaN for a label out of range. With smoothing 0, a number,
-        it is c_y times `cross_entropy`, exact in each entry of the gradient.
+        A sum of non-negative terms, accurate to 8 ulp of the largest. A masked class has no share
+        of the smoothing. +inf for a label on a masked class, unless its target is 0; 0 for a fully
+        masked row and for valid=False, NaN for a label out of range. If smoothing is the number 0,
+        the value is c_y times `cross_entropy`, and each entry of the gradient is exact.
 
     Derivatives:
         p sum_k(t_k c_k) - t c; of any order.
 
     Raises:
-        TypeError: logits are not floats, labels not integers, or where not bool.
-        ValueError: shapes that do not fit, or smoothing, if it is a number, outside [0, 1].
+        TypeError: the logits are not floats, the labels not integers, or `where` not bool.
+        ValueError: the shapes do not match, or smoothing is a number outside [0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,82 +190,63 @@ def smoothed_cross_entropy(
         0.2269
 
     Reference:
-        Szegedy et al., "Rethinking the Inception architecture for computer vision" (2016); weights
-        and smoothing together as in torch.nn.CrossEntropyLoss, which weights the uniform part too.
+        Szegedy et al., "Rethinking the Inception architecture for computer vision" (2016). Class
+        weights and smoothing combine as in torch.nn.CrossEntropyLoss, which weights the uniform
+        part too.
     """
-    rows = _labelled_rows(logits, labels, axis, where, valid)
-    return _smoothed(rows, smoothing, class_weights)[0]
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    return _smoothed_values(rows, smoothing, class_weights)[0]
 
 
-class _Rows(NamedTuple):
-    """Logits, labels as indices, which of them are labels, which examples count, the class axis."""
-
-    z: Array
-    label: Array
-    known: Array
-    counts: Array
-    axis: int
-
-    def hot(self) -> Array:
-        """Which entries are the labels'."""
-        classes = lax.broadcasted_iota(self.label.dtype, self.z.shape, self.axis)
-        return classes == jnp.expand_dims(self.label, self.axis)
-
-    def along(self, by_class: Array) -> Array:
-        """Numbers of the classes, `[K]`, of the logits' rank."""
-        return jnp.expand_dims(by_class, [i for i in range(self.z.ndim) if i != self.axis])
-
-
-def _labelled_rows(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    axis: int,
-    where: ArrayLike | None,
-    valid: ArrayLike | None,
-) -> _Rows:
-    z, axis = validation.prepare_logits(logits, axis, where)
-    z, label, known, counts = softmax_core.prepare(labels, valid, z, axis)
-    return _Rows(z, label, known, counts, axis)
-
-
-def _smoothed(
-    rows: _Rows, smoothing: float | Array, class_weights: ArrayLike | None
+def _smoothed_values(
+    rows: LabeledRows, smoothing: float | Array, class_weights: ArrayLike | None
 ) -> tuple[Array, Array]:
-    """The losses, and the class weight of each label."""
+    """Return the losses, and the class weight of each label."""
     z, axis = rows.z, rows.axis
     a = validation.as_scalar(smoothing, "smoothing", z.dtype)
     if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
-    c = None
-    own = jnp.ones_like(rows.label, z.dtype)
+    c, label_weights = None, jnp.ones_like(rows.labels, z.dtype)
     if class_weights is not None:
         c = validation.as_numbers(class_weights, "class_weights").astype(z.dtype)
         validation.check_shape(c, (z.shape[axis],), "class_weights", "one per class")
-        own = _of_labels(c, rows)
+        label_weights = _take_label_weights(c, rows)
     if not isinstance(smoothing, Array) and smoothing == 0:
         values = _cross_entropy(*rows)
-        return (values if c is None else softmax_core.weighted_term(own, values)), own
+        if c is not None:
+            values = softmax_core.weighted_term(label_weights, values)
+        return values, label_weights
     t = _smooth_targets(rows, a, c)
-    z, t, counts, axis = _soft_arguments(z, t, axis, None, rows.counts)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), counts), own
+    z, t, valid, axis = _prepare_soft(z, t, axis, None, rows.valid)
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), valid), label_weights
 
 
-def _of_labels(by_class: Array, rows: _Rows) -> Array:
-    """The number of each label's class; a sum of one term where an Explicit mesh has no gather."""
+def _take_label_weights(class_weights: Array, rows: LabeledRows) -> Array:
+    """Return the weight of each label's class.
+
+    An Explicit mesh has no gather; there it is a sum with one nonzero term.
+    """
     if not any(placement.partition_spec(rows.z)):
-        return by_class[rows.label]
-    return jnp.sum(jnp.where(rows.hot(), rows.along(by_class), 0), rows.axis)
+        return class_weights[rows.labels]
+    is_label = softmax_core.label_mask(rows.z, rows.labels, rows.axis)
+    return jnp.sum(jnp.where(is_label, _expand_classes(class_weights, rows), 0), rows.axis)
 
 
-def _smooth_targets(rows: _Rows, smoothing: Array, class_weights: Array | None) -> Array:
-    """t c: 1 - a more for the label, and the share of a of each class that exists."""
+def _expand_classes(per_class: Array, rows: LabeledRows) -> Array:
+    """Return values per class, `[K]`, with the rank of the logits."""
+    return jnp.expand_dims(per_class, [i for i in range(rows.z.ndim) if i != rows.axis])
+
+
+def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | None) -> Array:
+    """Return t c: a is shared by the classes that exist, and the label has 1 - a more."""
     z, axis = rows.z, rows.axis
     exists = z != -jnp.inf
     share = smoothing / jnp.maximum(jnp.sum(exists, axis, keepdims=True, dtype=z.dtype), 1)
-    t = jnp.where(rows.hot(), 1 - smoothing, 0) + jnp.where(exists, share, 0)
-    t = t if class_weights is None else t * rows.along(class_weights)
-    # NaN for a label that is none, but not where a gradient would multiply it by 0.
-    factor = jnp.where(rows.known | ~rows.counts, 1, jnp.nan).astype(z.dtype)
+    is_label = softmax_core.label_mask(z, rows.labels, axis)
+    t = jnp.where(is_label, 1 - smoothing, 0) + jnp.where(exists, share, 0)
+    t = t if class_weights is None else t * _expand_classes(class_weights, rows)
+    # NaN for a label out of range, but not where a gradient would multiply it by 0.
+    factor = jnp.where(rows.in_range | ~rows.valid, 1, jnp.nan).astype(z.dtype)
     return t * jnp.expand_dims(factor, axis)
 
 
@@ -275,11 +259,11 @@ def soft_cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Cross-entropy with target probabilities, -sum_k t_k log p_k.
+    r"""Return cross-entropy with target probabilities, -sum_k t_k log p_k.
 
     Args:
         logits: floats, `[..., K]`.
-        targets: t >= 0, of the logits' shape, or floats `[K]`; they are not normalised.
+        targets: t >= 0, of the logits' shape, or floats `[K]`; they are not normalized.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
@@ -288,15 +272,15 @@ def soft_cross_entropy(
         `[...]`, float32 or float64.
 
     Numerics:
-        A sum of non-negative terms, with 0 log 0 = 0: right to 8 ulp of the largest. +inf where a
-        masked class has a positive target; 0 for a row masked whole and for valid=False.
+        A sum of non-negative terms, with 0 log 0 = 0, accurate to 8 ulp of the largest. +inf where
+        a masked class has a positive target; 0 for a fully masked row and for valid=False.
 
     Derivatives:
         p sum(t) - t in the logits, -log p in the targets (0 where p is 0); of any order.
 
     Raises:
-        TypeError: logits or targets are not floats, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits or targets are not floats, or a mask is not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -306,28 +290,28 @@ def soft_cross_entropy(
     Reference:
         Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
-    z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), counts)
+    z, t, valid, axis = _prepare_soft(logits, targets, axis, where, valid)
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), valid)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
-    return _expected(links.softmax_and_log(z, axis)[1], t, axis)
+    return _negative_log_likelihood(links.softmax_and_log(z, axis)[1], t, axis)
 
 
 @_soft_cross_entropy.defjvp
 def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z, t), (dz, dt) = primals, tangents
     p, log_p = links.softmax_and_log(z, axis)
-    # A masked class is a constant: neither its logit nor its target moves the loss; and where
-    # another logit is +inf, neither does the target of a class without mass.
+    # The loss depends on neither the logit nor the target of a masked class. Where a logit is +inf,
+    # it does not depend on the targets of the classes with probability 0 either.
     gradient = select(z == -jnp.inf, 0, p * jnp.sum(t, axis, keepdims=True) - t)
-    change = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
-    return _expected(log_p, t, axis), jnp.sum(change, axis)
+    products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
+    return _negative_log_likelihood(log_p, t, axis), jnp.sum(products, axis)
 
 
-def _expected(log_p: Array, t: Array, axis: int) -> Array:
-    """-sum_k t_k log p_k, with 0 log 0 = 0."""
+def _negative_log_likelihood(log_p: Array, t: Array, axis: int) -> Array:
+    """Return -sum_k t_k log p_k, with 0 log 0 = 0."""
     return -jnp.sum(select(t == 0, 0, t * log_p), axis)
 
 
@@ -341,12 +325,12 @@ def kl_divergence(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Kullback-Leibler divergence KL(t || p) = sum_k t_k (log t_k - log p_k).
+    r"""Return the Kullback-Leibler divergence KL(t || p) = sum_k t_k (log t_k - log p_k).
 
     Args:
         logits: floats, `[..., K]`.
-        targets: t >= 0, of the logits' shape, or floats `[K]`; they are not normalised.
-        log_targets: whether the targets are log t, at most a little above 0, with -inf for t = 0.
+        targets: t >= 0, of the logits' shape, or floats `[K]`; they are not normalized.
+        log_targets: whether the targets are log t: at most slightly above 0, and -inf for t = 0.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
@@ -355,16 +339,16 @@ def kl_divergence(
         `[...]`, float32 or float64; `soft_cross_entropy` minus the targets' entropy.
 
     Numerics:
-        The difference of two sums of terms of one sign, right to 8 ulp of the larger; 0 log 0 = 0.
-        NaN for a negative t: give log-probabilities with log_targets=True.
+        The difference of two sums of terms of one sign, accurate to 8 ulp of the larger, with
+        0 log 0 = 0. NaN for a negative t: pass log-probabilities with log_targets=True.
 
     Derivatives:
-        p sum(t) - t in the logits, 1 + log t - log p in the targets (0 at t = 0), t times that in
-        their logarithms; of any order.
+        p sum(t) - t in the logits, 1 + log t - log p in the targets (0 at t = 0), and t times the
+        latter in their logarithms; of any order.
 
     Raises:
-        TypeError: logits or targets are not floats, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits or targets are not floats, or a mask is not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -374,13 +358,13 @@ def kl_divergence(
     Reference:
         Kullback and Leibler, "On information and sufficiency" (1951).
     """
-    z, t, counts, axis = _soft_arguments(logits, targets, axis, where, valid, logs=log_targets)
+    z, t, valid, axis = _prepare_soft(logits, targets, axis, where, valid, logs=log_targets)
     if log_targets:
         t, log_t = jnp.exp(t), select(t == -jnp.inf, 0, t)
     else:
         log_t = jnp.log(select(t == 0, 1, t))
     negative_entropy = jnp.sum(select(t == 0, 0, t * log_t), axis)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis) + negative_entropy, counts)
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis) + negative_entropy, valid)
 
 
 @calls.compiled("axis")
@@ -391,7 +375,7 @@ def entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Entropy of the softmax, H(p) = -sum_k p_k log p_k.
+    r"""Return the entropy of the softmax, H(p) = -sum_k p_k log p_k.
 
     Args:
         logits: floats, `[..., K]`.
@@ -403,14 +387,15 @@ def entropy(
         `[...]`, float32 or float64.
 
     Numerics:
-        A sum of non-negative terms, each right to a few ulp: 0 for one class, log K for K equal
+        A sum of non-negative terms, each accurate to a few ulp: 0 for one class, log K for K equal
         logits, and the small entropy of a confident row keeps its digits.
 
     Derivatives:
         -p (log p + H), of any order.
 
     Raises:
-        TypeError: logits are not floats, or a mask not bool. ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, or a mask is not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -436,29 +421,31 @@ def binary_cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Sigmoid cross-entropy per label, w t softplus(-z) + (1 - t) softplus(z).
+    r"""Return sigmoid cross-entropy per label, w t softplus(-z) + (1 - t) softplus(z).
 
     Args:
-        logits: floats, `[...]`; a trailing axis of labels makes it multi-label.
+        logits: floats, `[...]`, with a trailing axis of labels in multi-label problems.
         targets: t in [0, 1], floats, integers or bools of the logits' shape, or a scalar.
         pos_weight: w >= 0, broadcastable to the logits: the weight of the positive term.
         where: bool, broadcastable to the logits: which labels exist.
-        valid: bool, broadcastable to the logits: which labels count; the same as `where`.
+        valid: bool, broadcastable to the logits: which labels count; has the same effect as
+          `where`.
 
     Returns:
         `[...]`, float32 or float64.
 
     Numerics:
-        Right to 8 ulp where the loss without weight is a normal number: both terms are
-        non-negative. A coefficient of 0 silences an infinite term, so infinite logits give 0 or
-        +inf and never NaN. A target outside [0, 1] by up to 4 ulp of its dtype is rounding, and is
-        clipped; NaN for one farther out. 0 where valid or where is False.
+        Accurate to 8 ulp where the unweighted loss is a normal number, because both terms are
+        non-negative. An infinite term with the coefficient 0 is ignored, so infinite logits give 0
+        or +inf and never NaN. A target outside [0, 1] by up to 4 ulp of its dtype is a rounding
+        error and is clipped; NaN for one farther out. 0 where valid or where is False.
 
     Derivatives:
         sigmoid(z) - t for w = 1, see `binary_cross_entropy_gradient`; of any order.
 
     Raises:
-        TypeError: logits are not floats, or targets no numbers. ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, or the targets not numbers.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -466,11 +453,14 @@ def binary_cross_entropy(
         [2.0611537e-09 0.0000000e+00]
 
     Reference:
-        softplus is minus the log of the sigmoid: Bishop (2006), equation 4.90.
+        softplus(-z) is -log sigmoid(z), so this is equation 4.90 of Bishop, "Pattern Recognition
+        and Machine Learning" (2006).
     """
     z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
     positive = softmax_core.weighted_term(t if w is None else w * t, links.softplus_values(-z))
-    return validation.zero_ignored(positive + softmax_core.weighted_term(1 - t, links.softplus_values(z)), valid)
+    return validation.zero_ignored(
+        positive + softmax_core.weighted_term(1 - t, links.softplus_values(z)), valid
+    )
 
 
 @calls.compiled("axis")
@@ -481,12 +471,12 @@ def squared_error(
     axis: int = -1,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Squared error of the scores themselves, sum_k (z_k - t_k)^2.
+    r"""Return the squared error of the logits themselves, sum_k (z_k - t_k)^2.
 
     Args:
         logits: floats, `[..., K]`.
-        targets: floats `[..., K]`, a regression; floats `[...]` where K = 1; or integers `[...]`,
-          labels whose one-hot code is the target.
+        targets: floats `[..., K]` for a regression; floats `[...]` if K = 1; or integers `[...]`,
+          labels whose one-hot codes are the targets.
         axis: the class axis.
         valid: bool, `[...]`: which examples count.
 
@@ -494,14 +484,14 @@ def squared_error(
         `[...]`, float32 or float64.
 
     Numerics:
-        A sum of squares, right to a few ulp of the largest. NaN for a label out of range.
+        A sum of squares, accurate to a few ulp of the largest. NaN for a label out of range.
 
     Derivatives:
         2 (z - t).
 
     Raises:
-        TypeError: logits are not floats, or targets neither floats nor integers.
-        ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, or the targets neither floats nor integers.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -509,21 +499,25 @@ def squared_error(
         9.0
 
     Reference:
-        Gauss, "Theoria motus" (1809), in the form of scikit-learn's and Optax's `squared_error`,
-        without the factor of one half.
+        Gauss, "Theoria motus" (1809), in the form of `squared_error` in scikit-learn and Optax,
+        without a factor of one half.
     """
     z, axis = validation.prepare_logits(logits, axis)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     t = _regression_targets(jnp.asarray(targets), z, axis)
-    z, t = validation.zero_ignored_rows(z, valid, axis), validation.zero_ignored_rows(t, valid, axis)
+    z, t = (
+        validation.zero_ignored_rows(z, valid, axis),
+        validation.zero_ignored_rows(t, valid, axis),
+    )
     return validation.zero_ignored(jnp.sum((z - t) ** 2, axis), valid)
 
 
 def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
-    """Targets of the logits' shape: one-hot codes of labels, or the numbers themselves."""
+    """Return targets of the logits' shape: one-hot codes of labels, or the numbers themselves."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        hot, known = _one_hot(targets, z, axis, "targets")
-        return jnp.where(known, hot.astype(z.dtype), jnp.nan)
+        labels, in_range = validation.prepare_labels(targets, z, axis, "targets")
+        onehot = softmax_core.label_mask(z, labels, axis).astype(z.dtype)
+        return jnp.where(jnp.expand_dims(in_range, axis), onehot, jnp.nan)
     targets = validation.as_floats(targets, "targets").astype(z.dtype)
     if z.shape[axis] == 1 and targets.ndim == z.ndim - 1:
         targets = jnp.expand_dims(targets, axis)
@@ -539,7 +533,9 @@ def brier(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Brier score of the softmax, sum_k (p_k - [k = y])^2, the squared size of the gradient.
+    r"""Return the Brier score of the softmax, sum_k (p_k - [k = y])^2.
+
+    It is the squared norm of the gradient of `cross_entropy`.
 
     Args:
         logits: floats, `[..., K]`.
@@ -552,15 +548,15 @@ def brier(
         `[...]` between 0 and 2, float32 or float64.
 
     Numerics:
-        1 - p_y is the sum of the others, so a confident example keeps its digits. A label on a
-        masked class counts its one: 1 + sum_k p_k^2. NaN for a label out of range.
+        1 - p_y is computed as the sum of the others, so a confident example keeps its digits. A
+        label on a masked class gives 1 + sum_k p_k^2. NaN for a label out of range.
 
     Derivatives:
         2 (diag(p) - p p') (p - onehot(y)); of any order.
 
     Raises:
-        TypeError: logits are not floats, labels not integers, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, the labels not integers, or a mask not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -570,11 +566,9 @@ def brier(
     Reference:
         Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
-    z, axis = validation.prepare_logits(logits, axis, where)
-    residual = softmax_core.value_and_gradient(*softmax_core.prepare(labels, valid, z, axis), axis)[
-        1
-    ]
-    return jnp.sum(residual**2, axis)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    residual = softmax_core.value_and_gradient(*rows)[1]
+    return jnp.sum(residual**2, rows.axis)
 
 
 @calls.compiled()
@@ -585,25 +579,28 @@ def hinge(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Hinge loss per label, max(0, 1 - s z) with the sign s = 2 t - 1.
+    r"""Return the hinge loss per label, max(0, 1 - s z) with the sign s = 2 t - 1.
 
     Args:
         logits: floats, `[...]`.
-        targets: t in {0, 1} (in between, s is too), of the logits' shape, or a scalar.
+        targets: t in {0, 1}, of the logits' shape, or a scalar. For t between 0 and 1, s is
+          between -1 and 1.
         where: bool, broadcastable to the logits: which labels exist.
-        valid: bool, broadcastable to the logits: which labels count; the same as `where`.
+        valid: bool, broadcastable to the logits: which labels count; has the same effect as
+          `where`.
 
     Returns:
         `[...]`, float32 or float64.
 
     Numerics:
-        One rounding of 1 - s z. NaN for a target outside [0, 1] by more than 4 ulp.
+        1 - s z is rounded once. NaN for a target outside [0, 1] by more than 4 ulp.
 
     Derivatives:
-        -s where the margin s z is below 1, else 0.
+        -s where the margin s z is below 1, and 0 elsewhere.
 
     Raises:
-        TypeError: logits are not floats, or targets no numbers. ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, or the targets not numbers.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -626,7 +623,7 @@ def multiclass_hinge(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Multi-class hinge (large margin), max(0, 1 + max over k != y of z_k - z_y).
+    r"""Return the multi-class hinge (large margin) loss, max(0, 1 + max over k != y of z_k - z_y).
 
     Args:
         logits: floats, `[..., K]`.
@@ -639,14 +636,16 @@ def multiclass_hinge(
         `[...]`, float32 or float64.
 
     Numerics:
-        0 where no other class exists, +inf for a label on a masked class, NaN out of range.
+        0 where no other class exists, +inf for a label on a masked class, NaN for a label out of
+        range.
 
     Derivatives:
-        onehot(best other) - onehot(y) where the margin is below 1, else 0; equal bests share.
+        onehot(best other) - onehot(y) where the margin is below 1, and 0 elsewhere; several best
+        other classes share the derivative equally.
 
     Raises:
-        TypeError: logits are not floats, labels not integers, or a mask not bool.
-        ValueError: shapes that do not fit.
+        TypeError: the logits are not floats, the labels not integers, or a mask not bool.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -660,31 +659,34 @@ def multiclass_hinge(
     z, axis = validation.prepare_logits(logits, axis, where)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     z = validation.zero_ignored_rows(z, valid, axis)
-    hot, known = _one_hot(labels, z, axis, "labels")
-    # A factor, not a selection: the NaN of a label that is none reaches the gradient too.
-    counted = known if valid is None else known | ~jnp.expand_dims(valid, axis)
-    z = z * jnp.where(counted, 1, jnp.nan).astype(z.dtype)
-    truth = jnp.sum(select(hot, z, 0), axis)
-    best_other = jnp.max(select(hot, -jnp.inf, z), axis)
+    labels, in_range = validation.prepare_labels(labels, z, axis)
+    # A factor, not a selection: the NaN of a label out of range reaches the gradient too.
+    is_number = jnp.expand_dims(in_range, axis)
+    if valid is not None:
+        is_number = is_number | ~jnp.expand_dims(valid, axis)
+    z = z * jnp.where(is_number, 1, jnp.nan).astype(z.dtype)
+    is_label = softmax_core.label_mask(z, labels, axis)
+    label_logit = jnp.sum(select(is_label, z, 0), axis)
+    best_other = jnp.max(select(is_label, -jnp.inf, z), axis)
     # XLA's maxima may lose a NaN.
     best_other = select(jnp.any(z != z, axis), jnp.nan, best_other)
     # Where no other class exists there is no margin to keep.
-    alone = best_other == -jnp.inf
-    # Two infinite scores are equal; so are finite ones, but those keep their slope.
-    tied = (truth == jnp.inf) & (best_other == jnp.inf)
-    margin = select(tied, 0, truth - select(alone | tied, 0, best_other))
-    loss = select(alone, 0, _ramp(1 - margin))
-    return validation.zero_ignored(select(jnp.squeeze(known, axis), loss, jnp.nan), valid)
+    is_alone = best_other == -jnp.inf
+    # Two infinite logits are equal. So may be finite ones, but those keep their derivative.
+    is_tied = (label_logit == jnp.inf) & (best_other == jnp.inf)
+    margin = select(is_tied, 0, label_logit - select(is_alone | is_tied, 0, best_other))
+    loss = select(is_alone, 0, _ramp(1 - margin))
+    return validation.zero_ignored(select(in_range, loss, jnp.nan), valid)
 
 
 def _ramp(x: Array) -> Array:
-    """max(0, x), with derivative 0 at 0; NaN passes."""
+    """Return max(0, x), with derivative 0 at 0; NaN gives NaN."""
     return select(x <= 0, 0, x)
 
 
 @calls.compiled(constant="gamma")
 def focal(values: ArrayLike, *, gamma: float | Array) -> Array:
-    r"""Focal loss as a function of the cross-entropy l, (1 - exp(-l))^gamma l.
+    r"""Return the focal loss as a function of the cross-entropy l, (1 - exp(-l))^gamma l.
 
     Args:
         values: a loss's values l >= 0 (so that exp(-l) is a probability), floats `[...]`.
@@ -694,14 +696,16 @@ def focal(values: ArrayLike, *, gamma: float | Array) -> Array:
         `[...]`, float32 or float64.
 
     Numerics:
-        1 - exp(-l) is -expm1(-l): right for small l too. 0 at l = 0, +inf at +inf.
+        1 - exp(-l) is computed as -expm1(-l), which is accurate for small l too. 0 at l = 0, +inf
+        at l = +inf.
 
     Derivatives:
-        q^gamma (1 + gamma l / expm1(l)), q = 1 - exp(-l): finite at l = 0 for every gamma, where
-        the derivative of q^gamma alone is not; q^gamma l log q in gamma.
+        q^gamma (1 + gamma l / expm1(l)) in l, with q = 1 - exp(-l). It is finite at l = 0 for every
+        gamma, although the derivative of q^gamma alone is not. q^gamma l log q in gamma.
 
     Raises:
-        TypeError: values are not floats. ValueError: gamma is negative.
+        TypeError: the values are not floats.
+        ValueError: gamma is a negative number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -725,26 +729,26 @@ def _focal(values: Array, gamma: Array) -> Array:
 
 @_focal.defjvp
 def _focal_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (loss, gamma), (change, dgamma) = primals, tangents
-    q = -jnp.expm1(-loss)
+    (values, gamma), (dvalues, dgamma) = primals, tangents
+    q = -jnp.expm1(-values)
     power = _power(q, gamma)
-    slope = power * (1 + gamma * _bernoulli(loss))
+    derivative = power * (1 + gamma * _bernoulli(values))
     # q^gamma l log q, which is 0 at both ends.
     inside = (q > 0) & (q < 1)
-    logs = select(inside, power * loss * jnp.log(select(inside, q, 1)), 0)
-    return power * loss, slope * change + logs * dgamma
+    gamma_derivative = select(inside, power * values * jnp.log(select(inside, q, 1)), 0)
+    return power * values, derivative * dvalues + gamma_derivative * dgamma
 
 
 def _power(q: Array, gamma: Array) -> Array:
-    """q^gamma, a constant at q = 0 where its slope would be infinite."""
-    edge = (q == 0) & (gamma < 1)
-    return select(edge, (gamma == 0).astype(q.dtype), select(edge, 1, q) ** gamma)
+    """Return q^gamma, as a constant at q = 0 if its derivative there would be infinite."""
+    is_singular = (q == 0) & (gamma < 1)
+    return select(is_singular, (gamma == 0).astype(q.dtype), select(is_singular, 1, q) ** gamma)
 
 
 def _bernoulli(x: Array) -> Array:
-    """x / (exp(x) - 1) for x >= 0: 1 at 0 and 0 at infinity, with derivatives to match.
+    """Return x / (exp(x) - 1) for x >= 0: 1 at 0 and 0 at infinity, with accurate derivatives.
 
-    Its series there is 1 - x / 2 + x^2 / 12 - x^4 / 720 + x^6 / 30240.
+    Near 0 it is the series 1 - x / 2 + x^2 / 12 - x^4 / 720 + x^6 / 30240.
     """
     inside = (x > 0.03) & (x < jnp.inf)
     y = jnp.where(inside, x, 1)
@@ -759,26 +763,26 @@ def _bernoulli(x: Array) -> Array:
 def weighted_mean(
     values: ArrayLike, *, valid: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> Array:
-    r"""Weighted mean of a loss's values, sum(weights * valid * values) / sum(weights * valid).
+    r"""Return the weighted mean, sum(weights * valid * values) / sum(weights * valid).
 
     Args:
         values: floats `[...]`.
         valid: bools, or integers 0 and 1: which examples count; of the values' shape, a leading
-            part of it, or a scalar.
-        weights: non-negative numbers or bools, likewise.
+          part of it, or a scalar.
+        weights: non-negative numbers or bools, of the same shapes.
 
     Returns:
         A scalar, float32 or float64; 0 where the total weight is 0.
 
     Numerics:
-        A value without weight has no say, NaN and infinity included.
+        A value with weight 0 is ignored, NaN and infinity included.
 
     Derivatives:
-        The weight over the total weight, in each value; (value - mean) / total, in each weight.
+        weight / total weight in each value, (value - mean) / total weight in each weight.
 
     Raises:
-        TypeError: values are not one array of floats, weights no numbers, or valid floats.
-        ValueError: shapes that do not fit.
+        TypeError: values is not one array of floats, weights are not numbers, or valid is floats.
+        ValueError: the shapes do not match.
 
     Example:
         >>> import jax.numpy as jnp
@@ -786,7 +790,7 @@ def weighted_mean(
         2.5
 
     Reference:
-        The ratio estimator of a mean, as scikit-learn's `sample_weight` has it.
+        The ratio estimator of a mean, as with `sample_weight` in scikit-learn.
     """
     v = validation.to_sum_dtype(validation.as_floats(values, "values"))
     if valid is None and weights is None:
@@ -796,21 +800,26 @@ def weighted_mean(
 
 
 def _mean_weights(values: Array, valid: ArrayLike | None, weights: ArrayLike | None) -> Array:
-    """The weight of each value, 0 where it does not count."""
+    """Return the weight of each value, 0 where it is ignored."""
     w = jnp.ones_like(values)
     if weights is not None:
         w = validation.as_numbers(weights, "weights").astype(values.dtype)
         w = validation.broadcast_leading(w, values, "weights")
     if valid is not None:
-        w = select(validation.broadcast_leading(validation.as_flags(valid, "valid"), values, "valid"), w, 0)
+        w = select(
+            validation.broadcast_leading(validation.as_flags(valid, "valid"), values, "valid"), w, 0
+        )
     return w
 
 
-def _ratio(values: Array, weights: Array, shares: Array) -> Array:
-    """The weighted sum over that of the shares; a weight of 0 silences NaN and infinity."""
-    total = jnp.sum(shares)
-    heard = select((weights == 0) & ~jnp.isfinite(values), 0, values)
-    return jnp.sum(weights * heard) / select(total == 0, 1, total)
+def _ratio(values: Array, weights: Array, denominators: Array) -> Array:
+    """Return the weighted sum over the sum of the denominators.
+
+    NaN and infinity are ignored where the weight is 0.
+    """
+    total = jnp.sum(denominators)
+    values = select((weights == 0) & ~jnp.isfinite(values), 0, values)
+    return jnp.sum(weights * values) / select(total == 0, 1, total)
 
 
 @calls.compiled("axis", constant="smoothing")
@@ -825,17 +834,18 @@ def mean_cross_entropy(
     valid: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> Array:
-    r"""Mean cross-entropy of the examples that count, what most training steps minimize.
+    r"""Return the mean cross-entropy of the valid examples, which most training steps minimize.
 
-    sum_i v_i w_i l_i / sum_i v_i w_i c_{y_i}, with v valid, w the weights, c the class weights.
-
-    It is `weighted_mean(cross_entropy(z, y, valid=v), valid=v, weights=w)`, in which `valid` stands
-    twice: in the loss it keeps NaN out of the gradient, in the mean it is in the denominator.
+    It is sum_i v_i w_i l_i / sum_i v_i w_i c_{y_i}, where v is valid, w the weights and c the class
+    weights. Without smoothing and class weights that is
+    `weighted_mean(cross_entropy(z, y, valid=v), valid=v, weights=w)`, in which `valid` appears
+    twice: in the loss it keeps NaN out of the gradient, and in the mean it is part of the
+    denominator.
 
     Args:
         logits: floats, `[..., K]`.
         labels: integers of any dtype, `[...]`.
-        smoothing: a, a scalar from 0 to 1: see `smoothed_cross_entropy`.
+        smoothing: a, a scalar from 0 to 1; see `smoothed_cross_entropy`.
         class_weights: c >= 0, numbers `[K]`; None for ones.
         axis: the class axis.
         where: bool, broadcastable to the logits, or `[K]`: which classes exist.
@@ -846,15 +856,16 @@ def mean_cross_entropy(
         A scalar, float32 or float64; 0 where the total weight is 0.
 
     Numerics:
-        Of the values as in `cross_entropy` and `smoothed_cross_entropy`. An example that does not
-        count has neither a value nor a gradient, whatever its label or its logits hold.
+        The values are as accurate as those of `cross_entropy` and `smoothed_cross_entropy`. An
+        ignored example contributes neither to the value nor to the gradient, whatever its label or
+        its logits hold.
 
     Derivatives:
         (p - onehot(y)) w / sum(w) in the logits; of any order.
 
     Raises:
-        TypeError: logits are not floats, labels not integers, or where not bool.
-        ValueError: shapes that do not fit, or smoothing, if it is a number, outside [0, 1].
+        TypeError: the logits are not floats, the labels not integers, or `where` not bool.
+        ValueError: the shapes do not match, or smoothing is a number outside [0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -866,15 +877,15 @@ def mean_cross_entropy(
         The denominator is that of torch.nn.CrossEntropyLoss(weight, ignore_index,
         label_smoothing), reduction "mean".
     """
-    rows = _labelled_rows(logits, labels, axis, where, valid)
-    w = _mean_weights(rows.counts.astype(rows.z.dtype), rows.counts, weights)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    w = _mean_weights(rows.valid.astype(rows.z.dtype), rows.valid, weights)
     if weights is not None:
-        # Nothing that an example without weight holds can spoil the gradient in the logits; where
-        # it holds numbers its value stays, for the gradient in the weight.
-        sound = rows.known & jnp.all(rows.z < jnp.inf, rows.axis)
-        rows = rows._replace(counts=rows.counts & (sound | (w != 0)))
-    values, own = _smoothed(rows, smoothing, class_weights)
-    return _ratio(values, w, w * own)
+        # Nothing in an example without weight can spoil the gradient in the logits. If its logits
+        # are numbers, its value stays, for the gradient in the weight.
+        is_sound = rows.in_range & jnp.all(rows.z < jnp.inf, rows.axis)
+        rows = rows._replace(valid=rows.valid & (is_sound | (w != 0)))
+    values, label_weights = _smoothed_values(rows, smoothing, class_weights)
+    return _ratio(values, w, w * label_weights)
 
 
 def check_labels(
@@ -884,28 +895,30 @@ def check_labels(
     valid: ArrayLike | None = None,
     name: str = "labels",
 ) -> None:
-    r"""Raise if a label that counts is not one of 0, ..., num_classes - 1.
+    r"""Raise if a label of a valid example is not one of 0, ..., num_classes - 1.
 
-    The losses cannot raise under jit: a label out of range gives NaN there. Call this before.
+    The losses cannot raise under jit, where a label out of range gives NaN. Call this function
+    before.
 
     Args:
-        labels: integers of any dtype and shape, with values: not under jit.
+        labels: integers of any dtype and shape; concrete, so not under jit.
         num_classes: K.
         valid: bool of the labels' shape: which examples count.
-        name: what the error calls the labels.
+        name: the name of the labels in the error message.
 
     Returns:
         None.
 
     Numerics:
-        None: integers are compared.
+        Integers are compared exactly.
 
     Derivatives:
         None.
 
     Raises:
-        ValueError: names the first label out of range, its position and the range.
-        TypeError: labels are not integers, or are traced.
+        ValueError: a label is out of range; the message has the first one, its position and the
+            range.
+        TypeError: the labels are not integers, or are traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -923,7 +936,9 @@ def check_labels(
     wide = y.astype(np.int64) if y.dtype != np.uint64 else y
     bad = (wide < 0) | (wide >= num_classes)
     if valid is not None:
-        bad &= np.asarray(validation.broadcast_valid(validation.as_concrete(valid, "valid"), y.shape))
+        bad &= np.asarray(
+            validation.broadcast_valid(validation.as_concrete(valid, "valid"), y.shape)
+        )
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         where = "".join(f"[{i}]" for i in first)
@@ -933,23 +948,28 @@ def check_labels(
         )
 
 
-MAX_INFERRED_CLASSES = 65_536  # classes that a label may make of itself
+MAX_INFERRED_CLASSES = 65_536  # a larger number needs at least half as many examples
 
 
 def inferred_classes(labels: Array | np.ndarray, name: str) -> int:
-    """Return one more than the largest label; a ValueError where that is no number of classes."""
+    """Return one more than the largest label, or raise if that is implausible.
+
+    Raises:
+        ValueError: there would be more than `MAX_INFERRED_CLASSES` classes, and more than twice as
+            many classes as examples.
+    """
     largest = int(labels.max())
     if largest < max(MAX_INFERRED_CLASSES, 2 * labels.size):
         return max(1, largest + 1)
     first = int(np.argmax(validation.to_host(labels)))
     raise ValueError(
-        f"{name}[{first}]: label {largest} makes {largest + 1} classes of {labels.size} examples; "
-        "renumber the labels as 0 ... K - 1 (numpy.unique(labels, return_inverse=True)), or say "
-        "how many classes there are"
+        f"{name}[{first}]: label {largest} implies {largest + 1} classes for {labels.size} "
+        "examples; renumber the labels as 0 ... K - 1 (numpy.unique(labels, return_inverse=True)), "
+        "or pass the number of classes"
     )
 
 
-def _soft_arguments(
+def _prepare_soft(
     logits: ArrayLike,
     targets: ArrayLike,
     axis: int,
@@ -958,23 +978,15 @@ def _soft_arguments(
     *,
     logs: bool = False,
 ) -> tuple[Array, Array, Array, int]:
-    """Logits and targets of one shape and dtype, which rows count, and the axis.
+    """Return logits and targets of one shape and dtype, which rows are valid, and the axis.
 
-    A row that is masked whole has no distribution, and does not count either.
+    A fully masked row has no distribution, so it is not valid either.
     """
     z, axis = validation.prepare_logits(logits, axis, where)
     t = validation.as_distributions(targets, z, axis, logs=logs)
-    counts = jnp.any(z != -jnp.inf, axis)
+    has_classes = jnp.any(z != -jnp.inf, axis)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
-    if valid is not None:
-        counts = counts & valid
-        z, t = (validation.zero_ignored_rows(a, valid, axis) for a in (z, t))
-    return z, t, counts, axis
-
-
-def _one_hot(labels: ArrayLike, z: Array, axis: int, name: str) -> tuple[Array, Array]:
-    """Which entries of z are the labels', and which rows' labels are labels (kept axis)."""
-    index, known = (
-        jnp.expand_dims(a, axis) for a in validation.prepare_labels(labels, z, axis, name)
-    )
-    return lax.broadcasted_iota(index.dtype, z.shape, axis) == index, known
+    if valid is None:
+        return z, t, has_classes, axis
+    z, t = (validation.zero_ignored_rows(a, valid, axis) for a in (z, t))
+    return z, t, has_classes & valid, axis

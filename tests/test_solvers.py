@@ -295,8 +295,8 @@ def test_the_bound_holds_far_from_the_optimum() -> None:
         assert (found.objective - best) / found.objective <= found.gap + 1e-14
 
 
-def optimal(kind: str, n: int) -> tuple[problems.Problem, problems.Head, Array, float]:
-    """A problem as one lane in float64, its head, its best parameters and its least objective."""
+def optimal(kind: str, n: int) -> tuple[problems.Problem, problems.Link, Array, float]:
+    """A problem as one lane in float64, its link, its best parameters and its least objective."""
     x, y = problem(n)
     loss, targets = {
         "labels": (cross_entropy, y),
@@ -305,12 +305,14 @@ def optimal(kind: str, n: int) -> tuple[problems.Problem, problems.Head, Array, 
     }[kind]
     best = solve(x, targets, loss=loss, alpha=0.01, gap=1e-14)
     packed = np.concatenate([best.params.w.T, best.params.bias[:, None]], 1)[None]
-    given = prepare.data(x, targets, loss=loss, weights=None, class_weights=None, memory=10**9)
-    lanes = prepare.lanes(
+    given = prepare.prepare_data(
+        x, targets, loss=loss, weights=None, class_weights=None, memory=10**9
+    )
+    lanes = prepare.prepare_lanes(
         given, np.ones((1, n)), given.targets[None], np.array([0.01]), np.zeros(1)
     )
     unused = lanes.features.shape[1] - x.shape[1]  # columns of zeros
-    return lanes, given.head, np.insert(packed, [x.shape[1]] * unused, 0, -1), best.objective
+    return lanes, given.link, np.insert(packed, [x.shape[1]] * unused, 0, -1), best.objective
 
 
 @pytest.mark.parametrize("kind", ["labels", "distributions", "sigmoid"])
@@ -318,12 +320,12 @@ def optimal(kind: str, n: int) -> tuple[problems.Problem, problems.Head, Array, 
 def test_the_bound_holds_at_any_parameters(kind: str, distance: float) -> None:
     # Near the optimum the intercepts are left alone, far from it Newton moves them or fails.
     with jax.enable_x64():
-        lanes, head, packed, least = optimal(kind, 90)
+        lanes, link, packed, least = optimal(kind, 90)
         moved = np.random.default_rng(1).normal(size=packed.shape)
         theta = jnp.asarray(packed + distance * np.where(packed == 0, 0, moved))
-        at, g = steps.evaluate(lanes, head, theta, intercept=True)
+        at, g = steps.point_and_gradient(lanes, link, theta, intercept=True)
         for goal in (0.0, 1e9):
-            found = certificate.certify(lanes, head, at, g, jnp.full(1, goal), intercept=True)
+            found = certificate.certify(lanes, link, at, g, jnp.full(1, goal), intercept=True)
             true = found.value[0] - least
             assert true <= found.gap[0] + found.floor[0]
             if distance < 1:
@@ -335,12 +337,12 @@ def test_the_bound_holds_at_any_parameters(kind: str, distance: float) -> None:
 @pytest.mark.parametrize("kind", ["labels", "distributions", "sigmoid"])
 def test_some_examples_meet_the_condition_for_all(kind: str) -> None:
     with jax.enable_x64():
-        lanes, head, packed, least = optimal(kind, 5000)
+        lanes, link, packed, least = optimal(kind, 5000)
         for shift, spent in ((1e-4, 0), (1e-2, 0), (2.0, 3)):
             theta = jnp.asarray(packed).at[0, 0, -1].add(shift)  # the intercept alone is wrong
-            at, g = steps.evaluate(lanes, head, theta, intercept=True)
+            at, g = steps.point_and_gradient(lanes, link, theta, intercept=True)
             goal = jnp.full(1, 1e-3)
-            found = certificate.certify(lanes, head, at, g, goal, intercept=True)
+            found = certificate.certify(lanes, link, at, g, goal, intercept=True)
             true = found.value[0] - least
             assert true <= found.gap[0] <= 100 * true
             assert found.products == spent
@@ -446,7 +448,7 @@ def test_a_class_without_targets_gets_no_mass() -> None:
 def test_large_data_with_distributions_go_through_all_precisions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prepare, "SMALL", 0)
+    monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, _ = problem(n=2000, d=10)
     x = x.astype(np.float32)
     for t in (shared(2000, 3).astype(np.float32), shared(2000, 3)):
@@ -515,7 +517,7 @@ def test_rows_of_probabilities_sum_to_one_up_to_rounding() -> None:
 def test_large_float32_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxsoftmax.solvers import prepare
 
-    monkeypatch.setattr(prepare, "SMALL", 0)
+    monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = problem(n=2000, d=10)
     x = x.astype(np.float32)
     best = optimum(x.astype(np.float64), y, alpha=1 / 2000, bias=True)
@@ -529,7 +531,7 @@ def test_large_float32_data_go_through_all_precisions(monkeypatch: pytest.Monkey
 def test_wide_features_do_without_a_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxsoftmax.solvers import shared_preconditioner
 
-    monkeypatch.setattr(shared_preconditioner, "WIDEST", 8)
+    monkeypatch.setattr(shared_preconditioner, "MAX_FEATURES", 8)
     x, y = problem(n=60, d=40)
     found = solve(x, y, alpha=0.01, gap=1e-9)
     assert_certified(found, optimum(x, y, alpha=0.01, bias=True), 1e-9)
@@ -567,7 +569,7 @@ def test_sparse_features_are_not_made_dense(dtype: type, l1_ratio: float) -> Non
 def test_large_sparse_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxsoftmax.solvers import prepare
 
-    monkeypatch.setattr(prepare, "SMALL", 0)
+    monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = hashed()
     best = solve(x.toarray(), y, C=1.0, gap=1e-12).objective
     for dtype in (np.float32, np.float64):
@@ -717,7 +719,7 @@ def test_bad_input_is_named(change: dict, error: type, words: str) -> None:
 def test_a_label_that_makes_too_many_classes_is_named(largest: int) -> None:
     x, y = problem()
     y[3] = largest
-    words = rf"targets\[3\]: label {largest} makes {largest + 1} classes of 90 .*class_weights="
+    words = rf"targets\[3\]: label {largest} implies {largest + 1} classes for 90 .*class_weights="
     with pytest.raises(ValueError, match=words):
         solve(x, y, C=1.0)
     with pytest.raises(ValueError, match=words):
@@ -824,7 +826,7 @@ def test_label_sets_share_the_features() -> None:
 def test_lanes_that_are_done_retire(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxsoftmax.solvers import driver
 
-    monkeypatch.setattr(driver, "WORTH", 0)
+    monkeypatch.setattr(driver, "MIN_NARROWING_SIZE", 0)
     x, y = problem(n=200)
     hard = np.where(x[:, 0] > 0, 1, 0) + np.where(x[:, 1] > 0, 1, 0)  # takes more iterations
     sets = [y, hard, y, y, y]

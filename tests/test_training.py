@@ -217,7 +217,7 @@ def test_a_wild_label_asks_for_no_memory(kind):
     y = y.astype(np.int64)
     y[7] = 2_000_000_000
     how = {"optimizer": OPTIMIZERS["sgd"], "key": KEY, "epochs": 1, "batch_size": 8}
-    message = r"targets\[7\]: label 2000000000 makes 2000000001 classes of 43 examples"
+    message = r"targets\[7\]: label 2000000000 implies 2000000001 classes for 43 examples"
     with pytest.raises(ValueError, match=message):
         fit(SOFTMAX, x, kind(y), **how)
     lanes = {"make_optimizer": optax.sgd, "hyperparams": RATES, "keys": jax.random.split(KEY, 3)}
