@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from jaxsoftmax import metrics
 from jaxsoftmax.app import plots
+from jaxsoftmax.app.text import shorten
 
 LONG = ("number of bedrooms in the whole house", "NUMBER OF BEDROOMS IN THE HOUSE", *ODD)
 HISTORY = {
@@ -157,7 +158,7 @@ def test_learning_curves() -> None:
         np.testing.assert_array_equal(validation.get_ydata(), HISTORY[f"validation_{name}"])
         np.testing.assert_array_equal(best.get_xydata(), [[3, HISTORY[f"validation_{name}"][2]]])
     words = [text.get_text() for text in upper.get_legend().get_texts()]
-    assert words == ["training", "validation", "least validation loss, epoch 3"]
+    assert words == ["training", "validation", "lowest validation loss, epoch 3"]
     assert upper.get_yscale() == "linear"
     assert FIGURES["huge losses"]().axes[0].get_yscale() == "log"
 
@@ -221,13 +222,13 @@ def test_a_hundred_classes_name_what_is_confused_most() -> None:
 
 def test_most_confused() -> None:
     counts = confusion(30)
-    pairs = plots.most_confused(counts, limit=12)
+    pairs = plots.most_confused_pairs(counts, limit=12)
     everything = sorted(
         ((j, k) for j in range(30) for k in range(30) if j != k and counts[j, k]),
         key=lambda pair: (-counts[pair], pair),
     )
     assert pairs == everything[:12]
-    assert plots.most_confused(np.eye(4), limit=3) == []
+    assert plots.most_confused_pairs(np.eye(4), limit=3) == []
 
 
 def test_reliability_diagram() -> None:
@@ -324,7 +325,7 @@ def test_names_are_written_as_they_are(name: str) -> None:
     figure = plots.top_features(np.eye(2, 1), [name, "b"], ["c"])
     label = figure.axes[0].get_yticklabels()[0]
     written, is_formula = label._preprocess_math(label.get_text())
-    expected = plots.shortened(name, 28)
+    expected = shorten(name, 28)
     assert is_formula is False
     assert written == "".join(c if c.isprintable() else " " for c in expected)
     assert "\n" not in written
@@ -340,5 +341,5 @@ def test_names_are_written_as_they_are(name: str) -> None:
         ("", "(blank)"),
     ],
 )
-def test_shortened(name: str, short: str) -> None:
-    assert plots.shortened(name) == short
+def test_shorten(name: str, short: str) -> None:
+    assert shorten(name) == short

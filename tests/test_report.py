@@ -20,7 +20,8 @@ from PIL import Image
 
 from jaxsoftmax.app import evaluation, plots, report
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
-from jaxsoftmax.app.report import Content, document, page
+from jaxsoftmax.app.report import Run, document, page
+from jaxsoftmax.app.text import shorten
 from jaxsoftmax.linear import LinearParams
 
 FIGURES = {
@@ -63,7 +64,7 @@ class Made(NamedTuple):
     """A report of one kind of run."""
 
     name: str
-    content: Content
+    content: Run
     path: Path
 
     @property
@@ -140,13 +141,13 @@ def test_same_content_same_bytes(made: Made) -> None:
 
 
 def test_the_command_and_the_figures_of_the_run(made: Made) -> None:
-    text, figures = " ".join("".join(Parsed(made.text).words).split()), made.content.figures["test"]
+    text, figures = " ".join("".join(Parsed(made.text).words).split()), made.content.metrics["test"]
     assert made.content.header["command"] in text
     if "accuracy_interval" in figures:
         low, high = figures["accuracy_interval"]
         assert f"{figures['accuracy']:.2%}" in text
-        assert f"95 % interval {low:.2%} to {high:.2%}" in text
-    for split, told in made.content.figures.items():
+        assert f"95% interval {low:.2%} to {high:.2%}" in text
+    for split, told in made.content.metrics.items():
         assert f"{told['examples']:,} {split}" in text
     assert ("This run was interrupted" in text) is (made.name == "interrupted")
 
@@ -160,7 +161,7 @@ def test_calibration_before_and_after(made: Made) -> None:
         for split in ("validation", "test"):
             for name, before_and_after in told[split].items():
                 for value in before_and_after:
-                    assert evaluation.written(name, value) in text
+                    assert evaluation.format_metric(name, value) in text
 
 
 def test_mistakes_are_those_of_the_model(made: Made) -> None:
@@ -185,14 +186,14 @@ def test_mistakes_are_those_of_the_model(made: Made) -> None:
 
 
 def page_name(name: str) -> str:
-    shown = plots.shortened(name, 60)
+    shown = shorten(name, 60)
     return "".join(c if c.isprintable() else " " for c in shown)
 
 
 def test_pushes_add_up() -> None:
     """Of a table, what argued for the first mistake are the largest parts of the lead."""
     content = contents.table()
-    answers = document._Answers(content)
+    answers = document._Context(content)
     text = report.html(content)
     told = re.search(r"<td class=w[^>]*>(.*?)</td>", text, re.S)[1]
     pushes = [float(each) for each in re.findall(r"\(\+([\d.]+)\)", told)]
@@ -224,7 +225,7 @@ def test_a_run_without_mistakes_figures_or_history() -> None:
     content = contents.digits()
     right = content.test._replace(targets=content.scores.argmax(1).astype(np.int32))
     bare = dataclasses.replace(
-        content, test=right, history={}, figures={}, calibration=None, header={"loss": "softmax"}
+        content, test=right, history={}, metrics={}, calibration=None, header={"loss": "softmax"}
     )
     text = report.html(bare)
     assert "None: every test example is right." in text
@@ -239,17 +240,17 @@ def test_thousands_of_classes() -> None:
     size, scores = 1500, rng.normal(size=(50, 1500)).astype(np.float32)
     x, targets = rng.uniform(size=(50, 4)).astype(np.float32), rng.integers(size, size=50)
     text = report.html(
-        Content(
+        Run(
             header={"loss": "softmax"},
             schema=Schema(Task.classes, tuple(f"class {k}" for k in range(size)), (2, 2)),
-            figures={},
+            metrics={},
             history={},
             params=LinearParams(rng.normal(size=(4, size)), None),
             scores=scores,
             test=Split(x, targets, np.arange(50)),
         )
     )
-    assert "Of more than 1,000 classes no matrix is drawn." in text
+    assert "No matrix is drawn for more than 1,000 classes." in text
     assert "The first 100 of 1,500 are drawn." in text
     assert len(text) < 3e6
 
@@ -281,7 +282,7 @@ def test_figures_do_not_share_names() -> None:
 def test_text_in_figures_is_left_alone(name: str) -> None:
     """Only attributes are rewritten, so that a name which looks like one stays."""
     shown = inline(plots.top_features(np.eye(2, 1), [name, "b"], ["c"]))
-    assert plots.shortened(name, 28) in Parsed(shown).words
+    assert shorten(name, 28) in Parsed(shown).words
 
 
 def test_figures_take_the_colours_of_the_page() -> None:

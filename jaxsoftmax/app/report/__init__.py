@@ -1,5 +1,5 @@
-"""The report of a run, one HTML page: its sections, the page that holds them, what went wrong."""
+"""The report of a run as one HTML page: its sections, its elements, and the worst mistakes."""
 
-from jaxsoftmax.app.report.document import Content, html, write
+from jaxsoftmax.app.report.document import Run, html, write
 
-__all__ = ["Content", "html", "write"]
+__all__ = ["Run", "html", "write"]

@@ -1,4 +1,4 @@
-"""The parts of an HTML page: text, tables, and matplotlib figures as inline SVG, all escaped."""
+"""The elements of an HTML page: text, tables and matplotlib figures as inline SVG, all escaped."""
 
 import html
 import io
@@ -11,17 +11,21 @@ from xml.etree import ElementTree
 import matplotlib.style
 from matplotlib.figure import Figure
 
-# Text stays text: the page's own fonts, letters that no font of ours has, and a small file.
-_SVG = {"svg.fonttype": "none", "svg.image_inline": True}
+from jaxsoftmax.app.text import JOINERS, replace_unprintable
+
+# Text stays text: it has the page's fonts, letters that matplotlib's fonts lack, and a small size.
+_SVG_STYLE = {"svg.fonttype": "none", "svg.image_inline": True}
+
+_ISOLATE, _END_OF_ISOLATE = "\u2068", "\u2069"
 
 
 def text(value: object) -> str:
-    """Escape text for any place of a page; letters that steer a terminal or a line are blanked.
+    """Escape text for any place of a page, with unprintable characters replaced by spaces.
 
-    Joiners, with which some scripts are written, and isolates of `isolated` stay.
+    Line feeds, joiners, which some scripts are written with, and the isolates of `isolate` stay.
 
     Args:
-        value: what to show, by `str`.
+        value: the value to show, converted by `str`.
 
     Returns:
         HTML, safe between tags and in attributes.
@@ -35,12 +39,11 @@ def text(value: object) -> str:
 
 
 def _clean(value: str) -> str:
-    kept = "\n\u200c\u200d\u2068\u2069"
-    return "".join(c if c.isprintable() or c in kept else " " for c in value)
+    return replace_unprintable(value, keep="\n" + JOINERS + _ISOLATE + _END_OF_ISOLATE)
 
 
-def isolated(name: str) -> str:
-    r"""A name inside a line, which it leaves in order whatever its own direction of writing.
+def isolate(name: str) -> str:
+    r"""Isolate a name, so that its direction of writing does not reorder the rest of a line.
 
     Args:
         name: any text.
@@ -50,79 +53,82 @@ def isolated(name: str) -> str:
 
     Example:
         >>> from jaxsoftmax.app.report import page
-        >>> ascii(page.isolated("a"))
+        >>> ascii(page.isolate("a"))
         "'\\u2068a\\u2069'"
     """
-    return f"\u2068{name}\u2069"
+    return f"{_ISOLATE}{name}{_END_OF_ISOLATE}"
 
 
 def table(
     title: str, headings: Sequence[str], rows: Iterable[Sequence[object]], *, align: str
 ) -> str:
-    """A table in a box of its own, in which it scrolls where the page is narrow.
+    """Return a table in a box that scrolls where the page is narrow.
 
     Args:
-        title: what it shows, for the heading above it.
-        headings: of its columns.
-        rows: of as many values; the first names the row.
-        align: a letter a column, `l` for words, `r` for numbers and `w` for a column so wide that a
-            narrow page shows each row as a block, with the headings before the values.
+        title: the heading above the table.
+        headings: the headings of its columns.
+        rows: rows with one value per column; the first value names the row.
+        align: a letter for each column: `l` for words, `r` for numbers, and `w` for a column so
+            wide that a narrow page shows each row as a block, with headings before the values.
 
     Returns:
         HTML.
 
     Example:
         >>> from jaxsoftmax.app.report import page
-        >>> "<td class=r>0.5</td>" in page.table("Figures", ["", "loss"], [["a", 0.5]], align="lr")
+        >>> "<td class=r>0.5</td>" in page.table("Metrics", ["", "loss"], [["a", 0.5]], align="lr")
         True
     """
-
-    def cell(tag: str, value: object, side: str, heading: str = "") -> str:
-        # Names of any direction of writing leave the rest of the row where it is.
-        inside = text(value) if side == "r" else f"<bdi>{text(value)}</bdi>"
-        told = f' data-heading="{text(heading)}"' if heading else ""
-        return f"<{tag} class={side}{told}>{inside}</{tag.partition(' ')[0]}>"
-
-    blocks = "w" in align
-    top = "".join(map(cell, ["th scope=col"] * len(headings), headings, align))
+    shows_blocks = "w" in align
+    block_headings = headings if shows_blocks else [""] * len(headings)
     lines = []
-    for values in rows:
-        tags = ["th scope=row", *["td"] * (len(values) - 1)]
-        told = headings if blocks else [""] * len(values)
-        cells = (cell(*parts) for parts in zip(tags, values, align, told, strict=True))
+    for first, *others in rows:
+        cells = [_cell("th scope=row", first, align[0], block_headings[0])]
+        rest = zip(others, align[1:], block_headings[1:], strict=True)
+        cells += [_cell("td", value, side, heading) for value, side, heading in rest]
         lines.append(f"<tr>{''.join(cells)}</tr>\n")
-    head = f"<thead><tr>{top}</tr></thead>\n" if any(headings) else ""
+    head = ""
+    if any(headings):
+        cells = [_cell("th scope=col", h, side) for h, side in zip(headings, align, strict=True)]
+        head = f"<thead><tr>{''.join(cells)}</tr></thead>\n"
     return (
         f"<h3>{text(title)}</h3>\n"
         f'<div class=scroll tabindex=0 role=region aria-label="{text(title)}">\n'
-        f"<table{' class=blocks' if blocks else ''}>\n{head}"
+        f"<table{' class=blocks' if shows_blocks else ''}>\n{head}"
         f"<tbody>\n{''.join(lines)}</tbody></table></div>\n"
     )
 
 
-def folded(title: str, inside: str) -> str:
-    r"""HTML that is unfolded by a click, and always on paper.
+def _cell(tag: str, value: object, side: str, heading: str = "") -> str:
+    # <bdi> keeps the order of the row, whatever a name's direction of writing.
+    content = text(value) if side == "r" else f"<bdi>{text(value)}</bdi>"
+    attribute = f' data-heading="{text(heading)}"' if heading else ""
+    return f"<{tag} class={side}{attribute}>{content}</{tag.partition(' ')[0]}>"
+
+
+def details(title: str, content: str) -> str:
+    r"""Return HTML that a click unfolds, and that is always unfolded on paper.
 
     Args:
-        title: what to click.
-        inside: HTML.
+        title: the text to click.
+        content: HTML.
 
     Returns:
         HTML.
 
     Example:
         >>> from jaxsoftmax.app.report import page
-        >>> page.folded("All", "<p>1</p>")
+        >>> page.details("All", "<p>1</p>")
         '<details><summary>All</summary>\n<p>1</p></details>\n'
     """
-    return f"<details><summary>{text(title)}</summary>\n{inside}</details>\n"
+    return f"<details><summary>{text(title)}</summary>\n{content}</details>\n"
 
 
 def command(line: str) -> str:
-    r"""A command that one click selects; it is folded between its options, not inside of one.
+    r"""Return a command that one click selects, wrapped between its options but not inside one.
 
     Args:
-        line: of a shell.
+        line: a command line of a shell.
 
     Returns:
         HTML.
@@ -137,14 +143,14 @@ def command(line: str) -> str:
 
 
 def figure(drawn: Figure, *, name: str, label: str, caption: str, colors: Mapping[str, str]) -> str:
-    """A figure with its caption.
+    """Return a figure with its caption.
 
     Args:
-        drawn: by matplotlib.
-        name: a word of letters, digits and dashes that no other figure of the page has.
-        label: what it shows, to who does not see it.
-        caption: what to read in it, as HTML.
-        colors: by name, those that the page defines as CSS variables of these names.
+        drawn: a matplotlib figure.
+        name: a name of letters, digits and dashes that is unique on the page.
+        label: a description of the figure for readers who cannot see it.
+        caption: an explanation of the figure, as HTML.
+        colors: the colors that the page defines as CSS variables, by the names of the variables.
 
     Returns:
         HTML. The same figure gives the same bytes.
@@ -157,63 +163,85 @@ def figure(drawn: Figure, *, name: str, label: str, caption: str, colors: Mappin
         >>> "fill: var(--ink)" in shown, "#22272e" in shown
         (True, False)
     """
-    svg = _svg(drawn, name, label, colors)
+    svg = _to_svg(drawn, name, label, colors)
     return f'<figure id="{name}">\n{svg}\n<figcaption>{caption}</figcaption></figure>\n'
 
 
-def _svg(drawn: Figure, name: str, label: str, colors: Mapping[str, str]) -> str:
-    root = ElementTree.fromstring(_saved(drawn, name))
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # A style sheet inside would hold for the whole page, which has the same rule already.
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    used = {
-        found
-        for element in root.iter()
-        for value in element.attrib.values()
-        for found in re.findall(r"(?:^#|url\(#)(\w+)", value)
-    }
+def _to_svg(drawn: Figure, name: str, label: str, colors: Mapping[str, str]) -> str:
+    """Convert a figure to SVG that shares no ids, styles, colors or fonts with other figures."""
+    root = ElementTree.fromstring(_save_svg(drawn, name))
+    _remove_styles(root)
+    referenced = _referenced_ids(root)
     for element in root.iter():
-        element.tag = element.tag.partition("}")[2]
-        element.attrib = {
-            key.rpartition("}")[2]: _attribute(value, name, colors)
-            for key, value in element.attrib.items()
-            if key != "id" or value in used
-        }
-        if "id" in element.attrib:
-            element.set("id", f"{name}-{element.get('id')}")
-        if element.tag != "text" and not (element.text or "").strip():
-            element.text = None
-        element.tail = "\n" if (element.tail or "").strip() == "" else element.tail
-    root.set("role", "img")
-    root.set("aria-label", _clean(label))
-    root.set("class", "plot")
-    # Letters of 9 points in it come out a little larger than the page's small ones.
-    root.set(
-        "style", f"max-width: {float(root.attrib.pop('width').removesuffix('pt')) * 1.6:.0f}px"
-    )
+        _rewrite_element(element, name, referenced, colors)
+    # The figure's text of 9 points is then slightly larger than the page's small text.
+    width = float(root.attrib.pop("width").removesuffix("pt")) * 1.6
     del root.attrib["height"]
+    root.attrib |= {
+        "role": "img",
+        "aria-label": _clean(label),
+        "class": "plot",
+        "style": f"max-width: {width:.0f}px",
+    }
     return ElementTree.tostring(root, encoding="unicode").strip()
 
 
-def _saved(drawn: Figure, name: str) -> str:
+def _save_svg(drawn: Figure, name: str) -> str:
     file = io.StringIO()
-    with matplotlib.style.context(["default", _SVG, {"svg.hashsalt": name}]), _any_letter():
+    style = ["default", _SVG_STYLE, {"svg.hashsalt": name}]
+    with matplotlib.style.context(style), _ignore_missing_glyphs():
         drawn.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 @contextmanager
-def _any_letter() -> Iterator[None]:
-    """matplotlib's font lacks a letter: it guesses the width, and the browser writes the letter."""
+def _ignore_missing_glyphs() -> Iterator[None]:
+    """Ignore letters that matplotlib's font lacks: the browser draws them, in a guessed width."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 
 
-def _attribute(value: str, name: str, colors: Mapping[str, str]) -> str:
-    """A value of an attribute with the names of this figure, and the page's colours and fonts."""
+def _remove_styles(root: ElementTree.Element) -> None:
+    """Remove metadata, and style sheets, which would apply to the whole page.
+
+    The page has the rules of these style sheets already.
+    """
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+
+
+def _referenced_ids(root: ElementTree.Element) -> set[str]:
+    return {
+        found
+        for element in root.iter()
+        for value in element.attrib.values()
+        for found in re.findall(r"(?:^#|url\(#)(\w+)", value)
+    }
+
+
+def _rewrite_element(
+    element: ElementTree.Element, name: str, referenced: set[str], colors: Mapping[str, str]
+) -> None:
+    """Remove namespaces, unused ids and white space; prefix other ids with the figure's name."""
+    element.tag = element.tag.partition("}")[2]
+    element.attrib = {
+        key.rpartition("}")[2]: _rewrite_attribute(value, name, colors)
+        for key, value in element.attrib.items()
+        if key != "id" or value in referenced
+    }
+    if "id" in element.attrib:
+        element.set("id", f"{name}-{element.get('id')}")
+    if element.tag != "text" and not (element.text or "").strip():
+        element.text = None
+    if not (element.tail or "").strip():
+        element.tail = "\n"
+
+
+def _rewrite_attribute(value: str, name: str, colors: Mapping[str, str]) -> str:
+    """Prefix references with the figure's name, and use the colors and fonts of the page."""
     if value.startswith("data:"):
         return re.sub(r"\s", "", value)
     value = re.sub(r"^#|(?<=url\()#", f"#{name}-", value)
