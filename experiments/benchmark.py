@@ -1,36 +1,36 @@
 """Speed and memory of a linear head's value and gradient: fused, dense, and other libraries'.
 
 Command: `python experiments/benchmark.py [--torch-python PATH]`, about 5 minutes on two cores, and
-12 with torch; `--shapes 8192x768x1000 ...`, `--dtypes`, `--functions` and `--rounds` choose, and a
-shape that ends in `/parameters` differentiates w and bias alone. `--tune` measures what
-kernels/tiles.py chooses from, in about 2 minutes. `--smoke` runs tiny shapes and writes no record.
-The record is results/benchmark_PLATFORM.json (the tuning's tiles_PLATFORM.json) and the figure
-beside it.
+12 with torch. `--shapes 8192x768x1000 ...`, `--dtypes`, `--functions` and `--rounds` select what
+runs, and a shape that ends in `/parameters` differentiates w and bias alone. `--tune` measures the
+candidates of kernels/tiles.py, in about 2 minutes. `--smoke` runs tiny shapes and writes no record.
+The record is results/benchmark_PLATFORM.json (tiles_PLATFORM.json for the tuning), with a figure of
+the same name.
 
 Question. How long do value and gradient of a mean loss take, from features to gradients of features
-and weights? Side by side in one run, in turns:
+and weights? The functions take turns in one run:
 - sum: `linear_cross_entropy_sum`; per example: the mean of `linear_cross_entropy`'s nll;
 - reference: this library's dense definition; optax: its loss on `x @ w`;
 - torch and torch fused: `F.cross_entropy` of `F.linear`, and `F.linear_cross_entropy` in chunks, in
   a process that has PyTorch and not JAX.
 Useful operations are 6 N D K (4 N D K where features are data). The ceilings are measured in the
-same run: the rate of a square matrix product, the rate of the three products of the shape itself
-without any loss, and the bytes a second of a copy, whose result is in pages mapped anew like most
-large results; what stays in memory that is mapped already can be faster.
+same run: the rate of a square matrix product; the rate of the three products of the shape itself,
+without a loss; and the bytes per second of a copy to newly mapped pages, as for most large results.
+Arrays that stay in memory that is already mapped can be faster.
 
 Findings, on two cores. The sum against dense Optax: 1.88 times as fast where features are data
 (60000 x 784 x 10, w and bias alone), 1.69 at 8192 x 128 x 1000, 1.24 at 8192 x 768 x 1000, and
-about level with it where the products are all that counts (1.10 and 0.99 at the two largest). It is
-never slower than torch's, dense or fused; the fused one, in chunks of its own choice, takes 17.0
-times as long at 512 x 1024 x 131072.
-- At 8192 x 768 x 1000 it runs at 106 % of the rate of a square product. At 8192 x 128 x 1000 it is
-  as fast as the three products alone, and what it saves is memory: a call of Optax's maps 21,674
-  pages for logits above glibc's threshold, one of the sum none. The ratio was 1.36 to 1.69 in five
-  runs; that a page costs more at one time than at another is the likely cause, and not measured.
-- Where features are data their one read is the limit: classes outermost, in chunks of 1,024 rows,
-  each used for the scores and for the gradient while it is in the cache.
+about equal where only the products count (1.10 and 0.99 at the two largest). It is never slower
+than torch's, dense or fused; the fused one, in chunks of its own choice, takes 17.0 times as long
+at 512 x 1024 x 131072.
+- At 8192 x 768 x 1000 it runs at 106% of the rate of a square product. At 8192 x 128 x 1000 it is
+  as fast as the three products alone, and it saves memory: a call of Optax's maps 21,674 pages for
+  logits above glibc's threshold, a call of the sum none. The ratio was 1.36 to 1.69 in five runs;
+  the likely cause, which is not measured, is that the price of a page varies with time.
+- Where features are data, their single read is the limit: classes are the outermost axis, and each
+  chunk of 1,024 rows is used for both the scores and the gradient while it is in the cache.
 - The per-example route computes the logits twice, four products in place of three, and is 0.92 to
-  1.69 times as slow; what it saves is memory, 134 MB against Optax's 537 at 2048 x 512 x 32768.
+  1.69 times as slow; it saves memory, 134 MB against Optax's 537 at 2048 x 512 x 32768.
 """
 
 import argparse
@@ -75,21 +75,21 @@ class Shape(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Useful floating-point operations of value and gradient."""
+        """Return the useful floating-point operations of value and gradient."""
         return (6 if self.wanted == "all" else 4) * self.n * self.d * self.k
 
 
 def main() -> None:
-    """Measure every shape, print the table, write the record and the figure."""
+    """Measure every shape, print the table, and write the record and the figure."""
     parser = argparse.ArgumentParser(description="Speed and memory of a linear head.")
     parser.add_argument("--shapes", nargs="*", default=SHAPES)
     parser.add_argument("--dtypes", nargs="*", default=["float32"])
     parser.add_argument("--functions", nargs="*", default=FUNCTIONS, choices=FUNCTIONS)
-    parser.add_argument("--torch-python", help="an interpreter that has PyTorch")
-    parser.add_argument("--rounds", type=int, help="paired rounds; by default as time allows")
+    parser.add_argument("--torch-python", help="an interpreter with PyTorch")
+    parser.add_argument("--rounds", type=int, help="paired rounds (default: 20 seconds a shape)")
     parser.add_argument("--tune", action="store_true", help="measure the choice of tiles")
-    parser.add_argument("--name", help="of the record")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, without a record")
+    parser.add_argument("--name", help="name of the record")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
     arguments = parser.parse_args()
     if arguments.tune:
         tune(arguments.smoke)
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def parsed(text: str) -> Shape:
-    """A shape from NxDxK or NxDxK/parameters."""
+    """Parse a shape from NxDxK or NxDxK/parameters."""
     sizes, _, wanted = text.partition("/")
     return Shape(*map(int, sizes.split("x")), wanted or "all")  # type: ignore[call-arg]
 
@@ -124,7 +124,7 @@ def parsed(text: str) -> Shape:
 def measured(
     shape: Shape, dtype: str, names: tuple[str, ...], python: str | None, rounds: int | None
 ) -> dict[str, Any]:
-    """Paired times of the named functions at one shape, their rates and temporary bytes."""
+    """Return paired times of the named functions at one shape, their rates and temporary bytes."""
     head = data(shape, dtype)
     programs = {name: compiled(PROGRAMS[name], shape, head) for name in names if name in PROGRAMS}
     calls = {name: partial(program, *head) for name, program in programs.items()}
@@ -133,7 +133,7 @@ def measured(
     processes = {n: Torch(python, shape, dtype) for n in TORCH if n in names and python}
     clocks = {n: partial(p.seconds, TORCH[n]) for n, p in processes.items()}
     if rounds is None:
-        # About 20 seconds a shape, and 5 rounds at least.
+        # About 20 seconds a shape, and at least 5 rounds.
         seconds = measure.paired(calls, rounds=1, clocks=clocks)["seconds"].values()
         rounds = min(41, max(5, round(20 / sum(s["median"] for s in seconds))))
     timing = measure.paired(calls, rounds=rounds, clocks=clocks)
@@ -165,7 +165,7 @@ def measured(
 
 
 def data(shape: Shape, dtype: str) -> tuple[jax.Array, ...]:
-    """Random features, weights and labels; logits have standard deviation 1."""
+    """Return random features, weights and labels whose logits have standard deviation 1."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (shape.n, shape.d), dtype)
     w = jax.random.normal(keys[1], (shape.d, shape.k), dtype) * jnp.asarray(shape.d**-0.5, dtype)
@@ -174,25 +174,25 @@ def data(shape: Shape, dtype: str) -> tuple[jax.Array, ...]:
 
 
 def total(x: jax.Array, w: jax.Array, bias: jax.Array | None, y: jax.Array) -> jax.Array:
-    """The mean as a weighted sum, whose gradients come with the forward pass."""
+    """Return the mean as a weighted sum, whose gradients are computed in the forward pass."""
     weights = jnp.full(y.shape, 1 / y.size)
     return kernels.linear_cross_entropy_sum(x, w, y, bias=bias, weights=weights)
 
 
 def per_example(x: jax.Array, w: jax.Array, bias: jax.Array | None, y: jax.Array) -> jax.Array:
-    """The mean of one value an example."""
+    """Return the mean of one value per example."""
     return jnp.mean(kernels.linear_cross_entropy(x, w, y, bias=bias).nll)
 
 
 def reference(x: jax.Array, w: jax.Array, bias: jax.Array | None, y: jax.Array) -> jax.Array:
-    """The dense definition."""
+    """Return the mean loss by the dense definition."""
     return jnp.mean(
         kernels.linear_cross_entropy(x, w, y, bias=bias, implementation="reference").nll
     )
 
 
 def dense_optax(x: jax.Array, w: jax.Array, bias: jax.Array | None, y: jax.Array) -> jax.Array:
-    """What one writes without this library."""
+    """Return the mean loss as users write it without this library."""
     z = x @ w if bias is None else x @ w + bias
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, y))
 
@@ -206,14 +206,14 @@ PROGRAMS = {
 
 
 def three_products(x: jax.Array, w: jax.Array, bias: jax.Array | None, y: jax.Array) -> Any:
-    """No loss at all: the products that any dense method must do."""
+    """Multiply what any dense method must multiply, without a loss."""
     del bias, y
     z = jax.lax.optimization_barrier(x @ w)
     return z @ w.T, x.T @ z
 
 
 def compiled(loss: Callable, shape: Shape, head: tuple[jax.Array, ...]) -> jax.stages.Compiled:
-    """Value and gradient of what is wanted, compiled; of w and bias, or of x and w."""
+    """Compile value and gradient, in w and bias or in x and w, as the shape asks."""
     if loss is three_products:
         if shape.wanted == "all":
             return jax.jit(loss).lower(*head).compile()
@@ -226,23 +226,23 @@ def compiled(loss: Callable, shape: Shape, head: tuple[jax.Array, ...]) -> jax.s
 
 
 def square_product(dtype: str) -> Callable[[], jax.Array]:
-    """The product of two square matrices, 2 * 2048^3 operations."""
+    """Time the product of two square matrices, 2 * 2048^3 operations."""
     a = jax.random.normal(jax.random.key(1), (2048, 2048), dtype)
     return partial(jax.jit(jnp.matmul), a, a)
 
 
 def copy_rate() -> float:
-    """Bytes a second, read and written, of adding one to 64 million numbers."""
+    """Return the bytes per second, read and written, of adding one to 64 million numbers."""
     a = jnp.zeros(2**26)
     timing = measure.paired({"copy": partial(jax.jit(lambda a: a + 1), a)}, rounds=5)
     return 2 * a.nbytes / timing["seconds"]["copy"]["minimum"]
 
 
 def page_faults(function: Callable[[], Any], calls: int = 9) -> float:
-    """Pages that the system maps anew during one call, the median of several.
+    """Return the pages that the system newly maps during one call, a median.
 
-    An allocation above glibc's threshold, at most 32 MB, is given back at once and costs its pages
-    in each call.
+    An allocation above glibc's threshold, at most 32 MB, is returned to the system at once and
+    costs its pages in each call.
     """
     counts = []
     for _ in range(calls):
@@ -253,7 +253,7 @@ def page_faults(function: Callable[[], Any], calls: int = 9) -> float:
 
 
 def least_bytes(shape: Shape, dtype: str) -> int:
-    """Features, weights and gradients, each read or written once."""
+    """Return the bytes of features, weights and gradients, each read or written once."""
     x, w = shape.n * shape.d, shape.d * shape.k
     return jnp.dtype(dtype).itemsize * (x * (2 if shape.wanted == "all" else 1) + 2 * w)
 
@@ -262,7 +262,7 @@ class Torch:
     """A head in another process."""
 
     def __init__(self, python: str, shape: Shape, dtype: str) -> None:
-        """Start it; its first line says the versions."""
+        """Start the process; its first line has the versions."""
         script = str(Path(__file__).with_name("torch_head.py"))
         sizes = map(str, (shape.n, shape.d, shape.k))
         self.process = subprocess.Popen(
@@ -274,11 +274,11 @@ class Torch:
         self.versions = self.process.stdout.readline().strip()  # type: ignore[union-attr]
 
     def seconds(self, name: str) -> float:
-        """Run one pass there and return the seconds that it took."""
+        """Run one pass there and return its time in seconds."""
         self.process.stdin.write(name + "\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         seconds = float(self.process.stdout.readline())  # type: ignore[union-attr]
-        # OpenMP's threads go on spinning for some milliseconds, at the cost of the next contestant.
+        # OpenMP's threads spin for some milliseconds more, at the cost of the next contestant.
         time.sleep(0.05)
         return seconds
 
@@ -288,7 +288,7 @@ class Torch:
         self.process.wait()
 
 
-# -- What is shown --
+# -- Output --
 
 
 def show(title: str, entry: dict[str, Any]) -> None:
@@ -310,7 +310,7 @@ def show(title: str, entry: dict[str, Any]) -> None:
 
 
 def figure(found: dict[str, Any], ceilings: dict[str, float], path: Path) -> None:
-    """A roofline: operations a second over operations a byte, under both ceilings."""
+    """Draw a roofline: operations per second over operations per byte, under both ceilings."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -337,11 +337,11 @@ def figure(found: dict[str, Any], ceilings: dict[str, float], path: Path) -> Non
     plt.close(figure)
 
 
-# -- The table that tiles.py holds --
+# -- The table of tiles.py --
 
 
 def tune(smoke: bool) -> None:
-    """Rows a chunk, and the number of classes up to which class-major is faster."""
+    """Measure rows per chunk, and the number of classes up to which class-major is faster."""
     shapes = ("64x8x40",) if smoke else ("8192x128x1000", "8192x768x1000", "2048x512x32768")
     sizes = (16, 32) if smoke else (256, 512, 1024, 2048)
     rounds = 2 if smoke else 7
@@ -374,7 +374,7 @@ def tune(smoke: bool) -> None:
 def with_tiles(
     head: tuple[jax.Array, ...], shape: Shape, tiles: kernels.Tiles
 ) -> Callable[[], Any]:
-    """The scalar route with given sizes."""
+    """Return the scalar route with the given block sizes."""
 
     def loss(x: jax.Array, w: jax.Array, bias: jax.Array | None, y: jax.Array) -> jax.Array:
         weights = jnp.full(y.shape, 1 / y.size)

@@ -1,19 +1,19 @@
-"""The price of one call: eager time and traced equations, beside what a function replaces.
+"""The price of one call: eager time and traced equations, beside the function that it replaces.
 
 Command: `python experiments/call_cost.py`, about a minute. `--smoke` takes few rounds and writes no
 record. The record is results/call_cost_PLATFORM.json.
 
 Question. Notebooks call losses eagerly on small arrays, and large programs trace them many times.
-What does a call on float32 [32, 10] cost outside of `jit`, and how many equations does the gradient
-of its mean put into a program, beside Optax's or JAX's function? All equations are counted, those
-of calls within the program and the calls themselves.
+How long does a call on float32 [32, 10] take outside of `jit`, and how many equations does the
+gradient of its mean add to a program, beside Optax's or JAX's function? All equations are counted,
+including those of calls within the program and the calls themselves.
 
-Findings, on two cores: a loss costs 6 to 28 us, at most a quarter of Optax's time, whose functions
-run operation by operation; `log_softmax` 1.3 times and `sigmoid` 2.3 times jax.nn's, which are one
-program too. The gradient of `cross_entropy` has 3.0 times Optax's equations and that of
-`binary_cross_entropy` fewer; those of the soft losses, of `log_softmax` and of `logsumexp` 3 to 6
-times, since the exact exponential, its sum and the logarithm of the rest of a row are a hundred
-equations that have no primitive of their own.
+Findings, on two cores: A loss takes 6 to 28 us, at most a quarter of the time of Optax, whose
+functions run operation by operation. `log_softmax` takes 1.3 times and `sigmoid` 2.3 times the time
+of those of jax.nn, which are one program too. The gradient of `cross_entropy` has 3.0 times the
+equations of Optax's and that of `binary_cross_entropy` has fewer. Those of the soft losses, of
+`log_softmax` and of `logsumexp` have 3 to 6 times as many, because the exact exponential, its sum
+and the logarithm of the rest of a row are a hundred equations that no primitive combines.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import jaxsoftmax as js
 
-CALLS = 50  # in one reading of the clock
+CALLS = 50  # per reading of the clock
 KEYS = jax.random.split(jax.random.key(0), 4)
 Z = 3 * jax.random.normal(KEYS[0], (32, 10))
 Y = jax.random.randint(KEYS[1], (32,), 0, 10)
@@ -40,21 +40,21 @@ ON = Y > 2
 
 
 def kl_divergence(z: jax.Array, t: jax.Array) -> jax.Array:
-    """Optax's, of logits."""
+    """Return Optax's divergence, computed from logits."""
     return optax.kl_divergence(jax.nn.log_softmax(z), t)
 
 
 def mean_where(z: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mean over the rows that count, as it is written with Optax."""
+    """Return the mean over the valid rows, as written with Optax."""
     return optax.softmax_cross_entropy_with_integer_labels(z, y).mean(where=valid)
 
 
 def ours_where(z: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
-    """The same in one call."""
+    """Return the same mean in one call."""
     return js.mean_cross_entropy(z, y, valid=valid)
 
 
-# Ours, the function that it replaces, and the arguments of both; the first is differentiated.
+# Our function, the function that it replaces, and their arguments; the first is differentiated.
 PAIRS: dict[str, tuple[Callable, Callable, tuple]] = {
     "cross_entropy": (js.cross_entropy, optax.softmax_cross_entropy_with_integer_labels, (Z, Y)),
     "mean_cross_entropy, valid": (ours_where, mean_where, (Z, Y, ON)),
@@ -74,8 +74,8 @@ PAIRS: dict[str, tuple[Callable, Callable, tuple]] = {
 def main() -> None:
     """Time and count every pair, print the table and write the record."""
     parser = argparse.ArgumentParser(description="Eager and tracing cost of a call.")
-    parser.add_argument("--rounds", type=int, default=41, help="paired rounds of each function")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, without a record")
+    parser.add_argument("--rounds", type=int, default=41, help="paired rounds per function")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
     arguments = parser.parse_args()
     print(f"{'':28}{'us':>8}{'theirs':>8}{'times theirs (quartiles)':>28}{'equations':>12}")
     record = {}
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def compared(ours: Callable, theirs: Callable, arguments: tuple, *, rounds: int) -> dict[str, Any]:
-    """Paired times of eager calls, and equations of the gradients."""
+    """Return the paired times of eager calls, and the equations of the gradients."""
 
     def repeated(function: Callable) -> None:
         for _ in range(CALLS):
@@ -115,17 +115,17 @@ def compared(ours: Callable, theirs: Callable, arguments: tuple, *, rounds: int)
 
 
 def of_mean(function: Callable) -> Callable:
-    """The gradient of the mean in the first argument."""
+    """Return the gradient of the mean in the first argument."""
     return jax.grad(lambda first, *rest: jnp.mean(function(first, *rest)))
 
 
 def equations(function: Callable, *arguments: Any) -> int:
-    """The number of equations of a traced function, within calls too."""
+    """Count the equations of a traced function, including those of calls."""
     return sum(1 for _ in walked(jax.make_jaxpr(function)(*arguments).jaxpr))
 
 
 def walked(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Every equation of a program and of the programs that it calls."""
+    """Yield every equation of a program and of the programs that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=is_program):
@@ -134,7 +134,7 @@ def walked(jaxpr: Jaxpr) -> Iterator[Any]:
 
 
 def is_program(value: Any) -> bool:
-    """Whether a parameter of an equation is a program."""
+    """Return whether a parameter of an equation is a program."""
     return isinstance(value, Jaxpr | ClosedJaxpr)
 
 

@@ -1,4 +1,4 @@
-"""Wikipedia's toxic comments: texts and six labels, from a table or from TensorFlow Datasets."""
+"""Wikipedia's toxic comments, texts and six labels, from a table or from TensorFlow Datasets."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
-# What TensorFlow Datasets calls the same six, in wikipedia_toxicity_subtypes.
+# The names of the same six in TensorFlow Datasets' wikipedia_toxicity_subtypes.
 PREPARED = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
 NAME = "wikipedia_toxicity_subtypes/EnglishSubtypes"
 
@@ -35,12 +35,13 @@ def load(path: Path) -> Comments:
 
 
 def load_prepared(data_dir: Path, *, split: str = "train") -> Comments:
-    """Read a split of what TensorFlow Datasets has prepared as array_record.
+    """Read a split that TensorFlow Datasets has prepared as array_record.
 
     Raises:
-        FileNotFoundError: if it is not there. ValueError: as `load`.
+        FileNotFoundError: if the data set is not there.
+        ValueError: as in `load`.
     """
-    import tensorflow_datasets as tfds  # slow, and a table does without
+    import tensorflow_datasets as tfds  # slow, and not needed for a table
 
     versions = sorted((data_dir / NAME).glob("*/dataset_info.json"))
     if not versions:
@@ -54,7 +55,7 @@ def load_prepared(data_dir: Path, *, split: str = "train") -> Comments:
 
 
 def checked(comments: Comments, where: str) -> Comments:
-    """The same with labels as integers, if each is 0 or 1."""
+    """Return the comments with labels as integers; raise a ValueError if one is neither 0 nor 1."""
     bad = np.argwhere(~np.isin(comments.targets, (0, 1)))
     if len(bad):
         row, label = bad[0]

@@ -1,58 +1,62 @@
-"""What the fused loss needs on accelerators that are not here: compiled for them, not run.
+"""The memory of the fused loss on accelerators that are absent: compiled for them, not run.
 
 Command: `python experiments/compile_targets.py`, about ten minutes, for TPU v4, v5e, v5p, v6e and
 7x; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU names
-(`pip install --target FOLDER libtpu`). For an H200 and a B200, in an environment of its own whose
+(`pip install --target FOLDER libtpu`). For an H200 and a B200, in a separate environment, whose
 CUDA wheels are large: `pip install "jax[cuda13]"`, then
 `python experiments/compile_targets.py h200 b200`. `--smoke` compiles tiny shapes and writes no
 record. The record is results/compile_tpu.json or results/compile_gpu.json.
 
-Question. XLA compiles a whole program for a device that it is only told about, and says how many
-bytes it needs beside arguments and results. What do value and gradient of `linear_cross_entropy`
-(both outputs with random cotangents) and of `linear_cross_entropy_sum` need at N = 8192, D = 2304
-and K = 256000, and at 256001, which no block size divides, in bfloat16? And in which dtype are the
-matrix products of the compiled program? The same of the sigmoid's two losses, with 16,384 labels
-whose targets are float32, and with 16,385 whose targets are bools.
+Question. XLA compiles a whole program for a device from its description alone, and reports the
+bytes that the program needs besides arguments and results. How many do value and gradient of
+`linear_cross_entropy` (both outputs with random cotangents) and of `linear_cross_entropy_sum` need
+at N = 8192, D = 2304 and K = 256000, and at 256001, which no block size divides, in bfloat16? And
+which dtype do the matrix products of the compiled program have? The same is measured for the two
+losses of the sigmoid, with 16,384 labels whose targets are float32 and with 16,385 whose targets
+are bools.
 
-Findings. Not one product has a float32 operand. Per example, where the logits alone would take
-8,389 MB in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a
-B200, the same for both numbers of classes to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
-256000, where XLA brings w and its gradient into another tiling at the program's edges. The sum
-takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421). What it took:
+Findings. No product has a float32 operand. Per example, where the logits alone would take 8,389 MB
+in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a B200,
+the same for both numbers of classes up to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
+256000, where XLA changes the tiling of w and its gradient at the edges of the program. The sum
+takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421). This required the
+following:
 - the gradient in x of a chunk of rows is a sum over classes in blocks of 32,768: XLA for a GPU
   splits the long sum and pads a copy of w for it, 1,180 MB, where K is odd;
-- those blocks are tied to the running sum by a barrier, or all slices of w are made, and kept,
+- a barrier ties those blocks to the running sum; without it all slices of w are made, and kept,
   before the loop over rows.
 
 The kernels of `mosaic_tpu` need no logits in memory. Per example they take x's gradient in float32
 and a block of the logits' gradient in bfloat16, 219 MB on v4, v5e and v6e, 277 on v5p and 342 on
-7x; the sum w's gradient in float32 and the exponentials of 1,024 rows, 2,889 to 2,906 (7x: 3,423).
-On 7x at 256000 it is 2,700 and 5,258, for the reason above. Each kernel's VMEM: at most 11.2 MiB of
-v4's 16, and 37 of the 64 that the later ones have at least. What it took:
-- w is taken transposed where a TPU keeps it class-major, or each kernel's call copies it, 1,180 MB;
-- w's gradient is held in w's own order, or XLA takes the other one for the loop and copies it;
-- the factors that make exponentials gradients are applied by a kernel, or XLA spreads them to
-  float32 as large as the chunk's logits, twice.
+7x; the sum takes w's gradient in float32 and the exponentials of 1,024 rows, 2,889 to 2,906 (7x:
+3,423). On 7x at 256000 it is 2,700 and 5,258, for the reason above. The VMEM of each kernel is at
+most 11.2 MiB of v4's 16, and 37 of the 64 or more of the later ones. This required the following:
+- w is taken transposed where a TPU stores it class-major; otherwise each call of a kernel copies
+  it, 1,180 MB;
+- w's gradient is stored in the order of w; otherwise XLA takes the other order for the loop and
+  copies it;
+- a kernel applies the factors that turn exponentials into gradients; otherwise XLA broadcasts them
+  to float32 as large as the chunk's logits, twice.
 
 The sigmoid's logits would take 537 MB in float32. Its kernels take x's gradient in float32 and a
-block, of the logits' gradient and of copied targets: 160 to 256 MB, and on 7x 347 to 445; of VMEM
-at most 12.7 MiB on v4 and 48.9 on the others. XLA's operations take 67 to 210 MB on v4, v5e and
-v5p, 76 and 143 on v6e, but 613 per example with float32 targets, and on 7x 157 to 333, and 883.
-What it took:
-- bools, and targets that lie label-major, are copied in the loop, a block at a time. XLA would do
-  it before, all at once: 620 MB on v5e with 16,385 bools, 751 with as many floats;
-- float32 targets have 56 MiB of VMEM to fit into; for all kernels, that left XLA less for its own
-  arrays and cost 38 MB on v6e.
+block of the logits' gradient and of copied targets: 160 to 256 MB, and on 7x 347 to 445; of VMEM at
+most 12.7 MiB on v4 and 48.9 on the others. XLA's operations take 67 to 210 MB on v4, v5e and v5p,
+76 and 143 on v6e, but 613 per example with float32 targets, and on 7x 157 to 333, and 883. This
+required the following:
+- bools, and targets that are stored label-major, are copied in the loop, a block at a time. XLA
+  would copy all of them before it: 620 MB on v5e with 16,385 bools, 751 with as many floats;
+- float32 targets have 56 MiB of VMEM to fit into; as a limit for all kernels, that left XLA less
+  for its own arrays and cost 38 MB on v6e.
 
-Nor do those of `mosaic_gpu`, on an H200 or a B200: per example 211 MB, x's gradient in float32 and
-a block of the logits' gradient, and the sum 2,374 and 2,383. At 256001 w is copied to whole tiles
-of classes, and its gradient back: 2,437, and 3,874 and 3,876. Each kernel has 168 registers a
-thread at entry, and 225 and 224 KiB of shared memory a block of the 227 there are. Nothing is
-spilled in the forward kernel; 40 bytes a thread and none in the gradient's, 132 and 76 in the one
-that stores exponentials. The sigmoid's take 214 and 215 MB at 16,384, and 429 and 430 at 16,385,
-with copies of w and of the bools in whole tiles; nothing is spilled in the kernel of the losses, at
-most 24 bytes in that of the gradients, and 184 to 868 in the one that makes both (jax 0.12.0.1; see
-`gpu_head.py` for 0.11.2).
+The kernels of `mosaic_gpu` need no logits in memory either, on an H200 or a B200: per example 211
+MB, x's gradient in float32 and a block of the logits' gradient, and the sum 2,374 and 2,383. At
+256001 w is copied to whole tiles of classes, and its gradient back: 2,437, and 3,874 and 3,876.
+Each kernel has 168 registers a thread at entry, and 225 and 224 KiB of shared memory a block, of
+the 227 available. Nothing is spilled in the forward kernel; 40 bytes a thread and none in the
+gradient's, 132 and 76 in the one that stores exponentials. The sigmoid's take 214 and 215 MB at
+16,384, and 429 and 430 at 16,385, with copies of w and of the bools in whole tiles; nothing is
+spilled in the kernel of the losses, at most 24 bytes in that of the gradients, and 184 to 868 in
+the one that computes both (jax 0.12.0.1; see `gpu_head.py` for 0.11.2).
 """
 
 import argparse
@@ -69,15 +73,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# libtpu asks a cloud's metadata server for the machine it is on, and allows one process at a time;
-# neither matters where nothing runs.
+# libtpu asks a cloud's metadata server about its machine, and allows one process at a time; neither
+# matters where nothing runs.
 os.environ.update(
     TPU_SKIP_MDS_QUERY="1",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     JAX_PLATFORMS="cpu",
     JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",
 )
-# In a folder of its own, no other start of JAX looks for a TPU.
+# In a separate folder, so that other starts of JAX do not look for a TPU.
 sys.path += filter(None, [os.environ.get("JAXSOFTMAX_LIBTPU")])
 
 import jax
@@ -99,7 +103,7 @@ TPUS = {
     "v6e": "v6e:2x2",
     "7x": "tpu7x:2x2x1",
 }
-# What XLA asks about a GPU (GpuTargetConfigProto), from NVIDIA's data sheets and device queries.
+# XLA's description of a GPU (GpuTargetConfigProto), from NVIDIA's data sheets and device queries.
 ANY_GPU = {
     "threads_per_block_limit": 1024,
     "threads_per_warp": 32,
@@ -143,8 +147,8 @@ GPUS = {
 }
 N, D, CLASSES = 8192, 2304, (256_000, 256_001)
 SMOKE = (256, 128, (1000, 1001))
-# Of the sigmoid: how many labels, and the dtype of their targets. A TPU's kernel reads the first
-# ones where they are; the others lie label-major in its memory, and are no bytes.
+# The sigmoid's numbers of labels, and the dtypes of their targets. A TPU's kernel reads the first
+# in place; the others are label-major in its memory, and not bytes.
 LABELS = ((16_384, "float32"), (16_385, "bool"))
 SMOKE_LABELS = ((1024, "float32"), (1025, "bool"))
 
@@ -153,10 +157,12 @@ def main() -> None:
     """Compile for every target, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", help=f"of {', '.join((*TPUS, *GPUS))}")
-    parser.add_argument("--classes", type=int, nargs="*", help="in place of both counts")
+    parser.add_argument(
+        "--classes", type=int, nargs="*", help="in place of both numbers of classes"
+    )
     parser.add_argument("--softmax", action="store_true", help="without the sigmoid")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes, without a record")
-    parser.add_argument("--json", action="store_true", help="print the record, write none")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
+    parser.add_argument("--json", action="store_true", help="print the record and write none")
     arguments = parser.parse_args()
     n, d, classes = SMOKE if arguments.smoke else (N, D, CLASSES)
     targets, classes = arguments.targets or [*TPUS], arguments.classes or classes
@@ -179,7 +185,7 @@ def main() -> None:
 
 
 def in_a_process(name: str, classes: tuple[int, ...], *, smoke: bool) -> dict[str, Any]:
-    """The same in a process of its own: GPU kernels' compiler keeps to the first target of one."""
+    """Run `all_of` in a separate process: the compiler of GPU kernels keeps its first target."""
     command = [sys.executable, __file__, name, "--json", "--classes", *map(str, classes)]
     command += ["--smoke"] * smoke
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -189,7 +195,7 @@ def in_a_process(name: str, classes: tuple[int, ...], *, smoke: bool) -> dict[st
 def all_of(
     name: str, n: int, d: int, classes: tuple[int, ...], labels: tuple[tuple[int, str], ...]
 ) -> dict[str, Any]:
-    """Every program at every number of classes, for one target."""
+    """Compile every program at every number of classes, for one target."""
     device, kernel = device_of(name), "mosaic_tpu" if name in TPUS else "mosaic_gpu"
     row, found = ((n,), "float32"), {}
 
@@ -204,7 +210,7 @@ def all_of(
 
 
 def show(name: str, found: dict[str, Any]) -> None:
-    """One line a program."""
+    """Print one line per program."""
     for title, entries in found.items():
         for k, entry in entries.items():
             megabytes = entry["temporary_bytes"] / 1e6
@@ -213,7 +219,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def device_of(target: str) -> Any:
-    """A device to compile for, of which only a description is here."""
+    """Return a device to compile for, from its description alone."""
     if target in TPUS:
         return topologies.get_topology_desc(TPUS[target], "tpu").devices[0]
     device = ANY_GPU | GPUS[target]
@@ -226,7 +232,7 @@ def device_of(target: str) -> Any:
 
 
 def prototext(fields: dict[str, Any]) -> str:
-    """Nested fields as a text proto; words in capitals are names of an enumeration."""
+    """Format nested fields as a text proto; words in capitals are names of an enumeration."""
 
     def one(name: str, value: Any) -> str:
         if isinstance(value, dict):
@@ -238,24 +244,24 @@ def prototext(fields: dict[str, Any]) -> str:
 
 
 def per_example(x: Any, w: Any, labels: Any, nll: Any, lse: Any, **options: Any) -> Any:
-    """Both outputs, and gradients of x and w with a cotangent for each."""
+    """Return both outputs, and gradients of x and w with a cotangent for each."""
     values, back = jax.vjp(lambda x, w: linear_cross_entropy(x, w, labels, **options), x, w)
     return values, back(type(values)(nll, lse))
 
 
 def scalar(x: Any, w: Any, labels: Any, weights: Any, unused: Any, **options: Any) -> Any:
-    """The weighted sum, and its gradients in x and w."""
+    """Return the weighted sum, and its gradients in x and w."""
     del unused
 
     def value(x: Any, w: Any) -> Any:
-        # The budget is said, for the default is that of the machine that compiles.
+        # The budget is given, because the default is that of the machine that compiles.
         return linear_cross_entropy_sum(x, w, labels, weights=weights, memory=2**29, **options)
 
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
 def labels_per_example(x: Any, w: Any, targets: Any, cotangents: Any, **options: Any) -> Any:
-    """Losses summed over the labels, and gradients of x and w with a cotangent for each."""
+    """Return losses summed over the labels, and gradients of x and w with a cotangent for each."""
 
     def values(x: Any, w: Any) -> Any:
         return linear_binary_cross_entropy(x, w, targets, **options)
@@ -265,7 +271,7 @@ def labels_per_example(x: Any, w: Any, targets: Any, cotangents: Any, **options:
 
 
 def sum_of_labels(x: Any, w: Any, targets: Any, weights: Any, **options: Any) -> Any:
-    """Their weighted sum, and its gradients in x and w."""
+    """Return the weighted sum of these losses, and its gradients in x and w."""
 
     def value(x: Any, w: Any) -> Any:
         return linear_binary_cross_entropy_sum(x, w, targets, weights=weights, **options)
@@ -278,7 +284,7 @@ SIGMOID = {"sigmoid, per example": labels_per_example, "sigmoid, sum": sum_of_la
 
 
 def with_kernel(programs: dict[str, Any], kernel: str) -> dict[str, Any]:
-    """What is compiled, in XLA's operations and with the kernel for a target."""
+    """Return the programs to compile, in XLA's operations and with the kernel for a target."""
     return programs | {
         f"{name}, {kernel}": partial(program, implementation=kernel)
         for name, program in programs.items()
@@ -288,7 +294,7 @@ def with_kernel(programs: dict[str, Any], kernel: str) -> dict[str, Any]:
 def compiled(
     program: Any, name: str, device: Any, *arguments: tuple[tuple[int, ...], str]
 ) -> dict[str, Any]:
-    """Temporary bytes, how many products of each pair of operand dtypes, and kernels' resources."""
+    """Return temporary bytes, counts of products by operand dtypes, and the kernels' resources."""
     place = jax.sharding.SingleDeviceSharding(device)
     shapes = [jax.ShapeDtypeStruct(size, kind, sharding=place) for size, kind in arguments]
     with dumped() as folder:
@@ -307,7 +313,7 @@ def compiled(
 
 
 def traced_for(name: str, device: Any) -> AbstractContextManager:
-    """The scope in which kernels know what they are for, its cores, and how large its VMEM is."""
+    """Return the scope in which kernels know their target, its cores, and the size of its VMEM."""
     if name in TPUS:
         platform, kind, cores = "tpu", device.device_kind, device.num_cores
     else:
@@ -323,7 +329,7 @@ def traced_for(name: str, device: Any) -> AbstractContextManager:
 
 @contextmanager
 def dumped() -> Iterator[Path]:
-    """A folder into which the compiler of GPU kernels writes what its assembler says."""
+    """Return a folder into which the compiler of GPU kernels writes the assembler's reports."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MOSAIC_GPU_DUMP_TO"] = folder
         try:
@@ -333,13 +339,13 @@ def dumped() -> Iterator[Path]:
 
 
 def kernels(folder: Path) -> dict[str, dict[str, int]]:
-    """What each GPU kernel needs, from the files that the compiler wrote.
+    """Return the resources of each GPU kernel, from the files that the compiler wrote.
 
-    Of a kernel that this process has compiled already there is no assembler's report.
+    There is no report of the assembler for a kernel that this process has compiled before.
     """
 
     def named(ending: str) -> dict[str, str]:
-        # Two parts of the compiler number the files, and not always alike.
+        # Two parts of the compiler number the files, not always in the same way.
         paths = sorted(folder.glob(f"*{ending}"))
         return {re.sub(r"_\d+$", "", p.name.removesuffix(ending)): p.read_text() for p in paths}
 
@@ -348,7 +354,7 @@ def kernels(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def used(assembler: str, requested: str) -> dict[str, int]:
-    """Registers a thread, bytes of shared memory a block, bytes spilled a thread."""
+    """Return registers a thread, bytes of shared memory a block, and bytes spilled a thread."""
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", assembler)]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", assembler)]
     static = [int(n) for n in re.findall(r"used \d+ registers.*?(\d+) bytes smem", assembler)]
@@ -361,14 +367,14 @@ def used(assembler: str, requested: str) -> dict[str, int]:
 
 
 def vmem_bytes(text: str) -> list[int]:
-    """What each Pallas kernel of a compiled program takes of a TPU's VMEM, with its pipeline."""
+    """Return the VMEM of each Pallas kernel of a compiled program for a TPU, with its pipeline."""
     kernels = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     used = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
     return [int(size) for line in kernels for size in re.findall(used, line)]
 
 
 def products(text: str) -> Counter[str]:
-    """Operand dtypes of the matrix products in a compiled program's text.
+    """Count the matrix products in a compiled program's text by their operand dtypes.
 
     A product is a dot or, on a TPU, a convolution, or on a GPU a call of its matrix library.
     """

@@ -1,25 +1,25 @@
 """Entropy, cross-entropy and KL divergence: their identities, and what each direction fits.
 
 Command: `python experiments/divergences.py [--data-dir DIR]`, about a minute on two cores. DIR
-holds Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes
+holds Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` uses the digits and writes
 nothing. The record is results/divergences.json.
 
-Question. With H(p) = -sum p log p, H(p, q) = -sum p log q, KL(p, q) = sum p log(p / q):
-H(p, q) = H(p) + KL(p, q); KL is at least 0, and 0 for p = q only; it is not symmetric; for a
-one-hot p cross-entropy is KL; of all constant predictions the classes' frequencies f have the least
-mean cross-entropy, H(f); what a model has below that is information about the label. Does the
-library say so in float32, on the predictions of two models of Fashion-MNIST, one that trained for
-an epoch (p) and one for twenty (q)? And what does KL fit in each of its directions: one normal
-curve, in bins, to the petal lengths of 150 irises, which have two heaps?
+Question. Let H(p) = -sum p log p, H(p, q) = -sum p log q and KL(p, q) = sum p log(p / q). Then
+H(p, q) = H(p) + KL(p, q); KL is at least 0, and 0 only for p = q; it is not symmetric; for a
+one-hot p, cross-entropy is KL; among constant predictions the class frequencies f have the lowest
+mean cross-entropy, H(f), and a model below that has information about the label. Does the library
+reproduce these in float32, on the predictions of two models of Fashion-MNIST, one trained for one
+epoch (p) and one for twenty (q)? And what does each direction of KL fit: one normal curve, in bins,
+to the petal lengths of 150 irises, whose distribution has two peaks?
 
 Findings: H(p, q) = H(p) + KL(p, q) holds within 7.3e-06 of H(p, q) on every image, KL(p, p) is 0
-within 4.8e-07, the least KL(p, q) is 0.0010, KL of the one-hot label is its cross-entropy within
+within 4.8e-07, the smallest KL(p, q) is 0.0010, KL of the one-hot label is its cross-entropy within
 2.6e-07, and the two directions differ: 0.263 and 0.164. Without an image the label takes 3.32 bits,
-with the model 0.68; its own predictions have an entropy of 0.69, so it is about as unsure as it is
-wrong. KL(p, q), which is what cross-entropy minimises, spreads the curve over both heaps of petals
-(mean 3.64, deviation 2.62 cm, the most where no flower is); KL(q, p) takes one heap and leaves the
-other: 4.96 and 0.89, or 1.51 and 0.25, as it starts, the second a local minimum (1.105 against
-0.408).
+with the model 0.68; the model's predictions have an entropy of 0.69, so it is about as uncertain as
+it is wrong. KL(p, q), which cross-entropy minimizes, spreads the curve over both peaks of the
+petals (mean 3.64, deviation 2.62 cm, with the maximum where there is no flower). KL(q, p) fits one
+peak and ignores the other: 4.96 and 0.89, or 1.51 and 0.25, depending on the start; the second is a
+local minimum (1.105 against 0.408).
 """
 
 from collections.abc import Callable
@@ -75,14 +75,14 @@ def main() -> None:
 
 
 def scores_after(epochs: int, dataset: Dataset) -> jax.Array:
-    """Test scores of a model that trained for so long."""
+    """Return the test scores of a model trained for that many epochs."""
     x, y = dataset.train.features, dataset.train.targets
     how: dict[str, Any] = {"epochs": epochs, "batch_size": 256, "key": jax.random.key(0)}
     return linear.logits(fit(LOSS, x, y, optimizer=SGD, **how).params, dataset.test.features)
 
 
 def identities(p: jax.Array, q: jax.Array, labels: np.ndarray) -> dict[str, float]:
-    """Each identity in float32, over all test images; differences are relative to H(p, q)."""
+    """Check each identity in float32, over all test images, with errors relative to H(p, q)."""
     soft = softmax(p)
     whole = soft_cross_entropy(q, soft)
     parts = entropy(p) + kl_divergence(q, soft)
@@ -102,7 +102,7 @@ def identities(p: jax.Array, q: jax.Array, labels: np.ndarray) -> dict[str, floa
 
 
 def bits(q: jax.Array, dataset: Dataset) -> dict[str, float]:
-    """What is known of the label, in bits: without the image, and with a model of it."""
+    """Return the entropy of the label in bits: without the image, and with a model of it."""
     train, test = (np.bincount(part.targets) for part in (dataset.train, dataset.test))
     frequencies = np.log(np.maximum(train / train.sum(), 1e-9)).astype(np.float32)
     constant = cross_entropy(np.broadcast_to(frequencies, q.shape), dataset.test.targets)
@@ -115,16 +115,16 @@ def bits(q: jax.Array, dataset: Dataset) -> dict[str, float]:
     }
 
 
-# Petals: a distribution with two heaps, and a normal one in the same bins
+# Petals: a distribution with two peaks, and a normal one in the same bins
 
 
 def forward(logits: jax.Array, p: jax.Array) -> jax.Array:
-    """KL(p, q): the mean, under the data p, of what q misses."""
+    """KL(p, q): the mean over the data p of the information that q lacks."""
     return kl_divergence(logits, p)
 
 
 def backward(logits: jax.Array, p: jax.Array) -> jax.Array:
-    """KL(q, p), the other way: the mean under q."""
+    """KL(q, p), the other direction: the mean over q."""
     return kl_divergence(jnp.log(p), softmax(logits))
 
 
@@ -134,16 +134,16 @@ STARTS = {"KL(p, q)": 4.0, "KL(q, p), from the left": 1.5, "KL(q, p), from the r
 
 
 def petals() -> dict[str, Any]:
-    """The best normal curve of each direction."""
+    """Fit the best normal curve of each direction."""
     counts, _ = np.histogram(load_iris().data[:, 2], EDGES)
-    # Half a flower more in each bin: KL(q, p) is infinite where p is 0 and q is not.
+    # Add half a flower to each bin: KL(q, p) is infinite where p is 0 and q is not.
     p = jnp.asarray((counts + 0.5) / (counts + 0.5).sum(), jnp.float32)
     found = {name: normal(divergence, p, STARTS[name]) for name, divergence in DIRECTIONS.items()}
     return found | {"p": np.asarray(p), "flowers": counts}
 
 
 def normal(divergence: Callable, p: jax.Array, start: float) -> dict[str, Any]:
-    """Minimise over mean and log standard deviation, by Adam."""
+    """Minimize over mean and log standard deviation, by Adam."""
     middles = jnp.asarray((EDGES[1:] + EDGES[:-1]) / 2, jnp.float32)
     adam = optax.adam(0.01)
 
@@ -172,7 +172,7 @@ def normal(divergence: Callable, p: jax.Array, start: float) -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any]) -> Figure:
-    """The sum of a coin, the bits of a model, and both directions."""
+    """Draw the sum for a coin, the bits of a model, and both directions."""
     figure, axes = document.panels(1, 3, height=3.5, width_ratios=(1.1, 0.8, 1.3))
     coin(axes[0, 0])
     known(axes[0, 1], record["bits"])
@@ -181,7 +181,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def coin(axes: Axes) -> None:
-    """H(p, q) of a coin with p = 0.3 over q, above H(p)."""
+    """Draw H(p, q) over q above H(p), for a coin with p = 0.3."""
     heads = np.linspace(0.005, 0.995, 199).astype(np.float32)
     logits = np.log(np.stack([heads, 1 - heads], -1))
     p = np.broadcast_to(np.array([0.3, 0.7], np.float32), logits.shape)
@@ -194,12 +194,12 @@ def coin(axes: Axes) -> None:
     document.note(axes, "H(p, q)", (0.5, 1.42), color=BLUE, fontsize=9)
     document.note(axes, "KL(p, q)", (0.72, 1.0), color=ORANGE, fontsize=9)
     document.note(axes, "H(p)", (0.62, own - 0.12), color=INK, fontsize=9)
-    axes.set(xlabel="q, what is believed; p = 0.3", ylabel="bits", xlim=(0, 1), ylim=(0, 2.5))
+    axes.set(xlabel="q, the prediction; p = 0.3", ylabel="bits", xlim=(0, 1), ylim=(0, 2.5))
     axes.set_title("a coin: H(p, q) = H(p) + KL(p, q)")
 
 
 def known(axes: Axes, found: dict[str, float]) -> None:
-    """The label's entropy, and what the model leaves of it."""
+    """Draw the label's entropy, and the part that the model leaves."""
     whole = found["H of the test labels' frequencies"]
     left = found["cross-entropy of the model"]
     axes.bar(("no image", "model"), (whole, left), color=(MUTED, BLUE), width=0.6)
@@ -208,12 +208,12 @@ def known(axes: Axes, found: dict[str, float]) -> None:
     document.note(axes, f"{left:.2f} left", (1, left + 0.06), ha="center", color=INK)
     document.note(axes, f"{whole - left:.2f} known", (1, whole - 0.3), ha="center", color=INK)
     axes.grid(visible=False, axis="x")
-    axes.set(ylabel="bits for each image")
+    axes.set(ylabel="bits per image")
     axes.set_title("cross-entropy of test labels")
 
 
 def directions(axes: Axes, found: dict[str, Any]) -> None:
-    """The flowers' histogram, and the normal curve of each direction."""
+    """Draw the histogram of the flowers, and the normal curve of each direction."""
     middles = (EDGES[1:] + EDGES[:-1]) / 2
     axes.bar(middles, found["p"], width=0.46, color=GRID, label="150 irises")
     for name, color, style in zip(DIRECTIONS, (BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=True):
@@ -222,7 +222,7 @@ def directions(axes: Axes, found: dict[str, Any]) -> None:
         )
     axes.set(xlabel="petal length, cm", ylim=(0, 0.75))
     axes.legend(loc="upper right", fontsize=8)
-    axes.set_title("one normal curve for two heaps")
+    axes.set_title("one normal curve for two peaks")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the documents of this folder share: command line, data, choice of a rate, look of a figure.
+"""Shared parts of the documents: command line, data, choice of a rate, and style of the figures.
 
-A document computes a record, which is written as results/NAME.json, and draws from it a figure,
+A document computes a record, which is written to results/NAME.json, and draws a figure from it,
 results/NAME.png. A smoke run does both on little data and writes neither.
 """
 
@@ -29,19 +29,19 @@ from jaxsoftmax.app.plots import PALETTE, STYLE
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PREPARED = SHARED / "tfds"
 INK, MUTED, GRID = (PALETTE[name] for name in ("ink", "muted", "grid"))
-# Told apart by the colour-blind and in grey; a document uses them in this order.
+# Distinguishable for color-blind readers and in gray; a document uses them in this order.
 BLUE, ORANGE, GREEN, PURPLE = PALETTE["blue"], PALETTE["orange"], "#1b9e77", "#a6519c"
 
 
 def arguments(
     docstring: str, *, torch: bool = False, files: str | None = None
 ) -> argparse.Namespace:
-    """Read the command line: --smoke, --data-dir and, where asked, --torch-python and --files.
+    """Read the command line: --smoke, --data-dir and, if asked for, --torch-python and --files.
 
-    files: the name of the folder that --files means where it is not given.
+    files: the name of the default folder for --files.
     """
     parser = argparse.ArgumentParser(description=docstring.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="little data, nothing written")
+    parser.add_argument("--smoke", action="store_true", help="use little data and write nothing")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -56,13 +56,13 @@ def arguments(
             "--files",
             type=Path,
             default=SHARED / "data" / files,
-            help=f"folder of the files (default: ../shared/data/{files} beside the repository)",
+            help=f"the folder of the files (default: ../shared/data/{files} beside the repository)",
         )
     return parser.parse_args()
 
 
 def images(name: str, options: argparse.Namespace) -> Dataset:
-    """Load images by name; in a smoke run the digits, which are in the package."""
+    """Load images by name; in a smoke run the digits of the package."""
     return data.load("digits" if options.smoke else name, data_dir=options.data_dir)
 
 
@@ -76,9 +76,9 @@ def tuned(
     params: LinearParams | None = None,
     weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Fit by SGD at every rate and keep that of the best final validation accuracy.
+    """Fit by SGD at every rate and keep the fit with the best final validation accuracy.
 
-    All start from `params`, or from zeros, and meet the same minibatches.
+    All start from `params`, or from zeros, and see the same minibatches.
 
     Returns:
         `{"params", "rate", "history", "validation_accuracy": of each rate}`.
@@ -115,23 +115,23 @@ def publish(name: str, record: dict[str, Any], draw: Callable[[], Figure], *, sm
     with matplotlib.style.context(STYLE):
         draw().savefig(pixels, dpi=140)
     if smoke:
-        print("a smoke run: nothing is written")
+        print("smoke run: nothing is written")
         return
     path = measure.write_record(name, record)
-    # 256 colours show no difference and halve the file. It names no version of matplotlib either.
+    # 256 colors show no difference and halve the file, which names no version of matplotlib either.
     image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     image.save(path.with_suffix(".png"), optimize=True)
     print(f"written: {path.name} and {path.with_suffix('.png').name}")
 
 
 def panels(rows: int, columns: int, *, height: float, width: float = 9.6, **how: Any) -> tuple:
-    """Make a figure and its axes, an array of `[rows, columns]`."""
+    """Return a figure and its axes, an array of `[rows, columns]`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
 def note(axes: Axes, text: str, at: tuple[float, float], **how: Any) -> None:
-    """Write a short remark into a panel, at data coordinates."""
+    """Write a short note into a panel, at data coordinates."""
     axes.text(*at, text, color=how.pop("color", MUTED), fontsize=how.pop("fontsize", 8), **how)
 
 
@@ -147,7 +147,7 @@ def show(rows: dict[str, dict[str, float]], form: str = "10.4g") -> None:
 
 
 def rounded(values: Any, digits: int = 6) -> Any:
-    """Make arrays and numbers short enough for a record: significant digits, lists for arrays."""
+    """Return values short enough for a record: significant digits, and lists for arrays."""
     if isinstance(values, dict):
         return {key: rounded(value, digits) for key, value in values.items()}
     if isinstance(values, list | tuple):

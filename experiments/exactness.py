@@ -1,24 +1,24 @@
 """Exactness: how far cross-entropy and its gradient are from the true value, entry by entry.
 
-Command: `python experiments/exactness.py [--torch-python PATH]`, under a minute. With an
-interpreter that has PyTorch (by default this one, if it does), it takes part too. `--smoke` runs
-few rows and writes no record. The record is results/exactness_PLATFORM.json.
+Command: `python experiments/exactness.py [--torch-python PATH]`, under a minute. PATH is an
+interpreter with PyTorch, by default this one if it has PyTorch. `--smoke` runs few rows and writes
+no record. The record is results/exactness_PLATFORM.json.
 
-Question. In units in the last place of each entry, how far off are the loss and its gradient in
-float32: jaxsoftmax, Optax, a log_softmax of jax.nn, PyTorch? Over random rows with the label on the
-largest logit ("confident") or anywhere, at several scales, offsets and class counts; and over rows
-in which every addition to the sum may round the same way, because one large number meets hundreds
-of equal small ones. The truth is computed in 80-bit extended precision, which is 2^-40 finer than
-the unit.
+Question. In units in the last place of each entry, how large are the errors of the loss and its
+gradient in float32 for jaxsoftmax, Optax, jax.nn's log_softmax and PyTorch? The rows are random,
+with the label on the largest logit ("confident") or anywhere, at several scales, offsets and class
+counts; and there are rows in which every addition to the sum may round the same way, because one
+large number meets hundreds of equal small ones. The truth is computed in 80-bit extended precision,
+which is 2^-40 finer than the unit.
 
-Entries whose true value is below the smallest normal number are left out. Where a loss says 0 and
-the truth is 1e-9, it is off by about 16.8 million units: by everything.
+Entries whose true value is below the smallest normal number are left out. Where a loss is 0 and the
+truth is 1e-9, the error is about 16.8 million units, the whole value.
 
-Findings: this library is off by at most 4.2 ulp in any entry of random rows, and 5.4 under ties.
-All peers say 0 for a loss or a gradient entry that is a small normal number (16.7 million ulp, the
-whole of it) wherever rows are confident, lose up to 1,090 ulp of the loss to an offset (Optax), and
-19 to 129 ulp of the gradient to the rounding of z - max z. With 100,000 classes, Optax's value is
-the closest, by half an ulp.
+Findings: The error of this library is at most 4.2 ulp in any entry of random rows, and 5.4 under
+ties. All peers return 0 for a loss or a gradient entry that is a small normal number (16.7 million
+ulp, the whole value) wherever rows are confident, lose up to 1,090 ulp of the loss to an offset
+(Optax), and 19 to 129 ulp of the gradient to the rounding of z - max z. With 100,000 classes,
+Optax's value is the closest, by half an ulp.
 """
 
 import argparse
@@ -40,14 +40,17 @@ from jaxsoftmax import cross_entropy
 
 
 def normal(classes: int, scale: float, offset: float, confident: bool, rows: int) -> tuple:
-    """Random logits and labels."""
+    """Return random logits and labels."""
     rng = np.random.default_rng(classes)
     z = (scale * rng.normal(size=(rows, classes)) + offset).astype(np.float32)
     return z, z.argmax(-1) if confident else rng.integers(0, classes, rows)
 
 
 def ties(classes: int, rows: int) -> tuple:
-    """One class leads, another follows, the others are equal and far behind; any is the label."""
+    """Return rows where one class leads, another follows, and the others are equal and far behind.
+
+    Any class may be the label.
+    """
     rng, index = np.random.default_rng(classes), np.arange(rows)
     lead = rng.uniform(-0.4, 0.4, rows)
     second = lead - rng.uniform(0.5, 6, rows)
@@ -57,7 +60,7 @@ def ties(classes: int, rows: int) -> tuple:
     return z.astype(np.float32), places[rng.integers(0, 3, rows), index]
 
 
-# name: (rows, what draws them)
+# name: (rows, the function that draws them)
 CASES = {
     "10 classes, scale 1": (4000, partial(normal, 10, 1, 0, False)),
     "10 classes, scale 10, confident": (4000, partial(normal, 10, 10, 0, True)),
@@ -84,8 +87,8 @@ np.savez(sys.stdout.buffer, version=torch.__version__, **out)
 def main() -> None:
     """Run every case, print the table and write the record."""
     parser = argparse.ArgumentParser(description="Exactness of cross-entropy.")
-    parser.add_argument("--torch-python", help="an interpreter that has PyTorch")
-    parser.add_argument("--smoke", action="store_true", help="few rows, without a record")
+    parser.add_argument("--torch-python", help="an interpreter with PyTorch")
+    parser.add_argument("--smoke", action="store_true", help="few rows, no record")
     arguments = parser.parse_args()
     data = {n: draw(rows=4 if arguments.smoke else rows) for n, (rows, draw) in CASES.items()}
 
@@ -107,7 +110,7 @@ def main() -> None:
 
 
 def log_softmax_loss(z: jax.Array, y: jax.Array) -> jax.Array:
-    """Cross-entropy as the label's entry of jax.nn.log_softmax."""
+    """Return cross-entropy as the label's entry of jax.nn.log_softmax."""
     picked = jnp.take_along_axis(jax.nn.log_softmax(z), y[..., None], -1)
     return -jnp.squeeze(picked, -1)
 
@@ -120,7 +123,7 @@ PEERS = {
 
 
 def evaluate(loss: Callable, z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each example's loss, and its gradient in the logits, under jit."""
+    """Return each example's loss, and its gradient in the logits, under jit."""
 
     def total(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = loss(z, y)
@@ -131,11 +134,11 @@ def evaluate(loss: Callable, z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, 
 
 
 def in_torch(python: str | None, data: dict[str, tuple]) -> tuple[str | None, dict[str, Any]]:
-    """The same from PyTorch, in a process of its own; nothing where there is none."""
+    """Return the same from PyTorch, in a separate process; nothing where PyTorch is absent."""
     if python is None and importlib.util.find_spec("torch") is not None:
         python = sys.executable
     if python is None:
-        print("no PyTorch here (see --torch-python): it is left out")
+        print("PyTorch is absent (see --torch-python) and is left out")
         return None, {}
     arrays = {f"z/{n}": z for n, (z, _) in data.items()} | {
         f"y/{n}": y for n, (_, y) in data.items()
@@ -150,7 +153,7 @@ def in_torch(python: str | None, data: dict[str, tuple]) -> tuple[str | None, di
 
 
 def truth(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and gradient in extended precision; z - max z is exact there."""
+    """Return loss and gradient in extended precision, in which z - max z is exact."""
     index = np.arange(len(y))
     z = z.astype(np.longdouble)
     below = z - z.max(-1, keepdims=True)
@@ -166,13 +169,13 @@ def truth(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def worst(value: np.ndarray, gradient: np.ndarray, *true: np.ndarray) -> dict[str, float]:
-    """The largest error of an entry, in its own ulps."""
+    """Return the largest error of an entry, in its own ulps."""
     pairs = {"value": (value, true[0]), "gradient": (gradient, true[1])}
     return {name: ulps(*pair) for name, pair in pairs.items()}
 
 
 def ulps(got: np.ndarray, true: np.ndarray) -> float:
-    """The largest |got - true| over the spacing of float32 at |true|, of the normal entries."""
+    """Return the largest |got - true| over float32's spacing at |true|, of the normal entries."""
     normal = np.abs(true) >= np.finfo(np.float32).tiny
     spacing = np.spacing(np.abs(true[normal]).astype(np.float32))
     return float(np.max(np.abs(got[normal] - true[normal]) / spacing))

@@ -1,6 +1,6 @@
-"""README.md of this folder: each document's question, figure and findings, from its docstring.
+"""The README.md of this folder: each document's question, figure and findings, from its docstring.
 
-Command: `python experiments/gallery.py`, seconds. It rewrites what stands between the markers
+Command: `python experiments/gallery.py`, seconds. It rewrites the text between the markers
 `<!-- gallery -->` and `<!-- end -->`; a test compares the two.
 """
 
@@ -12,7 +12,7 @@ import measure
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
-# In the order of a course.
+# in the order of a course
 DOCUMENTS = (
     "regression_or_classification",
     "losses_of_a_classifier",
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def rendered(text: str) -> str:
-    """The text with its gallery made anew."""
+    """Return the text with a new gallery."""
     marked = re.compile(r"(<!-- gallery -->\n).*?(\n<!-- end -->)", re.DOTALL)
     found = "\n\n".join(entry(name) for name in DOCUMENTS)
     text, count = marked.subn(lambda match: match[1] + found + match[2], text)
@@ -46,7 +46,7 @@ def rendered(text: str) -> str:
 
 
 def entry(name: str) -> str:
-    """One document: its first line, figure and findings."""
+    """Return one document's title, figure and findings."""
     docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
     title = docstring.splitlines()[0].rstrip(".")
     figure = f"[![{title}]({measure.RESULTS.name}/{name}.png)]({name}.py)"
@@ -55,7 +55,7 @@ def entry(name: str) -> str:
 
 
 def findings(docstring: str) -> str:
-    """The last part of a docstring, which says what was found."""
+    """Return the last part of a docstring, its findings."""
     return docstring.split("\nFindings", 1)[1].split(":", 1)[1].strip()
 
 

@@ -1,26 +1,26 @@
 """Linear heads of language models' size on a GPU: the share of the products' own rate.
 
 Command: `python experiments/gpu_head.py [--torch-python PATH]` on an H100 or H200, under 10
-minutes with every shape and library; `--shapes 2048x4096x128256 ...` and `--rounds` choose. The
-record is results/gpu_head.json, written again after each shape. `--smoke` interprets the kernels on
-a CPU at a tiny shape, in under a minute, and writes nothing. `--compile h200` or `b200` compiles
-the kernels for a GPU that is not here, and prints registers, shared memory and spills; it needs
-`jax[cuda13]`, in an environment of its own.
+minutes with every shape and library; `--shapes 2048x4096x128256 ...` and `--rounds` select what
+runs. The record is results/gpu_head.json, written again after each shape. `--smoke` interprets the
+kernels on a CPU at a tiny shape, in under a minute, and writes nothing. `--compile h200` or `b200`
+compiles the kernels for an absent GPU and prints registers, shared memory and spills; it needs
+`jax[cuda13]`, in a separate environment.
 
 Question. Value and gradients of a head of M examples, H features and V classes in bfloat16, whose
-logits have a standard deviation of about 1, need three products of M H V, or four where each
-example's loss has a cotangent of its own. What share of the rate of these products alone, taken in
-the same run, is reached, and how do other libraries that are installed here compare? The bars:
+logits have a standard deviation of about 1, need three products of M H V, or four where the loss of
+each example has its own cotangent. What share of the rate of these products alone, measured in the
+same run, is reached, and how do other installed libraries compare? The bars:
 - sum: `linear_cross_entropy_sum`, counted as 6 M H V: 0.93;
 - per example: `linear_cross_entropy`, nll and lse with random cotangents, counted as 8 M H V: 0.93;
 - forward: `linear_cross_entropy` alone, counted as 2 M H V against its one product: 0.95;
-- logits: value and gradient of `cross_entropy` where logits exist already, one read and one write:
-  0.90 of the bytes per second of a copy;
+- logits: value and gradient of `cross_entropy` for existing logits, one read and one write: 0.90 of
+  the bytes per second of a copy;
 - and faster than torch, Liger, cut-cross-entropy, QuACK and tokamax, side by side.
-The sigmoid's head (`linear_binary_cross_entropy` and its sum, M x V targets as bools, one in 1,000
-of them true) is held to the same shares, at one shape.
+The sigmoid's head (`linear_binary_cross_entropy` and its sum, with M x V targets as bools, one in
+1,000 of them true) has the same bars, at one shape.
 
-Findings. None of the bars has been measured yet: no GPU was at hand. The kernels pass the
+Findings. None of the bars has been measured yet, because no GPU was available. The kernels pass the
 contract's tests in interpret mode, and compile for an H200 and a B200 without the device: 168
 registers a thread at entry and 225 KiB of shared memory a block. Under jax 0.11.2 the warpgroups
 that finish tiles then take 232 registers; on an H200 12 bytes a thread are spilled in the sum's
@@ -28,13 +28,14 @@ kernel and none in the others, the sigmoid's included; on a B200 4 with softcap,
 statistics at once, at most 16 in the sigmoid's and none in the others. Under jax 0.12.0.1 the
 assembler is run in a way that ignores the instruction by which they take more: on an H200 it spills
 332 bytes in the sum's kernel, 40 in the gradient and none in the forward pass; on a B200 92 in the
-sum's and none in the other two. The sigmoid's kernel that makes losses and gradients at once spills
-588 and 620 there (1,644 with softcap, bias, mask and weights on an H200), its forward pass nothing.
+sum's and none in the other two. The sigmoid's kernel that computes losses and gradients at once
+spills 588 and 620 there (1,644 with softcap, bias, mask and weights on an H200), its forward pass
+nothing.
 
-On an H200 the inner loop is four products of 64 x 256 x 16 in a row and one wait; a tile's end is
-some 1,400 instructions a warp, about 2 % of a tile's time at H = 4096 if nothing hid it. On a B200
-it is four products of 128 x 256 x 16, or 256 x 256 x 16 by two cores together, given by one thread;
-the end of one tile runs beside the products of the next.
+On an H200 the inner loop is four products of 64 x 256 x 16 in a row and one wait; the end of a tile
+is some 1,400 instructions a warp, about 2% of the time of a tile at H = 4096 if nothing hid it. On
+a B200 it is four products of 128 x 256 x 16, or 256 x 256 x 16 by two cores together, issued by one
+thread; the end of one tile overlaps the products of the next.
 """
 
 import argparse
@@ -62,10 +63,10 @@ SMOKE = "5x16x128"
 BARS = {"sum": 0.93, "per example": 0.93, "forward": 0.95}
 BAR_OF_LOGITS = 0.90
 PRODUCTS = {"sum": 3, "per example": 4, "forward": 1}
-PEERS = ("torch", "liger", "cut", "quack")  # in a process of their own, where they are installed
-# A call of a millisecond is timed several times over, so that its start does not count.
+PEERS = ("torch", "liger", "cut", "quack")  # in a separate process, where they are installed
+# Short calls are timed several times in a row, so that their start does not count.
 SECONDS = 0.05
-# What blocks may take where a budget is said.
+# the memory of blocks where a budget is given
 MEMORY = 2**32
 
 
@@ -78,19 +79,23 @@ class Shape(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Of one product."""
+        """Return the operations of one product."""
         return 2 * self.m * self.h * self.v
 
 
 def main() -> None:
-    """Measure, or compile."""
+    """Measure or compile."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="*", default=SHAPES)
-    parser.add_argument("--rounds", type=int, default=7, help="paired rounds a shape")
-    parser.add_argument("--torch-python", default=sys.executable, help="where the peers are")
+    parser.add_argument("--rounds", type=int, default=7, help="paired rounds per shape")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="an interpreter with the other libraries"
+    )
     parser.add_argument("--compile", metavar="TARGET", help="h200 or b200")
-    parser.add_argument("--json", action="store_true", help="print what was compiled as JSON")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run on the CPU, no record")
+    parser.add_argument(
+        "--json", action="store_true", help="print the results of compilation as JSON"
+    )
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU, no record")
     arguments = parser.parse_args()
     if arguments.compile:
         compile_for(arguments.compile, as_json=arguments.json)
@@ -99,7 +104,7 @@ def main() -> None:
         with target.assumed("gpu", interpret=True):
             run((SMOKE,), SMOKE, rounds=1, python=None, small=True)
     else:
-        # The other libraries need the rest.
+        # The other libraries need the rest of the memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
         python = arguments.torch_python
         run(arguments.shapes, LABELS, rounds=arguments.rounds, python=python, small=False)
@@ -127,7 +132,7 @@ def run(
 def measured(
     of: dict[str, Callable[..., Any]], shape: Shape, rounds: int, python: str | None, small: bool
 ) -> dict[str, Any]:
-    """Paired times, shares of the products' rate, memory and errors of programs at one shape."""
+    """Return paired times, shares of the products' rate, memory and errors at one shape."""
     head = data_of_labels(shape) if of is OF_LABELS else data(shape)
     built = {name: compiled(function, head) for name, function in of.items()}
     calls = {name: partial(program, *head) for name, program in built.items()}
@@ -158,7 +163,7 @@ def measured(
 
 
 def repeated(call: Callable[[], Any], times: int) -> Any:
-    """The last of several results; a device runs its programs one after the other."""
+    """Return the last of several results; a device runs its programs one after the other."""
     for _ in range(times - 1):
         call()
     return call()
@@ -168,7 +173,7 @@ def repeated(call: Callable[[], Any], times: int) -> Any:
 
 
 def data(shape: Shape) -> tuple[jax.Array, ...]:
-    """Normal features, weights such that logits have standard deviation 1, labels, cotangents."""
+    """Return normal features, weights for logits of standard deviation 1, labels, cotangents."""
     keys = jax.random.split(jax.random.key(0), 5)
     x = jax.random.normal(keys[0], (shape.m, shape.h), jnp.bfloat16)
     w = jax.random.normal(keys[1], (shape.h, shape.v), jnp.bfloat16)
@@ -181,7 +186,7 @@ def data(shape: Shape) -> tuple[jax.Array, ...]:
 def total(
     implementation: str, options: dict, x: Any, w: Any, labels: Any, nll: Any, lse: Any
 ) -> Any:
-    """The mean as a weighted sum, and its gradients."""
+    """Return the mean as a weighted sum, and its gradients."""
     del nll, lse
 
     def value(x: Any, w: Any) -> Any:
@@ -194,20 +199,20 @@ def total(
 
 
 def per_example(implementation: str, x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """Both outputs, and gradients with a random cotangent for each."""
+    """Return both outputs, and gradients with a random cotangent for each."""
     loss = partial(kernels.linear_cross_entropy, memory=MEMORY // 8, implementation=implementation)
     found, back = jax.vjp(lambda x, w: loss(x, w, labels), x, w)
     return found, back(type(found)(nll, lse))
 
 
 def forward(implementation: str, x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """The values alone."""
+    """Return the values alone."""
     del nll, lse
     return kernels.linear_cross_entropy(x, w, labels, implementation=implementation)
 
 
 def dense(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """What one writes without a library of heads."""
+    """Return the mean loss as users write it without a library of heads."""
     del nll, lse
 
     def value(x: Any, w: Any) -> Any:
@@ -217,7 +222,7 @@ def dense(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
 
 
 def tokamax(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """Another JAX library's, which has a kernel for TPUs and chunks of XLA elsewhere."""
+    """Return the loss of another JAX library, a kernel for TPUs and chunks of XLA elsewhere."""
     from tokamax import linear_softmax_cross_entropy_loss as loss
 
     del nll, lse
@@ -229,14 +234,14 @@ def tokamax(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
 
 
 def three_products(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """No loss at all: what any method with gradients must multiply."""
+    """Multiply what any method with gradients must multiply, without a loss."""
     del labels, nll, lse
     z = jax.lax.optimization_barrier(x @ w)
     return z @ w.T, x.T @ z
 
 
 def one_product(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """What the values alone must multiply."""
+    """Multiply what the values alone need."""
     del labels, nll, lse
     return x @ w
 
@@ -263,14 +268,14 @@ if importlib.util.find_spec("tokamax"):
 
 
 def data_of_labels(shape: Shape) -> tuple[jax.Array, ...]:
-    """The same features and weights, a target in 1,000 true, and cotangents."""
+    """Return the same features and weights, targets with one in 1,000 true, and cotangents."""
     x, w, _, cotangents, unused = data(shape)
     targets = jax.random.bernoulli(jax.random.key(3), 1e-3, (shape.m, shape.v))
     return x, w, targets, cotangents, unused
 
 
 def labels_total(implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
-    """The weighted sum of the examples' losses, and its gradients."""
+    """Return the weighted sum of the examples' losses, and its gradients."""
     del unused
 
     def value(x: Any, w: Any) -> Any:
@@ -284,7 +289,7 @@ def labels_total(implementation: str, x: Any, w: Any, targets: Any, c: Any, unus
 def labels_per_example(
     implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any
 ) -> Any:
-    """Each example's loss, and gradients with a random cotangent for each."""
+    """Return each example's loss, and gradients with a random cotangent for each."""
     del unused
     loss = partial(
         kernels.linear_binary_cross_entropy, memory=MEMORY // 8, implementation=implementation
@@ -294,7 +299,7 @@ def labels_per_example(
 
 
 def labels_forward(implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
-    """The values alone."""
+    """Return the values alone."""
     del c, unused
     return kernels.linear_binary_cross_entropy(
         x, w, targets, memory=MEMORY // 8, implementation=implementation
@@ -302,7 +307,7 @@ def labels_forward(implementation: str, x: Any, w: Any, targets: Any, c: Any, un
 
 
 def labels_dense(x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
-    """What one writes without a library of heads."""
+    """Return the loss as users write it without a library of heads."""
     del unused
 
     def value(x: Any, w: Any) -> Any:
@@ -313,7 +318,7 @@ def labels_dense(x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
 
 
 def labels_with_everything(x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
-    """Softcap, bias, mask and weights of the ones."""
+    """Return the losses with softcap, bias, mask and weights of the positives."""
     del unused
     ones = jnp.ones(w.shape[1])
 
@@ -344,15 +349,15 @@ OF_LABELS = OURS_OF_LABELS | {
 
 
 def compiled(function: Callable[..., Any], head: tuple[jax.Array, ...]) -> jax.stages.Compiled:
-    """For these arguments."""
+    """Compile for these arguments."""
     return jax.jit(function).lower(*head).compile()
 
 
 def errors(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
-    """Largest errors of values, and how far gradients are from the dense ones, by their norms."""
+    """Return the largest errors of values, and distances from dense gradients, by their norms."""
     x, w, labels, *_ = head
     rows = slice(0, 128)
-    # A GPU's default takes float32 to TF32.
+    # A GPU's default rounds float32 to TF32.
     z = jnp.matmul(*(a.astype(jnp.float32) for a in (x[rows], w)), precision="highest")
     lse = jax.nn.logsumexp(z, 1)
     nll = lse - jnp.take_along_axis(z, labels[rows, None], 1)[:, 0]
@@ -364,7 +369,7 @@ def errors(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, floa
 
 
 def errors_of_labels(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
-    """The same of the sigmoid's, whose values are sums over labels."""
+    """Return the same for the sigmoid, whose values are sums over labels."""
     x, w, targets, *_ = head
     rows = slice(0, 128)
     z = jnp.matmul(*(a.astype(jnp.float32) for a in (x[rows], w)), precision="highest")
@@ -374,7 +379,7 @@ def errors_of_labels(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict
 
 
 def from_dense(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
-    """How far the gradients of the sum are from the dense ones, by their norms."""
+    """Return the distances of the sum's gradients from the dense ones, by their norms."""
 
     def off(a: jax.Array, b: jax.Array) -> float:
         norm = jnp.linalg.norm(b.astype(jnp.float32))
@@ -385,7 +390,7 @@ def from_dense(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, 
 
 
 def logits(small: bool) -> dict[str, float]:
-    """Value and gradient of cross-entropy over logits, and a copy, in bytes a second."""
+    """Return value and gradient of cross-entropy over logits, and a copy, in bytes per second."""
     m, v = (8, 64) if small else (8192, 131_072)
     z = jax.random.normal(jax.random.key(1), (m, v), jnp.bfloat16)
     labels = jax.random.randint(jax.random.key(2), (m,), 0, v)
@@ -402,7 +407,7 @@ class Peers:
     """Heads of other libraries, in a process that has PyTorch."""
 
     def __init__(self, python: str, shape: Shape) -> None:
-        """Start it; its first line says which there are."""
+        """Start the process; its first line has the installed libraries."""
         script = str(Path(__file__).with_name("gpu_peers.py"))
         self.process = subprocess.Popen(
             [python, script, *map(str, shape), *PEERS],
@@ -415,19 +420,19 @@ class Peers:
         self.names = [name for name in PEERS if name in self.versions]
 
     def seconds(self, name: str, times: int) -> float:
-        """Run so many passes there, and return the seconds that they took."""
+        """Run that number of passes there, and return their time in seconds."""
         self.process.stdin.write(f"{name} {times}\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         return float(self.process.stdout.readline())  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """End the process, which gives its memory back."""
+        """End the process, which releases its memory."""
         self.process.stdin.close()  # type: ignore[union-attr]
         self.process.wait()
 
 
 def show(text: str, shape: Shape, entry: dict[str, Any]) -> None:
-    """One line a function."""
+    """Print one line per function."""
     rates = {n: f"{r / 1e12:.1f}" for n, r in entry["products per second"].items()}
     print(f"\n{text}: products at {rates} TFLOP/s, errors {entry['errors']}")
     for name, milliseconds in entry["milliseconds"].items():
@@ -443,7 +448,7 @@ def show(text: str, shape: Shape, entry: dict[str, Any]) -> None:
 
 
 def compile_for(name: str, *, as_json: bool) -> None:
-    """Each kernel's registers, shared memory and spills, as the assembler reports them."""
+    """Print each kernel's registers, shared memory and spills, from the assembler's reports."""
     jax.config.update("jax_platforms", "cpu")
     found = resources(name)
     if as_json:
@@ -454,7 +459,7 @@ def compile_for(name: str, *, as_json: bool) -> None:
 
 
 def resources(name: str) -> dict[str, Any]:
-    """What the kernels of each program need on a device that is only described."""
+    """Return the resources of each program's kernels, on a device that is only described."""
     import compile_targets
 
     device = compile_targets.device_of(name)
@@ -473,17 +478,17 @@ def resources(name: str) -> dict[str, Any]:
 
 
 def of_classes() -> Any:
-    """The shapes of the largest head's arrays."""
+    """Return the shapes of the largest head's arrays."""
     return jax.eval_shape(lambda: data(Shape(8192, 4096, 262_144)))
 
 
 def of_labels() -> Any:
-    """The shapes of the sigmoid's."""
+    """Return the shapes of the sigmoid's arrays."""
     return jax.eval_shape(lambda: data_of_labels(Shape(8192, 4096, 32_768)))
 
 
 def with_everything(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """Statistics, softcap, bias and mask, the most that a tile's end has to do."""
+    """Return the losses with statistics, softcap, bias and mask, the most work at a tile's end."""
     del lse
     options = {
         "bias": nll.sum() * jnp.ones(w.shape[1]),
@@ -495,7 +500,7 @@ def with_everything(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
 
 
 def alone(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
-    """Values of rows that are one tile, which no other shares tiles of w with."""
+    """Return the values of rows that fill one tile, which shares no tiles of w with another."""
     return forward("mosaic_gpu", x[:128], w, labels[:128], nll, lse)
 
 

@@ -1,8 +1,9 @@
 """The heads of gpu_head.py in PyTorch's libraries, in a process that has PyTorch and a GPU.
 
-`gpu_head.py` starts this file with M, H, V and the names of libraries; the first line of the answer
-says which of them are installed, and their versions. It then writes a name and a number of passes,
-one a line; the answer to each is the seconds of so many passes of the mean loss, forward and back.
+`gpu_head.py` starts this file with M, H, V and the names of libraries. The first line of the answer
+has the installed ones and their versions. Each further line of input is a name and a number of
+passes, and the answer is the time in seconds of that number of forward and backward passes of the
+mean loss.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ MODULES = {
 
 
 def loss(name: str) -> Callable[..., torch.Tensor]:
-    """(x [M, H], w [V, H], labels [M]) -> mean."""
+    """Return the mean loss of x [M, H], w [V, H] and labels [M]."""
     if name == "torch":
         functional = torch.nn.functional
         return lambda x, w, y: functional.cross_entropy(functional.linear(x, w), y)
@@ -42,7 +43,7 @@ def loss(name: str) -> Callable[..., torch.Tensor]:
 
 
 def main() -> None:
-    """Say what there is, then answer each line of the input."""
+    """Print the installed libraries, then answer each line of the input."""
     m, h, v = map(int, sys.argv[1:4])
     torch.manual_seed(0)
     kind = {"dtype": torch.bfloat16, "device": "cuda"}
@@ -56,7 +57,7 @@ def main() -> None:
             try:
                 function = loss(name)
                 torch.autograd.grad(function(x, w, y), (x, w))
-            except Exception as reason:  # whatever another library raises is its answer
+            except Exception as reason:  # any error of another library is its answer
                 print(f"{name}: {reason!r}", file=sys.stderr)
             else:
                 losses[name], versions[name] = function, version(package)

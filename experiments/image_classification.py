@@ -2,31 +2,33 @@
 
 Command: `python experiments/image_classification.py [--data-dir DIR]`, about 5 minutes on two
 cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them; the
-CIFAR-10 at hand is a JPEG copy, whose pixels differ a little from the original's. `--smoke` takes
-the digits, and writes nothing. The record is results/image_classification.json.
+CIFAR-10 used here is a JPEG copy, whose pixels differ slightly from the original's. `--smoke` uses
+the digits and writes nothing. The record is results/image_classification.json.
 
-Question 1. What does a softmax on pixels reach on each, what do its weights look like, and what
-does it take for what? The optimum is certified: the penalty falls by tens until the validation loss
-rises, and the best of these is kept.
+Question 1. How accurate is a softmax on pixels on each data set, what do its weights look like, and
+which classes does it confuse? The optimum is certified: the penalty falls by factors of ten until
+the validation loss rises, and the best of these fits is kept.
 
-Question 2. How near to that optimum do minibatches come, by the same objective, and does test
-accuracy notice? SGD, 256 images at a time, 20 epochs, at the constant rate that has the best
-validation accuracy after 3, and at one that falls from there to 0 along a cosine.
+Question 2. How close do minibatches come to that optimum, by the same objective, and does test
+accuracy depend on it? SGD takes 256 images at a time for 20 epochs, at the constant rate with the
+best validation accuracy after 3, and at one that falls from there to 0 along a cosine.
 
-Question 3. A head of ImageNet's size, 1,000 classes on 2,048 features of 100,000 images: what does
-`linear_cross_entropy_sum` take, in memory and time, where the logits would be 400 MB? The features
-are SYNTHETIC, and another 10,000 of them test; train_large_head.py, which one can copy, trains it.
+Question 3. For a head of ImageNet's size, 1,000 classes on 2,048 features of 100,000 images, how
+much memory and time does `linear_cross_entropy_sum` take, where the logits would be 400 MB? The
+features are SYNTHETIC, with another 10,000 for testing; train_large_head.py, a script to copy,
+trains this head.
 
-Findings: the optimum has 92.6 % of MNIST's test images right, 84.4 % of Fashion-MNIST's and 41.1 %
-of CIFAR-10's copy (standard error: at most half a point). It takes 3 for 5, shirts, of which it
-finds 56.0 %, for T-shirts, and cats for dogs. The templates show a stroke or the edge of a shoe
-where classes part, and of CIFAR-10 little more than colours. After 20 epochs SGD at the falling
-rate is still 3.3 %, 8.4 % and 7.4 % above the optimum's objective, and at the constant rate, which
-swings as long as it runs, 4.6 %, 9.4 % and 6.2 %. Test accuracy notices little of that on the first
-two, 92.4 % and 84.3 % at the falling rate, and more on the third: 38.9 %. The large head's gradient
-over all rows takes 22 MB of temporary memory in place of 800, and that of a minibatch the same time
-(with logits over without: 0.99, quartiles 0.95 to 1.18). After 5 epochs it has 85.0 % of the
-held-out rows right; the rule that made the labels has 91.1 %.
+Findings: The optimum classifies 92.6% of MNIST's test images correctly, 84.4% of Fashion-MNIST's
+and 41.1% of those of the CIFAR-10 copy (standard error: at most half a point). It takes 3 for 5,
+shirts, of which it finds 56.0%, for T-shirts, and cats for dogs. The templates show a stroke or the
+edge of a shoe where classes differ, and for CIFAR-10 little more than colors. After 20 epochs SGD
+at the falling rate is still 3.3%, 8.4% and 7.4% above the optimum's objective, and at the constant
+rate, whose objective keeps fluctuating, 4.6%, 9.4% and 6.2%. The test accuracy hardly depends on
+that for the first two, 92.4% and 84.3% at the falling rate, and more for the third: 38.9%. The
+gradient of the large head over all rows takes 22 MB of temporary memory in place of 800, and that
+of a minibatch takes the same time (with logits over without: 0.99, quartiles 0.95 to 1.18). After 5
+epochs the head classifies 85.0% of the held-out rows correctly; the rule that generated the labels
+classifies 91.1%.
 """
 
 import argparse
@@ -65,7 +67,7 @@ COLORS = {CONSTANT: ORANGE, FALLING: BLUE}
 
 
 def main() -> None:
-    """Three data sets, then the large head."""
+    """Measure three data sets, then the large head."""
     options = document.arguments(__doc__)
     record: dict[str, Any] = {}
     models: dict[str, LinearParams] = {}
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def found(of: dict[str, Any]) -> dict[str, float]:
-    """What is printed of a data set."""
+    """Return the numbers to print for a data set."""
     kept = ("alpha", "certified gap", "test accuracy", "test loss")
     return {name: of[name] for name in kept} | {
         f"{name}, above": of["minibatches"][name]["above the optimum"][-1]
@@ -93,7 +95,7 @@ def found(of: dict[str, Any]) -> dict[str, float]:
 
 
 def of_images(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], LinearParams]:
-    """Questions 1 and 2 of one data set; what was found, and the optimum."""
+    """Answer questions 1 and 2 for one data set; return the results and the optimum."""
     dataset = document.images(name, options)
     best, path = optimum(dataset)
     z = linear.logits(best["params"], dataset.test.features)
@@ -120,7 +122,7 @@ def of_images(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], L
 
 
 def optimum(dataset: Dataset) -> tuple[dict[str, Any], dict[str, float]]:
-    """The certified optimum at the penalty of least validation loss, and those losses."""
+    """Return the certified optimum at the penalty of lowest validation loss, and those losses."""
     best: dict[str, Any] = {"validation": np.inf, "params": None}
     path: dict[str, float] = {}
     for alpha in 10.0 ** -np.arange(1, 8):
@@ -135,13 +137,13 @@ def optimum(dataset: Dataset) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def mean_loss(params: LinearParams, split: Split) -> float:
-    """Mean cross-entropy."""
+    """Return the mean cross-entropy."""
     z = linear.logits(params, split.features)
     return float(metrics.negative_log_likelihood(z, split.targets))
 
 
 def most_confused(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """The three pairs that are taken for each other most often."""
+    """Return the three pairs of classes that are confused most often."""
     both = np.triu(counts + counts.T, 1)
     pairs = zip(*np.unravel_index(np.argsort(-both, axis=None)[:3], both.shape), strict=True)
     return [f"{classes[a]} and {classes[b]}: {both[a, b]:.0f}" for a, b in pairs]
@@ -151,17 +153,17 @@ def most_confused(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
 
 
 def minibatches(dataset: Dataset, best: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """The objective above the optimum's, and test accuracy, after each epoch of both rates."""
+    """Return the objective above the optimum's and test accuracy, by epoch, for both rates."""
     alpha = best["alpha"]
 
-    def penalised(params: LinearParams, x: jax.Array, y: jax.Array) -> jax.Array:
+    def penalized(params: LinearParams, x: jax.Array, y: jax.Array) -> jax.Array:
         return cross_entropy(linear.logits(params, x), y) + alpha / 2 * (params.w**2).sum()
 
-    rate = document.tuned(penalised, dataset, rates=RATES, epochs=min(epochs, 3))["rate"]
+    rate = document.tuned(penalized, dataset, rates=RATES, epochs=min(epochs, 3))["rate"]
     steps = epochs * -(-len(dataset.train.targets) // BATCH_SIZE)
     rates = {CONSTANT: rate, FALLING: optax.cosine_decay_schedule(rate, steps)}
     return {"rate": rate} | {
-        name: followed(penalised, dataset, best["objective"], optax.sgd(each), epochs)
+        name: followed(penalized, dataset, best["objective"], optax.sgd(each), epochs)
         for name, each in rates.items()
     }
 
@@ -169,7 +171,7 @@ def minibatches(dataset: Dataset, best: dict[str, Any], epochs: int) -> dict[str
 def followed(
     loss: Loss, dataset: Dataset, least: float, optimizer: optax.GradientTransformation, epochs: int
 ) -> dict[str, list[float]]:
-    """Train, and after each epoch take the objective over all training images, and accuracy."""
+    """Train, and measure accuracy and the objective over all training images after each epoch."""
     x, y = jnp.asarray(dataset.train.features), jnp.asarray(dataset.train.targets)
     start = linear.init(x.shape[1], len(dataset.schema.classes))
     state = init_state(start, optimizer=optimizer, key=jax.random.key(0))
@@ -189,7 +191,7 @@ def followed(
 
 
 def large_head(*, smoke: bool) -> dict[str, Any]:
-    """Train 1,000 classes on 2,048 synthetic features; accuracy, memory, and the time's ratio."""
+    """Train 1,000 classes on 2,048 synthetic features; return accuracy, memory, ratio of times."""
     rows, classes, width = (2_000, 50, 64) if smoke else (100_000, 1_000, 2_048)
     batch_size, epochs = (200, 2) if smoke else (1_000, 5)
     more = rows + rows // 10
@@ -204,12 +206,12 @@ def large_head(*, smoke: bool) -> dict[str, Any]:
         "rows": rows,
         "held-out loss by epoch": [loss for loss, _ in held_out],
         "held-out accuracy by epoch": [accuracy for _, accuracy in held_out],
-        "accuracy of the rule that made the labels": float((best == y)[rows:].mean()),
+        "accuracy of the rule that generated the labels": float((best == y)[rows:].mean()),
     } | price(*train, classes, batch_size)
 
 
 def price(x: jax.Array, y: jax.Array, classes: int, batch_size: int) -> dict[str, Any]:
-    """Value and gradient with the logits and without: temporary bytes for all rows, and time."""
+    """Compare value and gradient with and without the logits: temporary bytes and time."""
     head = {"w": jnp.zeros((x.shape[1], classes)), "bias": jnp.zeros(classes)}
     ways = {"with logits": dense, "without": train_large_head.mean_loss}
     compiled = {name: jax.jit(jax.value_and_grad(way)) for name, way in ways.items()}
@@ -228,7 +230,7 @@ def price(x: jax.Array, y: jax.Array, classes: int, batch_size: int) -> dict[str
 
 
 def dense(head: train_large_head.Head, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The same mean loss, through the logits of all rows at once."""
+    """Return the same mean loss, through the logits of all rows at once."""
     return cross_entropy(x @ head["w"] + head["bias"], y).mean()
 
 
@@ -236,7 +238,7 @@ def dense(head: train_large_head.Head, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def draw(record: dict[str, Any], models: dict[str, LinearParams], head: dict[str, Any]) -> Figure:
-    """For each data set its templates, its confusion, and the ways of SGD; then the large head."""
+    """Draw templates, confusion and SGD's progress for each data set, then the large head."""
     figure = Figure(figsize=(9.6, 2.9 * len(models) + 2), layout="constrained")
     *rows, last = figure.subfigures(len(models) + 1, 1, height_ratios=[2.9] * len(models) + [2])
     for row, (name, params) in zip(rows, models.items(), strict=True):
@@ -253,14 +255,14 @@ def draw(record: dict[str, Any], models: dict[str, LinearParams], head: dict[str
 
 
 def templates(figure: Any, w: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Each class's weights as an image: violet for, orange against; or in colour."""
-    grey = w.shape[0] % 3 != 0 or w.shape[0] < 3072
-    side = int((w.shape[0] / (1 if grey else 3)) ** 0.5)
+    """Draw each class's weights as an image: violet for, orange against; or in color."""
+    gray = w.shape[0] % 3 != 0 or w.shape[0] < 3072
+    side = int((w.shape[0] / (1 if gray else 3)) ** 0.5)
     limit = np.quantile(abs(w), 0.995)
     panels = figure.subplots(2, 5, gridspec_kw={"hspace": 0, "wspace": 0}).flat
     for panel, column, name in zip(panels, w.T, classes, strict=True):
         scaled = np.clip(column / limit, -1, 1)
-        if grey:
+        if gray:
             panel.imshow(
                 scaled.reshape(side, side), cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest"
             )
@@ -271,7 +273,7 @@ def templates(figure: Any, w: np.ndarray, classes: tuple[str, ...]) -> None:
 
 
 def confusion(axes: Axes, counts: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Test images by class (row) and by what they were taken for, in percent of the class."""
+    """Draw test images by class (row) and predicted class, in percent of the class."""
     share = 100 * counts / counts.sum(1, keepdims=True)
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=13)
     for (row, column), value in np.ndenumerate(share):
@@ -283,11 +285,11 @@ def confusion(axes: Axes, counts: np.ndarray, classes: tuple[str, ...]) -> None:
     axes.set_xticks(range(len(classes)), classes, fontsize=7, rotation=90)
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_title("taken for, % of the class")
+    axes.set_title("predicted as, % of the class")
 
 
 def ways(above: Axes, below: Axes, of: dict[str, Any]) -> None:
-    """The objective's distance from the optimum, and test accuracy, by epoch."""
+    """Draw the objective's distance from the optimum, and test accuracy, by epoch."""
     for name in (CONSTANT, FALLING):
         way = of["minibatches"][name]
         epochs = np.arange(1, len(way["test accuracy"]) + 1)
@@ -306,12 +308,12 @@ def ways(above: Axes, below: Axes, of: dict[str, Any]) -> None:
 
 
 def large(learning: Axes, memory: Axes, head: dict[str, Any]) -> None:
-    """Held-out accuracy by epoch beside the best there is; temporary memory with and without."""
+    """Draw held-out accuracy by epoch beside the best possible, and temporary memory."""
     accuracy = head["held-out accuracy by epoch"]
     learning.plot(range(1, len(accuracy) + 1), accuracy, "o-", color=BLUE)
-    best = head["accuracy of the rule that made the labels"]
+    best = head["accuracy of the rule that generated the labels"]
     learning.axhline(best, color=MUTED, linewidth=1, linestyle="--")
-    document.note(learning, "the rule that made the labels", (1, best - 0.003), va="top")
+    document.note(learning, "the rule that generated the labels", (1, best - 0.003), va="top")
     learning.set(xticks=range(1, len(accuracy) + 1), xlabel="epochs")
     learning.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     learning.set_title("large head, SYNTHETIC features: held-out accuracy")

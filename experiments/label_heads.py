@@ -1,9 +1,8 @@
-"""What the documents of several labels share: a head for each label, thresholds, and a figure.
+"""Shared parts of the multi-label documents: a head for each label, thresholds, and a figure.
 
-Where few examples have a label, a head at one half hardly ever says so. Two things are done against
-that: a weight for the label's positives while training, which makes them count as much as its
-negatives together (pos_weight), and a threshold of the label's own, which is chosen afterwards, for
-the best F1 on validation data.
+A head whose label is rare hardly ever predicts it at one half. There are two remedies: a weight for
+the label's positives in training, with which they count as much as all its negatives (pos_weight),
+and a separate threshold for each label, chosen after training for the best F1 on validation data.
 """
 
 from typing import Any, NamedTuple
@@ -43,14 +42,14 @@ class Heads(NamedTuple):
 
 
 def fitted(train: Part, strengths: np.ndarray, *, gap: float = 1e-6) -> Heads:
-    """Certified heads for all labels at every C: w `[P, D, L]`."""
+    """Return certified heads for all labels at every C: w `[P, D, L]`."""
     path = solve_path(*train, C=strengths, loss=binary_cross_entropy, gap=gap)
     return Heads(LinearParams(*(np.asarray(leaf, np.float64) for leaf in path.params)),
                  float(path.gap.max()))  # fmt: skip
 
 
 def balanced(train: Part, strengths: np.ndarray, *, gap: float = 1e-6) -> Heads:
-    """The same, label by label, with positives that weigh as much as the negatives together.
+    """Fit label by label, with positives that weigh as much as all negatives together.
 
     Class weights N / 2N- and N / 2N+ are pos_weight = N- / N+ up to the factor that keeps their
     sum at N, and so C comparable.
@@ -68,7 +67,7 @@ def balanced(train: Part, strengths: np.ndarray, *, gap: float = 1e-6) -> Heads:
 
 
 def one_vs_rest(train: Part, strengths: np.ndarray) -> Heads:
-    """The same unbalanced heads by scikit-learn, which stops at its own tolerance."""
+    """Fit the same unbalanced heads by scikit-learn, which stops at its own tolerance."""
     each = [
         OneVsRestClassifier(LogisticRegression(C=C, max_iter=1000)).fit(*train).estimators_
         for C in strengths
@@ -79,20 +78,20 @@ def one_vs_rest(train: Part, strengths: np.ndarray) -> Heads:
 
 
 def scores(heads: Heads, features: Any) -> np.ndarray:
-    """Scores `[P, N, L]`."""
+    """Return scores `[P, N, L]`."""
     w, bias = heads.params
     return np.stack([features @ w[p] + bias[p] for p in range(len(w))])
 
 
 def objective(heads: Heads, train: Part, strengths: np.ndarray) -> np.ndarray:
-    """What the unbalanced heads minimise, `[P]`: mean loss, and penalty, summed over labels."""
+    """Return the unbalanced heads' objective, `[P]`: mean loss and penalty, summed over labels."""
     z = scores(heads, train.features)
     loss = (np.logaddexp(0, z) - train.targets * z).mean(1).sum(-1)
     return loss + (heads.params.w**2).sum((1, 2)) / (2 * strengths * len(train.targets))
 
 
 def thresholds(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The score of each label, `[L]`, above which its F1 is largest; -inf to say it always."""
+    """Return each label's score of largest F1, `[L]`; -inf where it is always predicted."""
     found = []
     for score, t in zip(z.T, targets.T, strict=True):
         order = np.argsort(-score)
@@ -109,7 +108,7 @@ def thresholds(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def study(
     train: Part, validation: Part, test: Part, *, strengths: np.ndarray, names: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fit in every way, choose C by validation ROC-AUC; the record, and scores of the test data."""
+    """Fit each way and choose C by validation ROC-AUC; return the record, and the test scores."""
     kinds = {
         HALF: fitted(train, strengths),
         WEIGHTED: balanced(train, strengths),
@@ -139,25 +138,25 @@ def study(
         "largest difference of a score from scikit-learn's": abs(
             scores(kinds[SKLEARN], test.features) - scores(kinds[HALF], test.features)
         ).max(),
-        "macro F1 of saying every label always": always(test.targets),
+        "macro F1 of saying all labels always": always(test.targets),
         "test": {name: measured(*way, test.targets) for name, way in ways.items()},
     }  # fmt: skip
     return document.rounded(record), z
 
 
 def mean_auc(z: np.ndarray, targets: np.ndarray) -> float:
-    """Mean of the labels' ROC-AUC."""
+    """Return the mean of the labels' ROC-AUC."""
     return float(metrics.macro(metrics.roc_auc(z, targets)))
 
 
 def always(targets: np.ndarray) -> float:
-    """Macro F1 of a head that says every label of every example: its recall is 1."""
+    """Return macro F1 of a head that predicts every label for every example: its recall is 1."""
     share = targets.mean(0)
     return float((2 * share / (1 + share)).mean())
 
 
 def measured(z: np.ndarray, threshold: np.ndarray | float, targets: np.ndarray) -> dict[str, Any]:
-    """What scores and thresholds are worth on test data."""
+    """Return the metrics of scores and thresholds on test data."""
     counts = metrics.label_counts(z - threshold, targets)
     interval = metrics.bootstrap(macro_f1, (z - threshold, targets), key=jax.random.key(0))
     ranked = metrics.bootstrap(auc_of_labels, (z, targets), key=jax.random.key(0), resamples=200)
@@ -178,17 +177,17 @@ def measured(z: np.ndarray, threshold: np.ndarray | float, targets: np.ndarray) 
 
 
 def macro_f1(z: jax.Array, targets: jax.Array) -> jax.Array:
-    """The mean of the labels' F1, 0 for a label that is never said."""
+    """Return the mean of the labels' F1, 0 for a label that is never predicted."""
     return metrics.macro(metrics.f1(metrics.label_counts(z, targets)))
 
 
 def auc_of_labels(z: jax.Array, targets: jax.Array) -> jax.Array:
-    """Each label's ROC-AUC."""
+    """Return each label's ROC-AUC."""
     return metrics.roc_auc(z, targets)
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print what the ways reach, and each label's F1."""
+    """Print the metrics of each way, and each label's F1."""
     means = ("macro F1", "micro F1", "mean ROC-AUC", "mean average precision", "mean log loss")
     document.show({name: {m: of[m] for m in means} for name, of in record["test"].items()})
     document.show({
@@ -204,7 +203,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def f1_of_labels(axes: Axes, record: dict[str, Any]) -> None:
-    """F1 of each label in three ways, the rarest first."""
+    """Draw F1 of each label for three ways, the rarest first."""
     share = np.array(record["share of training examples"])
     order = share.argsort()
     for shift, name in zip((-0.27, 0, 0.27), DRAWN, strict=True):
@@ -217,10 +216,10 @@ def f1_of_labels(axes: Axes, record: dict[str, Any]) -> None:
 
 
 def macro_f1_of_ways(axes: Axes, record: dict[str, Any]) -> None:
-    """Macro F1 with its 95 % interval, and without a model."""
-    nothing = record["macro F1 of saying every label always"]
+    """Draw macro F1 with its 95% interval, and without a model."""
+    nothing = record["macro F1 of saying all labels always"]
     axes.axvline(nothing, color=MUTED, linewidth=1, linestyle=":")
-    document.note(axes, " every label always", (nothing, len(record["test"]) - 0.6))
+    document.note(axes, " all labels always", (nothing, len(record["test"]) - 0.6))
     for row, (name, of) in enumerate(record["test"].items()):
         axes.plot(of["interval of the macro F1"], (row, row), color=COLORS[name])
         axes.plot(of["macro F1"], row, MARKS[name], color=COLORS[name], markersize=5)
@@ -228,13 +227,13 @@ def macro_f1_of_ways(axes: Axes, record: dict[str, Any]) -> None:
         document.note(axes, name, at, ha="center", color=COLORS[name])
     axes.set(yticks=[], ylim=(len(record["test"]) - 0.5, -0.7))
     axes.margins(x=0.25)
-    axes.set_title("macro F1 on test data, with 95 % intervals")
+    axes.set_title("macro F1 on test data, with 95% intervals")
 
 
 def operating_points(
     axes: Axes, z: dict[str, np.ndarray], targets: np.ndarray, record: dict[str, Any], label: int
 ) -> None:
-    """Precision against recall of a label's test scores, with the points that the ways take."""
+    """Draw precision against recall of a label's test scores, with the point of each way."""
     for name, style in ((HALF, "-"), (WEIGHTED, "--")):
         t = targets[np.argsort(-z[name][:, label], kind="stable"), label]
         recall, precision = t.cumsum() / t.sum(), t.cumsum() / np.arange(1, len(t) + 1)
@@ -244,17 +243,17 @@ def operating_points(
         at = of["recall"][label], of["precision"][label]
         axes.plot(*at, MARKS[name], color=COLORS[name], markersize=7, clip_on=False, zorder=3)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(f"{record['labels'][label]}: where each way stands on its curve")
+    axes.set_title(f"{record['labels'][label]}: each way on its curve")
 
 
 def most_helped(record: dict[str, Any]) -> int:
-    """The label whose F1 gains most by a threshold."""
+    """Return the label whose F1 gains most from a threshold."""
     gain = np.subtract(*(record["test"][name]["F1"] for name in (CHOSEN, HALF)))
     return int(gain.argmax())
 
 
 def figure(record: dict[str, Any], z: dict[str, np.ndarray], targets: np.ndarray) -> Figure:
-    """F1 of the labels; beside it the means, and one label's precision and recall."""
+    """Draw F1 of the labels; beside it the means, and one label's precision and recall."""
     drawn = Figure(figsize=(9.6, 6.2), layout="constrained")
     left, right = drawn.subfigures(1, 2, width_ratios=(1.15, 1))
     panel = left.subplots()

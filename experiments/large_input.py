@@ -1,20 +1,21 @@
-"""A million rows from a Parquet file: memory and time of the command that a user types.
+"""A million rows from a Parquet file: memory and time of a user's command.
 
-Command: `python experiments/large_input.py`, under a minute on two cores. `--smoke` takes 20,000
+Command: `python experiments/large_input.py`, under a minute on two cores. `--smoke` uses 20,000
 rows of 20 features and writes no record. The record is results/large_input.json.
 
-Question. 1,000,000 rows of 100 float32 features and a class of 10, drawn from a softmax model, as
-Parquet in one group of rows. What is the peak of memory of `jaxsoftmax fit FILE --label y`, as a
-multiple of the features' own 400 MB, and of what does its time consist? The peak is the resident
-set of the whole process as the system counts it: interpreter, libraries, data, training, figures
-and report. Reading and training are timed apart, in a process that does only these.
+Question. The input is 1,000,000 rows of 100 float32 features and one of 10 classes, drawn from a
+softmax model, as Parquet in one row group. What is the peak memory of
+`jaxsoftmax fit FILE --label y`, as a multiple of the 400 MB of the features, and where does its
+time go? The peak is the resident set of the whole process as the system counts it: interpreter,
+libraries, data, training, figures and report. Reading and training are timed separately, in a
+process that does nothing else.
 
-Findings, on two cores: the peak is 2.74 times the data, and it is that of reading: the features
-once, the libraries, and 250 MB of Parquet's pages and dictionaries, which are given back. Training
-shares the arrays that were read, and what figures and report need comes after the features that
-were fitted have gone. Ten epochs of training take twice the time of reading. Most of the command's
-24 seconds are neither: they are figures of a million examples, the bootstrap of their intervals,
-two calibrations, the report, and compilation.
+Findings, on two cores: The peak is 2.74 times the data and occurs while reading: the features once,
+the libraries, and 250 MB of Parquet's pages and dictionaries, which are released. Training shares
+the arrays that were read, and the metrics and the report need their memory only after the fitted
+features are released. Ten epochs of training take twice the time of reading. Most of the command's
+24 seconds are neither: they are the metrics of a million examples, the bootstrap of their
+intervals, two calibrations, the report, and compilation.
 """
 
 import argparse
@@ -38,7 +39,7 @@ CLASSES = 10
 def main() -> None:
     """Write the file, run the command, time its parts, print and write the record."""
     parser = argparse.ArgumentParser(description="A million rows from a Parquet file.")
-    parser.add_argument("--smoke", action="store_true", help="few rows, without a record")
+    parser.add_argument("--smoke", action="store_true", help="few rows, no record")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """Run a command; return its seconds, the peak of its memory and what it printed."""
+    """Run a command; return its seconds, its peak memory and its output."""
     begun = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output)
@@ -104,7 +105,9 @@ def write(path: Path, rows: int, features: int, epochs: int) -> None:
     w = rng.standard_normal((features, CLASSES), np.float32)
     x = rng.standard_normal((rows, features), np.float32)
     noise = rng.gumbel(size=(rows, CLASSES)).astype(np.float32)
-    y = np.argmax(x @ w / 3 + noise, axis=1)  # the greatest of logits + Gumbel: a softmax's draw
+    y = np.argmax(
+        x @ w / 3 + noise, axis=1
+    )  # the largest of logits + Gumbel noise is a draw from the softmax
     columns = {f"x{j}": x[:, j] for j in range(features)}
     pyarrow.parquet.write_table(pa.table(columns | {"y": y}), path)
 
@@ -118,7 +121,7 @@ def parts(path: Path, rows: int, features: int, epochs: int) -> None:
     begun = time.perf_counter()
     dataset = data.load_file(path, label="y")
     read = time.perf_counter()
-    pipeline.fit(dataset, pipeline.choose(dataset, epochs=epochs))
+    pipeline.train(dataset, pipeline.choose(dataset, epochs=epochs))
     trained = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
@@ -134,11 +137,11 @@ def show(record: dict[str, Any]) -> None:
     print(f"data {record['data_bytes'] / 1e6:,.0f} MB, file {record['file_bytes'] / 1e6:,.0f} MB")
     print(
         f"peak of the command {record['peak_bytes'] / 1e6:,.0f} MB: "
-        f"{record['peak_over_data']:.2f} times the data; of reading and training alone "
+        f"{record['peak_over_data']:.2f} times the data; for reading and training alone "
         f"{record['peak_over_data_of_reading_and_training']:.2f}"
     )
-    print(f"reading {apart['reading']:.1f} s, training {apart['training']:.1f} s, apart")
-    print(f"the command {whole['command']:.1f} s, of them training {whole['training']:.1f} s")
+    print(f"reading {apart['reading']:.1f} s, training {apart['training']:.1f} s, timed separately")
+    print(f"the command {whole['command']:.1f} s, of which training {whole['training']:.1f} s")
     print(f"test accuracy {record['test_accuracy']:.2%}")
 
 

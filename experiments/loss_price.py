@@ -1,21 +1,21 @@
 """The price of exactness: value_and_grad of cross-entropy on existing logits, beside Optax's.
 
 Command: `python experiments/loss_price.py`, about 2 minutes on two cores. `--smoke` runs tiny
-shapes in seconds, to see that the script works; it writes no record. The record is
+shapes in seconds, to check that the script works, and writes no record. The record is
 results/loss_price_PLATFORM.json.
 
-Question. What does a loss cost whose value and gradient are right in every entry, where Optax's
-are right in absolute terms only? Both take the mean of the losses, under jit, of float32 logits
-that are normal with standard deviation 3, with uniform labels. The temporary bytes are XLA's own
-count for the compiled program, beside its arguments and results.
+Question. How much does a loss cost whose value and gradient are right in every entry, where Optax's
+are right only in absolute terms? Both take the mean of the losses, under jit, of float32 logits
+that are normal with standard deviation 3, with uniform labels. The temporary bytes are XLA's count
+for the compiled program, besides its arguments and results.
 
 Findings, on two cores: 0.96, 1.07, 1.01 and 0.92 times Optax's time (the record), with no more
-temporary memory, and with a prime number of classes too, where the bound is 9 ulp. Both are bound
-by passes over memory; this library's have one more of them over an array that is still in the
-cache, and a cheaper exponential. Where neighbors on the machine took the cache, other runs of the
-same code gave 1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two arrays of 16 MB just fit.
-Three details of XLA count for a tenth or more each on the CPU: row quantities as [N] rather than
-[N, 1], no constant -inf shared with the maximum's start, and the label's entry masked before the
+temporary memory, also for a prime number of classes, where the bound is 9 ulp. Both are bound by
+passes over memory; this library has one pass more over an array that is still in the cache, and a
+cheaper exponential. When neighbors on the machine used the cache, other runs of the same code gave
+1.1 to 1.5, with wide quartiles, at (4096, 1000), whose two arrays of 16 MB just fit. Three details
+of XLA count for a tenth or more each on the CPU: row quantities as [N] rather than [N, 1], no
+constant -inf shared with the initial value of the maximum, and masking the label's entry before the
 sum rather than in it.
 """
 
@@ -41,8 +41,8 @@ LOSSES = {
 def main() -> None:
     """Time every shape, print the table and write the record."""
     parser = argparse.ArgumentParser(description="Price of the exact cross-entropy.")
-    parser.add_argument("--rounds", type=int, default=41, help="paired rounds of each shape")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, without a record")
+    parser.add_argument("--rounds", type=int, default=41, help="paired rounds per shape")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
     arguments = parser.parse_args()
     shapes = ((64, 100), (300, 10)) if arguments.smoke else SHAPES
     print(f"{'shape':>16} {'':10}{'median ms':>10}{'times optax (quartiles)':>28}{'temp MB':>9}")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def price(shape: tuple[int, int], *, rounds: int) -> dict[str, Any]:
-    """Paired times and temporary bytes of both losses at one shape."""
+    """Return the paired times and temporary bytes of both losses at one shape."""
     z_key, y_key = jax.random.split(jax.random.key(0))
     z = 3 * jax.random.normal(z_key, shape)
     y = jax.random.randint(y_key, shape[:1], 0, shape[1])
@@ -66,14 +66,14 @@ def price(shape: tuple[int, int], *, rounds: int) -> dict[str, Any]:
     repeats = max(1, 2**25 // z.size)
 
     def repeated(program: jax.stages.Compiled) -> None:
-        # One call of a small shape is too short for the clock, and meets what the other loss left
-        # in the cache.
+        # One call of a small shape is too short for the clock, and depends on what the other loss
+        # left in the cache.
         for _ in range(repeats):
             jax.block_until_ready(program(z, y))
 
     calls = {name: partial(repeated, program) for name, program in programs.items()}
     timing = measure.paired(calls, rounds=rounds) | {"calls_per_round": repeats}
-    # measure gives the baseline's time over ours; a price is the other way round.
+    # measure.paired returns the baseline's time over ours; a price is the inverse.
     prices = {
         name: {
             "lower": 1 / ratio["upper"],

@@ -1,28 +1,29 @@
 """Three losses of a classifier: squared error, squared error of a softmax, and cross-entropy.
 
 Command: `python experiments/losses_of_a_classifier.py [--data-dir DIR]`, about 5 minutes on two
-cores. DIR holds MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes
+cores. DIR holds MNIST as TensorFlow Datasets prepares it. `--smoke` uses the digits and writes
 nothing. The record is results/losses_of_a_classifier.json.
 
-Question. For scores z and the class y as one-hot e: |z - e|^2, |softmax(z) - e|^2 (the Brier score)
-and -log softmax(z)_y. How large is each gradient, by the distance from the answer? What do the
-losses look like over two scores? How does a linear model on MNIST train under each, from zeros and
-from a start that is confidently wrong (a model of labels moved on by one, its weights tripled)? And
-what becomes of classes that are rare (digits 5 to 9, of which one image in a hundred is kept)? Each
-loss has the best of eleven learning rates, by accuracy on validation data.
+Question. For scores z and the class y as one-hot e, the losses are |z - e|^2, |softmax(z) - e|^2
+(the Brier score) and -log softmax(z)_y. How large is each gradient, by the distance from the
+answer? What do the losses look like over two scores? How does a linear model of MNIST train under
+each, from zeros and from a confidently wrong start (a model of labels shifted by one, with its
+weights tripled)? And what happens to rare classes (digits 5 to 9, of which one image in a hundred
+is kept)? Each loss has the best of eleven learning rates, by accuracy on validation data.
 
-Findings: far from the answer (10 behind) the gradients are 15.6 (squared error), 0.00026 (softmax
-with squared error) and 1.41 (cross-entropy). 10 ahead, where nothing is wrong, they are 12.8,
+Findings: Far from the answer (10 behind) the gradients are 15.6 (squared error), 0.00026 (softmax
+with squared error) and 1.41 (cross-entropy). At 10 ahead, where nothing is wrong, they are 12.8,
 0.00000001 and 0.00006: squared error of the scores pulls a right answer back. Softmax with squared
-error is not convex (least curvature -0.48) and flat where it is wrong. From a confidently wrong
-start (median probability of the label 2e-11) cross-entropy has 83.9 % of the validation images
-right after one epoch and 91.7 % after 15; softmax with squared error, at the best rate for it,
-needs a rate 100 times larger, stalls at 71 % from the fifth epoch to the tenth and ends at 82.0 %;
-squared error of the scores gets to 83.3 %. From zeros nothing stalls, and softmax with squared
-error is then the best on test (standard error of a third of a point): 92.8 %, against 92.3 % of
-cross-entropy and 86.2 % of squared error. Of rare classes squared error finds none (0.0 % recall),
-softmax with squared error 31.4 %, cross-entropy 49.0 %; with weights against the imbalance 74.8 %,
-80.8 % and 79.3 %, for 2 to 5 points of the frequent ones' recall.
+error is not convex (lowest curvature -0.48) and is flat where it is wrong. From a confidently wrong
+start (median probability of the label 2e-11), cross-entropy classifies 83.9% of the validation
+images correctly after one epoch and 91.7% after 15. Softmax with squared error, at its best rate,
+needs a rate 100 times larger, stalls at 71% from the fifth epoch to the tenth and ends at 82.0%;
+squared error of the scores reaches 83.3%. From zeros nothing stalls, and softmax with squared error
+is then the best on test data (standard error of a third of a point): 92.8%, against 92.3% for
+cross-entropy and 86.2% for squared error. Of the rare classes squared error finds none (0.0%
+recall), softmax with squared error 31.4% and cross-entropy 49.0%; with weights against the
+imbalance they find 74.8%, 80.8% and 79.3%, at a cost of 2 to 5 points of recall of the frequent
+classes.
 """
 
 from dataclasses import replace
@@ -76,25 +77,25 @@ def main() -> None:
     )  # fmt: skip
 
 
-# One example: two scores, the first class is the answer
+# One example with two scores, of which the first class is the answer
 
 
 def gradient_sizes(name: str) -> dict[str, float]:
-    """The gradient's length where the answer's score is ahead by a margin."""
+    """Return the gradient's length where the answer's score leads by a margin."""
     margins = np.array([-10, -5, 0, 5, 10], np.float32)
     sizes = gradient(name, margins).tolist()
     return {f"margin {m:+g}": size for m, size in zip(margins, sizes, strict=True)}
 
 
 def gradient(name: str, margins: np.ndarray) -> np.ndarray:
-    """|dloss/dz| at z = (m / 2, -m / 2)."""
+    """Return |dloss/dz| at z = (m / 2, -m / 2)."""
     logits = jnp.stack([margins / 2, -margins / 2], -1)
     slope = jax.vmap(jax.grad(LOSSES[name]), in_axes=(0, None))(logits, jnp.array(0))
     return np.asarray(jnp.linalg.norm(slope, axis=-1))
 
 
 def least_curvature(name: str) -> float:
-    """The least eigenvalue of a Hessian on the grid of margins; below 0 is not convex."""
+    """Return the lowest eigenvalue of a Hessian on the grid of margins; below 0 is not convex."""
     logits = jnp.stack([MARGINS / 2, -MARGINS / 2], -1)
     hessians = jax.vmap(jax.hessian(LOSSES[name]), in_axes=(0, None))(logits, jnp.array(0))
     return float(jnp.linalg.eigvalsh(hessians).min())
@@ -104,7 +105,7 @@ def least_curvature(name: str) -> float:
 
 
 def train(dataset: Dataset, epochs: int, params: LinearParams | None = None) -> dict[str, Any]:
-    """Each loss at its best rate: accuracy by epoch, and on the test split."""
+    """Train each loss at its best rate; return accuracy by epoch, and on the test split."""
     found = {}
     for name, loss in LOSSES.items():
         fit = document.tuned(on_logits(loss), dataset, rates=RATES, epochs=epochs, params=params)
@@ -118,7 +119,7 @@ def train(dataset: Dataset, epochs: int, params: LinearParams | None = None) -> 
 
 
 def wrong_start(dataset: Dataset, epochs: int) -> tuple[LinearParams, dict[str, float]]:
-    """Parameters that are confidently wrong: tripled ones of a model of the next class."""
+    """Return confidently wrong parameters: those of a model of the next class, tripled."""
     classes = len(dataset.schema.classes)
     moved = (dataset.train.targets + 1) % classes
     x = jnp.asarray(dataset.train.features)
@@ -139,13 +140,13 @@ def wrong_start(dataset: Dataset, epochs: int) -> tuple[LinearParams, dict[str, 
 
 
 def accuracy(params: LinearParams, dataset: Dataset) -> float:
-    """On the test split."""
+    """Return the accuracy on the test split."""
     scores = linear.logits(params, dataset.test.features)
     return float(metrics.accuracy(scores, dataset.test.targets))
 
 
 def imbalance(dataset: Dataset, epochs: int) -> dict[str, Any]:
-    """Recall of frequent and of rare classes, without and with weights against the imbalance."""
+    """Return recall of frequent and rare classes, with and without weights against imbalance."""
     rng = np.random.default_rng(0)
     train = dataset.train
     kept = (train.targets < 5) | (rng.random(len(train.targets)) < 0.01)
@@ -165,7 +166,7 @@ def imbalance(dataset: Dataset, epochs: int) -> dict[str, Any]:
 
 
 def recalls(params: LinearParams, dataset: Dataset) -> dict[str, float]:
-    """Mean recall of the classes 0 to 4 and of 5 to 9 on the test split, which is balanced."""
+    """Return mean recall of classes 0 to 4 and 5 to 9 on the test split, which is balanced."""
     scores = linear.logits(params, dataset.test.features)
     counts = metrics.class_counts(scores, dataset.test.targets)
     recall = np.asarray(metrics.recall(counts))
@@ -173,10 +174,10 @@ def recalls(params: LinearParams, dataset: Dataset) -> dict[str, float]:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print what the findings say."""
+    """Print the numbers of the findings."""
     print("length of the gradient")
     document.show(record["gradient"])
-    print("least curvature:", record["least curvature"])
+    print("lowest curvature:", record["least curvature"])
     for start in ("from zeros", "from a wrong start"):
         runs = {name: record[start][name] for name in LOSSES}
         print(f"\n{start}:", record[start].get("start", ""))
@@ -186,7 +187,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def summary(run: dict[str, Any]) -> dict[str, float]:
-    """Validation accuracy after some epochs, and where it ends."""
+    """Return validation accuracy after some epochs, test accuracy and rate."""
     curve = run["validation accuracy by epoch"]
     some = {f"epoch {e}": curve[e - 1] for e in sorted({1, 2, 5, len(curve)}) if e <= len(curve)}
     return some | {"test": run["test accuracy"], "rate": run["rate"]}
@@ -196,12 +197,12 @@ def summary(run: dict[str, Any]) -> dict[str, float]:
 
 
 def draw(record: dict[str, Any]) -> Figure:
-    """Gradient and surfaces above, training and imbalance below."""
+    """Draw gradient and surfaces above, training and imbalance below."""
     figure, axes = document.panels(2, 4, width=11, height=5.8)
     slope = axes[0, 0]
     for name in LOSSES:
         slope.plot(MARGINS, gradient(name, MARGINS), STYLES[name], color=COLORS[name], label=name)
-    slope.set(ylim=(0, 5), xlabel="score of the answer, less the other's", xlim=(-10, 10))
+    slope.set(ylim=(0, 5), xlabel="score of the answer minus the other", xlim=(-10, 10))
     slope.set_title("length of the gradient")
     axes[0, 1].set_ylabel("score of the other")
     for column, name in enumerate(LOSSES, 1):
@@ -217,7 +218,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def surface(axes: Axes, name: str) -> None:
-    """Levels of the loss over both scores; equally far apart in each panel."""
+    """Draw levels of the loss over both scores, equally spaced in each panel."""
     z = np.linspace(-6, 6, 121).astype(np.float32)
     grid = np.stack(np.meshgrid(z, z, indexing="xy"), -1)
     values = np.asarray(LOSSES[name](grid, np.zeros(grid.shape[:-1], np.int32)))
@@ -231,7 +232,7 @@ def surface(axes: Axes, name: str) -> None:
 
 
 def curves(axes: Axes, runs: dict[str, Any]) -> None:
-    """Accuracy by epoch."""
+    """Draw accuracy by epoch."""
     for name in LOSSES:
         values = runs[name]["validation accuracy by epoch"]
         axes.plot(
@@ -241,7 +242,7 @@ def curves(axes: Axes, runs: dict[str, Any]) -> None:
 
 
 def rare(axes: Axes, found: dict[str, Any], way: str) -> None:
-    """Recall of frequent and rare classes."""
+    """Draw recall of frequent and rare classes."""
     for place, name in enumerate(LOSSES):
         row = found[f"{name}, {way}"]
         for shift, (kind, alpha) in enumerate({"frequent": 0.35, "rare": 1.0}.items()):

@@ -1,15 +1,16 @@
-"""The main job on every named data set, with the defaults that a user gets.
+"""The main job on every named data set, with the defaults of the command line.
 
 Command: `python experiments/main_job.py [--data-dir DIR]`, about 5 minutes on two cores. DIR holds
 mnist, fashion_mnist and cifar10 as TensorFlow Datasets prepares them; without it only the digits
 run, which are part of the package. `--smoke` fits the digits for two epochs and writes no record.
 The record is results/main_job.json.
 
-Question. What accuracy does `jaxsoftmax fit NAME` reach on the test split, and in what time? The
-seconds are those of training alone, measured once: they say minutes or seconds, no more.
+Question. What accuracy does `jaxsoftmax fit NAME` reach on the test split, and how long does it
+take? The seconds are those of training alone, measured once: they distinguish minutes from seconds,
+no more.
 
-Findings: digits 96.6 %, MNIST 92.6 %, Fashion-MNIST 84.5 % (the paper's logistic regression:
-84.2 %, arXiv 1708.07747), CIFAR-10 41.1 % (images re-encoded as JPEG), in seconds each.
+Findings: digits 96.6%, MNIST 92.6%, Fashion-MNIST 84.5% (the paper's logistic regression: 84.2%,
+arXiv 1708.07747), CIFAR-10 41.1% (images re-encoded as JPEG), in seconds each.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> None:
     """Fit each data set by its command, print the table and write the record."""
     parser = argparse.ArgumentParser(description="The main job on every named data set.")
     parser.add_argument("--data-dir", type=Path, help="prepared TensorFlow Datasets")
-    parser.add_argument("--smoke", action="store_true", help="two epochs, without a record")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, no record")
     arguments = parser.parse_args()
     names = ["digits", *(PREPARED if arguments.data_dir and not arguments.smoke else ())]
     options = ["--epochs", "2"] if arguments.smoke else []
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def fit(name: str, data_dir: Path | None, options: list[str]) -> dict[str, Any]:
-    """Run one command in a process of its own and read the figures that it wrote."""
+    """Run one command in a separate process and read the metrics that it wrote."""
     command = ["jaxsoftmax", "fit", name, *options]
     where = ["--data-dir", str(data_dir)] if name in PREPARED else []
     shown = " ".join(command + (["--data-dir", "DIR"] if where else []))

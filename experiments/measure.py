@@ -1,10 +1,9 @@
 """The harness that every experiment shares: interleaved timing, the environment, the record.
 
-Timings on a shared machine drift. So the functions that are compared take turns within one
-process, each round in an order drawn anew, so that none always finds the cache as the same other
-one left it, and what is reported is the median of the ratios within a round: a slow minute slows
-both sides of a ratio. The minimum stands beside the median, because disturbance only ever adds
-time.
+Timings on a shared machine drift. So the compared functions take turns within one process, each
+round in a new random order, so that no function always finds the cache as the same other one left
+it. The result is the median of the ratios within a round: a slow minute slows both sides of a
+ratio. The minimum is reported beside the median, because disturbances only ever add time.
 """
 
 import json
@@ -66,14 +65,14 @@ def paired(
 
 
 def clock(function: Callable[[], Any]) -> float:
-    """Seconds of one call, to the moment its arrays are ready."""
+    """Return the seconds of one call, until its arrays are ready."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Minimum, quartiles and median."""
+    """Return minimum, quartiles and median."""
     if len(values) == 1:
         return dict.fromkeys(("minimum", "lower", "median", "upper"), values[0])
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -81,7 +80,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def environment() -> dict[str, Any]:
-    """Describe what a timing depends on: device, processor, cores, versions; no names or paths."""
+    """Describe the conditions of a timing: device, processor, cores, versions; no names, paths."""
     device = jax.devices()[0]
     packages = ("jax", "jaxlib", "optax", "numpy")
     return {
@@ -97,7 +96,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Return the processor's name where Linux tells it, else the architecture."""
+    """Return the processor's name where Linux reports it, else the architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -105,7 +104,7 @@ def cpu_model() -> str:
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes a compiled function needs beside its arguments and results."""
+    """Return the bytes that a compiled function needs besides its arguments and results."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise NotImplementedError("this platform reports no memory analysis")

@@ -1,28 +1,29 @@
-"""Minibatches: the gradient's noise, and the way to one loss, by batch size.
+"""Minibatches: the gradient's noise, and the path to one loss, by batch size.
 
 Command: `python experiments/minibatches.py [--data-dir DIR]`, about 4 minutes on two cores. DIR
-holds MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes nothing. The
+holds MNIST as TensorFlow Datasets prepares it. `--smoke` uses the digits and writes nothing. The
 record is results/minibatches.json.
 
-Question. A mean over B of N examples errs from the gradient over all by a variance of trace(S) / B
-(times (N - B) / (N - 1) without replacement): does it, at the start and later? And what does a
-batch size cost on the way from zeros to a training loss of 0.3 on MNIST: updates, images and
-seconds? SGD at a constant rate, the best of 13 from 0.004 to 16 that are each twice the one before,
-for each size; images are drawn with replacement; the loss over a fifth of them is taken every 1,024
-images or, for larger batches, after every update, and its time is not counted. The seconds are
-updates times the seconds of one, which are medians of turns that all sizes take within one process.
+Question. A mean over B of N examples differs from the gradient over all of them with a variance of
+trace(S) / B (times (N - B) / (N - 1) without replacement). Does it, at the start and later? And
+what does a batch size cost on the path from zeros to a training loss of 0.3 on MNIST, in updates,
+images and seconds? For each size, SGD has the best of 13 constant rates from 0.004 to 16, each
+twice the previous one. Images are drawn with replacement. The loss over a fifth of them is computed
+every 1,024 images or, for larger batches, after every update, and its time is not counted. The
+seconds are the number of updates times the seconds of one update, a median of turns that all sizes
+take within one process.
 
-Findings: the noise falls as 1 / B: on 20 to 200 draws it is the formula's within 20 % at every
+Findings: The noise falls as 1 / B: on 20 to 200 draws it is within 20% of the formula at every
 size, without replacement too. At the start the squared noise of one image is 70.4 times the squared
-gradient, later 1,368 times, for the gradient shrinks faster than its noise; a batch is mostly noise
-up to 64 images at the start and up to 1,024 later. From 1 to 16 images the way to the loss takes
-the same 37,888 images, at a rate that grows with the batch (0.0156, 0.0625, 0.25): there a batch is
-as good as its images one by one. Beyond, the rate stops growing at 2, updates fall less and less
-(2,368 at 16, 304 at 256, 162 at 4,096) and then not at all (175 at 16,384), so the images grow to
-2,867,200, some 53 epochs where small batches need less than one. In seconds of updates, on two
-cores, 16 were the quickest, with 0.099; 64 and 256 took 0.148 and 0.174, one image at a time 0.383
-and 16,384 at a time 3.84. So the lecture's "larger batches point better" is true and does not pay
-here.
+gradient, and later 1,368 times, because the gradient shrinks faster than its noise; a batch is
+mostly noise up to 64 images at the start and up to 1,024 later. From 1 to 16 images the path to the
+loss takes the same 37,888 images, at a rate that grows with the batch (0.0156, 0.0625, 0.25): there
+a batch is as good as its images one by one. Beyond, the rate stops growing at 2, and the number of
+updates falls less and less (2,368 at 16, 304 at 256, 162 at 4,096) and then not at all (175 at
+16,384), so that the images grow to 2,867,200, some 53 epochs where small batches need less than
+one. In seconds of updates, on two cores, 16 was the fastest with 0.099; 64 and 256 took 0.148 and
+0.174, one image at a time 0.383 and 16,384 at a time 3.84. So the lecture's "larger batches point
+better" is true, but it does not pay here.
 """
 
 from collections.abc import Callable
@@ -44,12 +45,12 @@ from jaxsoftmax.app.data.dataset import Split
 
 SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 RATES = 2.0 ** np.arange(-8, 5)
-TARGET, EVERY, MOST = 0.3, 1024, 400  # loss; images between two looks; looks
+TARGET, EVERY, MOST = 0.3, 1024, 400  # loss; images between two checks; checks
 SGD = optax.inject_hyperparams(optax.sgd)(0.1)
 
 
 def main() -> None:
-    """Measure noise, ways and seconds."""
+    """Measure noise, paths and seconds."""
     options = document.arguments(__doc__)
     train = document.images("mnist", options).train
     sizes, most, rounds = ((1, 16, 256), 20, 3) if options.smoke else (SIZES, MOST, 15)
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def noise(train: Split, sizes: tuple[int, ...]) -> dict[str, dict[str, dict[str, float]]]:
-    """The mean square error of minibatch gradients, drawn and by the formula, at two points."""
+    """Return mean square errors of minibatch gradients, drawn and by formula, at two points."""
     x, y = jnp.asarray(train.features), jnp.asarray(train.targets)
     start = linear.init(x.shape[1], int(y.max()) + 1)
     later, *_ = way(start, x, y, 0.1, 60, size=64)
@@ -95,7 +96,7 @@ def noise(train: Split, sizes: tuple[int, ...]) -> dict[str, dict[str, dict[str,
 
 
 def noise_at(params: LinearParams, x: jax.Array, y: jax.Array, size: int) -> dict[str, float]:
-    """E |g_B - g|^2 over draws without replacement, beside trace(S) / B (N - B) / (N - 1).
+    """Return E |g_B - g|^2 over draws without replacement, and trace(S) / B (N - B) / (N - 1).
 
     An example's gradient in W is x (p - e)', whose square is |x|^2 |p - e|^2.
     """
@@ -118,16 +119,16 @@ def noise_at(params: LinearParams, x: jax.Array, y: jax.Array, size: int) -> dic
     }
 
 
-# The way to one loss
+# The path to one loss
 
 
 def best_way(x: jax.Array, y: jax.Array, size: int, *, guess: float, most: int) -> dict[str, float]:
-    """The fewest updates to the loss, over the rates, the nearest to a guess first."""
+    """Return the fewest updates to the loss over the rates, in order of distance from a guess."""
     start = linear.init(x.shape[1], int(y.max()) + 1)
     looks, best = most, {"rate": guess, "looks": np.inf}
     for rate in sorted(RATES, key=lambda rate: abs(np.log(rate / guess))):
         _, loss, found = way(start, x, y, rate, looks, size=size)
-        if loss <= TARGET:  # the others must be quicker, or stop there
+        if loss <= TARGET:  # the others must be faster, or stop there
             best, looks = {"rate": float(rate), "looks": float(found)}, int(found) - 1
     updates = best.pop("looks") * max(1, EVERY // size)
     return best | {"updates": updates, "images": updates * size}
@@ -137,7 +138,7 @@ def best_way(x: jax.Array, y: jax.Array, size: int, *, guess: float, most: int) 
 def way(
     params: LinearParams, x: jax.Array, y: jax.Array, rate: float, most: int, *, size: int
 ) -> tuple[LinearParams, jax.Array, jax.Array]:
-    """Train until the loss is at the target, or for so many looks; model, loss and looks."""
+    """Train until the target loss or the last check; return model, loss and number of checks."""
     fifth = x[::5], y[::5]
 
     def look(carry: tuple) -> tuple:
@@ -168,7 +169,7 @@ def run(
     size: int,
     updates: int,
 ) -> tuple[LinearParams, Any]:
-    """Some updates as one scan, each on images drawn with replacement."""
+    """Run some updates as one scan, each on images drawn with replacement."""
 
     def step(carry: tuple, rows: jax.Array) -> tuple[tuple, None]:
         params, opt_state = carry
@@ -181,14 +182,14 @@ def run(
 
 
 def mean_loss(params: LinearParams, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy."""
+    """Return the mean cross-entropy."""
     return cross_entropy(linear.logits(params, x), y).mean()
 
 
 def seconds_of_an_update(
     x: jax.Array, y: jax.Array, sizes: tuple[int, ...], rounds: int
 ) -> dict[int, float]:
-    """Median seconds, of runs of 4,096 images or of four updates."""
+    """Return median seconds of an update, from runs of 4,096 images or of four updates."""
     params = linear.init(x.shape[1], int(y.max()) + 1)
     counts = {size: max(4, 4096 // size) for size in sizes}
 
@@ -204,7 +205,7 @@ def seconds_of_an_update(
 
 
 def draw(record: dict[str, Any]) -> Figure:
-    """Noise, updates and images, seconds, by batch size."""
+    """Draw noise, updates and images, and seconds, by batch size."""
     figure, axes = document.panels(1, 3, height=3.4)
     draw_noise(axes[0, 0], record["noise"])
     ways = record["to the loss"]
@@ -227,7 +228,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def draw_noise(axes: Axes, noise: dict[str, Any]) -> None:
-    """Noise against signal: drawn as points on the formula's line."""
+    """Draw noise over signal: draws as points on the formula's line."""
     looks = ((BLUE, "-", "o"), (ORANGE, "--", "s"))
     for (when, of_size), (color, style, marker) in zip(noise.items(), looks, strict=True):
         sizes = [int(name.split()[1]) for name in of_size]

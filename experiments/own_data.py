@@ -1,18 +1,18 @@
-"""A file of one's own, from the first command to the report: malware families.
+"""A user's own file, from the first command to the report: malware families.
 
 Command: `python experiments/own_data.py [--malware DIR]`, about 1 minute on two cores. DIR holds
-asm_counts.csv, 51 counts of assembly instructions, sections and registers of 10,868 programs, and
-trainLabels.csv, the family of each, by an identifier; both are of the Microsoft Malware
+asm_counts.csv, with 51 counts of assembly instructions, sections and registers of 10,868 programs,
+and trainLabels.csv, with the family of each by its identifier, both from the Microsoft Malware
 Classification Challenge (Kaggle, 2015; arXiv 1802.10135). `--smoke` runs the same commands for two
-epochs, on the digits as a CSV file where DIR is not there, and writes nothing. The record is
-results/own_data.json, with the confusion matrix of the report beside.
+epochs, on the digits as a CSV file where DIR is absent, and writes nothing. The record is
+results/own_data.json, with the confusion matrix of the report beside it.
 
-Question. What does a person see who brings two CSV files, and how good is what they get?
+Question. What does a user with two CSV files see, and how good is the result?
 
-Findings: four commands take them from the files to labels, probabilities, a table of figures and a
-page to send on. A linear model on the logarithms of counts, standardised, names the right family of
-98.4 % of 1,630 test programs, with a log loss of 0.064. Its probabilities are calibrated to within
-1 % on average; the rarest family, of which there are 42 programs, is recalled least.
+Findings: Four commands lead from the files to labels, probabilities, a table of metrics and a page
+to share. A linear model on the logarithms of counts, standardized, predicts the right family for
+98.4% of 1,630 test programs, with a log loss of 0.064. Its probabilities are calibrated to within
+1% on average; the rarest family, with 42 programs, has the lowest recall.
 """
 
 import argparse
@@ -42,10 +42,10 @@ PREDICT = "jaxsoftmax predict runs/malware asm_counts.csv --output families.csv"
 
 
 def main() -> None:
-    """Run the commands as a user would, and keep what they print."""
+    """Run the commands as a user would, and record their output."""
     parser = argparse.ArgumentParser(description="A file of one's own, command by command.")
-    parser.add_argument("--smoke", action="store_true", help="two epochs, nothing written")
-    parser.add_argument("--malware", type=Path, default=MALWARE, help="folder of the two files")
+    parser.add_argument("--smoke", action="store_true", help="run two epochs and write nothing")
+    parser.add_argument("--malware", type=Path, default=MALWARE, help="the folder of the two files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         folder = Path(base)
@@ -64,14 +64,14 @@ def main() -> None:
             print(f"$ {command}\n{text}")
         print("\n".join(lines))
         if options.smoke:
-            print("a smoke run: nothing is written")
+            print("smoke run: nothing is written")
             return
         record = {"commands": shown, "families.csv": lines, "metrics": kept(folder)}
         publish(folder, record)
 
 
 def write_digits(folder: Path) -> None:
-    """The digits as two CSV files of the same names and columns as the malware's."""
+    """Write the digits as two CSV files with the names and columns of the malware's."""
     digits = data.load("digits").train
     with (folder / "asm_counts.csv").open("w", newline="") as file:
         columns = [f"p{i}" for i in range(digits.features.shape[1])]
@@ -82,7 +82,7 @@ def write_digits(folder: Path) -> None:
 
 
 def printed(command: str, folder: Path) -> str:
-    """What a command prints when it is run in a folder."""
+    """Return the output of a command that is run in a folder."""
     done = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)],
         cwd=folder,
@@ -94,7 +94,7 @@ def printed(command: str, folder: Path) -> str:
 
 
 def kept(folder: Path) -> dict[str, Any]:
-    """The figures that the run holds."""
+    """Return the metrics in the run."""
     return json.loads(run_folder.read(folder / "runs/malware", run_folder.METRICS))
 
 
@@ -108,8 +108,10 @@ def publish(folder: Path, record: dict[str, Any]) -> None:
         label="Class",
         drop=["size"],
     ).test
-    scores = evaluation.scores(model.params, test.features, preprocessing=model.preprocessing)
-    logits = evaluation.log_confidences(scores, model.schema, LossName(model.header["loss"]))
+    scores = evaluation.compute_scores(
+        model.params, test.features, preprocessing=model.preprocessing
+    )
+    logits = evaluation.to_logits(scores, model.schema, LossName(model.header["loss"]))
     counts = np.asarray(metrics.confusion_matrix(logits, test.targets))
     document.publish(
         "own_data",

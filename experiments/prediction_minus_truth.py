@@ -1,25 +1,25 @@
 """The gradient of cross-entropy is prediction minus truth.
 
 Command: `python experiments/prediction_minus_truth.py [--data-dir DIR]`, about a minute. DIR holds
-Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes nothing.
-The record is results/prediction_minus_truth.json.
+Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` uses the digits and writes nothing. The
+record is results/prediction_minus_truth.json.
 
 Question. The loss of class y is L = log(sum_j exp z_j) - z_y. Its derivative in z_k is
 exp(z_k) / sum_j exp z_j from the first term, and -1 from the second where k = y:
 
-    dL/dz = p - e_y,  p = softmax(z),   and of scores z = W'x + b:  dL/dW = x (p - e_y)'.
+    dL/dz = p - e_y,  p = softmax(z),   and for scores z = W'x + b:  dL/dW = x (p - e_y)'.
 
-Does automatic differentiation of the textbook formula say the same, and do finite differences? Does
-a row of it sum to 0? And what does it look like on real images while a model trains (SGD, rate 0.1,
-minibatches of 256, from zeros), whose gradient at a weight is a mean of images?
+Do automatic differentiation of the textbook formula and finite differences agree with it? Does each
+row sum to 0? And what does it look like on real images while a model trains (SGD, rate 0.1,
+minibatches of 256, from zeros), where the gradient of a weight is a mean of images?
 
-Findings: in float64, over 10,000 test images, the closed form differs from p - e by 2.2e-16 at
-most, automatic differentiation of the textbook formula by 5.6e-16, central differences by 8.3e-11,
-and a row sums to 0 within 2.4e-16. The mean of |p - e|, summed over classes, falls from 1.80 at the
-start to 1.39 after 10 updates, 0.84 after 100 and 0.48 after 4,000: it is twice the probability
-that the label lacks. A shirt like a coat keeps pulling half of the way, one that looks like
-trousers the whole way, and the boot has nothing more to say. The first step of each class's weights
-is already a picture of the class, less the mean of all.
+Findings: In float64, over 10,000 test images, the closed form differs from p - e by at most
+2.2e-16, automatic differentiation of the textbook formula by 5.6e-16 and central differences by
+8.3e-11, and each row sums to 0 within 2.4e-16. The mean of |p - e|, summed over classes, falls from
+1.80 at the start to 1.39 after 10 updates, 0.84 after 100 and 0.48 after 4,000; it is twice the
+probability that the label lacks. A shirt that looks like a coat keeps half of its pull, one that
+looks like trousers keeps all of it, and the boot no longer pulls. The first step of the weights of
+each class is already a picture of the class, minus the mean of all images.
 """
 
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def snapshots(dataset: Dataset, updates: tuple[int, ...]) -> Iterator[LinearParams]:
-    """The parameters after so many updates."""
+    """Return the parameters after each of these numbers of updates."""
     x, y = jnp.asarray(dataset.train.features), jnp.asarray(dataset.train.targets)
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
@@ -85,7 +85,7 @@ def snapshots(dataset: Dataset, updates: tuple[int, ...]) -> Iterator[LinearPara
 
 
 def checks(params: LinearParams, dataset: Dataset) -> dict[str, float]:
-    """The identity against other ways to a gradient, over all test images, in float64."""
+    """Compare the identity with other ways to a gradient, over all test images, in float64."""
     with jax.enable_x64():
         x = jnp.asarray(dataset.test.features, float)
         y = jnp.asarray(dataset.test.targets)
@@ -112,28 +112,28 @@ def checks(params: LinearParams, dataset: Dataset) -> dict[str, float]:
 
 
 def textbook(z: jax.Array, y: jax.Array) -> jax.Array:
-    """-log(exp z_y / sum exp z), as written, differentiated by JAX without a rule of ours."""
+    """-log(exp z_y / sum exp z), as written, without a custom derivative rule."""
     picked = jnp.take_along_axis(z, y[..., None], -1)[..., 0]
     return -jnp.log(jnp.exp(picked) / jnp.exp(z).sum(-1))
 
 
 def differences(z: jax.Array, y: jax.Array, step: float = 1e-5) -> jax.Array:
-    """Central differences of the textbook formula, class by class."""
+    """Return central differences of the textbook formula, class by class."""
     sides = (z[:, None, :] + sign * step * jnp.eye(z.shape[-1]) for sign in (1, -1))
     up, down = (textbook(side, jnp.broadcast_to(y[:, None], side.shape[:-1])) for side in sides)
     return (up - down) / (2 * step)
 
 
 def distance(params: LinearParams, dataset: Dataset) -> float:
-    """Mean over test images of sum_k |p - e|: twice the probability that misses the label."""
+    """Return the mean of sum_k |p - e| over test images: twice the probability the label lacks."""
     z = linear.logits(params, dataset.test.features)
     return float(abs(cross_entropy_gradient(z, dataset.test.targets)).sum(-1).mean())
 
 
 def chosen(params: LinearParams, dataset: Dataset) -> list[int]:
-    """Three test images: the easiest, the least decided and the most wrong of the seventh class.
+    """Return the easiest, the least decided and the most wrong test image of the seventh class.
 
-    In Fashion-MNIST that is the shirt.
+    In Fashion-MNIST that class is the shirt.
     """
     z = linear.logits(params, dataset.test.features)
     p = np.asarray(softmax(z))
@@ -145,7 +145,7 @@ def chosen(params: LinearParams, dataset: Dataset) -> list[int]:
 
 
 def of_image(row: int, stages: dict[int, LinearParams], dataset: Dataset) -> dict[str, Any]:
-    """p - e of one image at each stage."""
+    """Return p - e of one image at each stage."""
     x, y = dataset.test.features[row], dataset.test.targets[row]
     return {
         "test image": int(dataset.test.ids[row]),
@@ -158,7 +158,7 @@ def of_image(row: int, stages: dict[int, LinearParams], dataset: Dataset) -> dic
 
 
 def first_gradient(params: LinearParams, dataset: Dataset) -> np.ndarray:
-    """The gradient of the mean loss in the weights, `[D, K]`."""
+    """Return the gradient of the mean loss in the weights, `[D, K]`."""
     x, y = dataset.train.features, dataset.train.targets
     return x.T @ np.asarray(cross_entropy_gradient(linear.logits(params, x), y)) / len(x)
 
@@ -169,7 +169,7 @@ def first_gradient(params: LinearParams, dataset: Dataset) -> np.ndarray:
 def draw(
     images: list[dict[str, Any]], dataset: Dataset, rows: list[int], gradient: np.ndarray
 ) -> Figure:
-    """A row for each image with its p - e while training; below, the first gradient in W."""
+    """Draw a row for each image with its p - e while training; below, the first gradient in W."""
     figure = Figure(figsize=(9.6, 7.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(3.4, 1))
     stages = len(images[0]["p - e by updates"])
@@ -189,18 +189,18 @@ def draw(
         panel.imshow(-gradient[:, k].reshape(shape), cmap="PuOr_r", vmin=-limit, vmax=limit)
         panel.set_title(dataset.schema.classes[k], fontsize=7.5, loc="center")
         panel.set_axis_off()
-    below.suptitle("the first step for each class's weights: the mean of x (e - p)", fontsize=9)
+    below.suptitle("the first step of each class's weights: the mean of x (e - p)", fontsize=9)
     return figure
 
 
 def picture(axes: Axes, pixels: np.ndarray, dataset: Dataset) -> None:
-    """One image."""
+    """Draw one image."""
     axes.imshow(pixels.reshape(dataset.schema.shape[:2]), cmap="Greys")
     axes.set_axis_off()
 
 
 def bars(axes: Axes, values: np.ndarray, dataset: Dataset) -> None:
-    """One bar for each class: the label's is at most 0, the others' at least 0."""
+    """Draw one bar for each class: the label's is at most 0, the others' at least 0."""
     axes.bar(range(len(values)), values, color=np.where(np.asarray(values) < 0, ORANGE, BLUE))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(ylim=(-1.05, 1.05))

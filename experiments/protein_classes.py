@@ -1,26 +1,27 @@
 """Protein classes, several to a gene: macro F1, rare classes, and what weights and thresholds do.
 
 Command: `python experiments/protein_classes.py [--files DIR]`, about a minute on two cores. DIR
-holds yeast.csv, 103 measurements of 2,417 yeast genes and their 14 functional classes (Elisseeff
-and Weston, 2001), of which 917 test as they always do and every fifth of the others validates.
-DIR may also be the Human Protein Atlas competition's (Kaggle, 2018): train.csv, and the folder
-train of its images, read by protein_images.py; that has been run on made images only. `--smoke`
-takes made data, and writes nothing. The record is results/protein_classes.json.
+holds yeast.csv, with 103 measurements of 2,417 yeast genes and their 14 functional classes
+(Elisseeff and Weston, 2001); 917 of the genes are the usual test split, and every fifth of the
+others is for validation. DIR may also be that of the Human Protein Atlas competition (Kaggle,
+2018): train.csv and the folder train with its images, which protein_images.py reads; that has been
+run on made-up images only. `--smoke` uses made-up data and writes nothing. The record is
+results/protein_classes.json.
 
-Question. A multi-label head says for each class on its own whether a gene has it. How far does it
-get by macro F1, which the competition used and in which a rare class counts as much as a frequent
-one? Is it scikit-learn's one-vs-rest on the same split, and what do weights for the positives and
-thresholds of the labels' own change? C is the best of six by validation ROC-AUC.
+Question. A multi-label head predicts for each class separately whether a gene has it. How high is
+its macro F1, which the competition used and in which a rare class counts as much as a frequent one?
+Does the head equal scikit-learn's one-vs-rest on the same split, and what do weights for the
+positives and a threshold for each label change? C is the best of six by validation ROC-AUC.
 
-Findings: at one half the macro F1 is 0.345, and a head that says every label of every gene has
-0.426: five classes of under a fifth of the genes are never said. pos_weight gets 0.447, thresholds
-0.480 (95 % interval 0.465 to 0.494), both together 0.468. The price is precision: micro F1 falls
-from 0.631 to 0.528 by pos_weight and to 0.609 by thresholds. How the heads rank stays as it is, a
-mean ROC-AUC of 0.679 and 0.677; so pos_weight mostly moves the point where a head stands on its
-curve, and a threshold moves it better, and afterwards. The rarest class, 34 genes, stays out of
-reach: an F1 of 0.09 at best. scikit-learn's one-vs-rest is the same head at the same C, with a
-macro F1 of 0.345 and an objective that differs by less than the certified gap; at the weakest
-penalty it stops 0.07 % above, with scores that are up to 12.1 apart.
+Findings: At one half the macro F1 is 0.345, and predicting every label for every gene has 0.426:
+five classes of under a fifth of the genes are never predicted. pos_weight reaches 0.447, thresholds
+0.480 (95% interval 0.465 to 0.494) and both together 0.468. The price is precision: micro F1 falls
+from 0.631 to 0.528 with pos_weight and to 0.609 with thresholds. The ranking of the heads remains
+the same, a mean ROC-AUC of 0.679 and 0.677; so pos_weight mostly moves the operating point of a
+head on its curve, and a threshold moves it better, after training. The rarest class, with 34 genes,
+remains out of reach, with an F1 of at most 0.09. scikit-learn's one-vs-rest is the same head at the
+same C, with a macro F1 of 0.345 and an objective that differs by less than the certified gap; at
+the weakest penalty it stops 0.07% above, with scores that differ by up to 12.1.
 """
 
 import csv
@@ -36,12 +37,12 @@ from sklearn.datasets import make_multilabel_classification
 from jaxsoftmax.app.data import preprocessing
 
 STRENGTHS = 10.0 ** np.arange(-3, 3)
-TEST = 917  # rows of yeast.csv, the first ones
-LABELS = 14  # columns of yeast.csv, the last ones
+TEST = 917  # the first rows of yeast.csv
+LABELS = 14  # the last columns of yeast.csv
 
 
 def main() -> None:
-    """Read, fit in every way, compare."""
+    """Read, fit each way, compare."""
     options = document.arguments(__doc__, files="yeast")
     parts, names = made() if options.smoke else examples(options.files)
     strengths = STRENGTHS[1:4] if options.smoke else STRENGTHS
@@ -56,12 +57,12 @@ def main() -> None:
 
 
 def examples(folder: Path) -> tuple[tuple[Part, Part, Part], tuple[str, ...]]:
-    """Training, validation and test data of genes or of protein images, and the classes."""
+    """Return training, validation and test data of genes or of protein images, and the classes."""
     return proteins(folder) if (folder / "train.csv").exists() else genes(folder / "yeast.csv")
 
 
 def genes(path: Path) -> tuple[tuple[Part, Part, Part], tuple[str, ...]]:
-    """The yeast genes."""
+    """Read the yeast genes."""
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
     table = np.array(rows, np.float32)
@@ -72,21 +73,21 @@ def genes(path: Path) -> tuple[tuple[Part, Part, Part], tuple[str, ...]]:
 
 
 def proteins(folder: Path) -> tuple[tuple[Part, Part, Part], tuple[str, ...]]:
-    """The competition's images; of every five the fourth validates and the fifth tests."""
+    """Read the competition's images; of every five, the fourth validates and the fifth tests."""
     read, schema = protein_images.load(folder / "train.csv", folder / "train")
     part = np.array([0, 0, 0, 1, 2])[np.arange(len(read.ids)) % 5]
     return split(read.features, read.targets.astype(int), part), schema.classes
 
 
 def made() -> tuple[tuple[Part, Part, Part], tuple[str, ...]]:
-    """Made data, for a smoke run."""
+    """Return made-up data, for a smoke run."""
     x, t = make_multilabel_classification(400, 12, n_classes=4, random_state=0)
     part = np.arange(len(x)) % 3
     return split(x.astype(np.float32), t, part), tuple(f"made {k}" for k in range(4))
 
 
 def split(features: np.ndarray, targets: np.ndarray, part: np.ndarray) -> tuple[Part, Part, Part]:
-    """Three parts, standardised by the first."""
+    """Return three parts, standardized with the first."""
     scale = preprocessing.learn(features[part == 0], log1p=False, standardize=True)
     train, validation, test = (
         Part(scale.apply(features[part == p]), targets[part == p]) for p in range(3)

@@ -1,8 +1,8 @@
 """The images of the Human Protein Atlas competition as features, and their 28 classes.
 
-The competition (Kaggle, 2018; Ouyang et al., Nature Methods 16, 2019) gives train.csv, with an
-identifier and the numbers of its classes in each row, and for every identifier four grey images,
-one for each stain: ID_red.png, ID_green.png, ID_blue.png and ID_yellow.png.
+The competition (Kaggle, 2018; Ouyang et al., Nature Methods 16, 2019) provides train.csv, with an
+identifier and the numbers of its classes in each row, and four gray images for each identifier, one
+for each stain: ID_red.png, ID_green.png, ID_blue.png and ID_yellow.png.
 """
 
 import csv
@@ -29,17 +29,17 @@ def load(table: Path, images: Path, *, size: int = 32) -> tuple[Split, Schema]:
     """Read all examples of a table.
 
     Args:
-        table: train.csv, with the columns Id and Target, class numbers with spaces between.
+        table: train.csv, with the columns Id and Target; class numbers are separated by spaces.
         images: the folder of the images.
-        size: to how many rows and columns each image is reduced, by means of areas.
+        size: the number of rows and columns that each image is reduced to, by means of areas.
 
     Returns:
         A `Split` of features in 0 to 1, `[N, size * size * 4]`, stains last, and bool targets
         `[N, 28]`; and its `Schema`.
 
     Raises:
-        FileNotFoundError: if an image is missing, named.
-        ValueError: if the table lacks a column or a class number is none of 0 to 27; names the row.
+        FileNotFoundError: if an image is missing; names it.
+        ValueError: if the table lacks a column or a class number is not in 0 to 27; names the row.
     """
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -56,7 +56,7 @@ def load(table: Path, images: Path, *, size: int = 32) -> tuple[Split, Schema]:
 
 
 def classes(text: str, where: str) -> list[int]:
-    """The class numbers of a row."""
+    """Parse the class numbers of a row."""
     parts = text.split()
     bad = [part for part in parts if not (part.isdecimal() and int(part) < len(CLASSES))]
     if bad or not parts:
@@ -65,13 +65,13 @@ def classes(text: str, where: str) -> list[int]:
 
 
 def stains(folder: Path, identifier: str, size: int) -> np.ndarray:
-    """The four images of an example, reduced, as `[size, size, 4]` in 0 to 1."""
-    channels = [grey(folder / f"{identifier}_{stain}.png", size) for stain in STAINS]
+    """Read the four images of an example, reduced, as `[size, size, 4]` in 0 to 1."""
+    channels = [gray(folder / f"{identifier}_{stain}.png", size) for stain in STAINS]
     return np.stack(channels, -1)
 
 
-def grey(path: Path, size: int) -> np.ndarray:
-    """One image of 8 bits, reduced."""
+def gray(path: Path, size: int) -> np.ndarray:
+    """Read one 8-bit image, reduced."""
     with Image.open(path) as image:
         reduced = image.convert("L").resize((size, size), Image.Resampling.BOX)
     return np.asarray(reduced, np.float32) / 255

@@ -3,22 +3,24 @@
 Command: `python experiments/regression_or_classification.py`, under a minute. `--smoke` draws few
 renumberings and writes nothing. The record is results/regression_or_classification.json.
 
-Question. May one number the classes and fit the number by least squares, or does each class need a
-column of its own, as 0 and 1 for least squares or as a probability for softmax? Measured by 5-fold
-cross-validation on data whose classes have no order (the ten digits), that have one (the disease
-progression of 442 diabetes patients, cut at its quintiles into five grades), and on three species
-of iris by the length of their petals, which happen to lie in order. Each class number is fitted
-under many numberings; the nearest number is the prediction. Diabetes and iris come with
-scikit-learn. The softmax is fitted by 100 steps of L-BFGS.
+Question. Can classes be numbered and their number fitted by least squares, or does each class need
+its own column, with 0 and 1 for least squares or with a probability for softmax? The answer is
+measured by 5-fold cross-validation on three data sets: one whose classes have no order (the ten
+digits), one whose classes have an order (the disease progression of 442 diabetes patients, cut at
+its quintiles into five grades), and three species of iris by the length of their petals, which
+happen to lie in order. Each class number is fitted under many numberings, and the nearest number is
+the prediction. Diabetes and iris come with scikit-learn. The softmax is fitted by 100 steps of
+L-BFGS.
 
-Findings: without order the numbers fail: digits as numbers come out right in 23.1 % (the best of
-200 numberings: 36.8 %), with a column for each class in 93.3 % and by softmax in 96.3 %. Where the
-classes lie in order they do not: iris by its petals 94.7 %, but 33.3 % when another species is in
-the middle. There the columns fail: least squares on 0 and 1 never names the middle species (66.7
-%), because its line is nowhere the highest; softmax does (94.7 %). On diabetes grades numbers are
-the least accurate (34.6 %; columns 38.9 %, softmax 38.0 %), and yet the closest: 0.83 grades off,
-columns 0.98, softmax 0.90; the median of the softmax's distribution is as close, 0.83. So
-classification loses nothing to order, if one asks its distribution the right question.
+Findings: Numbers fail where classes have no order: digits as numbers are classified correctly in
+23.1% of cases (36.8% for the best of 200 numberings), with a column for each class in 93.3% and by
+softmax in 96.3%. Numbers work where the classes lie in order: 94.7% for iris by its petals, but
+33.3% when another species is in the middle. There the columns fail: least squares on 0 and 1 never
+predicts the middle species (66.7%), because its line is nowhere the highest; softmax does (94.7%).
+On diabetes grades the numbers are the least accurate (34.6%; columns 38.9%, softmax 38.0%), but
+they are the closest: 0.83 grades off on average, columns 0.98 and softmax 0.90. The median of the
+softmax's distribution is as close, 0.83. So classification loses nothing from an order of the
+classes if the prediction is the right statistic of its distribution.
 """
 
 import itertools
@@ -43,7 +45,7 @@ DATA_LOSS = on_logits(cross_entropy)
 
 
 def loss(params: LinearParams, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Cross-entropy, with a little ridge: the largest margin of separable classes is infinite."""
+    """Cross-entropy, with a small ridge: the largest margin of separable classes is infinite."""
     return DATA_LOSS(params, x, y) + 1e-4 * jnp.sum(params.w**2)
 
 
@@ -65,13 +67,13 @@ def main() -> None:
 
 
 def iris() -> tuple[np.ndarray, np.ndarray]:
-    """Petal length in cm, and species."""
+    """Return petal length in cm, and species."""
     bunch = load_iris()
     return bunch.data[:, 2:3].astype(np.float32), bunch.target
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """All the digits of the package."""
+    """Return all digits of the package."""
     splits = data.load("digits")
     parts = (splits.train, splits.validation, splits.test)
     x, y = (np.concatenate([part[i] for part in parts]) for i in range(2))
@@ -79,7 +81,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def diabetes() -> tuple[np.ndarray, np.ndarray]:
-    """Ten measurements, and the grade 0 to 4 of the disease's progression."""
+    """Return ten measurements, and the grade 0 to 4 of the disease's progression."""
     bunch = load_diabetes()
     grades = np.searchsorted(np.quantile(bunch.target, (0.2, 0.4, 0.6, 0.8)), bunch.target)
     return bunch.data.astype(np.float32), grades
@@ -89,7 +91,7 @@ ACCURACIES = ("numbers as given", "worst numbering", "best numbering", "one-hot"
 
 
 def compare(x: np.ndarray, y: np.ndarray, *, limit: int, folds: int) -> dict[str, Any]:
-    """Accuracy of each head, and of class numbers under up to `limit` numberings."""
+    """Return the accuracy of each head, and of class numbers under up to `limit` numberings."""
     numberings = renumberings(y.max() + 1, limit)
     by_number = cross_validated(lambda *split: nearest_number(*split, numberings), x, y, folds)
     one_hot = cross_validated(best_score, x, y, folds)
@@ -122,32 +124,32 @@ def compare(x: np.ndarray, y: np.ndarray, *, limit: int, folds: int) -> dict[str
 
 
 def renumberings(classes: int, limit: int) -> np.ndarray:
-    """The numbering as given, then others: all if they are few, `[R, K]`."""
+    """Return the given numbering, then others, all of them if there are few, `[R, K]`."""
     if classes <= 5:
         return np.array(list(itertools.permutations(range(classes))))[:limit]
     rng = np.random.default_rng(0)
     return np.array([np.arange(classes), *(rng.permutation(classes) for _ in range(limit - 1))])
 
 
-# Heads: of training examples and labels and of test examples, what they say of the latter
+# Heads: functions of training examples, their labels and test examples that predict the latter
 
 
 def nearest_number(
     x: np.ndarray, y: np.ndarray, test: np.ndarray, numberings: np.ndarray
 ) -> np.ndarray:
-    """Least squares on class numbers; each numbering's nearest class, `[N, R]`."""
+    """Fit class numbers by least squares; return each numbering's nearest class, `[N, R]`."""
     numbers = least_squares(x, numberings[:, y].T.astype(float), test)
     nearest = np.clip(np.rint(numbers), 0, numberings.shape[1] - 1).astype(int)
     return np.take_along_axis(np.argsort(numberings, 1).T, nearest, 0)
 
 
 def best_score(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Least squares on a column of 0 and 1 for each class; the largest."""
+    """Fit a column of 0 and 1 for each class by least squares; return the largest."""
     return least_squares(x, np.eye(y.max() + 1)[y], test).argmax(-1)
 
 
 def softmax_probabilities(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Softmax regression's probabilities, `[N, K]`."""
+    """Return the probabilities of softmax regression, `[N, K]`."""
     how: dict[str, Any] = {"epochs": 100, "batch_size": len(x), "key": jax.random.key(0)}
     start = linear.init(x.shape[1], int(y.max()) + 1)
     params = fit(loss, x, y, optimizer=LBFGS, params=start, **how).params
@@ -155,7 +157,7 @@ def softmax_probabilities(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.
 
 
 def least_squares(x: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Predictions of the least-squares fit with a constant."""
+    """Return the predictions of the least-squares fit with a constant."""
     ones = [np.c_[np.ones(len(part)), part].astype(float) for part in (x, test)]
     return ones[1] @ np.linalg.lstsq(ones[0], targets)[0]
 
@@ -163,7 +165,7 @@ def least_squares(x: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.nd
 def cross_validated(
     head: Callable[..., np.ndarray], x: np.ndarray, y: np.ndarray, folds: int
 ) -> np.ndarray:
-    """What a head says of each example when the example's fold is left out."""
+    """Return a head's output for each example when the example's fold is left out."""
     fold = data.assign_folds(y, folds)
     said: dict[int, np.ndarray] = {}
     for k in range(folds):
@@ -181,13 +183,13 @@ def cross_validated(
 
 
 def draw(record: dict[str, Any], x: np.ndarray, y: np.ndarray) -> Figure:
-    """Two numberings of iris, the accuracy of all heads on all data, and distances in grades."""
+    """Draw two numberings of iris, the accuracy of all heads on all data, and grades off."""
     figure, axes = document.panels(2, 2, height=6.2, width_ratios=(1.25, 1))
     names = np.array(["setosa", "versicolor", "virginica"])
     number(axes[0, 0], x[:, 0], y, names, order=[0, 1, 2])
     number(axes[0, 1], x[:, 0], y, names, order=[1, 0, 2])
-    axes[0, 0].set_title("iris: species numbered along the petals ...")
-    axes[0, 1].set_title("... and numbered otherwise")
+    axes[0, 0].set_title("iris: species numbered by petal length ...")
+    axes[0, 1].set_title("... and in another order")
     accuracies(axes[1, 0], record)
     off = record["diabetes grades"]["grades off"]
     colors = (INK, ORANGE, BLUE, BLUE, MUTED)
@@ -202,7 +204,7 @@ def draw(record: dict[str, Any], x: np.ndarray, y: np.ndarray) -> Figure:
 
 
 def number(axes: Axes, x: np.ndarray, y: np.ndarray, names: np.ndarray, order: list[int]) -> None:
-    """The least-squares line of the class number, and the classes that it gives."""
+    """Draw the least-squares line of the class number, and the classes that it gives."""
     numbers = np.argsort(order)[y]
     span = np.linspace(x.min(), x.max(), 200)
     line = least_squares(x[:, None], numbers.astype(float), span[:, None])
@@ -219,7 +221,7 @@ def number(axes: Axes, x: np.ndarray, y: np.ndarray, names: np.ndarray, order: l
 
 
 def accuracies(axes: Axes, record: dict[str, Any]) -> None:
-    """A row for each data set: numberings as ticks, heads as marks."""
+    """Draw a row for each data set: numberings as ticks, heads as marks."""
     marks = {
         "numbers as given": (INK, "D", "class number, as given"),
         "one-hot": (ORANGE, "s", "0 and 1 for each class"),

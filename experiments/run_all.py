@@ -2,10 +2,10 @@
 
 Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, 35 minutes on two
 cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by default
-../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the Kaggle tasks'
-files are found in ../shared/data. It goes on after a document that fails, and says so at the end.
-`--smoke` runs each small and writes nothing. What wants an idle machine or other compilers has
-commands of its own, which README.md lists.
+../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the files of the
+Kaggle tasks are read from ../shared/data. It continues after a document that fails, and reports it
+at the end. `--smoke` runs each document on little data and writes nothing. Experiments that need an
+idle machine or other compilers have separate commands, which README.md lists.
 """
 
 import subprocess
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def run(name: str, more: list[str | Path]) -> bool:
-    """Run one document in a process of its own; whether it succeeded."""
+    """Run one document in a separate process; return whether it succeeded."""
     print(f"\n=== {name}", flush=True)
     start = time.perf_counter()
     script = Path(__file__).with_name(f"{name}.py")

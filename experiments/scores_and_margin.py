@@ -1,26 +1,27 @@
 """Uncalibrated scores and the margin: regression, hinge and softmax heads, and what softmax adds.
 
 Command: `python experiments/scores_and_margin.py [--data-dir DIR]`, about 3 minutes on two cores.
-DIR holds Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes
+DIR holds Fashion-MNIST as TensorFlow Datasets prepares it. `--smoke` uses the digits and writes
 nothing. The record is results/scores_and_margin.json.
 
 Question. Every linear head predicts the class of its largest score. Squared error fits the scores
 to 0 and 1, hinges ask for a margin of 1 (one class against the rest, or against the best other
-one), softmax fits probabilities. Do they predict better or worse? What do the scores themselves say
-of how sure a prediction is: read as probabilities where they are in 0 to 1, through a softmax, and
-through a softmax of one temperature fitted on validation data? And whom should one believe, when
-the least sure examples may be refused? Squared error is solved exactly, the others
+class), and softmax fits probabilities. Which predicts best? What do the scores reveal about the
+certainty of a prediction: read as probabilities where they are in 0 to 1, through a softmax, and
+through a softmax with one temperature fitted on validation data? And which head is the most
+accurate when it may refuse its least certain examples? Squared error is solved exactly; the others
 train by SGD for 20 epochs at the best of seven rates by validation accuracy.
 
-Findings: softmax does not predict best here. The multiclass hinge has 84.3 % of the test images
-right, the hinge against the rest 84.0 %, softmax 83.6 %, least squares 81.0 % (standard error of
-each: under half a point). What softmax adds is that its scores mean something as they are: through
-a softmax the calibration error is 0.016, and 0.052, 0.172 and 0.632 for the hinges and least
-squares, whose scores, though they sum to 1, are all in 0 to 1 for 0.7 % of the images. One
-temperature fitted on validation data repairs most of that: 0.011, 0.008 and 0.020, softmax 0.008;
-its loss stays the least, 0.462 (hinges 0.506 and 0.482, least squares 0.610). In refusing the less
-sure fifth there is no winner: 92.2 % right of what the multiclass hinge keeps, 91.8 % of softmax's;
-the surest half is softmax's.
+Findings: Softmax is not the best at prediction here. The multiclass hinge classifies 84.3% of the
+test images correctly, the hinge against the rest 84.0%, softmax 83.6% and least squares 81.0%
+(standard error of each: under half a point). The advantage of softmax is that its scores have a
+meaning without further work: through a softmax its calibration error is 0.016, and that of the
+hinges and least squares 0.052, 0.172 and 0.632. The scores of least squares sum to 1, but only for
+0.7% of the images do they all lie in 0 to 1. One temperature fitted on validation data repairs most
+of that: 0.011, 0.008 and 0.020, softmax 0.008. The loss of softmax remains the lowest, 0.462
+(hinges 0.506 and 0.482, least squares 0.610). There is no winner when the least certain fifth is
+refused: the multiclass hinge classifies 92.2% of the rest correctly, softmax 91.8%. On the most
+certain half softmax is the best.
 """
 
 import document
@@ -48,7 +49,7 @@ from jaxsoftmax.calibration import temperature_scaling
 
 
 def hinge_against_the_rest(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Sum over the classes of a hinge: this one, or not."""
+    """Return the sum over the classes of a hinge for each class against the rest."""
     return hinge(logits, jax.nn.one_hot(label, logits.shape[-1])).sum()
 
 
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def fitted(name: str, dataset: Dataset, epochs: int) -> LinearParams:
-    """Least squares solved exactly; the others by SGD at the best rate."""
+    """Fit least squares exactly, and the others by SGD at the best rate."""
     if name != "squared error":
         loss = on_logits(HEADS[name])
         return document.tuned(loss, dataset, rates=RATES, epochs=epochs)["params"]
@@ -105,7 +106,7 @@ def fitted(name: str, dataset: Dataset, epochs: int) -> LinearParams:
 
 
 def measured(z: jax.Array, y: np.ndarray, temperature: float) -> dict[str, float]:
-    """What one head's test scores are worth."""
+    """Return the metrics of one head's test scores."""
     keep = np.argsort(-np.asarray(confidence(z, temperature)))[: len(y) * 8 // 10]
     by_gap = np.argsort(-np.asarray(gap(z)))[: len(y) * 8 // 10]
     hits = np.asarray(metrics.hits(z, y))
@@ -126,18 +127,18 @@ def measured(z: jax.Array, y: np.ndarray, temperature: float) -> dict[str, float
 
 
 def confidence(z: jax.Array, temperature: float) -> jax.Array:
-    """The largest probability."""
+    """Return the largest probability."""
     return softmax(z / temperature).max(-1)
 
 
 def gap(z: jax.Array) -> jax.Array:
-    """The largest score less the second largest."""
+    """Return the largest score minus the second largest."""
     top, _ = jax.lax.top_k(z, 2)
     return top[..., 0] - top[..., 1]
 
 
 def margins(z: jax.Array, y: np.ndarray) -> jax.Array:
-    """The answer's score less the best other one; below 0 is a mistake."""
+    """Return the answer's score minus the best other score; below 0 is a mistake."""
     index = jnp.asarray(y)[:, None]
     answer = jnp.take_along_axis(z, index, -1)[:, 0]
     return answer - jnp.where(jnp.arange(z.shape[-1]) == index, -jnp.inf, z).max(-1)
@@ -147,39 +148,39 @@ def margins(z: jax.Array, y: np.ndarray) -> jax.Array:
 
 
 def draw(scores: dict[str, jax.Array], y: np.ndarray, temperatures: dict[str, float]) -> Figure:
-    """Margins, reliability before and after a temperature, and refusing."""
+    """Draw margins, reliability before and after a temperature, and refusing."""
     figure, axes = document.panels(2, 2, height=7)
     for name, z in scores.items():
         margin(axes[0, 0], np.sort(margins(z, y)), name)
         reliability(axes[0, 1], z, y, name)
         reliability(axes[1, 0], z / temperatures[name], y, name)
         refusing(axes[1, 1], z, y, name, temperatures[name])
-    axes[0, 0].set(xlabel="score of the answer, less the best other", xlim=(-3, 9))
+    axes[0, 0].set(xlabel="score of the answer minus the best other", xlim=(-3, 9))
     axes[0, 0].axvline(0, color=INK, linewidth=0.8)
     document.note(axes[0, 0], "mistakes", (-0.15, 0.93), ha="right")
     document.note(axes[0, 0], "right", (0.15, 0.93))
     axes[0, 0].set_title("test images with at most this margin")
     axes[0, 0].legend(loc="lower right", fontsize=8)
     axes[0, 1].set_title("scores through a softmax: confidence and truth")
-    axes[1, 0].set_title("... at the temperature that suits validation data")
+    axes[1, 0].set_title("... with the temperature fitted to validation data")
     for panel in axes.flat[1:3]:
         panel.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8)
         panel.set(xlabel="mean of the largest probability", ylabel="accuracy")
         panel.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    axes[1, 1].set(xlabel="share of images answered, the surest first", ylabel="accuracy")
+    axes[1, 1].set(xlabel="share of images answered, the most certain first", ylabel="accuracy")
     axes[1, 1].xaxis.set_major_formatter(PercentFormatter(1))
-    axes[1, 1].set_title("refusing the least sure")
+    axes[1, 1].set_title("refusing the least certain")
     return figure
 
 
 def margin(axes: Axes, ascending: np.ndarray, name: str) -> None:
-    """The distribution of the margin."""
+    """Draw the distribution of the margin."""
     share = np.linspace(0, 1, len(ascending))
     axes.plot(ascending, share, STYLES[name], color=COLORS[name], label=name)
 
 
 def reliability(axes: Axes, z: jax.Array, y: np.ndarray, name: str) -> None:
-    """Accuracy against confidence, in ten bins of equally many images."""
+    """Draw accuracy against confidence, in ten bins with equal numbers of images."""
     bins = metrics.expected_calibration_error(z, y, bins=10)
     axes.plot(
         bins.confidence, bins.accuracy, STYLES[name], color=COLORS[name], marker="o", markersize=3
@@ -187,7 +188,7 @@ def reliability(axes: Axes, z: jax.Array, y: np.ndarray, name: str) -> None:
 
 
 def refusing(axes: Axes, z: jax.Array, y: np.ndarray, name: str, temperature: float) -> None:
-    """Accuracy among the surest, by the largest probability."""
+    """Draw accuracy among the most certain images, by the largest probability."""
     order = np.argsort(-np.asarray(confidence(z, temperature)), kind="stable")
     hits = np.asarray(metrics.hits(z, y))[order]
     count = np.arange(1, len(hits) + 1)

@@ -1,25 +1,26 @@
-"""Softmax with two classes is the sigmoid: the same fit, a direction too many, and its relatives.
+"""Softmax with two classes is the sigmoid: the same fit, a redundant direction, and its relatives.
 
 Command: `python experiments/softmax_is_sigmoid.py`, under a minute. `--smoke` takes fewer steps and
 writes nothing. The record is results/softmax_is_sigmoid.json.
 
-Question. softmax((a, b))_2 = sigmoid(b - a), so two columns of weights say no more than their
-difference. Do the losses agree in every bit? Does gradient descent on both, from zeros, take the
-same way (a step of the softmax moves the difference twice as far, so the sigmoid has twice the
-rate)? What is the second derivative along the direction that is too many? With real data: hours of
-study and passing an exam, 20 students, the table of Wikipedia's article "Logistic regression", and
-the digits 3 and 8. And is the logistic function special: what do the hours say under the sigmoid
-functions of Wikipedia's article "Sigmoid function", each made a probability that rises from 0 to 1?
+Question. softmax((a, b))_2 = sigmoid(b - a), so two columns of weights carry no more information
+than their difference. Do the losses agree in every bit? Does gradient descent on both, from zeros,
+follow the same path (a step of the softmax moves the difference twice as far, so the sigmoid has
+twice the rate)? What is the second derivative along the redundant direction? The data are real:
+hours of study and passing an exam for 20 students, from the table of Wikipedia's article "Logistic
+regression", and the digits 3 and 8. And is the logistic function special: what do the hours give
+under the sigmoid functions of Wikipedia's article "Sigmoid function", each scaled to a probability
+that rises from 0 to 1?
 
-Findings: the losses of (0, z) and z are equal in every bit for 84.5 % of 100,001 scores, and at
-most 4 ulp apart. 2,000 steps on the hours end with weights 2.4e-07 apart in float32 and not apart
-at all in float64; on the digits 4.8e-07 and 8.9e-16. From zeros the two columns stay each other's
-negatives to the last bit, although nothing asks them to: the loss has derivatives 0 and 0 along the
-direction (1, 1), and curvature 0.86 along (-1, 1). The hours give Wikipedia's fit: slope 1.50,
-constant -4.08, one half at 2.71 hours; 0.07 after one hour, 0.97 after five. tanh is the logistic
-function at half the slope. The error function fits these 20 students a little better (log-
-likelihood -7.90, logistic -8.03), arctan worse (-8.66), and all cross one half between 2.71 and
-2.72 hours: the data do not choose between them.
+Findings: The losses of (0, z) and z are equal in every bit for 84.5% of 100,001 scores, and at most
+4 ulp apart. 2,000 steps on the hours end with weights that differ by 2.4e-07 in float32 and not at
+all in float64; on the digits by 4.8e-07 and 8.9e-16. From zeros the two columns remain each other's
+negatives to the last bit, although nothing forces them to: along the direction (1, 1) the loss has
+first and second derivatives 0 and 0, and along (-1, 1) its curvature is 0.86. The hours give
+Wikipedia's fit: slope 1.50, constant -4.08, one half at 2.71 hours; 0.07 after one hour, 0.97 after
+five. tanh is the logistic function with half the slope. The error function fits these 20 students
+slightly better (log-likelihood -7.90, logistic -8.03), arctan worse (-8.66), and all cross one half
+between 2.71 and 2.72 hours: the data do not decide between them.
 """
 
 import math
@@ -51,7 +52,7 @@ HOURS = np.array([
 ])  # fmt: skip
 PASSED = np.array([0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1, 1])
 
-# From 0 to 1, and 1/2 at 0. Each but the logistic comes from a function onto (-1, 1).
+# From 0 to 1, and 1/2 at 0. All but the logistic come from functions onto (-1, 1).
 SIGMOIDS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "logistic": sigmoid,
     "tanh": lambda t: (1 + jnp.tanh(t)) / 2,
@@ -63,7 +64,7 @@ SIGMOIDS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def main() -> None:
-    """Compare losses and fits, look along the free direction, and fit the hours."""
+    """Compare losses and fits, check the redundant direction, and fit the hours."""
     options = document.arguments(__doc__)
     steps = 100 if options.smoke else 2000
     record: dict[str, Any] = {
@@ -78,7 +79,7 @@ def main() -> None:
     }
     print("losses:", record["losses"])
     document.show(record["the same way"])
-    print("free direction:", record["free direction"])
+    print("redundant direction:", record["free direction"])
     document.show(record["hours"])
     print("probability after 2, 3, 4 hours:", [probability(record, h) for h in (2, 3, 4)])
     document.publish(
@@ -87,19 +88,19 @@ def main() -> None:
 
 
 def hours() -> tuple[np.ndarray, np.ndarray]:
-    """Hours of study, one feature, and whether the student passed."""
+    """Return hours of study, one feature, and whether the student passed."""
     return HOURS[:, None], PASSED
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """The training images of 3 (0) and of 8 (1)."""
+    """Return the training images of 3 (0) and of 8 (1)."""
     train = data.load("digits").train
     kept = np.isin(train.targets, (3, 8))
     return train.features[kept], (train.targets[kept] == 8).astype(int)
 
 
 def losses() -> dict[str, float]:
-    """Two-class cross-entropy against binary cross-entropy, float32 scores from -80 to 80."""
+    """Compare two-class with binary cross-entropy, for float32 scores from -80 to 80."""
     z = np.linspace(-80, 80, 100_001).astype(np.float32)
     two = np.stack([np.zeros_like(z), z], -1)
     pair = np.asarray(cross_entropy(two, np.ones(len(z), int)))
@@ -112,7 +113,7 @@ def losses() -> dict[str, float]:
 
 
 def same_way(x: np.ndarray, y: np.ndarray, steps: int, dtype: str) -> dict[str, float]:
-    """Gradient descent on both forms: how far apart the weights and the probabilities end."""
+    """Run gradient descent on both forms; return distances of final weights and probabilities."""
     with jax.enable_x64(dtype == "float64"):
         x, labels = jnp.asarray(x, dtype), jnp.asarray(y, jnp.int32)
 
@@ -138,7 +139,7 @@ def same_way(x: np.ndarray, y: np.ndarray, steps: int, dtype: str) -> dict[str, 
 def descend(
     loss: Callable[[LinearParams], jax.Array], params: LinearParams, *, rate: float, steps: int
 ) -> LinearParams:
-    """Plain gradient descent."""
+    """Run plain gradient descent."""
 
     def step(params: LinearParams, _: None) -> tuple[LinearParams, None]:
         return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params)), None
@@ -147,7 +148,7 @@ def descend(
 
 
 def free_direction() -> dict[str, float]:
-    """Derivatives along (1, 1), which adds one number to both scores, and along (-1, 1)."""
+    """Return derivatives along (1, 1), which adds one number to both scores, and along (-1, 1)."""
     z, label = jnp.array([0.3, 1.1]), jnp.array(1)
     both, apart = jnp.array([1.0, 1.0]), jnp.array([-1.0, 1.0])
     gradient = jax.grad(cross_entropy)(z, label)
@@ -159,7 +160,7 @@ def free_direction() -> dict[str, float]:
 
 
 def hours_under(function: Callable[[jax.Array], jax.Array]) -> dict[str, float]:
-    """Maximum likelihood of passing = function(slope hours + constant), in float64."""
+    """Maximize the likelihood of passing = function(slope hours + constant), in float64."""
     with jax.enable_x64():
         x, passed = jnp.asarray(HOURS), jnp.asarray(PASSED)
 
@@ -180,7 +181,7 @@ def hours_under(function: Callable[[jax.Array], jax.Array]) -> dict[str, float]:
 
 
 def newton(loss: Callable[[jax.Array], jax.Array], p: jax.Array) -> jax.Array:
-    """Newton's method with step halving; a gradient step where the curvature is not positive."""
+    """Newton's method with step halving, and a gradient step where curvature is not positive."""
     gradient, hessian, value = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss)), jax.jit(loss)
     for _ in range(60):
         slope, curvature = gradient(p), hessian(p)
@@ -193,7 +194,7 @@ def newton(loss: Callable[[jax.Array], jax.Array], p: jax.Array) -> jax.Array:
 
 
 def probability(record: dict[str, Any], hours: float) -> float:
-    """Of passing, by the logistic fit."""
+    """Return the probability of passing, by the logistic fit."""
     fit = record["hours"]["logistic"]
     return round(float(sigmoid(fit["slope"] * hours + fit["constant"])), 4)
 
@@ -202,7 +203,7 @@ def probability(record: dict[str, Any], hours: float) -> float:
 
 
 def draw(record: dict[str, Any]) -> Figure:
-    """The hours' curve, the valley of the loss, and the family."""
+    """Draw the hours' curve, the valley of the loss, and the family."""
     figure, axes = document.panels(1, 3, height=3.5, width_ratios=(1.15, 1, 1.15))
     logistic_fit(axes[0, 0], record["hours"]["logistic"])
     valley(axes[0, 1], record["hours"]["logistic"])
@@ -211,7 +212,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def logistic_fit(axes: Axes, fit: dict[str, float]) -> None:
-    """Passing against hours, crossing one half."""
+    """Draw passing against hours, crossing one half."""
     span = np.linspace(0, 6, 200)
     axes.plot(span, sigmoid(fit["slope"] * span + fit["constant"]), color=BLUE)
     axes.scatter(HOURS, PASSED, color=np.where(PASSED, BLUE, ORANGE), s=18, zorder=3)
@@ -223,7 +224,7 @@ def logistic_fit(axes: Axes, fit: dict[str, float]) -> None:
 
 
 def valley(axes: Axes, fit: dict[str, float]) -> None:
-    """The mean loss over the two slopes of a two-class softmax, the constants at their best."""
+    """Draw the mean loss over the two slopes of a two-class softmax, with the best constants."""
     slopes = np.linspace(-2.5, 2.5, 101).astype(np.float32)
     pair = np.stack(np.meshgrid(slopes, slopes, indexing="xy"), -1)  # fail, pass
     z = pair[..., None, :] * HOURS[:, None].astype(np.float32)
@@ -244,7 +245,7 @@ def valley(axes: Axes, fit: dict[str, float]) -> None:
 
 
 def family(axes: Axes, fits: dict[str, dict[str, float]]) -> None:
-    """Each sigmoid function's own fit to the hours."""
+    """Draw the fit of each sigmoid function to the hours."""
     span = np.linspace(0, 6, 200)
     colors = (BLUE, MUTED, ORANGE, GREEN, PURPLE, INK)
     styles = ("-", (0, (1, 1)), "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":")

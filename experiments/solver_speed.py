@@ -1,4 +1,4 @@
-r"""How long it takes to reach scikit-learn's objective, and a certified optimum.
+r"""The time to reach scikit-learn's objective, and a certified optimum.
 
 Command: `python experiments/solver_speed.py [--data-dir DIR] [--only NAME]`, about 5 minutes on two
 cores for each of mnist, fashion_mnist and grid, seconds for small. DIR holds mnist and
@@ -7,31 +7,31 @@ The record is results/solver_speed_NAME.json, one for each NAME; where JAX finds
 ends in _gpu.
 
 Question 1 (mnist, fashion_mnist: pixels / 255 in float32, C = 1). How long does `solve` take to
-the objective at which scikit-learn's lbfgs stops (max_iter 1000 and 100), and to a certified gap of
-1e-6 and 1e-5, against scikit-learn's own time at the faster of 1 and 2 BLAS threads? How far from
-the optimum does scikit-learn stop? Compilation, by a run before on the same shapes, stands apart.
+reach the objective at which scikit-learn's lbfgs stops (max_iter 1000 and 100), and a certified gap
+of 1e-6 and 1e-5, against scikit-learn's time at the faster of 1 and 2 BLAS threads? How far from
+the optimum does scikit-learn stop? Compilation, by an earlier run on the same shapes, is separate.
 
 Question 2 (grid: 45 values of C from 1e-4 to 1e4 times 5 folds, 5,000 x 256 float64, 50 classes
 from `clusters`). How long does `solve_path` take to certify all 225 fits to 1e-3, against
 scikit-learn's fits at a tolerance that reaches it, against LogisticRegressionCV's defaults, and
-against a loop of our own warm-started single solves? scikit-learn and the loop are timed on one
-fold, times 5, and scikit-learn's single fits on every ninth C, unless `--all`.
+against a loop of warm-started single solves of this library? scikit-learn and the loop are timed on
+one fold, times 5, and scikit-learn's single fits on every ninth C, unless `--all`.
 
-Question 3 (small: digits, iris, wine, breast cancer, raw and standardised). Is each certified to
+Question 3 (small: digits, iris, wine, breast cancer, raw and standardized). Is each certified to
 1e-9, and where does scikit-learn stop at its defaults?
 
 Findings, on two cores.
-- MNIST: scikit-learn stops 0.27 % above the optimum; `solve` is there 7.3 times as fast, and has
-  certified 1e-6 (3.4e-7, in fact) 5.4 times as fast. Fashion-MNIST: 9.8 times as fast to where 100
-  iterations of scikit-learn get, 12 % above the optimum, and a gap certified to 1e-5 (9.5e-7, in
-  fact) in 1.07 times their time.
-- The grid: all 225 fits certified, 20 times as fast as scikit-learn at tolerances that reach the
-  same and 5.5 times as fast as a loop of single solves. LogisticRegressionCV's defaults, which end
-  at up to 266 times the least objective where C is large, take 2.6 times as long as a path that is
-  nowhere above them, where BLAS is told to use one thread, and 6.5 times at its default of two. The
-  first of these moves: five turns in this run gave 2.4 to 2.9, five of an earlier run 2.0 to 2.4.
+- MNIST: scikit-learn stops 0.27% above the optimum; `solve` reaches that 7.3 times as fast, and
+  certifies 1e-6 (in fact 3.4e-7) 5.4 times as fast. Fashion-MNIST: `solve` reaches the objective of
+  100 iterations of scikit-learn, 12% above the optimum, 9.8 times as fast, and certifies a gap of
+  1e-5 (in fact 9.5e-7) in 1.07 times their time.
+- The grid: all 225 fits are certified, 20 times as fast as scikit-learn at tolerances that reach
+  the same and 5.5 times as fast as a loop of single solves. LogisticRegressionCV's defaults, which
+  end at up to 266 times the lowest objective where C is large, take 2.6 times as long as a path
+  that is nowhere above them if BLAS uses one thread, and 6.5 times at its default of two. The first
+  of these varies: five turns in this run gave 2.4 to 2.9, five of an earlier run 2.0 to 2.4.
 - The small sets are certified to 1e-9 in 0.01 to 0.18 seconds, which is up to 2.6 times as long as
-  scikit-learn takes to stop, 90 % above the optimum on raw wine and 7.6 % on raw digits.
+  scikit-learn takes to stop, 90% above the optimum on raw wine and 7.6% on raw digits.
 """
 
 import argparse
@@ -57,14 +57,14 @@ NAMES = (*IMAGES, "grid", "small")
 
 
 def main() -> None:
-    """Run the questions that were asked for, print their figures and write their records."""
+    """Run the selected questions, print their numbers and write their records."""
     parser = argparse.ArgumentParser(description="Speed of the certified solvers.")
     parser.add_argument("--data-dir", type=Path, help="prepared TensorFlow Datasets")
-    parser.add_argument("--only", choices=NAMES, help="one of the questions")
+    parser.add_argument("--only", choices=NAMES, help="run one of the questions")
     parser.add_argument("--all", action="store_true", help="time every fit of the grid")
-    parser.add_argument("--smoke", action="store_true", help="tiny runs, without a record")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, no record")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # scikit-learn's, that it has not converged
+    warnings.simplefilter("ignore")  # scikit-learn's warning that it has not converged
     names = [arguments.only] if arguments.only else list(NAMES)
     if not arguments.data_dir:
         names = [name for name in names if name not in IMAGES]
@@ -93,7 +93,7 @@ def objective(w: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, C: flo
 
 
 def scikit_learn(x: np.ndarray, y: np.ndarray, C: float, **how: Any) -> dict[str, float]:
-    """Seconds at the faster of 1 and 2 BLAS threads, objective and iterations."""
+    """Return seconds at the faster of 1 and 2 BLAS threads, objective and iterations."""
     seconds, model = by_threads(LogisticRegression(C=C, **how), x, y)
     coef, b = model.coef_, model.intercept_
     if len(coef) == 1:  # one sigmoid is the softmax of the scores 0 and z
@@ -111,7 +111,7 @@ def scikit_learn(x: np.ndarray, y: np.ndarray, C: float, **how: Any) -> dict[str
 
 
 def by_threads(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[dict[int, float], Any]:
-    """Seconds of its fit for each number of BLAS threads, and the model."""
+    """Return the seconds of a model's fit for each number of BLAS threads, and the model."""
     seconds = {}
     for threads in (1, 2):
         with threadpool_limits(threads, user_api="blas"):
@@ -125,7 +125,7 @@ def by_threads(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[dict[int, floa
 
 
 def images(name: str, data_dir: Path) -> dict[str, Any]:
-    """MNIST or Fashion-MNIST, all training images."""
+    """Measure MNIST or Fashion-MNIST, with all training images."""
     x, y = everything(name, data_dir)
     iterations, gap = IMAGES[name]
     theirs = scikit_learn(x, y, 1.0, max_iter=iterations)
@@ -157,7 +157,7 @@ def images(name: str, data_dir: Path) -> dict[str, Any]:
 
 
 def everything(name: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All 60,000 training images: what `load` deals to training and validation."""
+    """Return all 60,000 training images, which `load` splits into training and validation."""
     loaded = data.load(name, data_dir=data_dir)
     parts = (loaded.train, loaded.validation)
     x = np.concatenate([np.asarray(part[0]) for part in parts])
@@ -174,15 +174,15 @@ LEFT = (
 
 
 def clusters(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes around centres that overlap: features float64 [n, d] and labels."""
+    """Return classes around overlapping centers: features float64 [n, d] and labels."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(classes, d))
+    centers = rng.normal(size=(classes, d))
     y = rng.integers(0, classes, n)
-    return 0.5 * centres[y] + rng.normal(size=(n, d)), y
+    return 0.5 * centers[y] + rng.normal(size=(n, d)), y
 
 
 def grid(*, smoke: bool, every: bool) -> dict[str, Any]:
-    """The whole grid by ours, by a loop of ours, and by scikit-learn."""
+    """Measure the whole grid by this library, by a loop of its solves, and by scikit-learn."""
     n, d, classes, count = (200, 8, 3, 5) if smoke else (5000, 256, 50, 45)
     x, y = clusters(n, d, classes)
     folds, C = np.arange(n) % 5, np.logspace(-4, 4, count)
@@ -199,7 +199,7 @@ def grid(*, smoke: bool, every: bool) -> dict[str, Any]:
     solve_path(x, y, C=C, folds=folds, gap=gaps)
     split = [(np.flatnonzero(kept), np.flatnonzero(~kept))]
     turns = []
-    for _ in range(5):  # in turns, so that both meet the same machine
+    for _ in range(5):  # in turns, so that both run under the same conditions
         exact = solve_path(x, y, C=C, folds=folds, gap=gaps)
         default, cv = by_threads(LogisticRegressionCV(Cs=C, cv=split, refit=False), x, y)
         turns.append((float(exact.seconds.flat[0]), *(5 * default[threads] for threads in (1, 2))))
@@ -231,7 +231,7 @@ def grid(*, smoke: bool, every: bool) -> dict[str, Any]:
 
 
 def one_by_one(x: np.ndarray, y: np.ndarray, C: np.ndarray) -> float:
-    """Seconds of single solves, each from the one before."""
+    """Return the seconds of single solves, each started from the previous one."""
     solve(x, y, C=C[0], gap=1e-3)
     start, params = time.perf_counter(), None
     for c in C:
@@ -240,7 +240,7 @@ def one_by_one(x: np.ndarray, y: np.ndarray, C: np.ndarray) -> float:
 
 
 def reaching(x: np.ndarray, y: np.ndarray, C: float, best: float) -> tuple[float, float]:
-    """Seconds of scikit-learn's fit at the first tolerance that comes within 1e-3 of ours."""
+    """Return the seconds of scikit-learn's fit at the first tolerance within 1e-3 of ours."""
     for tol in 10.0 ** -np.arange(4, 12):
         seconds, model = by_threads(LogisticRegression(C=C, tol=tol, max_iter=100_000), x, y)
         if objective(model.coef_.T, model.intercept_, x, y, C) <= best * (1 + 1e-3):
@@ -252,7 +252,7 @@ def reaching(x: np.ndarray, y: np.ndarray, C: float, best: float) -> tuple[float
 
 
 def small(*, smoke: bool) -> dict[str, Any]:
-    """The small data sets, raw and standardised."""
+    """Measure the small data sets, raw and standardized."""
     loads = {
         "iris": datasets.load_iris,
         "wine": datasets.load_wine,
@@ -267,7 +267,7 @@ def small(*, smoke: bool) -> dict[str, Any]:
             solve(x, y, C=1.0, gap=1e-9)
             found = solve(x, y, C=1.0, gap=1e-9)
             row = {"certified gap": found.gap, "seconds": found.seconds}
-            if y.max() > 1:  # for two classes a softmax at the same C is another problem
+            if y.max() > 1:  # for two classes, a softmax at the same C is a different problem
                 theirs = scikit_learn(x, y, 1.0)
                 row["scikit-learn above the optimum"] = theirs["objective"] / found.objective - 1
                 row["scikit-learn seconds"] = theirs["seconds"]
@@ -276,7 +276,7 @@ def small(*, smoke: bool) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any], indent: str = "") -> None:
-    """Print a record, one figure a line."""
+    """Print a record, one number per line."""
     for name, value in record.items():
         if isinstance(value, dict):
             print(f"{indent}{name}")

@@ -1,32 +1,33 @@
 """Numerical stability: four ways to write cross-entropy, and four libraries, against the truth.
 
-Command: `python experiments/stability.py [--torch-python PATH]`, under a minute. With an
-interpreter that has PyTorch (by default this one, if it does), it takes part too; else the record
-says that it is absent. `--smoke` takes few points and writes nothing. The record is
+Command: `python experiments/stability.py [--torch-python PATH]`, under a minute. PATH is an
+interpreter with PyTorch, by default this one if it has PyTorch; without one, the record says that
+PyTorch is absent. `--smoke` uses few points and writes nothing. The record is
 results/stability.json.
 
-Question. -log softmax(z)_y may be written as
+Question. -log softmax(z)_y can be written as
 
     naive         -log(exp z_y / sum exp z)
-    shifted       the same of z - max z
+    shifted       the same for z - max z
     log-sum-exp   (max z + log sum exp(z - max z)) - z_y
     log-softmax   log sum exp(z - max z) - (z_y - max z)
 
-How large may a margin or an offset be before value and gradient are lost? Two logits (m, 0) with
-the first as the label (right by m) or the second (wrong by m), and ten normal logits plus an
-offset, in float32, bfloat16 and float16. The truth is computed in 80-bit extended precision of the
-logits as rounded. Entries count whose true value is a normal float32; an error of 1 means that all
-of it is lost, a value that is not finite counts as 10. The exactness of this library in units in
-the last place is measured in exactness.py.
+How large may a margin or an offset be before value and gradient are lost? The logits are two,
+(m, 0), with the first as the label (right by m) or the second (wrong by m), and ten normal logits
+plus an offset, in float32, bfloat16 and float16. The truth is computed in 80-bit extended precision
+from the rounded logits. Only entries whose true value is a normal float32 count. An error of 1
+means that the value is lost completely, and a value that is not finite counts as 10. exactness.py
+measures the exactness of this library in units in the last place.
 
-Findings: a shift by the maximum removes the overflow (the naive form has no value beyond an offset
-of 85 in float32 and 8 in float16) but not the cancellation: right by 13 or more, float32 loses over
-a percent of the loss in all four forms and three peers, and beyond 17 all of it; in bfloat16 from 1
-to 1.5. Log-sum-exp, and Optax with it, also loses the loss to an offset: 0.009 % at 10,000 in
-float32, all of it in half precision. Wrong answers are easy: every form but the naive and, in
-float16, the shifted has them. This library's loss is within 1.1e-07 everywhere, in half precision
-too, as it returns float32. Its gradient has the logits' dtype: 9.9e-08 in float32, 0.4 % in
-bfloat16, and in float16 lost beyond a margin of 14, where it is smaller than that type's numbers.
+Findings: A shift by the maximum removes the overflow (the naive form has no value beyond an offset
+of 85 in float32 and 8 in float16) but not the cancellation: where the label leads by 13 or more,
+float32 loses over a percent of the loss in all four forms and three peers, and beyond 17 all of it;
+in bfloat16 from 1 to 1.5. Log-sum-exp, and Optax with it, also loses the loss to an offset: 0.009%
+at 10,000 in float32, all of it in half precision. Wrong answers are easy: all forms have them right
+except the naive form and, in float16, the shifted form. This library's loss is within 1.1e-07
+everywhere, in half precision too, because it returns float32. Its gradient has the dtype of the
+logits: 9.9e-08 in float32, 0.4% in bfloat16, and in float16 lost beyond a margin of 14, where it is
+below the range of that type.
 """
 
 import io
@@ -68,7 +69,7 @@ def naive(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def shifted(z: jax.Array, y: jax.Array) -> jax.Array:
-    """The same of z - max z."""
+    """The same for z - max z."""
     return naive(z - jax.lax.stop_gradient(z.max(-1, keepdims=True)), y)
 
 
@@ -85,12 +86,12 @@ def log_softmax(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def jax_nn(z: jax.Array, y: jax.Array) -> jax.Array:
-    """The label's entry of jax.nn.log_softmax."""
+    """Return the label's entry of jax.nn.log_softmax."""
     return -picked(jax.nn.log_softmax(z), y)
 
 
 def picked(values: jax.Array, y: jax.Array) -> jax.Array:
-    """Each row's entry at its label."""
+    """Return each row's entry at its label."""
     return jnp.take_along_axis(values, y[:, None], -1)[:, 0]
 
 
@@ -150,7 +151,7 @@ def main() -> None:
 
 
 def sweep(points: int) -> dict[str, tuple[np.ndarray, Callable]]:
-    """Of each sweep its margins or offsets, and what makes logits and labels of them."""
+    """Return, for each sweep, its margins or offsets, and the function that makes its rows."""
     margins = np.linspace(0, 87, points)  # exp(-87) is about the smallest normal float32
     offsets = np.geomspace(1, 1e4, points)
     ten = np.random.default_rng(0).normal(size=10)
@@ -162,7 +163,7 @@ def sweep(points: int) -> dict[str, tuple[np.ndarray, Callable]]:
 
 
 def evaluate(loss: Callable, case: str, z: np.ndarray, y: np.ndarray) -> tuple:
-    """Each row's loss and gradient under jit, in the case's dtype."""
+    """Return each row's loss and gradient under jit, in the case's dtype."""
     logits = jnp.asarray(z, case.split("/")[0])
     values = jax.jit(loss)(logits, y)
     gradient = jax.jit(jax.grad(lambda z: loss(z, y).sum()))(logits)
@@ -170,9 +171,9 @@ def evaluate(loss: Callable, case: str, z: np.ndarray, y: np.ndarray) -> tuple:
 
 
 def in_torch(python: str | None, cases: dict[str, tuple]) -> tuple[str, dict[str, Any]]:
-    """The same from PyTorch's cross_entropy, in a process of its own."""
+    """Return the same from PyTorch's cross_entropy, in a separate process."""
     if python is None:
-        print("no PyTorch here (see --torch-python): it is left out")
+        print("PyTorch is absent (see --torch-python) and is left out")
         return "absent", {}
     parts = {
         f"{kind}/{name}": a for name, zy in cases.items() for kind, a in zip("zy", zy, strict=True)
@@ -189,7 +190,7 @@ def in_torch(python: str | None, cases: dict[str, tuple]) -> tuple[str, dict[str
 def relative_errors(
     value: np.ndarray, gradient: np.ndarray, true_value: np.ndarray, true_gradient: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Each row's relative error; of a gradient, of its worst entry."""
+    """Return each row's relative error; for a gradient, that of its worst entry."""
     return {
         "value": relative(value, true_value),
         "gradient": relative(gradient, true_gradient).max(-1),
@@ -197,14 +198,14 @@ def relative_errors(
 
 
 def relative(got: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """|got - true| / |true|; 0 where the truth is not a normal float32, 10 for no number."""
+    """|got - true| / |true|; 0 where the truth is not a normal float32, 10 if not finite."""
     normal = abs(true) >= np.finfo(np.float32).tiny
     error = np.where(normal, abs(got - true) / np.where(normal, abs(true), 1), 0)
     return np.where(np.isfinite(got), np.minimum(error, 10), 10).astype(float)
 
 
 def reach(error: np.ndarray, case: str, axis: dict[str, np.ndarray]) -> float:
-    """The margin or offset before the first error over one percent."""
+    """Return the margin or offset before the first error over one percent."""
     good = np.logical_and.accumulate(error <= 0.01)
     return float(axis[case.split("/")[1]][good].max(initial=0))
 
@@ -224,7 +225,7 @@ LOOK = {
 
 
 def draw(errors: dict[str, Any], axis: dict[str, np.ndarray]) -> Figure:
-    """Errors by margin and offset in float32, and by margin in bfloat16."""
+    """Draw errors by margin and offset in float32, and by margin in bfloat16."""
     figure, axes = document.panels(2, 2, height=6.6, sharey=True)
     shown = {
         "loss of a right answer, float32": ("float32/right by", "value"),
@@ -245,7 +246,7 @@ def draw(errors: dict[str, Any], axis: dict[str, np.ndarray]) -> Figure:
 
 
 def lines(axes: Axes, errors: dict[str, np.ndarray], x: np.ndarray) -> None:
-    """A line for each form; errors below 1e-8 are drawn there."""
+    """Draw a line for each form; errors below 1e-8 are drawn there."""
     for form, error in errors.items():
         color, style, width = LOOK[form]
         drawn = np.maximum(error, 1e-8)

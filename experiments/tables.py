@@ -1,7 +1,7 @@
-"""The tables of README.md, made from the records, so that none of its figures is typed by hand.
+"""The tables of README.md, generated from the records, so that no number is typed by hand.
 
-Command: `python experiments/tables.py`, seconds. It rewrites what stands between each pair of
-markers `<!-- NAME -->` and `<!-- end -->` in README.md; a test compares the two.
+Command: `python experiments/tables.py`, seconds. It rewrites the text between each pair of markers
+`<!-- NAME -->` and `<!-- end -->` in README.md; a test compares the two.
 """
 
 import json
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def rendered(text: str) -> str:
-    """The text with its tables made anew."""
+    """Return the text with new tables."""
     for name, table in TABLES.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         found = "\n".join(table())
@@ -32,12 +32,12 @@ def rendered(text: str) -> str:
 
 
 def record(name: str) -> dict[str, Any]:
-    """A committed record."""
+    """Return a committed record."""
     return json.loads((measure.RESULTS / f"{name}.json").read_text())
 
 
 def exactness() -> list[str]:
-    """Largest errors in ulps, a column for each peer."""
+    """Return the table of the largest errors in ulps, a column for each peer."""
     errors = record("exactness_cpu")["errors_in_ulps"]
     peers = ("jaxsoftmax", "optax", "jax.nn", "torch")
     cells = {
@@ -49,12 +49,12 @@ def exactness() -> list[str]:
 
 
 def ulps(error: float) -> str:
-    """An error, or "all" where it is the whole of a number with 24 bits."""
+    """Format an error, or "all" where it is the whole of a number with 24 bits."""
     return "all" if error > 2**23 else f"{error:,.1f}"
 
 
 def price() -> list[str]:
-    """Time as a multiple of Optax's, and temporary memory."""
+    """Return the table of times as multiples of Optax's, and temporary memory."""
     shapes = record("loss_price_cpu")["shapes"]
     rows = []
     for name, found in sorted(shapes.items(), key=lambda item: -int(item[0].split("x")[1])):
@@ -72,7 +72,7 @@ def price() -> list[str]:
 
 
 def training() -> list[str]:
-    """Milliseconds of an epoch, and of a sweep as a multiple of fits."""
+    """Return the table of milliseconds of an epoch, and of sweeps as multiples of fits."""
     found = record("training_speed")
     seconds = {name: s["median"] for name, s in found["epoch"]["seconds"].items()}
     named = {
@@ -93,7 +93,7 @@ def training() -> list[str]:
 
 
 def fused() -> list[str]:
-    """How many times as fast as its peers the scalar route is, and temporary memory."""
+    """Return the table of the scalar route's speed over its peers, and temporary memory."""
     peers = {"optax": "Optax, dense", "torch": "torch, dense", "torch fused": "torch, fused"}
     rows = []
     for name, found in record("benchmark_cpu")["shapes"].items():
@@ -112,7 +112,7 @@ def fused() -> list[str]:
 
 
 def solver() -> list[str]:
-    """Where scikit-learn stops, and how many times as fast `solve` is there and at its own gap."""
+    """Return the table of scikit-learn's stops, and `solve`'s speed to them and to its gap."""
     rows = []
     for name, text in {
         "mnist": "MNIST, 60,000 x 784, until it stops",
@@ -134,7 +134,7 @@ def solver() -> list[str]:
 
 
 def data_parallel() -> list[str]:
-    """Time as a multiple of Optax's, temporary memory, and collectives."""
+    """Return the table of times as multiples of Optax's, temporary memory, and collectives."""
     found = record("data_parallel_cpu")
     rows = []
     for name in sorted(found["seconds"], key=lambda name: (not name.startswith("optax"), name)):
@@ -147,7 +147,7 @@ def data_parallel() -> list[str]:
 
 
 def main_job() -> list[str]:
-    """Accuracy of the command's defaults."""
+    """Return the table of accuracies of the command's defaults."""
     rows = [
         [f"`{run['command']}`", f"{run['test']['accuracy']:.2%}", f"{run['test']['loss']:.3f}"]
         for run in record("main_job")["runs"].values()
@@ -156,7 +156,7 @@ def main_job() -> list[str]:
 
 
 def own_data() -> list[str]:
-    """The commands with what they printed, the epochs shortened."""
+    """Return the commands with their output, the epochs abbreviated."""
     found = record("own_data")
     lines = ["```console"]
     for command, printed in found["commands"].items():
@@ -171,7 +171,7 @@ def own_data() -> list[str]:
 
 
 def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """A Markdown table; numbers to the right."""
+    """Return a Markdown table; numbers are aligned right."""
     heads = list(heads)
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (heads, rule, *rows)]

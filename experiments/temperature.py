@@ -1,22 +1,23 @@
 """Softmax and argmax: a temperature from hard to flat, and the hard one's gradient.
 
 Command: `python experiments/temperature.py [--data-dir DIR]`, about 3 minutes on two cores. DIR
-holds MNIST as TensorFlow Datasets prepares it. `--smoke` takes the digits, and writes nothing. The
+holds MNIST as TensorFlow Datasets prepares it. `--smoke` uses the digits and writes nothing. The
 record is results/temperature.json.
 
-Question. softmax(z / T) tends to the one-hot argmax as T goes to 0, and to 1 / K as it grows. What
-do accuracy, loss, entropy and the derivative d softmax(z / T) / dz do on the way, on the test
-images of a model of MNIST? And can one train through it: at each T, with the loss |softmax(z / T)
-- e|^2 or -log softmax(z / T)_y, with the best of 13 learning rates, and through the argmax itself?
+Question. softmax(z / T) tends to the one-hot argmax as T goes to 0, and to 1 / K as it grows. How
+do accuracy, loss, entropy and the derivative d softmax(z / T) / dz change in between, on the test
+images of a model of MNIST? And can a model train through it: at each T, with the loss
+|softmax(z / T) - e|^2 or -log softmax(z / T)_y, with the best of 13 learning rates, and through the
+argmax itself?
 
-Findings: no temperature changes the accuracy (92.15 %), and the loss is least at the one that it
-was trained at: 0.277 at T = 1, 1.64 at T = 0.1, 1.54 at T = 10. The mean entropy goes from 0.002
-bits at T = 0.01 to 3.32 of 3.32 at T = 100. The median derivative is largest near T = 2.5 (0.12)
-and vanishes towards the argmax (1e-17 at T = 0.1), whose gradient is exactly 0: training through it
-stays at the start's 9.8 % at every rate. But a small T does not keep one from training, it changes
-the unit of the rate: from zeros, T and a rate proportional to T^2 take the same way, and every T
-reaches the same 92.15 % with cross-entropy and 92.30 % with squared error. What stalls is a T that
-goes down after training.
+Findings: No temperature changes the accuracy (92.15%), and the loss is lowest at the temperature of
+training: 0.277 at T = 1, 1.64 at T = 0.1, 1.54 at T = 10. The mean entropy goes from 0.002 bits at
+T = 0.01 to 3.32 of 3.32 at T = 100. The median derivative is largest near T = 2.5 (0.12) and
+vanishes towards the argmax (1e-17 at T = 0.1), whose gradient is exactly 0: training through the
+argmax stays at the initial 9.8% at every rate. A small T does not prevent training, however, but
+changes the unit of the rate: from zeros, T and a rate proportional to T^2 follow the same path, and
+every T reaches the same 92.15% with cross-entropy and 92.30% with squared error. What stalls is a T
+that is lowered after training.
 """
 
 from typing import Any
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def at(temperature: float, scores: jax.Array, labels: np.ndarray) -> dict[str, float]:
-    """Means over the test images at one temperature."""
+    """Return means over the test images at one temperature."""
     z = scores / temperature
     return {
         "temperature": float(temperature),
@@ -87,16 +88,17 @@ def at(temperature: float, scores: jax.Array, labels: np.ndarray) -> dict[str, f
 
 
 def derivative_size(p: jax.Array) -> jax.Array:
-    """The Frobenius norm of diag(p) - p p'; on its diagonal stand the sums of the others, negated.
+    """Return the Frobenius norm of diag(p) - p p'.
 
-    p - p^2 itself would cancel where p is close to 1.
+    The diagonal is minus the sum of the other entries of its row: p - p^2 itself would cancel where
+    p is close to 1.
     """
     others = p[..., None] * p[..., None, :] * (1 - jnp.eye(p.shape[-1]))
     return jnp.sqrt((others**2).sum((-1, -2)) + (others.sum(-1) ** 2).sum(-1))
 
 
 def example(scores: jax.Array, labels: np.ndarray) -> dict[str, Any]:
-    """The test image whose two largest probabilities are closest to 0.6 and 0.3."""
+    """Return the test image whose two largest probabilities are closest to 0.6 and 0.3."""
     top, _ = jax.lax.top_k(softmax(scores), 2)
     row = int(abs(top - jnp.array([0.6, 0.3])).sum(-1).argmin())
     scores_of_row = np.asarray(scores[row])
@@ -113,7 +115,7 @@ def hard_squared_error(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def hard_gradient(scores: jax.Array, labels: np.ndarray) -> dict[str, float]:
-    """The argmax's gradient by autodiff and by finite differences."""
+    """Return the argmax's gradient by autodiff and by finite differences."""
     slope = jax.grad(lambda z: jax.vmap(hard_squared_error)(z, labels).sum())(scores)
     steps = 1e-3 * jnp.eye(scores.shape[-1])
     value = jax.vmap(jax.vmap(hard_squared_error, in_axes=(0, None)))
@@ -125,7 +127,7 @@ def hard_gradient(scores: jax.Array, labels: np.ndarray) -> dict[str, float]:
 
 
 def trained(loss: Any, temperature: float, dataset: Dataset, epochs: int) -> dict[str, float]:
-    """Test accuracy of a model trained at a temperature, at its best rate."""
+    """Return the test accuracy of a model trained at a temperature, at its best rate."""
     at_temperature = on_logits(lambda z, y: loss(z / temperature, y))
     fit = document.tuned(at_temperature, dataset, rates=RATES, epochs=epochs)
     scores = linear.logits(fit["params"], dataset.test.features)
@@ -138,7 +140,7 @@ def trained(loss: Any, temperature: float, dataset: Dataset, epochs: int) -> dic
 
 
 def draw(record: dict[str, Any], dataset: Dataset) -> Figure:
-    """An image's probabilities, the means over the test images, and training."""
+    """Draw an image's probabilities, the means over the test images, and training."""
     figure, axes = document.panels(2, 2, height=6.4)
     one_image(axes[0, 0], record["example"], dataset)
     curves = record["curves"]
@@ -159,7 +161,7 @@ def draw(record: dict[str, Any], dataset: Dataset) -> Figure:
 
 
 def one_image(axes: Axes, example: dict[str, Any], dataset: Dataset) -> None:
-    """The probability of each class by temperature, and the image."""
+    """Draw the probability of each class by temperature, and the image."""
     p = np.asarray(example["p by temperature"])
     order = np.argsort(-p[len(p) // 2])
     for k in order[3:]:
@@ -177,7 +179,7 @@ def one_image(axes: Axes, example: dict[str, Any], dataset: Dataset) -> None:
 
 
 def training(axes: Axes, record: dict[str, Any]) -> None:
-    """Accuracy by learning rate, trained at each temperature."""
+    """Draw accuracy by learning rate, trained at each temperature."""
     runs = record["trained"]["cross-entropy"]
     styles = ((ORANGE, "--"), (PURPLE, "-."), (BLUE, "-"), (GREEN, ":"), (MUTED, (0, (4, 1, 1, 1))))
     for (name, run), (color, style) in zip(runs.items(), styles, strict=False):

@@ -1,8 +1,8 @@
 """The linear heads of benchmark.py in PyTorch, in a process that has PyTorch and not JAX.
 
-`benchmark.py` starts this file with N, D, K, a dtype and "all" or "parameters", and writes names to
-it, "cross_entropy" or "linear_cross_entropy", one a line; the answer to each is the seconds of one
-forward and backward pass of the mean loss. So the functions of both libraries can take turns.
+`benchmark.py` starts this file with N, D, K, a dtype and "all" or "parameters". Each line that it
+writes is a name, "cross_entropy" or "linear_cross_entropy", and the answer is the time in seconds
+of one forward and backward pass of the mean loss. So the functions of both libraries take turns.
 """
 
 import platform
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 def heads(n: int, d: int, k: int, dtype: str, wanted: str) -> dict[str, Callable[[], None]]:
-    """One pass over random data, dense and fused; the fused one in chunks, as it is meant."""
+    """Return one pass over random data, dense and fused; the fused one in chunks, as intended."""
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
     everything = wanted == "all"
@@ -41,7 +41,7 @@ def heads(n: int, d: int, k: int, dtype: str, wanted: str) -> dict[str, Callable
 
 
 def main() -> None:
-    """Say the versions, then answer each line of the input with the seconds of that head."""
+    """Print the versions, then answer each line of the input with the seconds of that head."""
     n, d, k = map(int, sys.argv[1:4])
     functions = heads(n, d, k, *sys.argv[4:6])
     print(f"python {platform.python_version()}, torch {torch.__version__}", flush=True)

@@ -1,8 +1,8 @@
 """The epoch of training_speed.py in PyTorch: two loops, in a process that has PyTorch and not JAX.
 
-`training_speed.py` starts this file and writes names of loops to it, "bare" or "loader", one a
-line; the answer to each is the seconds of one epoch. So the loops of both libraries can take turns.
-Arguments: examples, features, classes, batch size.
+`training_speed.py` starts this file. Each line that it writes is the name of a loop, "bare" or
+"loader", and the answer is the time in seconds of one epoch. So the loops of both libraries can
+take turns. Arguments: examples, features, classes, batch size.
 """
 
 import platform
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def loops(size: int, features: int, classes: int, batch: int) -> dict[str, Callable[[], None]]:
-    """Build one epoch of SGD over the same random data, written in two ways."""
+    """Return one epoch of SGD over the same random data, written in two ways."""
     torch.manual_seed(0)
     x, y = torch.randn(size, features), torch.randint(classes, (size,))
     model = torch.nn.Linear(features, classes)
@@ -40,7 +40,7 @@ def loops(size: int, features: int, classes: int, batch: int) -> dict[str, Calla
 
 
 def main() -> None:
-    """Say the versions, then answer each line of the input with the seconds of that loop."""
+    """Print the versions, then answer each line of the input with the seconds of that loop."""
     epochs = loops(*map(int, sys.argv[1:5]))
     print(f"python {platform.python_version()}, torch {torch.__version__}", flush=True)
     for line in sys.stdin:

@@ -1,29 +1,30 @@
 """Toxic comments: six labels and clean, from hashed words and letters; ROC-AUC and rare labels.
 
-Command: `python experiments/toxic_comments.py [--files DIR]`, about 5 minutes on two cores.
-DIR holds comments.parquet, 20,000 of the 159,571 training comments of the Toxic Comment
-Classification Challenge (Kaggle, 2018); or, as TensorFlow Datasets prepares them, all of
-wikipedia_toxicity_subtypes, which has been run on made comments only. The first 12,000 train, the
-next 3,000 validate, the last 5,000 test. `--smoke` takes made comments, and writes nothing. The
-record is results/toxic_comments.json.
+Command: `python experiments/toxic_comments.py [--files DIR]`, about 5 minutes on two cores. DIR
+holds comments.parquet, 20,000 of the 159,571 training comments of the Toxic Comment Classification
+Challenge (Kaggle, 2018), or all of wikipedia_toxicity_subtypes as TensorFlow Datasets prepares it,
+which has been run on made-up comments only. The first 12,000 comments are for training, the next
+3,000 for validation and the last 5,000 for testing. `--smoke` uses made-up comments and writes
+nothing. The record is results/toxic_comments.json.
 
-Question. What does a linear head on hashed words, in 4,096 columns or in 65,536, on hashed letters
-(runs of 2 to 5 within words), or on both reach by the challenge's metric, the mean of the six
-labels' ROC-AUC? Is it scikit-learn's one-vs-rest on the same split, and what do weights for the
-positives and thresholds of the labels' own change, where a threat is 3 comments of 1,000? "Clean"
-is a seventh label: none of the six. C is the best of five by validation ROC-AUC.
+Question. How high is the challenge's metric, the mean ROC-AUC of the six labels, for a linear head
+on hashed words, in 4,096 or 65,536 columns, on hashed letters (runs of 2 to 5 within words), or on
+both? Does it equal scikit-learn's one-vs-rest on the same split, and what do weights for the
+positives and a threshold for each label change, where a threat is 3 comments of 1,000? "Clean" is a
+seventh label: none of the six. C is the best of five by validation ROC-AUC.
 
-Findings: the mean ROC-AUC of the six is 0.940 by words in 4,096 columns and 0.962 in 65,536, where
-fewer share one; 0.965 by letters, which see a word under its spellings, and 0.970 by both (95 %
-interval 0.964 to 0.974). In 65,536 columns a comment has 101, and the fit multiplies only those.
-The rarest labels rank best, severe_toxic with 0.985 and threat with 0.980, and are said least: at
-one half none of 14 threats and 4.0 % of the hate. Macro F1, clean counted, is 0.458 there, 0.584 by
-pos_weight, 0.604 by thresholds and 0.616 by both, three that the intervals (0.538 to 0.652) do not
-tell apart; saying all always has 0.195. Micro F1 hardly moves, from 0.909 to 0.900 and 0.903. The
-three stand on one curve: of the insults, precision and recall are 0.86 and 0.43, 0.63 and 0.69,
-0.56 and 0.77. scikit-learn's one-vs-rest is the same head, stopped earlier, 0.38 % above the
-optimum at the best C and 2.0 % at the weakest penalty, with scores up to 1.8 apart; it ranks as
-well, 0.967 over all seven.
+Findings: The mean ROC-AUC of the six is 0.940 with words in 4,096 columns and 0.962 in 65,536,
+where fewer words share a column; 0.965 with letters, which recognize a word in its different
+spellings, and 0.970 with both (95% interval 0.964 to 0.974). In 65,536 columns a comment has 101
+nonzeros, and the fit multiplies only those. The rarest labels rank best, severe_toxic with 0.985
+and threat with 0.980, but they are predicted least: at one half, none of 14 threats and 4.0% of the
+hate. Macro F1, with clean, is 0.458 there, 0.584 with pos_weight, 0.604 with thresholds and 0.616
+with both; the intervals (0.538 to 0.652) do not separate these three, and predicting every label
+always has 0.195. Micro F1 hardly changes, from 0.909 to 0.900 and 0.903. The three are points of
+one curve: for insults, precision and recall are 0.86 and 0.43, 0.63 and 0.69, 0.56 and 0.77.
+scikit-learn's one-vs-rest is the same head, stopped earlier, 0.38% above the optimum at the best C
+and 2.0% at the weakest penalty, with scores that differ by up to 1.8; it ranks as well, 0.967 over
+all seven.
 """
 
 from pathlib import Path
@@ -46,8 +47,8 @@ from jaxsoftmax import metrics
 
 NAMES = (*comments.LABELS, "clean")
 STRENGTHS = 10.0 ** np.arange(-1, 1.5, 0.5)
-WIDTH = 2**12  # hashed columns of words, and as many of letters
-WIDE = 2**16  # of words, so sparse that the solver multiplies nothing but what is there
+WIDTH = 2**12  # hashed columns of words, and of letters
+WIDE = 2**16  # of words, so sparse that the solver multiplies only the nonzeros
 TRAIN, VALIDATION = 0.6, 0.15
 KINDS = {
     "words": {"analyzer": "word", "ngram_range": (1, 2)},
@@ -57,7 +58,7 @@ COLORS = {"words": ORANGE, "words, wide": PURPLE, "letters": GREEN, "words and l
 
 
 def main() -> None:
-    """Read, hash, fit in every way, compare."""
+    """Read, hash, fit each way, compare."""
     options = document.arguments(__doc__, files="toxic")
     found = made() if options.smoke else read(options.files)
     strengths = STRENGTHS[2:4] if options.smoke else STRENGTHS
@@ -75,13 +76,13 @@ def main() -> None:
 
 
 def read(folder: Path) -> Comments:
-    """The table of a folder, or what TensorFlow Datasets prepared in it."""
+    """Read the table of a folder, or the data set that TensorFlow Datasets prepared in it."""
     table = folder / "comments.parquet"
     return comments.load(table) if table.exists() else comments.load_prepared(folder)
 
 
 def made() -> Comments:
-    """Made comments, for a smoke run: a word for each label among others."""
+    """Return made-up comments, for a smoke run: a word for each label among others."""
     rng = np.random.default_rng(0)
     targets = rng.random((400, 6)) < 0.2
     words = np.array(["red", "green", "blue", "grey", "black", "white"])
@@ -91,7 +92,7 @@ def made() -> Comments:
 
 
 def features(found: Comments, kind: str, width: int) -> scipy.sparse.csr_matrix:
-    """Hashed counts, their logarithms weighted by rarity among the training comments, rows of 1."""
+    """Return rows of norm 1: logarithms of hashed counts, weighted by rarity in training."""
     counts = HashingVectorizer(n_features=width, alternate_sign=False, norm=None, **KINDS[kind])
     table = counts.transform(found.texts)
     rarity = TfidfTransformer(sublinear_tf=True).fit(table[: int(TRAIN * len(found.texts))])
@@ -99,12 +100,12 @@ def features(found: Comments, kind: str, width: int) -> scipy.sparse.csr_matrix:
 
 
 def with_clean(targets: np.ndarray) -> np.ndarray:
-    """The six labels and the seventh, none of them: `[N, 7]`."""
+    """Return the six labels and the seventh, none of them: `[N, 7]`."""
     return np.c_[targets, targets.sum(1) == 0].astype(int)
 
 
 def split(x: scipy.sparse.csr_matrix, targets: np.ndarray) -> tuple[Part, Part, Part]:
-    """Training, validation and test comments, in the order of the file, which is random."""
+    """Return training, validation and test comments, in the order of the file, which is random."""
     ends = [int(TRAIN * len(targets)), int((TRAIN + VALIDATION) * len(targets))]
     rows = np.split(np.arange(len(targets)), ends)
     train, validation, test = (Part(x[row], targets[row]) for row in rows)
@@ -114,7 +115,7 @@ def split(x: scipy.sparse.csr_matrix, targets: np.ndarray) -> tuple[Part, Part, 
 def ranking(
     x: scipy.sparse.csr_matrix, targets: np.ndarray, strengths: np.ndarray
 ) -> dict[str, Any]:
-    """Test ROC-AUC of the six labels, and their mean with its interval, at the best C."""
+    """Return test ROC-AUC of the six labels, and their mean with its interval, at the best C."""
     train, validation, test = split(x, targets)
     heads = label_heads.fitted(train, strengths)
     auc = [
@@ -136,7 +137,7 @@ def ranking(
 
 
 def mean_auc(z: jax.Array, targets: jax.Array) -> jax.Array:
-    """The challenge's metric."""
+    """Return the challenge's metric."""
     return label_heads.auc_of_labels(z, targets).mean()
 
 
@@ -144,7 +145,7 @@ def mean_auc(z: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def draw(record: dict[str, Any], z: dict[str, np.ndarray], targets: np.ndarray) -> Figure:
-    """ROC-AUC by features, F1 of the labels, its mean, and a threat's precision and recall."""
+    """Draw ROC-AUC by features, F1 of the labels, its mean, and a threat's precision and recall."""
     figure, axes = document.panels(2, 2, height=7.2)
     by_features(axes[0, 0], record["ROC-AUC of the six labels by features"])
     label_heads.f1_of_labels(axes[0, 1], record)
@@ -155,7 +156,7 @@ def draw(record: dict[str, Any], z: dict[str, np.ndarray], targets: np.ndarray) 
 
 
 def by_features(axes: Axes, ranked: dict[str, Any]) -> None:
-    """ROC-AUC of each label and their mean, of three kinds of features."""
+    """Draw ROC-AUC of each label and their mean, for three kinds of features."""
     names = [*comments.LABELS, "mean of the six"]
     for shift, kind in zip((-0.27, -0.09, 0.09, 0.27), COLORS, strict=True):
         of, rows = ranked[kind], np.arange(len(names)) + shift

@@ -1,7 +1,7 @@
-"""A large head on frozen features, trained without ever storing its logits: copy and change.
+"""A large head on frozen features, trained without ever storing its logits, to copy.
 
 Command: `python experiments/train_large_head.py`, seconds. The features stand for those of a
-network that is not trained any more; here they are SYNTHETIC. It prints loss and accuracy of
+network that is no longer trained; here they are SYNTHETIC. It prints the loss and the accuracy of
 held-out examples after each epoch.
 """
 
@@ -32,7 +32,7 @@ def train_epoch(
     head: Head, opt_state: optax.OptState, key: jax.Array, x: jax.Array, labels: jax.Array,
     *, optimizer: optax.GradientTransformation, batch_size: int,
 ) -> tuple[Head, optax.OptState]:  # fmt: skip
-    """One epoch as one compiled scan over shuffled minibatches."""
+    """Run one epoch as one compiled scan over shuffled minibatches."""
 
     def step(carry: tuple, rows: jax.Array) -> tuple[tuple, None]:
         head, opt_state = carry
@@ -47,7 +47,7 @@ def train_epoch(
 
 @jax.jit
 def evaluate(head: Head, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy, from one pass over blocks of logits."""
+    """Return mean loss and accuracy, from one pass over blocks of logits."""
     found = linear_cross_entropy_stats(x, head["w"], labels, bias=head["bias"], memory=MEMORY)
     return found.nll.mean(), found.correct.mean()
 
@@ -55,7 +55,7 @@ def evaluate(head: Head, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ja
 def train(
     x: jax.Array, labels: jax.Array, *, classes: int, epochs: int, batch_size: int
 ) -> Iterator[Head]:
-    """The head after each epoch, by Adam at a rate that falls to 0."""
+    """Yield the head after each epoch of Adam, at a rate that falls to 0."""
     head = {"w": jnp.zeros((x.shape[1], classes)), "bias": jnp.zeros(classes)}
     rate = optax.cosine_decay_schedule(3e-3, epochs * (len(labels) // batch_size))
     optimizer = optax.adam(rate)
@@ -64,21 +64,21 @@ def train(
         head, opt_state = train_epoch(
             head, opt_state, key, x, labels, optimizer=optimizer, batch_size=batch_size
         )
-        yield jax.tree.map(jnp.copy, head)  # the next epoch takes these buffers
+        yield jax.tree.map(jnp.copy, head)  # the next epoch reuses these buffers
 
 
 def synthetic(key: jax.Array, rows: int, *, classes: int, width: int) -> tuple[jax.Array, ...]:
-    """Made features, positive parts of mixtures of 64 numbers that scatter around their class.
+    """Draw positive parts of mixtures of 64 numbers that scatter around their class.
 
-    Returns features `[rows, width]` less their mean, labels, and the best label there is: that of
-    the nearest centre.
+    Returns features `[rows, width]` minus their mean, labels, and the best possible label: that of
+    the nearest center.
     """
     at, which, scatter, mix = jax.random.split(key, 4)
-    centres = jax.random.normal(at, (classes, 64))
+    centers = jax.random.normal(at, (classes, 64))
     labels = jax.random.randint(which, (rows,), 0, classes)
-    hidden = centres[labels] + 1.6 * jax.random.normal(scatter, (rows, 64))
+    hidden = centers[labels] + 1.6 * jax.random.normal(scatter, (rows, 64))
     features = jax.nn.relu(hidden @ jax.random.normal(mix, (64, width)) / 8)
-    best = (hidden @ centres.T - (centres**2).sum(-1) / 2).argmax(-1)
+    best = (hidden @ centers.T - (centers**2).sum(-1) / 2).argmax(-1)
     return features - features.mean(0), labels, best
 
 

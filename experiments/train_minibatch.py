@@ -1,4 +1,4 @@
-"""Minibatch softmax regression in plain JAX and Optax, with this library's losses: copy and change.
+"""Minibatch softmax regression in plain JAX and Optax with this library's losses, to copy.
 
 Command: `python experiments/train_minibatch.py`, seconds. It trains on the handwritten digits of
 the package and prints loss and accuracy after some epochs.
@@ -14,18 +14,18 @@ from jaxsoftmax import check_labels, cross_entropy, weighted_mean
 from jaxsoftmax.app import data
 
 EPOCHS, BATCH_SIZE = 30, 64
-optimizer = optax.adam(2e-2)  # any other of Optax
+optimizer = optax.adam(2e-2)  # or any other optimizer of Optax
 
 type Params = dict[str, jax.Array]
 
 
 def logits(params: Params, x: jax.Array) -> jax.Array:
-    """Scores of a linear model; put your own here."""
+    """Return the scores of a linear model; replace it with your own."""
     return x @ params["w"] + params["bias"]
 
 
 def mean_loss(params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean of one value per example; examples without a label have -1 and do not count."""
+    """Mean of one value per example; examples without a label have -1 and are ignored."""
     valid = labels >= 0
     values = cross_entropy(logits(params, x), labels, valid=valid)
     return weighted_mean(values, valid=valid)
@@ -35,7 +35,7 @@ def mean_loss(params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
 def train_epoch(
     params: Params, opt_state: optax.OptState, key: jax.Array, x: jax.Array, labels: jax.Array
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    """One epoch as one compiled scan over shuffled minibatches; the mean of their losses too."""
+    """Run one epoch as one compiled scan over shuffled minibatches; also return their mean loss."""
 
     def step(
         carry: tuple[Params, optax.OptState], rows: jax.Array
@@ -45,7 +45,9 @@ def train_epoch(
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    steps = len(labels) // BATCH_SIZE  # the rest comes another epoch: the order is another
+    steps = (
+        len(labels) // BATCH_SIZE
+    )  # the remaining rows come in other epochs, whose order differs
     order = jax.random.permutation(key, len(labels))[: steps * BATCH_SIZE]
     carry, losses = jax.lax.scan(step, (params, opt_state), order.reshape(steps, BATCH_SIZE))
     return *carry, losses.mean()
@@ -53,7 +55,7 @@ def train_epoch(
 
 @jax.jit
 def accuracy(params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
-    """The share of examples whose largest score is their label's."""
+    """Return the share of examples whose largest score is that of their label."""
     return (logits(params, x).argmax(-1) == labels).mean()
 
 

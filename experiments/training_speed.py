@@ -1,29 +1,29 @@
 """Speed of an epoch as one compiled scan, and of a sweep against a loop of fits.
 
 Command: `python experiments/training_speed.py [--torch-python PATH]`, about 4 minutes on two cores.
-With an interpreter that has PyTorch (by default this one, if it does), its loops take part too.
-`--smoke` runs a tiny problem in seconds, to see that the script works; it writes no record.
-The record is results/training_speed.json.
+PATH is an interpreter with PyTorch, by default this one if it has PyTorch, whose loops then take
+part too. `--smoke` runs a tiny problem in seconds, to check that the script works, and writes no
+record. The record is results/training_speed.json.
 
 Question 1. One epoch of SGD over 60,000 x 784 float32 in minibatches of 256 with 10 classes:
-- python loop: a jitted step as one writes it, with `x @ w` and Optax's cross-entropy, called 235
+- python loop: a jitted step as users write it, with `x @ w` and Optax's cross-entropy, called 235
   times with its rows, which it gathers from data on the device; nothing is reported;
 - train_epoch: this library, with its exact cross-entropy, loss and accuracy reported;
 - torch loop and torch loader: a loop over `x[rows]`, and one over a DataLoader.
 
-Question 2. 1, 8 and 64 fits of the same data: `fit` after `fit`, all at one learning rate and
-with one optimizer object, so that none but the first compiles, against one `sweep` over rates.
+Question 2. 1, 8 and 64 fits of the same data: one `fit` after another, all at one learning rate and
+with one optimizer object, so that only the first compiles, against one `sweep` over rates.
 
 Findings, as medians on two cores:
-- The record: an epoch takes 47 ms, against 105 of the Python loop (2.2 times), 160 of torch's bare
-  loop (3.4) and 442 of its DataLoader loop (9.4). In minutes when neighbours on the machine took
-  the memory, other runs gave 1.5 to 1.7, 1.7 and 4.2 times: the gathers feel it most.
-- Where it goes, in another run: 4 ms one sort for the order (`jax.random.permutation`: 8), 21 the
-  gathers of random rows (numpy's `take` is no faster; in order they would take 7), the rest
-  products and the loss. With x w and x^T dz the products alone take 48 ms, with the classes
-  outermost about 20. Accuracy costs 1.5 ms: its scores are the loss's.
+- The record: an epoch takes 47 ms, against 105 for the Python loop (2.2 times), 160 for torch's
+  bare loop (3.4) and 442 for its DataLoader loop (9.4). In minutes when neighbors on the machine
+  used the memory, other runs gave 1.5 to 1.7, 1.7 and 4.2 times: the gathers suffer most.
+- Where the time goes, in another run: 4 ms for the one sort of the order (`jax.random.permutation`:
+  8), 21 for the gathers of random rows (numpy's `take` is no faster; in order they would take 7),
+  the rest for products and the loss. With x w and x^T dz the products alone take 48 ms, with the
+  classes outermost about 20. Accuracy costs 1.5 ms: it uses the scores of the loss.
 - A sweep of 8 models takes 2.2 times less than 8 fits, one of 64 3.5 times less, one of 1 as long
-  as a fit. Of 64, a product as wide as 640 takes the time, and there x w would be a tenth faster.
+  as a fit. With 64, a product as wide as 640 takes the time, and there x w would be a tenth faster.
 """
 
 import argparse
@@ -51,9 +51,9 @@ SGD = optax.sgd(0.1)
 def main() -> None:
     """Run both questions, print their tables and write the record."""
     parser = argparse.ArgumentParser(description="Speed of an epoch and of a sweep.")
-    parser.add_argument("--torch-python", help="an interpreter that has PyTorch")
+    parser.add_argument("--torch-python", help="an interpreter with PyTorch")
     parser.add_argument("--rounds", type=int, default=21, help="paired rounds of question 1")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, without a record")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
     arguments = parser.parse_args()
     size, models, rounds = (1000, (1, 2), 3) if arguments.smoke else (60_000, (1, 8, 64), 0)
 
@@ -93,7 +93,7 @@ def epoch(data: tuple[jax.Array, jax.Array], torch: "TorchLoops", *, rounds: int
 
 
 def python_loop(x: jax.Array, y: jax.Array) -> Callable[[], Any]:
-    """A jitted step that gathers its own minibatch, in a loop of Python."""
+    """Return an epoch as a Python loop over a jitted step that gathers its own minibatch."""
 
     def mean_loss(params: tuple[jax.Array, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
         w, bias = params
@@ -122,7 +122,7 @@ def python_loop(x: jax.Array, y: jax.Array) -> Callable[[], Any]:
 
 
 def one_scan(x: jax.Array, y: jax.Array) -> Callable[[], Any]:
-    """Run `train_epoch`, on the state of the epoch before."""
+    """Return an epoch as `train_epoch`, on the state of the previous epoch."""
     params = linear.init(x.shape[1], 10)
     state = training.init_state(params, optimizer=SGD, key=jax.random.key(0))
 
@@ -135,14 +135,14 @@ def one_scan(x: jax.Array, y: jax.Array) -> Callable[[], Any]:
 
 
 class TorchLoops:
-    """The loops of torch_loops.py in their own process; without PyTorch, none."""
+    """The loops of torch_loops.py in a separate process; without PyTorch, there are none."""
 
     def __init__(self, python: str | None, sizes: tuple[int, ...]) -> None:
         if python is None and importlib.util.find_spec("torch") is not None:
             python = sys.executable
         self.versions, self.process = None, None
         if python is None:
-            print("no PyTorch here (see --torch-python): its loops are left out")
+            print("PyTorch is absent (see --torch-python), and its loops are left out")
             return
         self.process = subprocess.Popen(
             [python, str(Path(__file__).with_name("torch_loops.py")), *map(str, sizes)],
@@ -153,13 +153,13 @@ class TorchLoops:
         self.versions = self.process.stdout.readline().strip()
 
     def seconds(self, name: str) -> float:
-        """Run one loop there and return the seconds that it took."""
+        """Run one loop there and return its time in seconds."""
         self.process.stdin.write(name + "\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
     def clocks(self) -> dict[str, Callable[[], float]]:
-        """Functions that return their own seconds, for `measure.paired`."""
+        """Return functions that return their own seconds, for `measure.paired`."""
         if self.process is None:
             return {}
         return {f"torch {name}": partial(self.seconds, name) for name in ("bare", "loader")}
@@ -194,7 +194,7 @@ def sweep(data: tuple[jax.Array, jax.Array], models: int, *, rounds: int) -> dic
 
 
 def show(timing: dict[str, Any]) -> None:
-    """Print one line per way: milliseconds, and how many times faster than the first it is."""
+    """Print one line per way: milliseconds, and the speed relative to the first."""
     print(f"{'':16}{'median ms':>11}{'minimum ms':>12}{'faster (quartiles)':>24}{'of minima':>12}")
     for name, seconds in timing["seconds"].items():
         ratio = timing["ratios"][name]
