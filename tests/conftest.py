@@ -1,9 +1,18 @@
-"""What every test shares: two CPU devices, the strict rules of promotion, and the markers."""
+"""What every test shares: two CPU devices, one cache of programs, strict promotion, the markers."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
+
+# Nearly all of the time of a test is compilation, so the programs are kept: between modules, whose
+# programs leave memory, between processes, and where the machine keeps .pytest_cache between runs.
+# JAX reads these when it is imported, and every process that a test starts inherits them.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax
@@ -26,6 +35,14 @@ def strict() -> Iterator[None]:
     """No implicit promotion of dtypes or ranks, for a module that says usefixtures("strict")."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="module")
+def unoptimized() -> Iterator[None]:
+    """Programs that compile fast and run slowly, for modules of logic: never where ulps count."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

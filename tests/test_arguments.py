@@ -12,6 +12,8 @@ import pytest
 import jaxsoftmax as js
 from jaxsoftmax import validation
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 Z = jnp.asarray([[1.0, -2.0, 0.5], [0.3, 0.0, 3.0]])
 Y = jnp.asarray([2, 0])
 T = jnp.asarray([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from jaxsoftmax import metrics, softmax
 from jaxsoftmax.calibration import Fit, temperature_scaling, vector_scaling
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 BOTH = pytest.mark.parametrize("scaling", [temperature_scaling, vector_scaling])
 type Arrays = tuple[np.ndarray, np.ndarray]
 

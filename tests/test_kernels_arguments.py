@@ -27,7 +27,7 @@ from jaxsoftmax.kernels import (
     settings,
 )
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = pytest.mark.usefixtures("strict", "unoptimized")
 
 TILES = Tiles(rows=4, classes=8)
 HALF = jnp.bfloat16

@@ -80,8 +80,7 @@ def test_ulp_error_counts_and_refuses() -> None:
 # -- Exactness --
 
 
-@pytest.mark.parametrize("way", ways.COMMON, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("classes", adversaries.CLASSES)
+@pytest.mark.parametrize(("classes", "way"), ways.COMMON_CASES, ids=ways.name_of)
 def test_row_links_are_exact(classes: int, way: Callable, dtype: type) -> None:
     if dtype is np.float64 and classes in (3, 127, 128, 129, 100_000):
         pytest.skip("float32 covers this number of classes")

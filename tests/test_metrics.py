@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import arrays
 from jaxsoftmax import linear_cross_entropy
 from jaxsoftmax import metrics as ours
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = pytest.mark.usefixtures("strict", "unoptimized")
 
 K = 6
 CLASSES = range(K)
@@ -225,12 +225,11 @@ def test_one_vs_rest_ranks_where_probabilities_round_to_one() -> None:
     np.testing.assert_array_equal(ours.roc_auc(*ours.one_vs_rest(z, jnp.array([1, 0, 1]))), [1, 1])
 
 
-few = st.integers(2, 12).flatmap(
-    lambda n: st.tuples(
-        arrays(np.float32, n, elements=st.sampled_from([-INF, -1.0, -0.0, 0.0, 0.5, 3e38, INF])),
-        arrays(np.int32, n, elements=st.integers(0, 1)),
-        arrays(np.float32, n, elements=st.sampled_from([0.0, 0.5, 1.0, 4.0])),
-    )
+# One shape, which compiles once; examples of weight 0 stand for fewer.
+few = st.tuples(
+    arrays(np.float32, 12, elements=st.sampled_from([-INF, -1.0, -0.0, 0.0, 0.5, 3e38, INF])),
+    arrays(np.int32, 12, elements=st.integers(0, 1)),
+    arrays(np.float32, 12, elements=st.sampled_from([0.0, 0.5, 1.0, 4.0])),
 )
 
 

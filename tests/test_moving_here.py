@@ -20,6 +20,8 @@ from sklearn.metrics import log_loss
 
 import jaxsoftmax as js
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 ROOT = Path(__file__).parent.parent
 RECORD = json.loads(Path(__file__).with_name("torch_values.json").read_text())
 INPUTS = {name: np.array(value) for name, value in RECORD["inputs"].items()}

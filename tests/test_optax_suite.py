@@ -17,6 +17,8 @@ from optax.losses import _classification_test as suite
 
 import jaxsoftmax as js
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 ABSENT = {"SparsemaxTest", "PerceptronTest", "CTCTest"}
 
 

@@ -17,6 +17,8 @@ from jaxsoftmax import metrics
 from jaxsoftmax.app import plots
 from jaxsoftmax.app.text import shorten
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LONG = ("number of bedrooms in the whole house", "NUMBER OF BEDROOMS IN THE HOUSE", *ODD)
 HISTORY = {
     "loss": np.array([1.0, 0.5, 0.25, 0.2]),

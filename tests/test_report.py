@@ -24,6 +24,8 @@ from jaxsoftmax.app.report import Run, document, page
 from jaxsoftmax.app.text import shorten
 from jaxsoftmax.linear import LinearParams
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 FIGURES = {
     "digits": {"learning-curves", "confusion-matrix", "reliability", "templates", "worst-mistakes"},
     "interrupted": {"learning-curves", "confusion-matrix", "templates", "worst-mistakes"},

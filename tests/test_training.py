@@ -29,6 +29,8 @@ from jaxsoftmax.training.epoch import jitted_train_epoch
 from jaxsoftmax.training.evaluation import jitted_evaluate
 from jaxsoftmax.training.types import Examples
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SOFTMAX = on_logits(jaxsoftmax.cross_entropy)
 SIGMOID = on_logits(jaxsoftmax.binary_cross_entropy)
 KEY = jax.random.key(7)

@@ -19,6 +19,8 @@ from jaxsoftmax.training import (
     train_epoch,
 )
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 KEY = jax.random.key(3)
 SGD = optax.sgd(0.3, momentum=0.9)
 HOW = {"optimizer": SGD, "key": KEY, "epochs": 3, "batch_size": 8}

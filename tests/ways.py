@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import adversaries
 import jax
 import jax.numpy as jnp
 
@@ -63,4 +64,14 @@ def other_layout(f: Function, logits: jax.Array, labels: jax.Array, where: jax.A
 
 
 COMMON = (eager, jit, vmap)
+# What a compiler may do differently depends on the number of classes, and less on the way.
+COMMON_CASES = [
+    *((classes, jit) for classes in adversaries.CLASSES),
+    *((classes, way) for classes in (10, 1000) for way in (eager, vmap)),
+]
 AXES = (first_axis, middle_axis, other_layout)
+
+
+def name_of(value: Any) -> str:
+    """The name of a parameter that is a way, and any other parameter itself."""
+    return getattr(value, "__name__", str(value))
