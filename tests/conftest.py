@@ -6,19 +6,24 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-# Nearly all of the time of a test is compilation, so the programs are kept: between modules, whose
-# programs leave memory, between processes, and where the machine keeps .pytest_cache between runs.
-# JAX reads these when it is imported, and every process that a test starts inherits them.
-CACHE = Path(__file__).parent.parent / ".pytest_cache" / "programs"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
 import hypothesis
 import jax
 import numpy as np
 import oracles
 import pytest
+
+# Most of a test's time is compilation, so compiled programs are kept: for other modules, for the
+# processes that tests start, which inherit the variables, and, where .pytest_cache stays, for the
+# next run.
+PROGRAMS = Path(__file__).parent.parent / ".pytest_cache" / "programs"
+CACHE = {
+    "jax_compilation_cache_dir": str(PROGRAMS),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    os.environ.setdefault(name.upper(), str(value))
+    jax.config.update(name, type(value)(os.environ[name.upper()]))
 
 # Before any backend starts: shard_map needs more than one device to mean anything.
 jax.config.update("jax_num_cpu_devices", 2)
