@@ -1,4 +1,4 @@
-"""The linear model that everything fits: scores that are affine in the features."""
+"""The linear model that the package fits: scores that are affine in the features."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,15 +11,16 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
 from jaxsoftmax import placement
+from jaxsoftmax.kernels import primitives
 from jaxsoftmax.kernels.linear_map import linear_map
 from jaxsoftmax.validation import ArrayLike
 
 
 class LinearParams(NamedTuple):
-    """Weights `w: [D, K]` and `bias: [K]`, or None for a model without one.
+    """Weights `w: [D, K]` and `bias: [K]`, or None for a model without a bias.
 
-    A tuple of booleans of the same form selects parameters for an Optax mask, for instance
-    `LinearParams(w=True, bias=False)` for weight decay that leaves the bias alone.
+    A `LinearParams` of booleans selects parameters for an Optax mask, for instance
+    `LinearParams(w=True, bias=False)` for weight decay that does not apply to the bias.
     """
 
     w: Array
@@ -35,20 +36,21 @@ def init(
     bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> LinearParams:
-    """Initial parameters of a linear model: zeros, or small normal weights.
+    """Return initial parameters of a linear model: zeros, or small normal weights.
 
-    w = 0 without a key, else w ~ scale * Normal(0, 1); the bias is 0. The losses of this package
-    that are convex reach the same optimum from any start; a key matters for what is not convex
-    (focal losses, several lanes of a sweep that are to differ).
+    w = 0 without a key, else w ~ scale * Normal(0, 1); the bias is 0. The convex losses of this
+    package reach the same optimum from any start. A key matters for losses that are not convex,
+    such as focal losses, and for lanes of a sweep that should differ.
 
     Args:
         num_features: D, at least 1.
         num_classes: K, at least 1; 1 for a single score (binary or regression).
         key: a random key, or None for zeros.
-        scale: standard deviation of the weights. The default keeps the first scores near 0, that
-            is the first probabilities near uniform, for standardised or 0-to-1 features.
+        scale: the standard deviation of the weights. With standardized features, or features from
+            0 to 1, the default keeps the first scores near 0 and the first probabilities near
+            uniform.
         bias: whether the model has a bias.
-        dtype: of the parameters.
+        dtype: the dtype of the parameters.
 
     Returns:
         `LinearParams(w: [D, K], bias: [K] or None)`.
@@ -70,28 +72,28 @@ def init(
 
 
 def logits(params: LinearParams, features: ArrayLike, *, dtype: DTypeLike | None = None) -> Array:
-    """Scores of a linear model, z = x w + bias.
+    """Return the scores of a linear model, z = x w + bias.
 
     Args:
         params: `w: [D, K]`, `bias: [K]` or None.
         features: `[..., D]`.
-        dtype: of the operands of products, for instance `jnp.bfloat16` for training in mixed
-            precision; None for the promoted dtype of w and features. In training it is
+        dtype: the dtype of the operands of products, for instance `jnp.bfloat16` for training in
+            mixed precision. None means the promoted dtype of w and features. For training, pass
             `on_logits(loss, logits=partial(linear.logits, dtype=jnp.bfloat16))`.
 
     Returns:
-        `[..., K]` scores in the promoted dtype of w and features; with a `dtype` in float32, or
-        float64 where w or `dtype` is.
+        `[..., K]` scores in the promoted dtype of w and features. With a `dtype` they are float32,
+        or float64 where w or `dtype` is float64.
 
     Numerics:
         The product runs in the platform's default precision, which on a TPU, and on a GPU with
-        TF32 enabled, is below float32; `jax.default_matmul_precision` raises it. With a `dtype`
+        TF32 enabled, is below float32; `jax.default_matmul_precision` raises it. With a `dtype`,
         w, features and the derivative in the scores are rounded to it where they are multiplied;
-        sums, scores, bias and w's gradient are not. On the CPU the
-        product and its gradient are computed with the classes outermost, see `_class_major`.
+        sums, scores, bias and w's gradient are not. On the CPU the product and its gradient are
+        computed with the classes outermost, see `_class_major`.
 
     Derivatives:
-        Of any order and both modes; linear in w, bias and features each.
+        Of any order, in both modes; the scores are linear in each of w, bias and features.
 
     Raises:
         ValueError: if the last axis of features is not D.
@@ -110,7 +112,7 @@ def logits(params: LinearParams, features: ArrayLike, *, dtype: DTypeLike | None
     operands, sums = _dtypes(w, x, dtype)
     rows = placement.flatten_rows(x, x.ndim - 1).astype(operands)
     bias = None if params.bias is None else params.bias.astype(sums)
-    w, bias = _beside(rows, w.astype(sums), bias)
+    w, bias = _replicate_classes(rows, w.astype(sums), bias)
     scores = jax.lax.platform_dependent(w, bias, rows, cpu=_class_major, default=_scores)
     return placement.unflatten_rows(scores.T, x, x.ndim - 1)
 
@@ -124,64 +126,64 @@ def _dtypes(w: Array, x: Array, dtype: DTypeLike | None) -> tuple[DTypeLike, DTy
     return dtype, jnp.float64 if jnp.float64 in (w.dtype, jnp.dtype(dtype)) else jnp.float32
 
 
-def _beside(rows: Array, w: Array, bias: Array | None) -> tuple[Array, Array | None]:
-    """The model, with all classes on each device where these share the rows' axis of a mesh.
+def _replicate_classes(rows: Array, w: Array, bias: Array | None) -> tuple[Array, Array | None]:
+    """Return the model with all classes on each device, where classes and rows share a mesh axis.
 
-    So a data-parallel model may lie in memory, but no array has two dimensions over one axis.
+    A data-parallel model may be sharded so in memory, but no array has two dimensions over one
+    axis.
     """
     inner, classes = placement.partition_spec(w)
-    if not {*placement.axis_names(placement.partition_spec(rows)[0])} & {
-        *placement.axis_names(classes)
-    }:
+    row_axes = placement.axis_names(placement.partition_spec(rows)[0])
+    if not {*row_axes} & {*placement.axis_names(classes)}:
         return w, bias
     w = placement.reshard(w, w, inner, None)
     return w, None if bias is None else placement.replicate(bias)
 
 
 def _scores(
-    w: Array, bias: Array | None, rows: Array, hold: Callable[[Array], Array] = lambda a: a
+    w: Array, bias: Array | None, rows: Array, pin_layout: Callable[[Array], Array] = lambda a: a
 ) -> Array:
-    """`[K, N]` scores; `hold` wraps what XLA would like to transpose back."""
-    (inner, classes), (examples, features) = (
-        placement.partition_spec(w),
-        placement.partition_spec(rows),
-    )
-    # An Explicit mesh must be told that the parts of a sum over sharded features are added up.
+    """Return the scores as `[K, N]`; `pin_layout` wraps arrays that XLA would transpose back."""
+    inner, classes = placement.partition_spec(w)
+    examples, features = placement.partition_spec(rows)
+    # An Explicit mesh needs to know that the parts of a sum over sharded features are added up.
     in_parts = inner is not None and features is not None
     out = placement.sharding(rows, classes, examples) if in_parts else None
-    scores = _product(hold(w.T), rows, out)
-    return hold(scores if bias is None else scores + bias[:, None])
+    scores = _product(pin_layout(w.T), rows, out)
+    return pin_layout(scores if bias is None else scores + bias[:, None])
 
 
 def _product(w: Array, rows: Array, out: NamedSharding | None) -> Array:
-    """`[K, D]` by `[N, D]`, with sums in the dtype of w and operands in that of the rows.
+    """Return `[K, D]` times `[N, D]`, with sums in the dtype of w and operands in that of the rows.
 
-    Where these differ, automatic transposition would round w's gradient to the operands' dtype,
-    and multiply by the scores' derivative in full.
+    Where these differ, automatic transposition would round w's gradient to the dtype of the
+    operands, and would multiply by the unrounded derivative in the scores.
     """
-    over = ((1,), (1,)), ((), ())
+    contract_features = ((1,), (1,)), ((), ())
     if w.dtype == rows.dtype:
-        return jax.lax.dot_general(w, rows, over, out_sharding=out)
+        return jax.lax.dot_general(w, rows, contract_features, out_sharding=out)
     dot = partial(jax.lax.dot_general, preferred_element_type=w.dtype)
-    examples, back = placement.partition_spec(rows)[0], None
-    if examples is not None:  # as above, of a sum over sharded examples
-        back = placement.sharding(rows, *placement.partition_spec(w))
+    gradient_sharding = None
+    if placement.partition_spec(rows)[0] is not None:  # as in `_scores`, for sharded examples
+        gradient_sharding = placement.sharding(rows, *placement.partition_spec(w))
 
     def push(rows: Array, w: Array) -> Array:
-        return dot(w.astype(rows.dtype), rows, over, out_sharding=out)
+        return dot(w.astype(rows.dtype), rows, contract_features, out_sharding=out)
 
-    def pull(rows: Array, dz: Array) -> Array:
-        return dot(dz.astype(rows.dtype), rows, (((1,), (0,)), ((), ())), out_sharding=back)
+    def pull(rows: Array, z_bar: Array) -> Array:
+        contract_examples = ((1,), (0,)), ((), ())
+        z_bar = z_bar.astype(rows.dtype)
+        return dot(z_bar, rows, contract_examples, out_sharding=gradient_sharding)
 
     return linear_map(push, pull, rows, w)
 
 
 def _class_major(w: Array, bias: Array | None, rows: Array) -> Array:
-    """The product as w^T x^T, and so its gradient as dz^T x, which a CPU does 2 to 5 times faster.
+    """Return the scores as w^T x^T, whose gradient is dz^T x: 2 to 5 times faster on a CPU.
 
-    For few classes the output of x w has short rows, which leave vector units idle; that of
-    w^T x^T, and that of dz^T x in the gradient, have long ones. XLA's simplifier moves the
-    transposes back out of the products, so barriers hold them where they are. Under `vmap` over
-    many w and one x it stays one product, `[L * K, D]` by `[D, N]`.
+    For few classes the output of x w has short rows, which leave vector units idle; the outputs of
+    w^T x^T, and of dz^T x in the gradient, have long ones. XLA's simplifier moves the transposes
+    back out of the products, so barriers hold them in place. Under `vmap` over many w and one x
+    this remains one product, `[L * K, D]` by `[D, N]`.
     """
-    return _scores(w, bias, rows, jax.lax.optimization_barrier)
+    return _scores(w, bias, rows, primitives.pin_layout)

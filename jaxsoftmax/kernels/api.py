@@ -1,4 +1,4 @@
-"""The fused losses' public functions: linear_cross_entropy and its family.
+"""The public functions of the fused losses: linear_cross_entropy and its family.
 
 The functions take features and a linear model, and return losses without ever storing the logits
 of all classes. Every function runs under jit, vmap, scan, remat and export, inside shard_map, and
@@ -25,7 +25,7 @@ from jaxsoftmax.validation import ArrayLike
 
 
 class LinearLoss(NamedTuple):
-    """Per example: the loss -log p_y and the logarithm of the sum of exponentials of the logits."""
+    """The loss -log p_y of each example, and the log-sum-exp of its logits."""
 
     nll: Array
     lse: Array
@@ -41,7 +41,8 @@ class LinearStats(NamedTuple):
     correct: Array
 
 
-# An exported program is stored with the types of its results. A reloaded module finds them there.
+# An exported program is stored with the types of its results. Where this module is reloaded, they
+# are registered already.
 for result in (LinearLoss, LinearStats):
     with suppress(ValueError):
         export.register_namedtuple_serialization(
@@ -64,7 +65,7 @@ def linear_cross_entropy(
     implementation: str | None = None,
     tiles: Tiles | None = None,
 ) -> LinearLoss:
-    r"""Softmax cross-entropy of a linear model, from features, in blocks of classes.
+    r"""Return the softmax cross-entropy of a linear model, computed in blocks of classes.
 
     nll = log sum_k exp(z_k) - z_y and lse = log sum_k exp(z_k) with z = x w + bias.
 
@@ -73,21 +74,21 @@ def linear_cross_entropy(
         w: weights, floats `[D, K]`.
         labels: integers of any dtype, `[...]`.
         bias: floats `[K]`.
-        softcap: c in z <- c tanh(z / c), a positive number known at compile time; a masked class
+        softcap: c in z <- c tanh(z / c), a positive number known at compile time. A masked class
             stays masked.
         where: bool `[K]` or `[..., K]`: which classes exist.
         valid: bools, or integers 0 and 1, `[...]`: which examples count.
-        precision: of the products, as in `jax.lax.dot_general`. JAX's default takes float32 to
-            TF32 on a GPU and to bfloat16 on a TPU; "highest" keeps it.
-        dtype: floating, of the operands of the products: x and w are cast to it, and sums are
-            float32 as ever. None is the promoted dtype of both. With jnp.bfloat16 parameters
-            stay float32 while products run at the rate of bfloat16: a copy of w in it comes on top
-            of the memory below, and w's gradient is the float32 sum of products, never rounded to
-            bfloat16. Tangents of forward mode are not rounded either.
-        memory: budget in bytes for a block of logits; 128 MiB where it is None. What is as large
-            as x (its gradient's sum, in float32) comes on top. Blocks have 128 classes at least.
-            Under vmap it is the budget of each lane.
-        implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense); None is
+        precision: of the products, as in `jax.lax.dot_general`. JAX's default rounds float32 to
+            TF32 on a GPU and to bfloat16 on a TPU; "highest" keeps float32.
+        dtype: the floating dtype of the operands of the products. x and w are cast to it, and sums
+            are float32 in any case. None means the promoted dtype of both. With jnp.bfloat16,
+            parameters stay float32 while products run at the rate of bfloat16: a bfloat16 copy of
+            w is needed beside the memory below, and w's gradient is the float32 sum of products,
+            never rounded to bfloat16. Tangents of forward mode are not rounded either.
+        memory: the budget in bytes for a block of logits; None means 128 MiB. The float32 sum of
+            x's gradient, an array as large as x, is not part of it. Blocks have at least 128
+            classes. Under vmap it is the budget of each lane.
+        implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense). None means
             the first of them.
         tiles: block sizes, in place of a budget.
 
@@ -97,28 +98,29 @@ def linear_cross_entropy(
     Numerics:
         Sums and statistics are float32 for any input, and gradients have the dtype of their
         argument. On an Explicit mesh, and inside `jax.shard_map`, each device computes the rows and
-        classes that it holds; on an Auto mesh blocks are cut along its devices. In half precision
+        classes that it holds; on an Auto mesh, blocks are cut along its devices. In half precision
         the gradient in the logits is cast down before the two products of the reverse pass, so that
-        they run at the device's full rate. The label's term is kept apart, so a confident example's
-        nll is log1p(others / own), which does not cancel to 0, and its gradient is as exact.
-        valid=False gives 0 for both, whatever features and label hold; a label out of range NaN for
-        its example; a row that is masked whole nll 0 and lse -inf, whatever its features hold; a
-        label on a masked class +inf.
+        they run at the device's full rate. The label's term e_y is kept out of the sum s_o of the
+        other classes' exponentials, so a confident example's nll is log1p(s_o / e_y), which does
+        not cancel to 0, and its gradient is as exact. An example with valid=False has 0 for both
+        results, whatever its features and label are. A label out of range gives NaN for its
+        example, a row whose classes are all masked has nll 0 and lse -inf, whatever its features
+        are, and a label on a masked class gives +inf.
 
     Derivatives:
-        Of any order in x, w and bias. grad runs a handwritten reverse pass, jvp the tangent of
-        each block, and Hessian-vector products (jvp of grad) the derivative of that reverse pass;
-        all compute the logits again block by block. Only what is differentiated is computed. Where
-        all classes fit one block their logits are kept instead.
+        Of any order in x, w and bias. grad runs a handwritten reverse pass, jvp the tangents of
+        the blocks, and Hessian-vector products (jvp of grad) the derivative of that reverse pass.
+        All of them compute the logits again block by block. Only the derivatives that are needed
+        are computed. Where all classes fit in one block, their logits are kept instead.
 
     Raises:
-        TypeError: x or w are not floats, labels not integers, a mask not bool, or a setting not
-            of its type or not known at compile time.
-        ValueError: shapes that do not fit, or a setting that is no such thing.
-        NotImplementedError: a named implementation cannot run here, with the reason.
+        TypeError: x or w are not floats, labels are not integers, a mask is not bool, or a setting
+            has the wrong type or is not known at compile time.
+        ValueError: shapes do not fit, or a setting has a value that it cannot take.
+        NotImplementedError: a named implementation cannot run here; the error gives the reason.
 
     Example:
-        What other libraries have as options composes outside.
+        Options of other libraries are compositions here.
 
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import focal, linear_cross_entropy, weighted_mean
@@ -165,7 +167,7 @@ def linear_cross_entropy_stats(
     implementation: str | None = None,
     tiles: Tiles | None = None,
 ) -> LinearStats:
-    r"""`linear_cross_entropy` with the mean logit and the predicted class from the same pass.
+    r"""Return `linear_cross_entropy` with the mean logit and the predicted class in one pass.
 
     mean_logit = mean of z_k over the classes that exist; predicted = argmax_k z_k. Label smoothing
     by a is (1 - a) nll + a (lse - mean_logit).
@@ -175,26 +177,26 @@ def linear_cross_entropy_stats(
         w: weights, floats `[D, K]`.
         labels: integers of any dtype, `[...]`.
         bias: floats `[K]`.
-        softcap: c in z <- c tanh(z / c); the mean is over the capped logits.
-        where: bool `[K]` or `[..., K]`: which classes exist; the mean is over those.
+        softcap: c in z <- c tanh(z / c). The mean is over the capped logits.
+        where: bool `[K]` or `[..., K]`: which classes exist. The mean is over those.
         valid: bools, or integers 0 and 1, `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
-        dtype: of the operands of the products, as in `linear_cross_entropy`.
-        memory: budget in bytes for a block of logits.
+        dtype: the dtype of the operands of the products, as in `linear_cross_entropy`.
+        memory: the budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
     Returns:
-        `LinearStats(nll, lse, mean_logit, predicted, correct)`, `[...]` each: float32 (float64),
-        and predicted int32, the first class of the largest logit, and correct bool, whether it is
-        the label.
+        `LinearStats(nll, lse, mean_logit, predicted, correct)`, `[...]` each. The first three are
+        float32 (float64 for products in float64). predicted is int32, the first class of the
+        largest logit, and correct is bool, whether that class is the label.
 
     Numerics:
-        As `linear_cross_entropy`; where valid is False all are 0 (False). The mean of a row that
-        is masked whole is 0.
+        As in `linear_cross_entropy`. Where valid is False, all results are 0 (False). The mean of a
+        row whose classes are all masked is 0.
 
     Derivatives:
-        nll, lse and mean_logit, of any order, in x, w and bias.
+        Of nll, lse and mean_logit, of any order in x, w and bias.
 
     Raises:
         As `linear_cross_entropy`.
@@ -240,27 +242,27 @@ def linear_cross_entropy_sum(
     implementation: str | None = None,
     tiles: Tiles | None = None,
 ) -> Array:
-    r"""The weighted sum of the losses, with gradients computed in the forward pass.
+    r"""Return the weighted sum of the losses, with gradients computed in the forward pass.
 
     sum_i weights_i nll_i. The gradient of a chunk of rows is known as soon as its logits are, so
     value and gradient take three products of N D K where `linear_cross_entropy` takes four. For a
-    mean, give weights that sum to 1: dividing afterwards reads the gradient of w once more.
+    mean, pass weights that sum to 1: dividing afterwards reads the gradient of w once more.
 
     Args:
         x: features, floats `[..., D]`.
         w: weights of the model, floats `[D, K]`.
         labels: integers of any dtype, `[...]`.
         weights: of the examples, numbers or bools `[...]`, a leading part of that shape, or a
-            scalar; 1 where None. Weight 0 silences a loss that is not finite; features that are
-            not finite need valid=False.
+            scalar; None means 1. A loss that is not finite is ignored where its weight is 0;
+            features that are not finite need valid=False.
         bias: floats `[K]`.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which classes exist.
         valid: bools, or integers 0 and 1, `[...]`: which examples count.
         precision: of the products, as in `jax.lax.dot_general`.
-        dtype: of the operands of the products, as in `linear_cross_entropy`.
-        memory: budget in bytes for a chunk of logits; where it is None 512 MiB, and 2 GiB on a
-            CPU. The sum of w's gradient, in float32, comes on top.
+        dtype: the dtype of the operands of the products, as in `linear_cross_entropy`.
+        memory: the budget in bytes for a chunk of logits; None means 512 MiB, and 2 GiB on a CPU.
+            The float32 sum of w's gradient is not part of it.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
@@ -268,11 +270,11 @@ def linear_cross_entropy_sum(
         A scalar, float32 or float64.
 
     Numerics:
-        As `linear_cross_entropy`, with the exact exponentials of `cross_entropy`.
+        As in `linear_cross_entropy`, with the exact exponentials of `cross_entropy`.
 
     Derivatives:
-        Of any order in x, w, bias and weights, in both modes; only what is differentiated is
-        computed.
+        Of any order in x, w, bias and weights, in both modes. Only the derivatives that are needed
+        are computed.
 
     Raises:
         As `linear_cross_entropy`.
@@ -292,7 +294,8 @@ def linear_cross_entropy_sum(
          [ 0.1345 -0.1345]]
 
     Reference:
-        Liger-Kernel's and torch's fused linear cross-entropy compute gradients in the forward pass.
+        Liger-Kernel's and torch's fused linear cross-entropy, which compute gradients in the
+        forward pass as well.
     """
     call = settings.check(
         softcap=softcap,
@@ -331,33 +334,33 @@ def linear_binary_cross_entropy(
     implementation: str | None = None,
     tiles: Tiles | None = None,
 ) -> Array:
-    r"""Sigmoid cross-entropy of a linear model with many labels, in blocks of them.
+    r"""Return the sigmoid cross-entropy of a linear model, computed in blocks of labels.
 
     sum_k w_k t_k softplus(-z_k) + (1 - t_k) softplus(z_k) with z = x w + bias.
 
     Args:
         x: features, floats `[..., D]`.
         w: weights, floats `[D, K]`.
-        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all; they count
+        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all. They count
             as constants.
         bias: floats `[K]`.
-        pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
+        pos_weight: w_k >= 0, a scalar or `[K]`. It counts as a constant too.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which labels count.
-        valid: bools, or integers 0 and 1, `[...]`, which examples count, or `[..., K]`, which
-            labels; of `[...]` where a shape fits both.
+        valid: bools, or integers 0 and 1: `[...]`, which examples count, or `[..., K]`, which
+            labels count. A shape that fits both is one of examples.
         precision: of the products, as in `jax.lax.dot_general`.
-        dtype: of the operands of the products, as in `linear_cross_entropy`.
-        memory: budget in bytes for a block of logits.
+        dtype: the dtype of the operands of the products, as in `linear_cross_entropy`.
+        memory: the budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
     Returns:
-        `[...]`, float32 or float64: summed over the labels.
+        The losses summed over the labels, `[...]`, float32 or float64.
 
     Numerics:
-        Each label's loss is `binary_cross_entropy`'s: a target that rounding put outside [0, 1], by
-        4 ulp at most, is 0 or 1, and one beyond makes its example NaN.
+        Each label's loss is that of `binary_cross_entropy`: a target that rounding put outside
+        [0, 1], by at most 4 ulp, is taken as 0 or 1, and one further outside makes its example NaN.
 
     Derivatives:
         As `linear_cross_entropy`.
@@ -414,26 +417,26 @@ def linear_binary_cross_entropy_sum(
     implementation: str | None = None,
     tiles: Tiles | None = None,
 ) -> Array:
-    r"""The weighted sum of `linear_binary_cross_entropy`, with gradients in the forward pass.
+    r"""Return the weighted sum of the sigmoid losses, with gradients from the forward pass.
 
-    sum_i weights_i sum_k loss_ik. No label waits for another, so blocks of labels need three
-    products and no further sum of w's gradient.
+    sum_i weights_i sum_k loss_ik, with the losses of `linear_binary_cross_entropy`. The labels are
+    independent, so blocks of labels take three products and need no separate sum of w's gradient.
 
     Args:
         x: features, floats `[..., D]`.
         w: weights of the model, floats `[D, K]`.
-        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all; they count
+        targets: t in [0, 1], floats, integers or bools, `[..., K]` or a scalar for all. They count
             as constants.
         weights: of the examples, numbers or bools, as in `linear_cross_entropy_sum`.
         bias: floats `[K]`.
-        pos_weight: w_k >= 0, a scalar or `[K]`; a constant too.
+        pos_weight: w_k >= 0, a scalar or `[K]`. It counts as a constant too.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which labels count.
-        valid: bools, or integers 0 and 1, `[...]`, which examples count, or `[..., K]`, which
-            labels; of `[...]` where a shape fits both.
+        valid: bools, or integers 0 and 1: `[...]`, which examples count, or `[..., K]`, which
+            labels count. A shape that fits both is one of examples.
         precision: of the products, as in `jax.lax.dot_general`.
-        dtype: of the operands of the products, as in `linear_cross_entropy`.
-        memory: budget in bytes for a block of logits.
+        dtype: the dtype of the operands of the products, as in `linear_cross_entropy`.
+        memory: the budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 
@@ -441,7 +444,7 @@ def linear_binary_cross_entropy_sum(
         A scalar, float32 or float64.
 
     Numerics:
-        As `linear_binary_cross_entropy`.
+        As in `linear_binary_cross_entropy`.
 
     Derivatives:
         Of any order in x, w, bias and weights, in both modes.

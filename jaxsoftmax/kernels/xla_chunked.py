@@ -1,25 +1,25 @@
-"""The fused losses in pure JAX, on any platform: a block of classes, or of rows, at a time.
+"""The fused losses in pure JAX, on any platform: a block of classes, or a chunk of rows, at a time.
 
-Two routes, with different memory and different numbers of products of N D K:
+There are two routes, which differ in memory and in the number of products of N D K:
 
 - per example (`forward`, `tangent`, `backward`): blocks of classes, with a running maximum and
   sum. The reverse pass computes each block's logits again (four products) and writes its part of
-  w's gradient in place. Where one block holds all classes, XLA finds the logits of both passes to
-  be the same and keeps them.
-- a weighted sum (`value_and_gradients`): blocks of rows, each with all its classes, whose gradient
-  is known at once (three products); the gradient of w is summed in float32. For the sigmoid, whose
-  classes know nothing of each other, blocks of classes do.
+  w's gradient in place. Where one block holds all classes, XLA finds that both passes compute the
+  same logits and keeps them.
+- a weighted sum (`value_and_gradients`): chunks of rows with all their classes, whose gradient is
+  known at once (three products). The gradient of w is summed in float32. The sigmoid loss, whose
+  classes are independent, uses blocks of classes here as well.
 
-Where the arrays live on a mesh, a block takes a part of each group of classes, or of rows
+Where the arrays are on a mesh, a block takes a part of each group of classes, or of rows
 (`placement.count_groups`), so that no device waits for another.
 
-K need not be a multiple of the block. The last block starts at K - block, with the classes that
-another block has masked, the label's hit included; it goes first, so that the other overwrites
-what it left in w's gradient. A padded w, or a block of its own for the tail, would copy w. LSEParts
-are cut in the same way.
+K need not be a multiple of the block size. The last block starts at K - block, with the classes
+that another block has masked, the label's entry included. It is processed first, so that the other
+block overwrites its part of w's gradient. Padding w, or using a smaller block for the tail, would
+copy w. Rows are cut in the same way.
 
-The logits' own rounding is that of a sum of D products, so plain exponentials of z - max serve
-where rows come in pieces. Whole rows use `softmax_core.value_and_gradient`, whose exact
+The logits' own rounding is that of a sum of D products, so plain exponentials of z - max are enough
+where rows come in blocks. Whole rows use `softmax_core.value_and_gradient`, whose exact
 exponentials cost no more.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Wijmans et
@@ -40,9 +40,11 @@ from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
+    ModelCotangents,
     ModelTangents,
     NeedsGrad,
     Options,
+    RowCotangents,
     RowTangents,
     Stats,
 )
@@ -50,106 +52,113 @@ from jaxsoftmax.placement import Cut
 
 
 def unsupported(head: Head, options: Options) -> str | None:
-    """Nothing: it runs everywhere."""
+    """Return None: this implementation runs everywhere."""
     del head, options
     return None
 
 
 class _Block(NamedTuple):
-    """A block of classes: its logits and where it lies."""
+    """A block of classes with its logits."""
 
     cut: Cut  # which classes
     w: Array  # [D, B]
-    z: Array  # [N, B], -inf where a class does not exist or another block has it
-    slope: Array | None  # [N, B], the derivative of the softcap
+    z: Array  # [N, B], -inf where a class does not exist or belongs to another block
+    dcap: Array | None  # [N, B], the derivative of the softcap
     exists: Array | None  # [1 or N, B], this block of `where`
-    fresh: Array | None  # [1, B], False where another block has the class
+    is_new: Array | None  # [1, B], False where a class belongs to another block
 
 
 # -- Softmax, per example --
 
 
 def forward(head: Head, options: Options) -> LSEParts:
-    """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
-    zero, k = _zero(head), head.w.shape[1]
+    """Return the terms of each row's loss; with stats, also mean logit and predicted class."""
+    zero, k = _row_zeros(head), head.w.shape[1]
     stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
 
-    def step(rows: LSEParts, block: _Block) -> LSEParts:
-        peak = jnp.max(block.z, 1)
-        maximum = jnp.maximum(rows.maximum, peak)
-        kept = relative_exp(rows.maximum, maximum)
-        hot = _hot(head, block)
+    def step(parts: LSEParts, block: _Block) -> LSEParts:
+        block_max = jnp.max(block.z, 1)
+        maximum = jnp.maximum(parts.maximum, block_max)
+        rescale = relative_exp(parts.maximum, maximum)
+        is_label = _is_label(head, block)
         return LSEParts(
             maximum,
-            rows.sum_exp_rest * kept + jnp.sum(_exponentials(block, hot, maximum), 1),
-            rows.label_logit + jnp.sum(jnp.where(hot, block.z, 0), 1),
-            None if rows.stats is None else _joined(rows, rows.stats, block, peak, k),
+            parts.sum_exp_rest * rescale + jnp.sum(_exp_rest(block, is_label, maximum), 1),
+            parts.label_logit + jnp.sum(jnp.where(is_label, block.z, 0), 1),
+            None if parts.stats is None else _add_stats(parts, parts.stats, block, block_max, k),
         )
 
-    rows = _over_classes(step, LSEParts(zero - jnp.inf, zero, zero, stats), head, options)
-    if rows.stats is None:
-        return rows
-    mean = rows.stats.mean / jnp.maximum(rows.stats.classes, 1)
-    return rows._replace(stats=rows.stats._replace(mean=mean))
+    parts = _scan_classes(step, LSEParts(zero - jnp.inf, zero, zero, stats), head, options)
+    if parts.stats is None:
+        return parts
+    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
+    return parts._replace(stats=parts.stats._replace(mean=mean))
 
 
-def _joined(rows: LSEParts, stats: Stats, block: _Block, peak: Array, k: int) -> Stats:
-    """Sum and count of the logits that exist so far, and the first class of the largest."""
+def _add_stats(parts: LSEParts, stats: Stats, block: _Block, block_max: Array, k: int) -> Stats:
+    """Add a block to the sum and count of the logits, and to the first class of the largest."""
     exists = block.z != -jnp.inf
     # Not an argmax, which gathers where the classes are sharded.
-    column = jnp.where(block.z < peak[:, None], k, block.cut.indices(k)[None, :])
-    first = jnp.min(column, 1)
-    tied = jnp.where(peak == rows.maximum, jnp.minimum(first, stats.predicted), stats.predicted)
+    candidates = jnp.where(block.z < block_max[:, None], k, block.cut.indices(k)[None, :])
+    first = jnp.min(candidates, 1)
+    is_tied = block_max == parts.maximum
+    tied = jnp.where(is_tied, jnp.minimum(first, stats.predicted), stats.predicted)
     return Stats(
         stats.mean + jnp.sum(jnp.where(exists, block.z, 0), 1),
         stats.classes + jnp.sum(exists, 1, dtype=stats.classes.dtype),
-        jnp.where(peak > rows.maximum, first, tied),
+        jnp.where(block_max > parts.maximum, first, tied),
     )
 
 
-def tangent(head: Head, rows: LSEParts, tangents: ModelTangents, options: Options) -> RowTangents:
-    """The derivatives of others, label and mean along tangents of x, w and bias."""
-    zero = _zero(head)
+def tangent(head: Head, parts: LSEParts, tangents: ModelTangents, options: Options) -> RowTangents:
+    """Return the tangents of the loss terms and the mean, given those of x, w and bias."""
+    zero = _row_zeros(head)
 
     def step(sums: RowTangents, block: _Block) -> RowTangents:
-        dz = _moved(head, tangents, block, options)
-        hot = _hot(head, block)
+        dz = _logit_tangents(head, tangents, block, options)
+        is_label = _is_label(head, block)
         mean = sums.mean
         if mean is not None:
             mean += jnp.sum(jnp.where(block.z == -jnp.inf, 0, dz), 1)
         return RowTangents(
-            sums.sum_exp_rest + jnp.sum(_exponentials(block, hot, rows.maximum) * dz, 1),
-            sums.label_logit + jnp.sum(jnp.where(hot, dz, 0), 1),
+            sums.sum_exp_rest + jnp.sum(_exp_rest(block, is_label, parts.maximum) * dz, 1),
+            sums.label_logit + jnp.sum(jnp.where(is_label, dz, 0), 1),
             mean,
         )
 
-    start = RowTangents(zero, zero, None if rows.stats is None else zero)
-    found = _over_classes(step, start, head, options)
-    return found._replace(mean=_per_class(found.mean, rows))
+    zeros = RowTangents(zero, zero, None if parts.stats is None else zero)
+    rows = _scan_classes(step, zeros, head, options)
+    return rows._replace(mean=_per_class(rows.mean, parts))
 
 
 def backward(
-    head: Head, rows: LSEParts, cotangents: RowTangents, needs_grad: NeedsGrad, options: Options
-) -> ModelTangents:
-    """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
-    mean = _per_class(cotangents.mean, rows)
+    head: Head,
+    parts: LSEParts,
+    cotangents: RowCotangents,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> ModelCotangents:
+    """Return the gradients of x, w and bias that are needed: the transpose of `tangent`."""
+    mean = _per_class(cotangents.mean, parts)
 
     def gradient(block: _Block) -> tuple[None, Array]:
-        hot = _hot(head, block)
-        e = _exponentials(block, hot, rows.maximum)
-        dz = jnp.where(hot, cotangents.label_logit[:, None], e * cotangents.sum_exp_rest[:, None])
+        is_label = _is_label(head, block)
+        e = _exp_rest(block, is_label, parts.maximum)
+        z_bar = jnp.where(
+            is_label, cotangents.label_logit[:, None], e * cotangents.sum_exp_rest[:, None]
+        )
         if mean is not None:
-            dz += jnp.where(block.z == -jnp.inf, 0, mean[:, None])
-        return None, dz
+            z_bar += jnp.where(block.z == -jnp.inf, 0, mean[:, None])
+        return None, z_bar
 
-    return _pulled(gradient, None, head, needs_grad, options)[1]
+    return _sum_gradients(gradient, None, head, needs_grad, options)[1]
 
 
-def _per_class(change: Array | None, rows: LSEParts) -> Array | None:
-    """The change of a mean over the classes that exist, shared among them."""
-    if change is None or rows.stats is None:
+def _per_class(mean: Array | None, parts: LSEParts) -> Array | None:
+    """Divide a tangent or cotangent of a row's mean logit by the number of its classes."""
+    if mean is None or parts.stats is None:
         return None
-    return change / jnp.maximum(rows.stats.classes, 1)
+    return mean / jnp.maximum(parts.stats.classes, 1)
 
 
 # -- Softmax, a weighted sum --
@@ -157,27 +166,34 @@ def _per_class(change: Array | None, rows: LSEParts) -> Array | None:
 
 def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    # Few classes are laid out class-major: see `products`.
-    few = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
-    axis, w = (0, primitives.pin_layout(head.w.T)) if few else (1, head.w)
+) -> tuple[Array, ModelCotangents]:
+    """Return each row's loss, and the gradients of the weighted sum; an ignored row counts 0."""
+    # Few classes are laid out class-major: see `primitives.weight_gradient`.
+    class_major = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
+    axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
 
-    def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
-        value, dz = _row_gradient(chunk, valid, options, axis)
-        return value, _times(dz, jnp.expand_dims(scale, axis))
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
+        nll, dz = _row_gradient(chunk, valid, options, axis)
+        return nll, _scale_gradients(dz, jnp.expand_dims(weights, axis))
 
-    size = even_size(head.x.shape[0], options.tiles.rows)
-    head = head._replace(w=w)
-    nll, total = scan_rows(
-        gradient, head, valid, weights, needs_grad, options, chunk_size=size, class_axis=axis
+    nll, gradients = scan_rows(
+        gradient,
+        head._replace(w=w),
+        valid,
+        weights,
+        needs_grad,
+        options,
+        chunk_size=even_size(head.x.shape[0], options.tiles.rows),
+        class_axis=axis,
     )
-    return nll, total._replace(w=total.w.T) if few and total.w is not None else total
+    if class_major and gradients.w is not None:
+        gradients = gradients._replace(w=gradients.w.T)
+    return nll, gradients
 
 
-def even_size(size: int, most: int) -> int:
-    """How many at a time, where most are."""
-    return -(-size // -(-size // min(most, size)))
+def even_size(size: int, limit: int) -> int:
+    """Return the size of the most even chunks that are as few as the limit on their size allows."""
+    return -(-size // -(-size // min(limit, size)))
 
 
 def scan_rows(
@@ -191,183 +207,218 @@ def scan_rows(
     chunk_size: int,
     class_axis: int = 1,
     times_w: Callable[..., Array] = primitives.contract_classes,
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
+) -> tuple[Array, ModelCotangents]:
+    """Return each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
 
     Args:
         gradient: `(chunk, valid, weights) -> (losses, gradient in the logits)`, weighted.
-        head: whose rows are cut.
-        valid: which of them count.
-        weights: of the rows.
-        wanted: which gradients.
-        options: for the products' precision.
-        times_w: the product that makes x's gradient.
+        head: the head of all rows.
+        valid: which rows count, or None for all.
+        weights: the weights of the rows.
+        needs_grad: which gradients are needed.
+        options: for the precision of the products.
+        chunk_size: the number of rows in a chunk.
+        class_axis: the axis of the classes in w and in the gradient in the logits.
+        times_w: the product with w that gives x's gradient.
     """
-    n, axis = head.x.shape[0], class_axis
-    groups, sums = placement.count_groups(head.x, 0), primitives.sum_dtype(head.x.dtype)
-    size = max(chunk_size // groups, 1)
-    start = ModelTangents(
+    groups = placement.count_groups(head.x, 0)
+    group_size, size = head.x.shape[0] // groups, max(chunk_size // groups, 1)
+
+    def step(carry: tuple[Array, ModelCotangents], i: Array | int) -> tuple[Array, ModelCotangents]:
+        nll, gradients = carry
+        cut = Cut(jnp.minimum(i * size, group_size - size), size, groups)
+        chunk, chunk_valid, chunk_weights = _take_rows(head, valid, weights, cut)
+        # A row that belongs to another chunk adds nothing to the sums.
+        chunk_weights = jnp.where(cut.since(i * size) & chunk_valid, chunk_weights, 0)
+        chunk_nll, dz = gradient(chunk, chunk_valid, chunk_weights)
+        nll = placement.put_block(nll, chunk_nll, cut, 0)
+        return nll, _add_chunk(gradients, chunk, dz, cut, options, class_axis, times_w)
+
+    zeros = _row_zeros(head), _init_chunk_gradients(head, needs_grad, class_axis)
+    nll, gradients = checkpointed_scan(step, zeros, -(-group_size // size))
+    if gradients.w is not None:
+        gradients = gradients._replace(w=gradients.w.astype(needs_grad.w))
+    return nll, gradients
+
+
+def _init_chunk_gradients(head: Head, needs_grad: NeedsGrad, class_axis: int) -> ModelCotangents:
+    """Return zeros: sums for w and bias, and space for the rows of x's gradient."""
+    sums, classes = primitives.sum_dtype(head.x.dtype), head.w.shape[class_axis : class_axis + 1]
+    return ModelCotangents(
         None if needs_grad.x is None else jnp.zeros_like(head.x, needs_grad.x),
         placement.full(head.x, 0, head.w.shape, sums) if needs_grad.w else None,
-        placement.full(head.x, 0, head.w.shape[axis : axis + 1], sums) if needs_grad.bias else None,
+        placement.full(head.x, 0, classes, sums) if needs_grad.bias else None,
     )
 
-    def step(carry: tuple[Array, ModelTangents], i: Array | int) -> tuple[Array, ModelTangents]:
-        nll, (x, w, bias) = carry
-        cut = Cut(jnp.minimum(i * size, n // groups - size), size, groups)
-        rows = partial(placement.take_block, cut=cut, axis=0)
-        chunk = head._replace(x=rows(head.x), targets=rows(head.targets))
-        if head.where is not None and head.where.shape[0] > 1:
-            chunk = chunk._replace(where=rows(head.where))
-        counted = jnp.ones_like(rows(weights), bool) if valid is None else rows(valid)
-        if valid is not None:
-            chunk = chunk._replace(x=jnp.where(counted[:, None], chunk.x, 0))
-        # What another chunk has as well adds nothing to the sums.
-        scale = jnp.where(cut.since(i * size) & counted, rows(weights), 0)
-        value, dz = gradient(chunk, counted, scale)
-        nll = placement.put_block(nll, value, cut, 0)
-        # At the device's full half-precision rate: the gradient in the logits is cast down first.
-        low = dz.astype(chunk.x.dtype)
-        if x is not None:
-            dx = times_w(low, chunk.w, axis, options.precision).astype(x.dtype)
-            x = placement.put_block(x, dx, cut, 0)
-        if w is not None:
-            a, b = (low, chunk.x) if axis == 0 else (chunk.x, low)
-            w = w + primitives.dot(a, b, (1 - axis, 0), options.precision)
-        if bias is not None:
-            bias = bias + jnp.sum(dz, 1 - axis, dtype=sums)
-        return nll, ModelTangents(x, w, bias)
 
-    nll, found = checkpointed_scan(step, (_zero(head), start), -(-(n // groups) // size))
-    return nll, found if found.w is None else found._replace(w=found.w.astype(needs_grad.w))
+def _take_rows(
+    head: Head, valid: Array | None, weights: Array, cut: Cut
+) -> tuple[Head, Array, Array]:
+    """Return a chunk of the rows, which of them count, and their weights."""
+    take = partial(placement.take_block, cut=cut, axis=0)
+    chunk = head._replace(x=take(head.x), targets=take(head.targets))
+    if head.where is not None and head.where.shape[0] > 1:
+        chunk = chunk._replace(where=take(head.where))
+    chunk_weights = take(weights)
+    if valid is None:
+        return chunk, jnp.ones_like(chunk_weights, bool), chunk_weights
+    chunk_valid = take(valid)
+    return chunk._replace(x=jnp.where(chunk_valid[:, None], chunk.x, 0)), chunk_valid, chunk_weights
+
+
+def _add_chunk(
+    gradients: ModelCotangents,
+    chunk: Head,
+    dz: Array,
+    cut: Cut,
+    options: Options,
+    class_axis: int,
+    times_w: Callable[..., Array],
+) -> ModelCotangents:
+    """Add the gradient in a chunk of logits to the sums, and write the chunk's rows for x."""
+    x, w, bias = gradients
+    # At the device's full half-precision rate: the gradient in the logits is cast down first.
+    low = dz.astype(chunk.x.dtype)
+    if x is not None:
+        dx = times_w(low, chunk.w, class_axis, options.precision).astype(x.dtype)
+        x = placement.put_block(x, dx, cut, 0)
+    if w is not None:
+        a, b = (low, chunk.x) if class_axis == 0 else (chunk.x, low)
+        w = w + primitives.dot(a, b, (1 - class_axis, 0), options.precision)
+    if bias is not None:
+        bias = bias + jnp.sum(dz, 1 - class_axis, dtype=bias.dtype)
+    return ModelCotangents(x, w, bias)
 
 
 def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
-    """Loss and gradient in the logits of whole rows, with the classes along `axis`."""
+    """Return loss and gradient in the logits of whole rows, with the classes along `axis`."""
     a, b = (chunk.w, chunk.x) if axis == 0 else (chunk.x, chunk.w)
     z = primitives.dot(a, b, (1, 1 - axis), options.precision)
     z = primitives.pin_layout(z) if axis == 0 else z
     if chunk.bias is not None:
         z = z + jnp.expand_dims(chunk.bias, 1 - axis)
     where = chunk.where if chunk.where is None or axis == 1 else chunk.where.T
-    z, slope = primitives.mask_and_cap(z, where, options.softcap)
-    known = jnp.ones_like(valid)
-    value, dz = softmax_core.value_and_gradient(z, chunk.targets, known, valid, axis)
-    dz = dz if slope is None else dz * slope
-    return value, dz if where is None else jnp.where(where, dz, 0)
+    z, dcap = primitives.mask_and_cap(z, where, options.softcap)
+    in_range = jnp.ones_like(valid)
+    nll, dz = softmax_core.value_and_gradient(z, chunk.targets, in_range, valid, axis)
+    dz = dz if dcap is None else dz * dcap
+    return nll, dz if where is None else jnp.where(where, dz, 0)
 
 
 # -- Sigmoid --
 
 
 def binary_forward(head: Head, options: Options) -> Array:
-    """The sum of each row's losses over its labels that exist."""
+    """Return the sum of each row's losses over its labels that exist."""
 
     def step(total: Array, block: _Block) -> Array:
-        return total + _binary(losses.binary_cross_entropy, head, block)
+        return total + _binary_loss(head, block)
 
-    return _over_classes(step, _zero(head), head, options)
+    return _scan_classes(step, _row_zeros(head), head, options)
 
 
 def binary_tangent(head: Head, tangents: ModelTangents, options: Options) -> Array:
-    """The derivative of `binary_forward` along tangents of x, w and bias."""
+    """Return the tangent of `binary_forward`, given those of x, w and bias."""
 
     def step(total: Array, block: _Block) -> Array:
-        dz = _moved(head, tangents, block, options)
+        dz = _logit_tangents(head, tangents, block, options)
         return total + jnp.sum(_binary_gradient(head, block) * dz, 1)
 
-    return _over_classes(step, _zero(head), head, options)
+    return _scan_classes(step, _row_zeros(head), head, options)
 
 
 def binary_backward(
     head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
-) -> ModelTangents:
-    """The transpose of `binary_tangent`."""
+) -> ModelCotangents:
+    """Return the gradients of x, w and bias that are needed: the transpose of `binary_tangent`."""
 
     def gradient(block: _Block) -> tuple[None, Array]:
-        return None, _times(_binary_gradient(head, block), cotangents[:, None])
+        return None, _scale_gradients(_binary_gradient(head, block), cotangents[:, None])
 
-    return _pulled(gradient, None, head, needs_grad, options)[1]
+    return _sum_gradients(gradient, None, head, needs_grad, options)[1]
 
 
 def binary_value_and_gradients(
     head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
+) -> tuple[Array, ModelCotangents]:
+    """Return each row's loss, and the gradients of the weighted sum.
+
+    The classes are independent, so one pass over blocks of classes computes both.
+    """
 
     def gradient(block: _Block) -> tuple[Array, Array]:
-        dz = _times(_binary_gradient(head, block), weights[:, None])
-        return _binary(losses.binary_cross_entropy, head, block), dz
+        dz = _scale_gradients(_binary_gradient(head, block), weights[:, None])
+        return _binary_loss(head, block), dz
 
-    return _pulled(gradient, _zero(head), head, needs_grad, options)
+    return _sum_gradients(gradient, _row_zeros(head), head, needs_grad, options)
 
 
-def _binary(function: Callable[..., Array], head: Head, block: _Block) -> Array:
-    """The row sums of a loss of the block's labels."""
-    return jnp.sum(function(block.z, _truth(head, block), **_which(head, block)), 1)
+def _binary_loss(head: Head, block: _Block) -> Array:
+    """Return the sum of each row's losses over the labels of a block."""
+    targets, options = _binary_arguments(head, block)
+    return jnp.sum(losses.binary_cross_entropy(block.z, targets, **options), 1)
 
 
 def _binary_gradient(head: Head, block: _Block) -> Array:
-    return derivatives.binary_cross_entropy_gradient(
-        block.z, _truth(head, block), **_which(head, block)
-    )
+    """Return the gradient of the losses in the logits of a block."""
+    targets, options = _binary_arguments(head, block)
+    return derivatives.binary_cross_entropy_gradient(block.z, targets, **options)
 
 
-def _truth(head: Head, block: _Block) -> Array:
-    return placement.take_block(head.targets, block.cut, 1)
-
-
-def _which(head: Head, block: _Block) -> dict[str, Array | None]:
-    weight = (
-        None if head.pos_weight is None else placement.take_block(head.pos_weight, block.cut, 1)
-    )
-    live = _both(block.exists, block.fresh)
-    return {
-        "pos_weight": weight,
-        "valid": None if live is None else jnp.broadcast_to(live, block.z.shape),
-    }
+def _binary_arguments(head: Head, block: _Block) -> tuple[Array, dict[str, Array | None]]:
+    """Return a block's targets, and its positive weights and which of its labels count."""
+    targets = placement.take_block(head.targets, block.cut, 1)
+    pos_weight = None
+    if head.pos_weight is not None:
+        pos_weight = placement.take_block(head.pos_weight, block.cut, 1)
+    valid = _and(block.exists, block.is_new)
+    if valid is not None:
+        valid = jnp.broadcast_to(valid, block.z.shape)
+    return targets, {"pos_weight": pos_weight, "valid": valid}
 
 
 # -- Blocks of classes --
 
 
-def _block(head: Head, i: Array | int, size: int, groups: int, options: Options) -> _Block:
-    part = head.w.shape[1] // groups
-    whole = part % size == 0
-    cut = Cut(i * size if whole else jnp.minimum(i * size, part - size), size, groups)
-    fresh = None if whole else cut.since(i * size)[None, :]
+def _scan_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, options: Options) -> T:
+    """Fold the blocks of classes, the last one first; derivatives compute them again."""
+    groups = placement.count_groups(head.w, 1)
+    group_size = head.w.shape[1] // groups
+    size = max(min(options.tiles.classes // groups, group_size), 1)
+
+    def block_step(carry: T, i: Array | int) -> T:
+        return step(carry, _make_block(head, i, size, groups, options))
+
+    return checkpointed_scan(block_step, start, -(-group_size // size))
+
+
+def _make_block(head: Head, i: Array | int, size: int, groups: int, options: Options) -> _Block:
+    """Return the i-th block of classes, of `size` classes in each group, with its logits."""
+    group_size = head.w.shape[1] // groups
+    divides = group_size % size == 0
+    cut = Cut(i * size if divides else jnp.minimum(i * size, group_size - size), size, groups)
+    is_new = None if divides else cut.since(i * size)[None, :]
     exists = None if head.where is None else placement.take_block(head.where, cut, 1)
     w = placement.take_block(head.w, cut, 1)
     z = primitives.dot(head.x, w, (1, 0), options.precision)
     if head.bias is not None:
         z = z + placement.take_block(head.bias, cut, 0)[None, :]
-    z, slope = primitives.mask_and_cap(z, _both(exists, fresh), options.softcap)
-    return _Block(cut, w, z, slope, exists, fresh)
-
-
-def _over_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, options: Options) -> T:
-    """Fold the blocks of classes, the last one first; derivatives compute them again."""
-    groups = placement.count_groups(head.w, 1)
-    part = head.w.shape[1] // groups
-    size = max(min(options.tiles.classes // groups, part), 1)
-
-    def once(carry: T, i: Array | int) -> T:
-        return step(carry, _block(head, i, size, groups, options))
-
-    return checkpointed_scan(once, start, -(-part // size))
+    z, dcap = primitives.mask_and_cap(z, _and(exists, is_new), options.softcap)
+    return _Block(cut, w, z, dcap, exists, is_new)
 
 
 def checkpointed_scan[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
-    """Fold count - 1, ..., 1, 0 under a checkpoint; a single step is just taken."""
+    """Fold count - 1, ..., 1, 0 under a checkpoint; a single step is applied without a loop."""
     if count == 1:
         return step(start, 0)
-    once = jax.checkpoint(step, prevent_cse=False)
-    numbers = jnp.arange(count, dtype=jnp.int32)
-    return lax.scan(lambda carry, i: (once(carry, i), None), start, numbers, reverse=True)[0]
+    checkpointed = jax.checkpoint(step, prevent_cse=False)
+    indices = jnp.arange(count, dtype=jnp.int32)
+    carry, _ = lax.scan(lambda c, i: (checkpointed(c, i), None), start, indices, reverse=True)
+    return carry
 
 
-def _moved(head: Head, tangents: ModelTangents, block: _Block, options: Options) -> Array:
-    """The tangents of a block of logits."""
+def _logit_tangents(head: Head, tangents: ModelTangents, block: _Block, options: Options) -> Array:
+    """Return the tangents of a block of logits."""
     dz = jnp.zeros_like(block.z)
     if tangents.x is not None:
         dz += primitives.dot(tangents.x, block.w, (1, 0), options.precision)
@@ -376,32 +427,40 @@ def _moved(head: Head, tangents: ModelTangents, block: _Block, options: Options)
         dz += primitives.dot(head.x, dw, (1, 0), options.precision)
     if tangents.bias is not None:
         dz += placement.take_block(tangents.bias, block.cut, 0)[None, :]
-    return _through(block, dz)
+    return _through_cap_and_mask(block, dz)
 
 
-def _pulled(
+def _sum_gradients(
     gradient: Callable[[_Block], tuple[Any, Array]],
     values: Array | None,
     head: Head,
     needs_grad: NeedsGrad,
     options: Options,
-) -> tuple[Any, ModelTangents]:
-    """Sums of values, and what gradients in the logits give for x, w and bias."""
+) -> tuple[Any, ModelCotangents]:
+    """Return the sum of the blocks' values, and the gradients of x, w and bias.
 
-    def step(carry: tuple[Any, ModelTangents], block: _Block) -> tuple[Any, ModelTangents]:
-        total, found = carry
+    `gradient` returns a block's value, or None where `values` is None, and the gradient in its
+    logits.
+    """
+
+    def step(carry: tuple[Any, ModelCotangents], block: _Block) -> tuple[Any, ModelCotangents]:
+        total, gradients = carry
         value, dz = gradient(block)
-        found = add_block(found, head, _through(block, dz), block.cut, options)
-        return None if value is None else total + value, found
+        dz = _through_cap_and_mask(block, dz)
+        gradients = add_block(gradients, head, dz, block.cut, options)
+        return None if value is None else total + value, gradients
 
-    values, found = _over_classes(step, (values, init_gradients(head, needs_grad)), head, options)
-    return values, found if found.x is None else found._replace(x=found.x.astype(needs_grad.x))
+    zeros = init_gradients(head, needs_grad)
+    values, gradients = _scan_classes(step, (values, zeros), head, options)
+    if gradients.x is not None:
+        gradients = gradients._replace(x=gradients.x.astype(needs_grad.x))
+    return values, gradients
 
 
-def init_gradients(head: Head, needs_grad: NeedsGrad) -> ModelTangents:
-    """What blocks of classes add to: sums for x, and places of their own in w and bias."""
+def init_gradients(head: Head, needs_grad: NeedsGrad) -> ModelCotangents:
+    """Return zeros: a sum for x, and space for the classes of w's and the bias's gradients."""
     sums = primitives.sum_dtype(head.x.dtype)
-    return ModelTangents(
+    return ModelCotangents(
         jnp.zeros_like(head.x, sums) if needs_grad.x else None,
         None if needs_grad.w is None else jnp.zeros_like(head.w, needs_grad.w),
         placement.full(head.w, 0, head.w.shape[1:], sums) if needs_grad.bias else None,
@@ -409,15 +468,15 @@ def init_gradients(head: Head, needs_grad: NeedsGrad) -> ModelTangents:
 
 
 def add_block(
-    total: ModelTangents, head: Head, dz: Array | None, cut: Cut, options: Options
-) -> ModelTangents:
-    """Add what the gradients in a block of logits give; w's and bias's part goes into its place.
+    gradients: ModelCotangents, head: Head, dz: Array | None, cut: Cut, options: Options
+) -> ModelCotangents:
+    """Add the gradient in a block of logits to x's sum, and write the classes of w and bias.
 
-    They are None where none is wanted.
+    dz is None where no gradient is needed.
     """
     if dz is None:
-        return total
-    x, w, bias = total
+        return gradients
+    x, w, bias = gradients
     precision = options.precision
     # At the device's full half-precision rate: the gradient in the logits is cast down first.
     low = dz.astype(head.x.dtype)
@@ -429,36 +488,37 @@ def add_block(
     if bias is not None:
         sums = jnp.sum(dz, 0, dtype=bias.dtype)
         bias = placement.put_block(bias, sums, cut, 0)
-    return ModelTangents(x, w, bias)
+    return ModelCotangents(x, w, bias)
 
 
-def _through(block: _Block, dz: Array) -> Array:
-    """Gradients or tangents of logits before the softcap and the mask."""
-    dz = dz if block.slope is None else dz * block.slope
+def _through_cap_and_mask(block: _Block, dz: Array) -> Array:
+    """Apply the derivative of the softcap and the mask to tangents or gradients of the logits."""
+    dz = dz if block.dcap is None else dz * block.dcap
     return dz if block.exists is None else jnp.where(block.exists, dz, 0)
 
 
-def _hot(head: Head, block: _Block) -> Array:
-    """Which of a block's entries are the labels'."""
+def _is_label(head: Head, block: _Block) -> Array:
+    """Return which of a block's entries are the labels'."""
     column = block.cut.indices(head.w.shape[1])
-    hot = column[None, :] == head.targets[:, None]
-    return hot if block.fresh is None else hot & block.fresh
+    is_label = column[None, :] == head.targets[:, None]
+    return is_label if block.is_new is None else is_label & block.is_new
 
 
-def _exponentials(block: _Block, hot: Array, maximum: Array) -> Array:
-    """exp(z - maximum), and 0 for the label, whose term is added at the end."""
-    return jnp.where(hot, 0, relative_exp(block.z, maximum[:, None]))
+def _exp_rest(block: _Block, is_label: Array, maximum: Array) -> Array:
+    """Return exp(z - maximum), and 0 for the label, whose term is added at the end."""
+    return jnp.where(is_label, 0, relative_exp(block.z, maximum[:, None]))
 
 
-def _times(dz: Array, weights: Array) -> Array:
-    """Weighted gradients, where a weight of 0 silences a NaN."""
+def _scale_gradients(dz: Array, weights: Array) -> Array:
+    """Return the weighted gradients, in which NaN with weight 0 is ignored."""
     return jnp.where(weights == 0, 0, dz * weights)
 
 
-def _zero(head: Head) -> Array:
-    """A sum of each row, to begin with."""
+def _row_zeros(head: Head) -> Array:
+    """Return a zero for each row, in the dtype of sums."""
     return placement.full(head.x, 0, head.x.shape[:1], primitives.sum_dtype(head.x.dtype))
 
 
-def _both(a: Array | None, b: Array | None) -> Array | None:
+def _and(a: Array | None, b: Array | None) -> Array | None:
+    """Return a & b, where None is True."""
     return b if a is None else a if b is None else a & b
