@@ -484,13 +484,6 @@ for t in (LABELS, TARGETS):
     CASES[f"outside_{name}"] = functools.partial(calibrated, t, SQUARE, "r", "c", context=False)
 
 
-@case
-def calibration_by_shard() -> None:
-    """The loop inside, whose carry starts from constants."""
-    repeated = tuple(np.tile(a, (8,) + (1,) * (a.ndim - 1)) for a in (LOGITS, LABELS, WEIGHTS))
-    by_shard(lambda *a: calibration._inverse_temperature(*a, 100.0)[0], (), repeated)
-
-
 # -- Programs --
 
 
