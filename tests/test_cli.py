@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 
 import jaxsoftmax
 from jaxsoftmax.app import data, evaluation, pipeline, run_folder
-from jaxsoftmax.app.cli import console
+from jaxsoftmax.app.cli import console, interrupts
 from jaxsoftmax.app.cli.app import app
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Task
 from jaxsoftmax.app.defaults import LossName, OptimizerName
@@ -266,7 +266,7 @@ def test_two_classes_from_a_file_to_predictions() -> None:
         assert " ".join(words.split()) in " ".join(result.output.split()), words
 
 
-def test_the_test_split_is_judged_as_evaluate_does() -> None:
+def test_the_test_split_is_measured_as_evaluate_does() -> None:
     """Preprocessing in place, by parts and by `evaluate` are one."""
     write("flowers.csv", **flowers())
     write("test.csv", **flowers(60, seed=2))
@@ -343,7 +343,7 @@ def test_squared_error_asks_for_numbers_of_whole_ones() -> None:
 def test_a_head_without_probabilities_says_so() -> None:
     fit_flowers("--loss", "hinge")
     result = call("predict", "run", "flowers.csv")
-    assert "no probabilities: a head fitted with hinge gives none" in result.output
+    assert "no probabilities: a model fitted with hinge does not give any" in result.output
     assert table("predictions.csv").column_names == ["id", "label"]
     assert "nll" not in metrics("run")["test"]
 
@@ -377,12 +377,12 @@ def test_many_classes_show_the_worst(capsys: pytest.CaptureFixture[str]) -> None
     scores[np.arange(500), np.arange(500) % 25] += np.arange(500) % 25 / 5
     names = tuple(f"[red]\x1b[2J{k}" for k in range(25))  # nothing that steers the terminal
     schema = Schema(Task.classes, names, shape=(1,))
-    told = evaluation.figures(scores, np.arange(500) % 25, schema, loss=LossName.hinge)
-    screen = console.make(quiet=False)
-    for shown in console.figures_tables(told):
+    told = evaluation.compute_metrics(scores, np.arange(500) % 25, schema, loss=LossName.hinge)
+    screen = console.make_console(quiet=False)
+    for shown in console.make_metrics_tables(told):
         screen.print(shown)
     lines = capsys.readouterr().out.splitlines()
-    rows = lines[lines.index("the 20 of 25 with the least F1:") + 2 :]
+    rows = lines[lines.index("the 20 of 25 with the lowest F1:") + 2 :]
     worst = sorted(told["per_class"], key=lambda one: one["f1"])[:20]
     expected = [one["name"].replace("\x1b", "\ufffd") for one in worst]
     assert [line.split()[0] for line in rows] == expected
@@ -405,18 +405,18 @@ def test_the_command_of_a_file_repeats_the_run() -> None:
 def test_scales_that_differ_are_told() -> None:
     write("flowers.csv", **flowers())
     plain = call("fit", *FLOWERS[:-1], "--epochs", "1", "--no-report")
-    assert "scales of features differ by a factor of 1," in plain.output
-    assert "--standardize is advisable" in plain.output
+    assert "scales of the features differ by a factor of 1," in plain.output
+    assert "consider --standardize" in plain.output
     scaled = call("fit", *FLOWERS, "--epochs", "1", "--no-report")
-    assert "advisable" not in scaled.output
+    assert "--standardize" not in scaled.output
 
 
 @pytest.mark.parametrize(("count", "advised"), [(40, True), (4, False)])
 def test_whole_numbers_that_may_be_amounts_are_told(count: int, advised: bool) -> None:
     write("x.csv", x=np.random.default_rng(0).normal(size=160), y=np.arange(160) % count)
     result = call("fit", "x.csv", "--label", "y", "--epochs", "1", "--no-report")
-    assert ("--task numbers fits them as such" in result.output) == advised
-    assert (f"{count} different whole numbers" in result.output) == advised
+    assert ("use --task numbers" in result.output) == advised
+    assert (f"{count} different integers" in result.output) == advised
 
 
 def test_without_matplotlib_the_run_is_kept(environment: dict[str, str]) -> None:
@@ -495,52 +495,85 @@ def test_an_interrupt_before_the_first_epoch_leaves_nothing(environment: dict[st
         process.send_signal(signal.SIGINT)
         shown, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == "jaxsoftmax: interrupted, nothing is kept\n"
+    assert errors == "jaxsoftmax: interrupted, nothing was saved\n"
     assert "run:" not in shown
     assert not Path("run").exists()
 
 
-DROPPED = """
-import signal, time
-from jaxsoftmax.app.cli import app
+LOST = """
+import signal
+from jaxsoftmax.app.cli import interrupts
 
-class Finalised:
+class Finalized:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
-with app._interrupts() as interrupts:
+with interrupts.handle_interrupts() as handled, handled.during_fit():
+    Finalized()  # Python ignores the exception
     try:
-        with interrupts.heard():
-            Finalised()
-            time.sleep(60)
+        handled.check()
     except KeyboardInterrupt:
-        print("heard")
+        print("ended")
 """
 
 
-def test_an_interrupt_in_a_finaliser_is_not_lost() -> None:
+def test_an_interrupt_in_a_finalizer_is_not_lost() -> None:
     # JAX has a callback of the garbage collector, and Python ignores what such a thing raises.
-    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("heard\n", "")
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True)
+    assert done.stdout == "ended\n"
+
+
+def press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def press_again(handled: interrupts.Interrupts, has_result: bool) -> None:
+    with handled.during_fit():
+        handled.check(has_result=has_result)
+        press()
+        press()
+
+
+@pytest.mark.parametrize(("has_result", "presses"), [(False, 1), (True, 2)])
+def test_an_interrupt_ends_a_fit_at_once(has_result: bool, presses: int) -> None:
+    """The first one where there is nothing to keep, and the second one where there is."""
+    with interrupts.handle_interrupts() as handled:
+        with pytest.raises(KeyboardInterrupt):
+            press_again(handled, has_result)
+        assert handled.count == presses
+        press()  # while something is saved
+        with pytest.raises(KeyboardInterrupt):
+            press_again(handled, has_result)
+        assert handled.count == presses + 1, "it does not begin"
+
+
+def test_an_interrupt_waits_for_the_epoch_to_end() -> None:
+    with interrupts.handle_interrupts() as handled, handled.during_fit():
+        handled.check(has_result=True)
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            handled.check(has_result=True)
+        press()  # while the result is put together
+    assert handled.count == 2
 
 
 def test_features_that_were_fitted_are_let_go_of_before_the_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held, still = [], []
-    fitted, judged = pipeline.fit, pipeline.judge
+    trained, measured = pipeline.train, pipeline.measure_splits
 
-    def fit(dataset: Dataset, *arguments: Any, **options: Any) -> Any:
+    def train(dataset: Dataset, *arguments: Any, **options: Any) -> Any:
         held.append(weakref.ref(dataset.train.features))
-        return fitted(dataset, *arguments, **options)
+        return trained(dataset, *arguments, **options)
 
-    def judge(*arguments: Any, **options: Any) -> Any:
+    def measure(*arguments: Any, **options: Any) -> Any:
         gc.collect()
         still.append(held[0]() is not None)
-        return judged(*arguments, **options)
+        return measured(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "fit", fit)
-    monkeypatch.setattr(pipeline, "judge", judge)
+    monkeypatch.setattr(pipeline, "train", train)
+    monkeypatch.setattr(pipeline, "measure_splits", measure)
     assert call("fit", "digits", "--epochs", "1", "--no-report").exit_code == 0
     assert still == [False]
 
@@ -695,7 +728,7 @@ def test_without_the_extra(environment: dict[str, str]) -> None:
     code = "import sys; sys.modules['typer'] = None;from jaxsoftmax.__main__ import main; main()"
     done = run("-c", code, env=environment)
     assert done.returncode == 1
-    assert done.stderr == "jaxsoftmax needs typer here: pip install 'jaxsoftmax[cli]'\n"
+    assert done.stderr == "the jaxsoftmax command needs typer: pip install 'jaxsoftmax[cli]'\n"
 
 
 # What is shown.

@@ -141,7 +141,7 @@ def test_lbfgs_refuses_what_it_has_no_use_for(change: dict[str, float]) -> None:
 
 
 def test_every_known_data_set_has_settings() -> None:
-    assert set(defaults.KNOWN) == set(data.names())
+    assert set(defaults.KNOWN_SETTINGS) == set(data.names())
 
 
 def of_size(size: int, name: str = "mine", spread: float | None = None, **of_schema) -> Dataset:
@@ -167,7 +167,7 @@ def test_settings_of_a_file_that_is_called_like_a_known_data_set() -> None:
     file = of_size(100, name="digits")
     begin = defaults.default_settings(file, OptimizerName.adamw, LossName.sigmoid)
     assert begin == defaults.default_settings(of_size(100), OptimizerName.adamw, LossName.sigmoid)
-    assert begin != defaults.KNOWN["digits"]
+    assert begin != defaults.KNOWN_SETTINGS["digits"]
 
 
 def test_steps_towards_numbers_are_as_long_as_their_spread() -> None:
@@ -177,10 +177,10 @@ def test_steps_towards_numbers_are_as_long_as_their_spread() -> None:
     assert begin.learning_rate == pytest.approx(0.02 * 50)
 
 
-def test_scales_apart() -> None:
+def test_scale_ratio() -> None:
     x = np.random.default_rng(0).normal(size=(1000, 3)) * [1, 300, 0]
-    assert defaults.scales_apart(x) == pytest.approx(300, rel=0.1)
-    assert defaults.scales_apart(np.ones((5, 2))) == 1, "nothing varies"
+    assert defaults.scale_ratio(x) == pytest.approx(300, rel=0.1)
+    assert defaults.scale_ratio(np.ones((5, 2))) == 1, "nothing varies"
 
 
 @pytest.mark.parametrize("name", [LossName.softmax, LossName.sigmoid, LossName.squared_error])

@@ -13,6 +13,8 @@ from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.linear import LinearParams
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 skm = pytest.importorskip("sklearn.metrics")
 
 RNG = np.random.default_rng(0)
@@ -56,7 +58,7 @@ def test_scores_are_those_of_the_model(bias: bool) -> None:
     learned = preprocessing.learn(x, log1p=False, standardize=True)
     before = x.copy()
     expected = learned.apply(x) @ params.w + (params.bias if bias else 0)
-    found = evaluation.scores(params, x, preprocessing=learned)
+    found = evaluation.compute_scores(params, x, preprocessing=learned)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(x, before)
 
@@ -66,7 +68,7 @@ def test_scores_by_parts_are_those_of_the_whole() -> None:
     x = RNG.normal(size=(11, wide)).astype(np.float32)
     params = linear.init(wide, 2)._replace(w=RNG.normal(size=(wide, 2)).astype(np.float32))
     np.testing.assert_allclose(
-        evaluation.scores(params, x), x.astype(float) @ params.w, rtol=1e-5, atol=5e-3
+        evaluation.compute_scores(params, x), x.astype(float) @ params.w, rtol=1e-5, atol=5e-3
     )
 
 
@@ -77,7 +79,7 @@ def test_probabilities_of_each_head() -> None:
     scores, _ = drawn(3)
     three, two = schema(Task.classes, 3), schema(Task.classes, 2)
     labels = schema(Task.labels, 3)
-    p = evaluation.probabilities
+    p = evaluation.compute_probabilities
     np.testing.assert_allclose(p(scores, three, LossName.softmax), softmax(scores), rtol=1e-5)
     np.testing.assert_allclose(p(scores, labels, LossName.sigmoid), sigmoid(scores), rtol=1e-5)
     one = scores[:, :1]
@@ -105,8 +107,8 @@ def test_heads_without_probabilities(task: Task, loss: LossName) -> None:
         Task.labels: scores > 1,
         Task.numbers: scores + 1,
     }[task]
-    assert evaluation.probabilities(scores, schema(task, 3), loss) is None
-    told = evaluation.figures(scores, targets, schema(task, 3), loss=loss, intervals=True)
+    assert evaluation.compute_probabilities(scores, schema(task, 3), loss) is None
+    told = evaluation.compute_metrics(scores, targets, schema(task, 3), loss=loss, intervals=True)
     assert not {"nll", "brier", "ece", "nll_interval"} & set(told)
     pair = scores, targets
     for method in evaluation.calibrate(pair, pair, schema(task, 3), loss=loss).values():
@@ -120,9 +122,9 @@ def test_decisions() -> None:
         (Task.labels, [[False, True, True], [True, True, False]]),
         (Task.numbers, scores),
     ):
-        found = evaluation.predicted(scores, schema(task, 3))
+        found = evaluation.predict(scores, schema(task, 3))
         np.testing.assert_array_equal(found, expected)
-    one = evaluation.predicted(np.array([[0.0], [1e-9]], np.float32), schema(Task.classes, 2))
+    one = evaluation.predict(np.array([[0.0], [1e-9]], np.float32), schema(Task.classes, 2))
     np.testing.assert_array_equal(one, [0, 1])
 
 
@@ -135,7 +137,7 @@ def test_figures_of_classes(count: int, loss: LossName) -> None:
     scores, labels = drawn(count)
     p = sigmoid(scores) if loss is LossName.sigmoid else softmax(scores)
     p /= p.sum(1, keepdims=True)
-    told = evaluation.figures(scores, labels, schema(Task.classes, count), loss=loss)
+    told = evaluation.compute_metrics(scores, labels, schema(Task.classes, count), loss=loss)
     said, hot = scores.argmax(1), np.eye(count)[labels]
     expected = {
         "examples": SIZE,
@@ -172,8 +174,10 @@ def test_two_classes_of_one_score_are_a_logistic_regression() -> None:
     scores, labels = drawn(2)
     z = scores[:, 1:] - scores[:, :1]
     two = schema(Task.classes, 2)
-    one = evaluation.figures(z, labels, two, loss=LossName.sigmoid)
-    same = evaluation.figures(np.concatenate([0 * z, z], 1), labels, two, loss=LossName.softmax)
+    one = evaluation.compute_metrics(z, labels, two, loss=LossName.sigmoid)
+    same = evaluation.compute_metrics(
+        np.concatenate([0 * z, z], 1), labels, two, loss=LossName.softmax
+    )
     assert one.pop("per_class") == same.pop("per_class")
     assert one == pytest.approx(same, rel=1e-5)
     assert one["roc_auc"] == pytest.approx(skm.roc_auc_score(labels, z[:, 0]), rel=1e-5)
@@ -184,7 +188,9 @@ def test_two_classes_of_one_score_are_a_logistic_regression() -> None:
 
 def test_figures_of_labels() -> None:
     scores, targets = drawn_labels()
-    told = evaluation.figures(scores, targets, schema(Task.labels, 3), loss=LossName.sigmoid)
+    told = evaluation.compute_metrics(
+        scores, targets, schema(Task.labels, 3), loss=LossName.sigmoid
+    )
     said, p = scores > 0, sigmoid(scores)
     each = [skm.log_loss(targets[:, k], p[:, k]) for k in range(3)]
     expected = {
@@ -211,7 +217,7 @@ def test_figures_of_labels() -> None:
 def test_figures_of_numbers(count: int) -> None:
     scores = RNG.normal(size=(SIZE, count)).astype(np.float32)
     targets = scores + RNG.normal(size=scores.shape).astype(np.float32) + 3
-    told = evaluation.figures(
+    told = evaluation.compute_metrics(
         scores,
         targets[:, 0] if count == 1 else targets,
         schema(Task.numbers, count),
@@ -227,17 +233,17 @@ def test_figures_of_numbers(count: int) -> None:
 def test_what_is_undefined_is_none() -> None:
     """A class without examples, a label that never is, a number that never changes."""
     scores, labels = drawn(3)
-    told = evaluation.figures(
+    told = evaluation.compute_metrics(
         scores, labels % 2, schema(Task.classes, 3), loss=LossName.softmax, intervals=True
     )
     assert told["per_class"][2]["roc_auc"] is None
     assert told["per_class"][2]["support"] == 0
     assert math.isfinite(told["roc_auc"]), "the mean of the others"
-    never = evaluation.figures(
+    never = evaluation.compute_metrics(
         scores, np.zeros_like(scores, bool), schema(Task.labels, 3), loss=LossName.sigmoid
     )
     assert (never["roc_auc"], never["per_label"][0]["average_precision"]) == (None, None)
-    flat = evaluation.figures(
+    flat = evaluation.compute_metrics(
         scores[:, :1], np.ones(SIZE, np.float32), schema(Task.numbers, 1), loss="squared_error"
     )
     assert (flat["r2"], flat["per_number"][0]["r2"]) == (None, None)
@@ -248,7 +254,7 @@ def test_what_is_undefined_is_none() -> None:
 @pytest.mark.parametrize("size", [1, 4096, 5000])
 def test_padding_changes_nothing(size: int) -> None:
     scores, labels = drawn(3, size)
-    told = evaluation.figures(
+    told = evaluation.compute_metrics(
         scores, labels, schema(Task.classes, 3), loss=LossName.softmax, intervals=True
     )
     assert told["examples"] == size
@@ -305,7 +311,7 @@ def test_calibration_of_labels_and_of_one_score() -> None:
     )
     one = scores[:, :1], targets[:, 0].astype(np.int32)
     told = evaluation.calibrate(one, one, schema(Task.classes, 2), loss="sigmoid")
-    figures = evaluation.figures(*one, schema(Task.classes, 2), loss="sigmoid")
+    figures = evaluation.compute_metrics(*one, schema(Task.classes, 2), loss="sigmoid")
     for name in ("nll", "ece"):  # the same figures as everywhere else
         assert told["temperature"]["test"][name][0] == pytest.approx(figures[name], rel=1e-5)
 
@@ -335,12 +341,14 @@ def test_a_row_of_nan_is_never_right() -> None:
     """The first class of NaN scores is what argmax says of them, and no label is what > says."""
     scores, labels = drawn(3)
     scores[5], labels[5] = np.nan, 0
-    assert evaluation.predicted(scores, schema(Task.classes, 3))[5] == -1
+    assert evaluation.predict(scores, schema(Task.classes, 3))[5] == -1
     np.testing.assert_array_equal(
-        np.delete(evaluation.predicted(scores, schema(Task.classes, 3)), 5),
+        np.delete(evaluation.predict(scores, schema(Task.classes, 3)), 5),
         np.delete(scores, 5, 0).argmax(1),
     )
-    told = evaluation.figures(scores, labels, schema(Task.classes, 3), loss=LossName.softmax)
+    told = evaluation.compute_metrics(
+        scores, labels, schema(Task.classes, 3), loss=LossName.softmax
+    )
     assert told["accuracy"] is told["ece"] is told["macro_f1"] is told["roc_auc"] is None
     assert {name: one[name] for one in told["per_class"] for name in ("f1", "support")} == {
         "f1": None,
@@ -348,7 +356,9 @@ def test_a_row_of_nan_is_never_right() -> None:
     }
     several, targets = drawn_labels()
     several[5, 1], targets[5] = np.nan, several[5] > 0
-    told = evaluation.figures(several, targets, schema(Task.labels, 3), loss=LossName.sigmoid)
+    told = evaluation.compute_metrics(
+        several, targets, schema(Task.labels, 3), loss=LossName.sigmoid
+    )
     assert told["accuracy"] is told["subset_accuracy"] is told["micro_f1"] is None
     assert [one["support"] is None for one in told["per_label"]] == [False, True, False]
     assert json.loads(json.dumps(told, allow_nan=False)) == told
@@ -359,10 +369,10 @@ def test_a_row_of_nan_is_in_no_cell_of_the_report() -> None:
     scores, _ = drawn(3, 60)
     labels = scores.argmax(1)
     scores[5], labels[5] = np.nan, 0
-    content = report.Content(
+    content = report.Run(
         header={"loss": "softmax"},
         schema=schema(Task.classes, 3),
-        figures={},
+        metrics={},
         history={},
         params=linear.init(4, 3),
         scores=scores,
@@ -374,4 +384,4 @@ def test_a_row_of_nan_is_in_no_cell_of_the_report() -> None:
 @pytest.mark.parametrize("score", [np.inf, -np.inf])
 def test_a_single_score_may_be_infinite(score: float) -> None:
     one = np.array([[score]], np.float32)
-    assert evaluation.predicted(one, schema(Task.classes, 2)) == [score > 0]
+    assert evaluation.predict(one, schema(Task.classes, 2)) == [score > 0]

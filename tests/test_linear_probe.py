@@ -49,7 +49,7 @@ def test_held_out_losses_are_those_of_scikit_learns_fits(classes: int, loss: str
 def test_losses_against_the_rest_and_of_labels() -> None:
     for dataset in (made(), made(Task.labels)):
         path = linear_probe.sweep(dataset, loss=LossName.sigmoid, C=np.array([0.1, 10.0]), folds=2)
-        solution = linear_probe.fit(dataset, loss=LossName.sigmoid, C=path.best)
+        solution = linear_probe.refit(dataset, loss=LossName.sigmoid, C=path.best)
         assert np.isfinite(path.loss).all()
         assert solution.converged
         assert solution.params.w.shape == (4, 3)
@@ -77,9 +77,9 @@ def test_where_no_c_has_a_loss_the_folds_are_named() -> None:
 def test_nan_is_never_the_least_loss() -> None:
     C = np.array([0.1, 1.0, 10.0])
     for loss, best in (([np.nan, 2.0, 1.0], 10.0), ([np.inf, np.nan, 3.0], 10.0)):
-        assert linear_probe.Path(C, np.array(loss), C, C).best == best
+        assert linear_probe.ProbePath(C, np.array(loss), C, C).best == best
     with pytest.raises(ValueError, match="loss: expected a finite held-out loss of some C"):
-        _ = linear_probe.Path(C, np.array([np.nan, np.inf, np.nan]), C, C).best
+        _ = linear_probe.ProbePath(C, np.array([np.nan, np.inf, np.nan]), C, C).best
 
 
 def test_what_is_refused() -> None:
@@ -107,7 +107,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert told["test"]["accuracy"] > 0.9
     assert header["command"].startswith("jaxsoftmax probe digits")
     page = run_folder.read(folder, "report.html").decode()
-    assert 'id="regularisation"' in page
+    assert 'id="regularization"' in page
     assert CliRunner().invoke(app, ["evaluate", str(folder), "digits"]).exit_code == 0
     bad = CliRunner().invoke(app, ["probe", "digits", "--strongest", "-1"])
     assert bad.exit_code == 2

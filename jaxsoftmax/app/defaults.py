@@ -1,8 +1,8 @@
-"""What the command line's names stand for: losses, optimizers, and the settings to begin with."""
+"""The losses and optimizers of the command line, and the default settings for a data set."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import jax
@@ -16,7 +16,7 @@ from jaxsoftmax.training import Loss, on_logits, weight_decay_mask
 
 
 class LossName(StrEnum):
-    """Losses of scores and a class, labels or numbers."""
+    """Names of losses, which compare scores with a class, labels or numbers."""
 
     softmax = "softmax"
     sigmoid = "sigmoid"
@@ -25,7 +25,7 @@ class LossName(StrEnum):
 
 
 class OptimizerName(StrEnum):
-    """Optimizers of Optax."""
+    """Names of Optax optimizers."""
 
     adamw = "adamw"
     adam = "adam"
@@ -36,7 +36,10 @@ class OptimizerName(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """How an optimizer walks; the learning rate is the first, and None where it finds its own."""
+    """The settings of an optimizer.
+
+    `learning_rate` is the initial rate, and None for an optimizer that finds its own steps.
+    """
 
     epochs: int
     batch_size: int
@@ -44,8 +47,8 @@ class Settings:
     weight_decay: float
 
 
-# For adamw and softmax. Chosen on the validation splits, among two or three values of each.
-KNOWN = {
+# For adamw and softmax, chosen on the validation splits among two or three values of each setting.
+KNOWN_SETTINGS = {
     "digits": Settings(epochs=50, batch_size=32, learning_rate=0.03, weight_decay=0.03),
     "mnist": Settings(epochs=30, batch_size=256, learning_rate=0.003, weight_decay=0.03),
     "fashion_mnist": Settings(epochs=30, batch_size=256, learning_rate=0.005, weight_decay=0.1),
@@ -53,9 +56,9 @@ KNOWN = {
 }
 
 
-# The greatest second derivative of each loss in a score; the hinge, which has none, takes that of
-# the steepest. Softmax: diag(p) - p p' is at most 1/2 (Bohning, 1992).
-CURVATURE = {
+# The largest second derivative of each loss with respect to a score. The hinge has none and takes
+# that of the steepest loss. For softmax, diag(p) - p p' is at most 1/2 (Bohning, 1992).
+MAX_CURVATURE = {
     LossName.softmax: 0.5,
     LossName.sigmoid: 0.25,
     LossName.squared_error: 2.0,
@@ -64,25 +67,26 @@ CURVATURE = {
 
 
 def default_settings(dataset: Dataset, optimizer: OptimizerName, loss: LossName) -> Settings:
-    """Return the settings to begin with.
+    """Return the default settings for a data set, an optimizer and a loss.
 
-    For adamw the four known data sets have their own, in the table above. Others take batches of a
-    power of 2 near a fiftieth of the N training examples, from 32 to 1,024, and as many epochs as
-    make about 3,000 steps, from 5 to 500; with features on a scale of 1, the learning rate 0.02 and
-    the weight decay 0.03 came within 0.01 of the validation loss of scikit-learn's logistic
-    regression or below it (iris, wine, breast_cancer, digits, malware, yeast, and 42,000 x 100 made
-    ones). To numbers the rate is in proportion, for they are reached by steps of that length.
+    For adamw the four known data sets have settings of their own, in the table above. For other
+    data, the batch size is the power of 2 nearest to a fiftieth of the N training examples, from 32
+    to 1,024, and the number of epochs gives about 3,000 steps, from 5 to 500. For features on a
+    scale of 1, the learning rate 0.02 and the weight decay 0.03 came within 0.01 of the validation
+    loss of scikit-learn's logistic regression or below it (on iris, wine, breast_cancer, digits,
+    malware, yeast, and synthetic data of 42,000 x 100). For numbers the rate is proportional to
+    their standard deviation, since the steps must cover that distance.
 
-    adam takes the same, but for weight decay. lbfgs takes all examples as one batch and finds its
-    steps by itself. sgd begins with the longest step that is stable on all the data,
-    2 / (c (1 + mean |x|^2)): c bounds the loss's second derivative in a score, so c E[x x'] bounds
-    the Hessian, and its greatest eigenvalue is at most c times that mean. Momentum 0.9 makes ten
-    steps of one, and begins with a tenth.
+    adam takes the same settings, without weight decay. lbfgs takes all examples as one batch and
+    finds its own steps. sgd starts with the longest step that is stable on all the data,
+    2 / (c (1 + mean |x|^2)): c bounds the second derivative of the loss with respect to a score, so
+    c E[x x'] bounds the Hessian, and its largest eigenvalue is at most c times that mean. Momentum
+    0.9 makes each step as long as ten, so momentum starts with a tenth of that rate.
 
     Args:
-        dataset: what will be fitted, after preprocessing.
-        optimizer: by what.
-        loss: of which loss.
+        dataset: the data to fit, after preprocessing.
+        optimizer: the optimizer.
+        loss: the loss to fit.
 
     Returns:
         Complete `Settings`.
@@ -94,23 +98,25 @@ def default_settings(dataset: Dataset, optimizer: OptimizerName, loss: LossName)
         ...     digits, defaults.OptimizerName.adamw, defaults.LossName.softmax)
         Settings(epochs=50, batch_size=32, learning_rate=0.03, weight_decay=0.03)
     """
-    # A file may have a known name as well, but not the scale that goes with it.
-    known = KNOWN.get(dataset.name) if dataset.schema.divisor != 1 else None
-    start = known or _start(dataset)
-    epochs, batch_size = start.epochs, start.batch_size
-    if optimizer is OptimizerName.adamw:
-        return start
-    if optimizer is OptimizerName.adam:
-        return Settings(epochs, batch_size, start.learning_rate, 0.0)
-    x = dataset.train.features
-    if optimizer is OptimizerName.lbfgs:
-        return Settings(epochs=100, batch_size=len(x), learning_rate=None, weight_decay=0.0)
-    stable = 2 / (CURVATURE[loss] * (1 + float(np.vdot(x, x)) / len(x)))
-    rate = stable if optimizer is OptimizerName.sgd else stable / 10
-    return Settings(epochs, batch_size, rate, 0.0)
+    # A file may be named like a known data set, but does not have its scale.
+    known = KNOWN_SETTINGS.get(dataset.name) if dataset.schema.divisor != 1 else None
+    settings = known or _settings_from_size(dataset)
+    match optimizer:
+        case OptimizerName.adamw:
+            return settings
+        case OptimizerName.adam:
+            return replace(settings, weight_decay=0.0)
+        case OptimizerName.lbfgs:
+            size = len(dataset.train.features)
+            return Settings(epochs=100, batch_size=size, learning_rate=None, weight_decay=0.0)
+        case OptimizerName.sgd:
+            rate = _stable_rate(dataset.train.features, loss)
+        case OptimizerName.momentum:
+            rate = _stable_rate(dataset.train.features, loss) / 10
+    return replace(settings, learning_rate=rate, weight_decay=0.0)
 
 
-def _start(dataset: Dataset) -> Settings:
+def _settings_from_size(dataset: Dataset) -> Settings:
     size = len(dataset.train.features)
     batch_size = 2 ** int(np.clip(round(math.log2(size / 50)), 5, 10))
     epochs = int(np.clip(round(3000 * batch_size / size), 5, 500))
@@ -120,14 +126,20 @@ def _start(dataset: Dataset) -> Settings:
     return Settings(epochs, batch_size, rate, weight_decay=0.03)
 
 
+def _stable_rate(features: np.ndarray, loss: LossName) -> float:
+    """Return a learning rate below which gradient descent on all examples is stable."""
+    mean_square = float(np.vdot(features, features)) / len(features)
+    return 2 / (MAX_CURVATURE[loss] * (1 + mean_square))
+
+
 def default_optimizer(schema: Schema) -> OptimizerName:
-    """Return the optimizer to begin with.
+    """Return the default optimizer for a task.
 
     Args:
-        schema: of the data.
+        schema: the schema of the data.
 
     Returns:
-        lbfgs for numbers, whose scale only it finds by itself; else adamw.
+        lbfgs for numbers, since it alone adapts to their scale; adamw for other tasks.
 
     Example:
         >>> from jaxsoftmax.app import defaults
@@ -138,20 +150,22 @@ def default_optimizer(schema: Schema) -> OptimizerName:
     return OptimizerName.lbfgs if schema.task is Task.numbers else OptimizerName.adamw
 
 
-def scales_apart(features: np.ndarray) -> float:
-    """Return how far the scales of columns differ.
+def scale_ratio(features: np.ndarray) -> float:
+    """Return the ratio of the largest to the smallest scale of the columns.
+
+    One learning rate suits all columns as long as the ratio is moderate.
 
     Args:
-        features: `[N, D]`; the first 10,000 rows tell.
+        features: `[N, D]`, of which the first 10,000 rows are used.
 
     Returns:
-        The greatest standard deviation over the least, of columns that are not constant; at
-        least 1. One learning rate suits them all as long as it is moderate.
+        The largest standard deviation divided by the smallest, among columns that are not constant;
+        at least 1.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import defaults
-        >>> defaults.scales_apart(np.array([[0.0, 0.0, 7.0], [1.0, 500.0, 7.0]]))
+        >>> defaults.scale_ratio(np.array([[0.0, 0.0, 7.0], [1.0, 500.0, 7.0]]))
         500.0
     """
     deviations = np.std(features[:10_000], axis=0, dtype=np.float64)
@@ -159,23 +173,23 @@ def scales_apart(features: np.ndarray) -> float:
     return float(deviations.max() / deviations.min()) if deviations.size else 1.0
 
 
-LOSSES = {
+TASK_LOSSES = {
     Task.classes: tuple(LossName),
     Task.labels: (LossName.sigmoid, LossName.hinge),
     Task.numbers: (LossName.squared_error,),
 }
-"""The losses that make sense of each task."""
+"""The losses that are meaningful for each task."""
 
 
 def default_loss(schema: Schema) -> LossName:
-    """Return the loss to begin with.
+    """Return the default loss for a task.
 
     Args:
-        schema: of the data.
+        schema: the schema of the data.
 
     Returns:
-        softmax of several classes; sigmoid, which is logistic regression, of two, and of labels;
-        squared_error of numbers.
+        softmax for several classes; sigmoid, which is logistic regression, for two classes and for
+        labels; squared_error for numbers.
 
     Example:
         >>> from jaxsoftmax.app import defaults
@@ -183,19 +197,23 @@ def default_loss(schema: Schema) -> LossName:
         >>> defaults.default_loss(Schema(Task.classes, ("no", "yes"), shape=(3,)))
         <LossName.sigmoid: 'sigmoid'>
     """
-    if schema.task is Task.classes and len(schema.classes) > 2:
-        return LossName.softmax
-    return LossName.squared_error if schema.task is Task.numbers else LossName.sigmoid
+    match schema.task:
+        case Task.numbers:
+            return LossName.squared_error
+        case Task.labels:
+            return LossName.sigmoid
+        case Task.classes:
+            return LossName.softmax if len(schema.classes) > 2 else LossName.sigmoid
 
 
 def num_scores(schema: Schema, loss: LossName) -> int:
-    """Return how many scores a head has: one for each class, label or number.
+    """Return the number of scores of a head: one for each class, label or number.
 
-    A sigmoid tells two classes apart by one score, the second class's.
+    A sigmoid distinguishes two classes by a single score, that of the second class.
 
     Args:
-        schema: of the data.
-        loss: that it is fitted with.
+        schema: the schema of the data.
+        loss: the loss that the head is fitted with.
 
     Returns:
         The number of columns of w.
@@ -211,20 +229,21 @@ def num_scores(schema: Schema, loss: LossName) -> int:
 
 
 def make_loss(name: LossName, schema: Schema) -> Loss:
-    """Return the loss of that name, one value per example.
+    """Return the loss of a given name, which gives one value per example.
 
     Args:
-        name: of classes, `softmax` is cross-entropy; `sigmoid` one binary cross-entropy per class,
-            summed (each class against the rest), and of two classes a single one; `squared_error`
-            that of the scores and the one-hot label; `hinge` the multiclass large margin. Of
-            labels, `sigmoid` and `hinge` sum over them. Of numbers, `squared_error` does.
-        schema: of the data.
+        name: For classes, `softmax` is the cross-entropy. `sigmoid` is the sum of one binary
+            cross-entropy per class (each class against the rest), and a single one for two classes.
+            `squared_error` compares the scores with the one-hot label. `hinge` is the multiclass
+            large-margin loss. For labels, `sigmoid` and `hinge` are summed over the labels. For
+            numbers, `squared_error` is summed over the numbers.
+        schema: the schema of the data.
 
     Returns:
         A loss for `training.fit`.
 
     Raises:
-        ValueError: if the loss is none of the task's.
+        ValueError: if the loss does not suit the task.
 
     Example:
         >>> import jax.numpy as jnp
@@ -236,23 +255,23 @@ def make_loss(name: LossName, schema: Schema) -> Loss:
         >>> print(loss(linear.init(3, 4), jnp.ones((1, 3)), jnp.array([2])))
         [1.3862944]
     """
-    if name not in LOSSES[schema.task]:
-        meant = " or ".join(LOSSES[schema.task])
-        raise ValueError(f"loss must be {meant} for a task of {schema.task}, got {name}")
+    if name not in TASK_LOSSES[schema.task]:
+        expected = " or ".join(TASK_LOSSES[schema.task])
+        raise ValueError(f"loss must be {expected} for a task of {schema.task}, got {name}")
     if schema.task is Task.labels and name is LossName.hinge:
         return on_logits(losses.hinge)
-    return on_logits(_OF_LOGITS[name])
+    return on_logits(_LOSS_FUNCTIONS[name])
 
 
-def _each_against_the_rest(logits: Array, targets: Array) -> Array:
-    if targets.ndim < logits.ndim:  # a class; labels, and that of one score, come as they are
+def _sigmoid_against_rest(logits: Array, targets: Array) -> Array:
+    if targets.ndim < logits.ndim:  # classes; labels, and targets of a single score, are not mapped
         targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     return losses.binary_cross_entropy(logits, targets)
 
 
-_OF_LOGITS: dict[LossName, Callable[[Array, Array], Array]] = {
+_LOSS_FUNCTIONS: dict[LossName, Callable[[Array, Array], Array]] = {
     LossName.softmax: losses.cross_entropy,
-    LossName.sigmoid: _each_against_the_rest,
+    LossName.sigmoid: _sigmoid_against_rest,
     LossName.squared_error: losses.squared_error,
     LossName.hinge: losses.multiclass_hinge,
 }
@@ -261,21 +280,21 @@ _OF_LOGITS: dict[LossName, Callable[[Array, Array], Array]] = {
 def make_optimizer(
     name: OptimizerName, settings: Settings, *, num_examples: int
 ) -> optax.GradientTransformation:
-    """Return the Optax optimizer of that name.
+    """Return the Optax optimizer of a given name.
 
-    The learning rate falls to 0 along half a cosine. Weight decay leaves the bias alone; adamw
-    keeps it apart from the gradient, and the others add it.
+    The learning rate falls to 0 along half a cosine. Weight decay does not apply to the bias; adamw
+    keeps it apart from the gradient, and the other optimizers add it to the gradient.
 
     Args:
         name: sgd, momentum (Nesterov's, 0.9), adam, adamw or lbfgs.
-        settings: complete.
-        num_examples: of the training data, which gives the number of steps.
+        settings: complete settings.
+        num_examples: the number of training examples, which gives the number of steps.
 
     Returns:
         An Optax gradient transformation.
 
     Raises:
-        ValueError: if lbfgs, whose line search minimises the loss alone, is given a learning rate
+        ValueError: if lbfgs, whose line search minimizes the loss alone, is given a learning rate
             or a weight decay.
 
     Example:
@@ -289,18 +308,20 @@ def make_optimizer(
     if name is OptimizerName.lbfgs:
         if settings.learning_rate is not None or decay:
             raise ValueError(
-                "lbfgs finds its own steps and minimises the loss alone: "
+                "lbfgs finds its own steps and minimizes the loss alone: "
                 "it takes neither a learning rate nor a weight decay"
             )
         return optax.lbfgs()
     assert settings.learning_rate is not None
-    steps = settings.epochs * -(-num_examples // settings.batch_size)
-    rate = optax.cosine_decay_schedule(settings.learning_rate, steps)
-    if name is OptimizerName.adamw:
-        return optax.adamw(rate, weight_decay=decay, mask=mask)
-    step = {
-        OptimizerName.adam: optax.adam(rate),
-        OptimizerName.sgd: optax.sgd(rate),
-        OptimizerName.momentum: optax.sgd(rate, momentum=0.9, nesterov=True),
-    }[name]
+    num_steps = settings.epochs * -(-num_examples // settings.batch_size)
+    rate = optax.cosine_decay_schedule(settings.learning_rate, num_steps)
+    match name:
+        case OptimizerName.adamw:
+            return optax.adamw(rate, weight_decay=decay, mask=mask)
+        case OptimizerName.adam:
+            step = optax.adam(rate)
+        case OptimizerName.sgd:
+            step = optax.sgd(rate)
+        case OptimizerName.momentum:
+            step = optax.sgd(rate, momentum=0.9, nesterov=True)
     return optax.chain(optax.add_decayed_weights(decay, mask), step)

@@ -1,16 +1,16 @@
-"""What a fitted head says of examples, and how right it is: scores, probabilities, figures.
+"""Scores, predictions and metrics of a fitted head.
 
-    scores           of features, K (or one) per example
-    log_confidences  logits of the K classes, or of each label, where the loss gives probabilities
-    probabilities    their softmax, or sigmoids
-    predicted        a class, labels or numbers
-    figures          every metric of a task that its loss gives meaning to, in JSON's types
-    calibrate        temperature and vector scaling on validation scores, before and after
+    compute_scores         K scores (or one) per example, from its features
+    to_logits              logits of the K classes or of each label, if the loss has probabilities
+    compute_probabilities  their softmax, or their sigmoids
+    predict                a class, labels or numbers
+    compute_metrics        all metrics of a task that are meaningful for its loss, in JSON types
+    calibrate              temperature and vector scaling fitted to validation scores
 
-Softmax and sigmoid are fitted to give probabilities; hinge and squared error are not, and the
-softmax of their scores would be none. Their heads have no probabilities here, nor the figures that
-need them. A sigmoid against the rest for each of K > 2 classes gives K numbers that do not sum to
-1; the probabilities are those numbers divided by their sum.
+Heads fitted with softmax or sigmoid give probabilities. Heads fitted with hinge or squared error do
+not, since the softmax of their scores would not be a probability, and they have no metrics that
+need one. A sigmoid for each of K > 2 classes against the rest gives K numbers that do not sum to 1;
+the probabilities are those numbers divided by their sum.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,16 +30,16 @@ from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.linear import LinearParams
 
 
-def scores(
+def compute_scores(
     params: LinearParams, features: np.ndarray, *, preprocessing: Preprocessing = IDENTITY
 ) -> np.ndarray:
-    """Scores of a linear model, on the host.
+    """Return the scores of a linear model, computed on the host.
 
     Args:
         params: the model, `w: [D, K]`.
-        features: float32 `[N, D]` as they are stored; they are mapped by parts of some rows, never
-            as a whole.
-        preprocessing: what the model was fitted on.
+        features: float32 `[N, D]`, as they are stored. They are preprocessed a block of rows at a
+            time, never as a whole.
+        preprocessing: the preprocessing that the model was fitted with.
 
     Returns:
         float32 `[N, K]`.
@@ -48,105 +48,107 @@ def scores(
         >>> import numpy as np
         >>> from jaxsoftmax import linear
         >>> from jaxsoftmax.app import evaluation
-        >>> evaluation.scores(linear.init(3, 2), np.ones((4, 3), np.float32)).shape
+        >>> evaluation.compute_scores(linear.init(3, 2), np.ones((4, 3), np.float32)).shape
         (4, 2)
     """
     w, bias = np.asarray(params.w), None if params.bias is None else np.asarray(params.bias)
-    result = np.empty((len(features), w.shape[1]), np.float32)
-    rows = max(1, 2**22 // w.shape[0])
-    for start in range(0, len(features), rows):
-        part = slice(start, start + rows)
-        np.matmul(preprocessing.apply(features[part]), w, out=result[part])
+    scores = np.empty((len(features), w.shape[1]), np.float32)
+    block_size = max(1, 2**22 // w.shape[0])
+    for start in range(0, len(features), block_size):
+        block = slice(start, start + block_size)
+        np.matmul(preprocessing.apply(features[block]), w, out=scores[block])
     if bias is not None:
-        result += bias
-    return result
+        scores += bias
+    return scores
 
 
-def log_confidences(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray | None:
-    """Return what to hand to metrics and calibration as logits.
+def to_logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray | None:
+    """Return the logits of the probabilities that the scores stand for.
 
     Args:
-        scores: `[N, K]`, or `[N, 1]` of a binary sigmoid.
-        schema: of the data.
-        loss: that the head was fitted with.
+        scores: `[N, K]`, or `[N, 1]` for a binary sigmoid.
+        schema: the schema of the data.
+        loss: the loss that the head was fitted with.
 
     Returns:
-        `[N, K]`: of classes, logits whose softmax is the probabilities, (0, z) of one score and
-        log sigmoid(z) of a sigmoid against the rest; of labels, the logits of sigmoids. None where
-        the loss gives no probabilities.
+        `[N, K]`. For classes, logits whose softmax is the probabilities: (0, z) for a single score
+        and log sigmoid(z) for a sigmoid against the rest. For labels, the logits of their sigmoids.
+        None if the loss gives no probabilities.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation
         >>> from jaxsoftmax.app.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
-        >>> print(evaluation.log_confidences(np.array([[2.0]]), schema, "sigmoid"))
+        >>> print(evaluation.to_logits(np.array([[2.0]]), schema, "sigmoid"))
         [[0. 2.]]
     """
     if schema.task is Task.numbers or loss not in (LossName.softmax, LossName.sigmoid):
         return None
-    if scores.shape[1] == 1 and schema.task is Task.classes:
-        return np.concatenate([np.zeros_like(scores), scores], axis=1)
-    if schema.task is Task.classes and loss == LossName.sigmoid:
-        return np.asarray(links.log_sigmoid(scores))
-    return scores
+    if schema.task is Task.labels:
+        return scores
+    if loss == LossName.softmax or scores.shape[1] == 1:
+        return _class_scores(scores)
+    return np.asarray(links.log_sigmoid(scores))
 
 
-def probabilities(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray | None:
+def compute_probabilities(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray | None:
     """Return the probabilities of classes or labels.
 
     Args:
-        scores: `[N, K]`, or `[N, 1]` of a binary sigmoid.
-        schema: of the data.
-        loss: that the head was fitted with.
+        scores: `[N, K]`, or `[N, 1]` for a binary sigmoid.
+        schema: the schema of the data.
+        loss: the loss that the head was fitted with.
 
     Returns:
-        `[N, K]`, of classes with sum 1; None where the loss gives none.
+        `[N, K]`, which sum to 1 for classes; None if the loss gives no probabilities.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation
         >>> from jaxsoftmax.app.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
-        >>> print(evaluation.probabilities(np.array([[0.0]]), schema, "sigmoid"))
+        >>> print(evaluation.compute_probabilities(np.array([[0.0]]), schema, "sigmoid"))
         [[0.5 0.5]]
     """
-    logits = log_confidences(scores, schema, loss)
+    logits = to_logits(scores, schema, loss)
     if logits is None:
         return None
     link = links.sigmoid if schema.task is Task.labels else links.softmax
     return np.asarray(link(logits))
 
 
-def predicted(scores: np.ndarray, schema: Schema) -> np.ndarray:
-    """Return what the head decides.
+def predict(scores: np.ndarray, schema: Schema) -> np.ndarray:
+    """Return the class, labels or numbers that the head predicts.
 
     Args:
-        scores: `[N, K]`, or `[N, 1]` of a binary sigmoid.
-        schema: of the data.
+        scores: `[N, K]`, or `[N, 1]` for a binary sigmoid.
+        schema: the schema of the data.
 
     Returns:
-        Of classes int `[N]`, that of the greatest score, or the second of two where one score is
-        above 0, and -1 where a score is NaN; of labels bool `[N, K]`, scores above 0, which NaN is
-        not; of numbers the scores.
+        For classes int `[N]`: the class with the largest score, or the second of two classes if
+        the single score is above 0, and -1 if a score is NaN. For labels bool `[N, K]`: whether
+        each score is above 0, which NaN is not. For numbers, the scores.
 
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation
         >>> from jaxsoftmax.app.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
-        >>> print(evaluation.predicted(np.array([[2.0], [-1.0]]), schema))
+        >>> print(evaluation.predict(np.array([[2.0], [-1.0]]), schema))
         [1 0]
     """
-    if schema.task is Task.numbers:
-        return scores
-    if schema.task is Task.labels:
-        return scores > 0
-    z = _class_scores(scores)
-    return np.where(np.isnan(z).any(1), -1, z.argmax(1))
+    match schema.task:
+        case Task.numbers:
+            return scores
+        case Task.labels:
+            return scores > 0
+        case Task.classes:
+            z = _class_scores(scores)
+            return np.where(np.isnan(z).any(1), -1, z.argmax(1))
 
 
-def figures(
+def compute_metrics(
     scores: np.ndarray,
     targets: np.ndarray,
     schema: Schema,
@@ -155,33 +157,35 @@ def figures(
     rankings: bool = True,
     intervals: bool = False,
 ) -> dict[str, Any]:
-    """Return every figure of the task that the loss gives meaning to, in JSON's types.
+    """Return all metrics of the task that are meaningful for the loss, in JSON types.
 
-    Of classes: examples, loss, accuracy, top_3 and top_5 (of more than 5), macro_f1, micro_f1 and
-    per_class with name, precision, recall, f1 and support; with probabilities also nll, brier,
-    ece, roc_auc and average_precision (of two classes the second's, else the mean of each against
-    the rest, which per_class has too).
+    For classes: examples, loss, accuracy, top_3 and top_5 (if there are more than 5), macro_f1,
+    micro_f1 and per_class, which has name, precision, recall, f1 and support. With probabilities
+    also nll, brier, ece, roc_auc and average_precision (those of the second of two classes, else
+    the mean of each class against the rest, which per_class has too).
 
-    Of labels: examples, loss, accuracy (of all labels together), subset_accuracy (all of an
-    example's right), macro_f1, micro_f1, roc_auc, average_precision (means over labels), and
-    per_label as above; with probabilities also nll (mean over labels), ece, and log_loss per label.
+    For labels: examples, loss, accuracy (over all labels together), subset_accuracy (the share of
+    examples with all labels correct), macro_f1, micro_f1, roc_auc, average_precision (means over
+    labels), and per_label, as above. With probabilities also nll (the mean over labels), ece, and
+    log_loss for each label.
 
-    Of numbers: examples, loss, mse, mae, r2, and per_number with the same. r2 is 1 - sum of squared
-    errors / sum of squared deviations from the mean, for several numbers the mean of theirs.
+    For numbers: examples, loss, mse, mae, r2, and per_number, which has the same. r2 is 1 - (sum of
+    squared errors) / (sum of squared deviations from the mean); for several numbers it is the mean
+    of theirs.
 
     Args:
-        scores: `[N, K]`, or `[N, 1]` of a binary sigmoid.
-        targets: `[N]` or `[N, K]`, as a `Split` has them.
-        schema: of the data.
-        loss: that the head was fitted with.
-        rankings: whether to tell roc_auc and average_precision, for which all scores are sorted,
-            class by class.
-        intervals: whether to add accuracy_interval and nll_interval (or mse_interval): two numbers,
-            the 95 % bootstrap interval of 1,000 resamples (of more than 200,000 examples fewer,
-            down to 200), the same at each call.
+        scores: `[N, K]`, or `[N, 1]` for a binary sigmoid.
+        targets: `[N]` or `[N, K]`, the targets of a `Split`.
+        schema: the schema of the data.
+        loss: the loss that the head was fitted with.
+        rankings: whether to compute roc_auc and average_precision, which sort all scores of one
+            class after another.
+        intervals: whether to add accuracy_interval and nll_interval (or mse_interval), each two
+            numbers: the 95 % bootstrap interval from 1,000 resamples (fewer for more than 200,000
+            examples, at least 200), the same at each call.
 
     Returns:
-        Names to numbers, lists and dictionaries; None for what the data leave undefined.
+        A dictionary of numbers, lists and dictionaries; None for a metric that is undefined.
 
     Example:
         >>> import numpy as np
@@ -189,46 +193,38 @@ def figures(
         >>> from jaxsoftmax.app.data.dataset import Schema, Task
         >>> schema = Schema(Task.classes, ("no", "yes"), shape=(3,))
         >>> scores, targets = np.array([[2.0], [-1.0], [3.0]]), np.array([1, 0, 0])
-        >>> told = evaluation.figures(scores, targets, schema, loss="sigmoid")
-        >>> print(f"{told['accuracy']:.2f} {told['nll']:.2f} {told['roc_auc']:.1f}")
+        >>> result = evaluation.compute_metrics(scores, targets, schema, loss="sigmoid")
+        >>> print(f"{result['accuracy']:.2f} {result['nll']:.2f} {result['roc_auc']:.1f}")
         0.67 1.16 0.5
     """
-    logits = log_confidences(scores, schema, loss)
-    if schema.task is Task.numbers:
-        told = _of_numbers(scores, targets)
-    else:
-        tell = _of_classes if schema.task is Task.classes else _of_labels
-        decided = _class_scores(scores) if tell is _of_classes else scores
-        decided = decided if logits is None else logits
-        probable = logits is not None
-        told = tell(*_padded(decided, targets), probable=probable, rankings=rankings)
-    whole = {name: told.whole[name] for name in _ORDER if name in told.whole}
+    raw = _raw_metrics(scores, targets, schema, loss=loss, rankings=rankings)
+    overall = {name: raw.overall[name] for name in _ORDER if name in raw.overall}
     if schema.task is Task.classes and len(schema.classes) == 2:
-        whole |= {name: told.each[name][1] for name in _RANKINGS if name in told.each}
-    return _plain(
+        overall |= {name: raw.per_item[name][1] for name in _RANKINGS if name in raw.per_item}
+    return _to_json(
         {"examples": len(scores), "loss": _mean_loss(scores, targets, schema, loss)}
-        | whole
-        | (_intervals(told.means, len(scores)) if intervals else {})
-        | {_EACH[schema.task]: _rows(schema.classes, told.each)}
+        | overall
+        | (_intervals(raw.per_example, len(scores)) if intervals else {})
+        | {_PER_ITEM[schema.task]: _rows(schema.classes, raw.per_item)}
     )
 
 
-def sections(told: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Part figures into those of all examples and those of each class, label or number.
+def separate_items(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Separate the metrics of all examples from those of each class, label or number.
 
     Args:
-        told: of `figures`.
+        metrics: the result of `compute_metrics`.
 
     Returns:
-        The former, and the latter's list.
+        The metrics of all examples, and a list with the metrics of each class, label or number.
 
     Example:
         >>> from jaxsoftmax.app import evaluation
-        >>> evaluation.sections({"mse": 2.0, "per_number": [{"name": "price", "mse": 2.0}]})
+        >>> evaluation.separate_items({"mse": 2.0, "per_number": [{"name": "price", "mse": 2.0}]})
         ({'mse': 2.0}, [{'name': 'price', 'mse': 2.0}])
     """
-    each = [name for name in _EACH.values() if name in told]
-    return {name: v for name, v in told.items() if name not in each}, told[each[0]]
+    (key,) = (name for name in _PER_ITEM.values() if name in metrics)
+    return {name: value for name, value in metrics.items() if name != key}, metrics[key]
 
 
 TITLES = {
@@ -254,22 +250,22 @@ TITLES = {
     "mae": "mean absolute error",
     "r2": "R²",
 }
-"""What figures are called."""
+"""The names of the metrics in tables."""
 
 
-def written(name: str, value: float | None) -> str:
-    """Write a figure as it usually is: shares of examples in per cent, others in few digits.
+def format_metric(name: str, value: float | None) -> str:
+    """Format a metric the usual way: shares of examples in percent, others with few digits.
 
     Args:
-        name: of the figure.
-        value: its value, None where it is undefined.
+        name: the name of the metric.
+        value: its value, or None if it is undefined.
 
     Returns:
         A few characters.
 
     Example:
         >>> from jaxsoftmax.app import evaluation
-        >>> evaluation.written("accuracy", 0.5), evaluation.written("r2", None)
+        >>> evaluation.format_metric("accuracy", 0.5), evaluation.format_metric("r2", None)
         ('50.00%', '–')
     """
     if value is None:
@@ -281,95 +277,114 @@ def written(name: str, value: float | None) -> str:
     return f"{value:.4g}" if name in ("mse", "mae") or abs(value) >= 1000 else f"{value:.4f}"
 
 
-_EACH = {Task.classes: "per_class", Task.labels: "per_label", Task.numbers: "per_number"}
+_PER_ITEM = {Task.classes: "per_class", Task.labels: "per_label", Task.numbers: "per_number"}
 _RANKINGS = ("roc_auc", "average_precision")
 _ORDER = ("accuracy", "top_3", "top_5", "subset_accuracy", "nll", "brier", "ece",
           "macro_f1", "micro_f1", "precision", "recall", "f1", "support", *_RANKINGS, "log_loss",
           "mse", "mae", "r2")  # fmt: skip
 
 
-class _Told(NamedTuple):
-    """Figures of all examples, of each class `[K]`, and each example's values `[N]` of means."""
+class _RawMetrics(NamedTuple):
+    """Metrics as arrays."""
 
-    whole: dict[str, Any]
-    each: dict[str, Any]
-    means: dict[str, Any]
+    overall: dict[str, Any]  # of all examples together
+    per_item: dict[str, Any]  # [K], of each class, label or number
+    per_example: dict[str, Any]  # [N], the values whose means are among the overall metrics
 
 
-def _padded(
-    scores: np.ndarray, targets: np.ndarray, *, least: int = 4096
-) -> tuple[np.ndarray, ...]:
-    """Add rows of weight 0 up to a power of 2, so that splits of about one size compile once.
+def _raw_metrics(
+    scores: np.ndarray, targets: np.ndarray, schema: Schema, *, loss: LossName, rankings: bool
+) -> _RawMetrics:
+    logits = to_logits(scores, schema, loss)
+    has_probabilities = logits is not None
+    match schema.task:
+        case Task.numbers:
+            return _number_metrics(scores, targets)
+        case Task.classes:
+            compute, z = _class_metrics, _class_scores(scores) if logits is None else logits
+        case Task.labels:
+            compute, z = _label_metrics, scores if logits is None else logits
+    return compute(*_pad(z, targets), has_probabilities=has_probabilities, rankings=rankings)
 
-    Large ones stay as they are: there compiling is not what takes time.
+
+def _pad(
+    scores: np.ndarray, targets: np.ndarray, *, min_size: int = 4096
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add rows of weight 0 up to a power of 2, so that splits of similar size compile once.
+
+    Large splits are not padded: there, compilation is a small part of the time.
     """
     size = len(scores)
-    missing = max(least, 1 << (size - 1).bit_length()) - size if size < 2**16 else 0
-    weights = np.ones(len(scores), np.float32)
-    return tuple(
-        np.pad(a, [(0, missing), *[(0, 0)] * (a.ndim - 1)]) for a in (scores, targets, weights)
-    )
+    missing = max(min_size, 1 << (size - 1).bit_length()) - size if size < 2**16 else 0
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        return np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
+
+    return pad(scores), pad(targets), pad(np.ones(size, np.float32))
 
 
-@partial(jax.jit, static_argnames=("probable", "rankings"))
-def _of_classes(
-    z: Array, labels: Array, weights: Array, *, probable: bool, rankings: bool
-) -> _Told:
+@partial(jax.jit, static_argnames=("has_probabilities", "rankings"))
+def _class_metrics(
+    z: Array, labels: Array, weights: Array, *, has_probabilities: bool, rankings: bool
+) -> _RawMetrics:
     counts = metrics.class_counts(z, labels, weights=weights > 0)  # in integers
-    whole, each = _averages(counts), _per_class(counts)
-    means = {"accuracy": metrics.hits(z, labels)}
+    overall, per_class = _f1_averages(counts), _count_metrics(counts)
+    per_example = {"accuracy": metrics.hits(z, labels)}
     if z.shape[1] > 5:
-        means |= {f"top_{k}": metrics.hits(z, labels, k=k) for k in (3, 5)}
-    if probable:
-        means |= {"nll": losses.cross_entropy(z, labels), "brier": losses.brier(z, labels)}
-        whole["ece"] = metrics.expected_calibration_error(z, labels, weights=weights).error
-    if probable and rankings:
-        ranked = _rankings(*metrics.one_vs_rest(z, labels), weights)
-        each |= ranked
-        whole |= {name: metrics.macro(values) for name, values in ranked.items()}
-    return _Told(whole | _averaged(means, weights), each, means)
+        per_example |= {f"top_{k}": metrics.hits(z, labels, k=k) for k in (3, 5)}
+    if has_probabilities:
+        per_example |= {"nll": losses.cross_entropy(z, labels), "brier": losses.brier(z, labels)}
+        overall["ece"] = metrics.expected_calibration_error(z, labels, weights=weights).error
+    if has_probabilities and rankings:
+        ranked = _ranking_metrics(*metrics.one_vs_rest(z, labels), weights)
+        per_class |= ranked
+        overall |= {name: metrics.macro(values) for name, values in ranked.items()}
+    return _RawMetrics(overall | _weighted_means(per_example, weights), per_class, per_example)
 
 
-@partial(jax.jit, static_argnames=("probable", "rankings"))
-def _of_labels(
-    z: Array, targets: Array, weights: Array, *, probable: bool, rankings: bool
-) -> _Told:
+@partial(jax.jit, static_argnames=("has_probabilities", "rankings"))
+def _label_metrics(
+    z: Array, targets: Array, weights: Array, *, has_probabilities: bool, rankings: bool
+) -> _RawMetrics:
     counts = metrics.label_counts(z, targets, weights=weights > 0)  # in integers
-    right = (z > 0) == targets
-    ranked = _rankings(z, targets, weights) if rankings else {}
-    whole, each = _averages(counts), _per_class(counts) | ranked
-    whole |= {name: metrics.macro(values) for name, values in ranked.items()}
-    nan = jnp.any(jnp.isnan(z), 1)  # which is no label, and not right for that
-    means = {
-        "accuracy": jnp.where(nan, jnp.nan, jnp.mean(right, 1)),
-        "subset_accuracy": jnp.where(nan, jnp.nan, jnp.all(right, 1).astype(z.dtype)),
+    ranked = _ranking_metrics(z, targets, weights) if rankings else {}
+    overall, per_label = _f1_averages(counts), _count_metrics(counts) | ranked
+    overall |= {name: metrics.macro(values) for name, values in ranked.items()}
+    is_correct = (z > 0) == targets
+    is_nan = jnp.any(jnp.isnan(z), 1)  # NaN predicts no label, which may not count as correct
+    per_example = {
+        "accuracy": jnp.where(is_nan, jnp.nan, jnp.mean(is_correct, 1)),
+        "subset_accuracy": jnp.where(is_nan, jnp.nan, jnp.all(is_correct, 1).astype(z.dtype)),
     }
-    if probable:
-        means["nll"] = jnp.mean(losses.binary_cross_entropy(z, targets), 1)
-        whole["ece"] = _label_ece(z, targets, weights)
-        each["log_loss"] = metrics.log_loss(z, targets, weights=weights)
-    return _Told(whole | _averaged(means, weights), each, means)
+    if has_probabilities:
+        per_example["nll"] = jnp.mean(losses.binary_cross_entropy(z, targets), 1)
+        overall["ece"] = _label_ece(z, targets, weights)
+        per_label["log_loss"] = metrics.log_loss(z, targets, weights=weights)
+    return _RawMetrics(overall | _weighted_means(per_example, weights), per_label, per_example)
 
 
-def _of_numbers(scores: np.ndarray, targets: np.ndarray) -> _Told:
+def _number_metrics(scores: np.ndarray, targets: np.ndarray) -> _RawMetrics:
     t = targets.reshape(scores.shape).astype(np.float64)
-    squares = np.square(scores - t)
-    spread = np.sum(np.square(t - t.mean(0)), 0)
-    each = {"mse": squares.mean(0), "mae": np.abs(scores - t).mean(0)}
-    each["r2"] = 1 - squares.sum(0) / np.where(spread > 0, spread, np.nan)
-    return _Told(
-        {name: np.mean(values) for name, values in each.items()}, each, {"mse": squares.mean(1)}
-    )
+    squared_errors = np.square(scores - t)
+    deviations = np.sum(np.square(t - t.mean(0)), 0)
+    per_number = {
+        "mse": squared_errors.mean(0),
+        "mae": np.abs(scores - t).mean(0),
+        "r2": 1 - squared_errors.sum(0) / np.where(deviations > 0, deviations, np.nan),
+    }
+    overall = {name: np.mean(values) for name, values in per_number.items()}
+    return _RawMetrics(overall, per_number, {"mse": squared_errors.mean(1)})
 
 
 def _class_scores(scores: np.ndarray) -> np.ndarray:
-    """Scores `[N, K]` of which the greatest decides, (0, z) of a single one."""
-    return (
-        scores if scores.shape[1] > 1 else np.concatenate([np.zeros_like(scores), scores], axis=1)
-    )
+    """Return scores `[N, K]` whose largest decides: (0, z) for a single score z."""
+    if scores.shape[1] > 1:
+        return scores
+    return np.concatenate([np.zeros_like(scores), scores], axis=1)
 
 
-def _per_class(counts: metrics.Counts) -> dict[str, Array]:
+def _count_metrics(counts: metrics.Counts) -> dict[str, Array]:
+    """Return the metrics of each class or label that depend on counts alone."""
     return {
         "precision": metrics.precision(counts),
         "recall": metrics.recall(counts),
@@ -378,83 +393,99 @@ def _per_class(counts: metrics.Counts) -> dict[str, Array]:
     }
 
 
-def _rankings(confidences: Array, targets: Array, weights: Array) -> dict[str, Array]:
-    """Of one class after the other: sorting all at once would take many copies of the scores."""
+def _ranking_metrics(confidences: Array, targets: Array, weights: Array) -> dict[str, Array]:
+    """Return the metrics of each class or label that depend on the order of its scores.
 
-    def of_class(column: tuple[Array, Array]) -> dict[str, Array]:
+    Classes are sorted one after another: all at once would take many copies of the scores.
+    """
+
+    def rank_class(column: tuple[Array, Array]) -> dict[str, Array]:
         return {
             "roc_auc": metrics.roc_auc(*column, weights=weights),
             "average_precision": metrics.average_precision(*column, weights=weights),
         }
 
-    return jax.lax.map(of_class, (confidences.T, targets.T))
+    return jax.lax.map(rank_class, (confidences.T, targets.T))
 
 
-def _averages(counts: metrics.Counts) -> dict[str, Array]:
+def _f1_averages(counts: metrics.Counts) -> dict[str, Array]:
     return {
         "macro_f1": metrics.macro(metrics.f1(counts)),
         "micro_f1": metrics.f1(metrics.micro(counts)),
     }
 
 
-def _averaged(means: dict[str, Array], weights: Array) -> dict[str, Array]:
-    return {name: losses.weighted_mean(values, weights=weights) for name, values in means.items()}
+def _weighted_means(per_example: dict[str, Array], weights: Array) -> dict[str, Array]:
+    return {
+        name: losses.weighted_mean(values, weights=weights) for name, values in per_example.items()
+    }
 
 
-def _rows(names: tuple[str, ...], each: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One dictionary a class, of its name and figures; a count that is negative nobody can tell."""
-    columns = {name: np.asarray(each[name]).tolist() for name in _ORDER if name in each}
+def _rows(names: tuple[str, ...], per_item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one dictionary for each class, label or number: its name and its metrics.
+
+    A negative count stands for an unknown one, and becomes None.
+    """
+    columns = {name: np.asarray(per_item[name]).tolist() for name in _ORDER if name in per_item}
     if "support" in columns:
         columns["support"] = [count if count >= 0 else None for count in columns["support"]]
     return [
-        {"name": name} | {figure: values[k] for figure, values in columns.items()}
+        {"name": name} | {metric: values[k] for metric, values in columns.items()}
         for k, name in enumerate(names)
     ]
 
 
 def _mean_loss(scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName) -> Array:
-    """Of the scores themselves: those of a model whose weights are the identity."""
+    """Return the mean loss of the scores, which are the logits of a model with identity weights."""
     identity = LinearParams(jnp.eye(scores.shape[1], dtype=jnp.float32), None)
-    z, t, weights = _padded(scores, targets)
-    values = defaults.make_loss(loss, schema)
-    return training.evaluate(identity, z, t, loss=values, weights=weights, score=None)["loss"]
+    z, t, weights = _pad(scores, targets)
+    loss_function = defaults.make_loss(loss, schema)
+    result = training.evaluate(identity, z, t, loss=loss_function, weights=weights, score=None)
+    return result["loss"]
 
 
-def _intervals(means: dict[str, Array], size: int) -> dict[str, list[Array]]:
-    chosen = {name: means[name][:size] for name in ("accuracy", "nll", "mse") if name in means}
-    table = jnp.stack([jnp.asarray(values, jnp.float32) for values in chosen.values()], 1)
-    resamples = min(1000, max(200, 2 * 10**8 // size))  # some seconds at most
+def _intervals(per_example: dict[str, Array], size: int) -> dict[str, list[Array]]:
+    """Return bootstrap intervals of means; the values after the first `size` are padding."""
+    names = [name for name in ("accuracy", "nll", "mse") if name in per_example]
+    columns = [jnp.asarray(per_example[name][:size], jnp.float32) for name in names]
+    num_resamples = min(1000, max(200, 2 * 10**8 // size))  # takes some seconds at most
     interval = metrics.bootstrap(
-        _column_means, (table,), key=jax.random.key(0), resamples=resamples
+        _column_means, (jnp.stack(columns, 1),), key=jax.random.key(0), resamples=num_resamples
     )
-    return {
-        f"{name}_interval": [interval.low[k], interval.high[k]] for k, name in enumerate(chosen)
-    }
+    return {f"{name}_interval": [interval.low[k], interval.high[k]] for k, name in enumerate(names)}
 
 
 def _column_means(table: Array) -> Array:
     return jnp.mean(table, 0)
 
 
-def _plain(value: Any) -> Any:
-    """Of arrays and numbers, JSON's; None for what is no finite number."""
-    if isinstance(value, Mapping):
-        return {name: _plain(inside) for name, inside in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inside) for inside in value]
-    if isinstance(value, str | int | bool | None):
-        return value
-    number = float(value)
-    return number if np.isfinite(number) else None
+def _to_json(value: Any) -> Any:
+    """Return arrays and numbers as JSON types, with None for a number that is not finite."""
+    match value:
+        case Mapping():
+            return {name: _to_json(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_to_json(item) for item in value]
+        case str() | int() | None:  # bool is an int
+            return value
+        case _:
+            number = float(value)
+            return number if np.isfinite(number) else None
 
 
 # -- Calibration --
 
-FEWEST = 30
-"""Examples below which a temperature says little; vector scaling asks for ten of each class too."""
+MIN_CALIBRATION_EXAMPLES = 30
+"""The least number of validation examples to which a temperature is fitted.
 
-ENOUGH = 50_000
-"""Examples to which a calibration is fitted at most, every second or third of larger data."""
+Vector scaling needs ten examples of each class as well.
+"""
+
+MAX_CALIBRATION_EXAMPLES = 50_000
+"""The largest number of examples to which a calibration is fitted.
+
+Of more examples, every second or third (and so on) is taken.
+"""
 
 
 def calibrate(
@@ -464,18 +495,18 @@ def calibrate(
     *,
     loss: LossName,
 ) -> dict[str, Any]:
-    """Fit temperature and vector scaling to validation scores, and tell what they do to both.
+    """Fit temperature and vector scaling to validation scores, and measure their effect.
 
     Args:
         validation: scores `[N, K]` and targets.
-        test: the same of data that neither the model nor the calibration was fitted to.
-        schema: of the data.
-        loss: that the head was fitted with.
+        test: the same for data to which neither the model nor the calibration was fitted.
+        schema: the schema of the data.
+        loss: the loss that the head was fitted with.
 
     Returns:
-        "temperature" and "vector", each a dictionary of either "skipped", the reason, or of
-        "scale" and "bias" (a number, or a list of K), "converged", and "validation" and "test",
-        each with "nll" and "ece" as `[before, after]`.
+        A dictionary for "temperature" and one for "vector". If a method does not apply, it has only
+        "skipped", the reason. Else it has "scale" and "bias" (a number, or a list of K),
+        "converged", and "validation" and "test", each with "nll" and "ece" as `[before, after]`.
 
     Example:
         >>> import numpy as np
@@ -490,49 +521,62 @@ def calibrate(
         "temperature": calibration.temperature_scaling,
         "vector": calibration.vector_scaling,
     }
-    told: dict[str, Any] = {}
-    for name, method in methods.items():
-        reason = _no_calibration(name, *validation, schema, loss)
-        if reason:
-            told[name] = {"skipped": reason}
-            continue
-        logits = _logits(validation[0], schema, loss)
-        some = slice(None, None, -(-len(logits) // ENOUGH))
-        z, t, weights = _padded(logits[some], validation[1][some], least=512)
-        fitted = method(z, t, weights=weights)
-        told[name] = {
-            "scale": np.asarray(fitted.scale).tolist(),
-            "bias": np.asarray(fitted.bias).tolist(),
-            "converged": fitted.converged,
-            "validation": _before_and_after(fitted, *validation, schema, loss),
-            "test": _before_and_after(fitted, *test, schema, loss),
-        }
-    return _plain(told)
+    result: dict[str, Any] = {}
+    for name, fit in methods.items():
+        reason = _reason_to_skip(name, *validation, schema, loss)
+        if reason is None:
+            result[name] = _fit_calibration(fit, validation, test, schema, loss)
+        else:
+            result[name] = {"skipped": reason}
+    return _to_json(result)
 
 
-def _no_calibration(
+def _fit_calibration(
+    fit: Callable[..., calibration.Fit],
+    validation: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    schema: Schema,
+    loss: LossName,
+) -> dict[str, Any]:
+    scores, targets = validation
+    every = slice(None, None, -(-len(scores) // MAX_CALIBRATION_EXAMPLES))
+    logits = _require_logits(scores, schema, loss)
+    z, t, weights = _pad(logits[every], targets[every], min_size=512)
+    fitted = fit(z, t, weights=weights)
+    return {
+        "scale": np.asarray(fitted.scale).tolist(),
+        "bias": np.asarray(fitted.bias).tolist(),
+        "converged": fitted.converged,
+        "validation": _before_and_after(fitted, *validation, schema, loss),
+        "test": _before_and_after(fitted, *test, schema, loss),
+    }
+
+
+def _reason_to_skip(
     name: str, scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName
 ) -> str | None:
-    """Why not, or None."""
+    """Return the reason why a calibration cannot be fitted, or None."""
     if schema.task is Task.numbers:
         return "numbers have no probabilities"
-    if log_confidences(scores, schema, loss) is None:
+    if to_logits(scores, schema, loss) is None:
         return f"a head fitted with {loss} gives no probabilities"
-    if len(scores) < FEWEST:
-        return f"it needs {FEWEST} validation examples, and there are {len(scores)}"
+    if len(scores) < MIN_CALIBRATION_EXAMPLES:
+        return (
+            f"it needs {MIN_CALIBRATION_EXAMPLES} validation examples, and there are {len(scores)}"
+        )
     if name == "temperature":
         return None
-    one = (
-        targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(schema.classes))
-    )
-    fewest = min(one.min(), (len(targets) - one).min())
+    is_multilabel = targets.ndim == 2
+    num_classes = len(schema.classes)
+    positives = targets.sum(0) if is_multilabel else np.bincount(targets, minlength=num_classes)
+    fewest = min(positives.min(), (len(targets) - positives).min())
     if fewest >= 10:
         return None
     return f"it needs ten validation examples of each class, and one class has {fewest}"
 
 
-def _logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray:
-    logits = log_confidences(scores, schema, loss)
+def _require_logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray:
+    logits = to_logits(scores, schema, loss)
     assert logits is not None
     return logits
 
@@ -540,9 +584,9 @@ def _logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray:
 def _before_and_after(
     fitted: calibration.Fit, scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName
 ) -> dict[str, list[Array]]:
-    z, t, weights = map(jnp.asarray, _padded(_logits(scores, schema, loss), targets))
-    both = [_nll_and_ece(logits, t, weights) for logits in (z, fitted.apply(z))]
-    return {"nll": [nll for nll, _ in both], "ece": [ece for _, ece in both]}
+    z, t, weights = map(jnp.asarray, _pad(_require_logits(scores, schema, loss), targets))
+    before, after = _nll_and_ece(z, t, weights), _nll_and_ece(fitted.apply(z), t, weights)
+    return {"nll": [before[0], after[0]], "ece": [before[1], after[1]]}
 
 
 @jax.jit
@@ -557,6 +601,6 @@ def _nll_and_ece(logits: Array, targets: Array, weights: Array) -> tuple[Array, 
 
 
 def _label_ece(logits: Array, targets: Array, weights: Array) -> Array:
-    """Of all labels together."""
-    each = jnp.broadcast_to(weights[:, None], logits.shape)
-    return metrics.reliability(links.sigmoid(logits), targets, weights=each).error
+    """Return the expected calibration error of all labels together."""
+    label_weights = jnp.broadcast_to(weights[:, None], logits.shape)
+    return metrics.reliability(links.sigmoid(logits), targets, weights=label_weights).error

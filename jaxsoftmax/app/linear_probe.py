@@ -1,8 +1,8 @@
-"""A linear probe: the penalty chosen by folds of the training data, and the optimum at it.
+"""A linear probe: choose the penalty by cross-validation, then fit the optimum at it.
 
 grid    values of C in equal ratios
-sweep   held-out losses of every C, from one certified fit for each C and fold
-fit     the certified optimum at one C
+sweep   the held-out loss of every C, from one certified fit for each C and fold
+refit   the certified optimum at one C, on all training examples
 """
 
 from collections.abc import Callable
@@ -19,23 +19,26 @@ from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import Solution
 
 
-class Path(NamedTuple):
-    """What a sweep found: for each C, of examples that its fits had not seen."""
+class ProbePath(NamedTuple):
+    """The result of a sweep: for each C, the loss of examples that its fits had not seen."""
 
-    C: np.ndarray  # [P], rising
+    C: np.ndarray  # [P], increasing
     loss: np.ndarray  # [P], the mean over all held-out examples
     error: np.ndarray  # [P], the standard error of that mean over the folds
     gap: np.ndarray  # [P], the largest certified gap of its fits
 
     @property
     def best(self) -> float:
-        """The C of least held-out loss; of equal ones the strongest penalty; NaN is never least."""
+        """The C with the least held-out loss, and of equal ones the strongest penalty.
+
+        NaN is never the least loss.
+        """
         if not np.isfinite(self.loss).any():
             raise ValueError("loss: expected a finite held-out loss of some C, got none")
         return float(self.C[int(np.nanargmin(self.loss))])
 
     def to_json(self) -> dict[str, list[float]]:
-        """The curve in JSON's types."""
+        """Return the curve in JSON types."""
         return {name: values.tolist() for name, values in self._asdict().items()}
 
 
@@ -43,15 +46,15 @@ def grid(strongest: float, weakest: float, points: int) -> np.ndarray:
     """Return inverse strengths of the penalty in equal ratios.
 
     Args:
-        strongest: the least C.
-        weakest: the greatest C.
-        points: how many.
+        strongest: the smallest C, which is the strongest penalty.
+        weakest: the largest C.
+        points: the number of values.
 
     Returns:
-        Floats `[points]`, rising.
+        Floats `[points]`, increasing.
 
     Raises:
-        ValueError: if they are not 0 < strongest <= weakest.
+        ValueError: unless 0 < strongest <= weakest and weakest is finite.
 
     Example:
         >>> from jaxsoftmax.app import linear_probe
@@ -73,23 +76,24 @@ def sweep(
     folds: int,
     gap: float = 1e-3,
     callback: Callable[[dict[str, Any]], object] | None = None,
-) -> Path:
-    """Fit every C on every fold of the training split, and judge each fit on the fold it lacks.
+) -> ProbePath:
+    """Fit every C without each fold of the training split, and score the fit on that fold.
 
     Args:
-        dataset: after preprocessing.
+        dataset: the data, after preprocessing.
         loss: softmax or sigmoid.
-        C: inverse strengths of the penalty, as scikit-learn's, floats `[P]`.
-        folds: how many; each class is dealt to them evenly, and its only example is in every fit.
-        gap: the certified relative distance from the optimum of every fit.
-        callback: as of `solve_path`.
+        C: inverse strengths of the penalty as in scikit-learn, floats `[P]`.
+        folds: the number of folds. The examples of each class are spread evenly over the folds; the
+            only example of a class is part of every fit.
+        gap: the certified relative distance of every fit from its optimum.
+        callback: as in `solve_path`.
 
     Returns:
-        A `Path`.
+        A `ProbePath`.
 
     Raises:
-        ValueError: if the loss has no certified solver, there are fewer than 2 folds, or no C has
-            a finite held-out loss, because of the folds that it names.
+        ValueError: if the loss has no certified solver, if there are fewer than 2 folds, or if no C
+            has a finite held-out loss. The message then names the folds that have none.
 
     Example:
         >>> import numpy as np
@@ -101,33 +105,34 @@ def sweep(
     """
     if folds < 2:
         raise ValueError(f"folds: expected at least 2, got {folds}")
-    train, strengths = dataset.train, np.sort(np.asarray(C, np.float64))
-    fold = _folds(train, dataset.schema.task, folds)
+    train, C = dataset.train, np.sort(np.asarray(C, np.float64))
+    fold = _assign_folds(train, dataset.schema.task, folds)
     path = solvers.solve_path(
         train.features,
-        _targets(dataset, train, loss),
-        C=strengths,
+        _solver_targets(dataset, loss),
+        C=C,
         folds=fold,
-        loss=_SOLVED[loss],
+        loss=_SOLVED_LOSSES[loss],
         gap=gap,
         callback=callback,
     )
-    held = np.stack(
-        [_held_out(dataset, loss, path.params, fold, number) for number in range(folds)], 1
-    )  # [P, F], sums
-    _check_finite(held)
+    held_out_sums = np.stack(
+        [_held_out_sums(dataset, loss, path.params, fold, number) for number in range(folds)], 1
+    )  # [P, F]
+    _check_finite(held_out_sums)
     sizes = np.bincount(fold[fold >= 0], minlength=folds)
-    spread = np.std(held / sizes, axis=1, ddof=1) / np.sqrt(folds)
-    return Path(strengths, held.sum(1) / sizes.sum(), spread, np.asarray(path.gap).max(1))
+    mean = held_out_sums.sum(1) / sizes.sum()
+    standard_error = np.std(held_out_sums / sizes, axis=1, ddof=1) / np.sqrt(folds)
+    return ProbePath(C, mean, standard_error, np.asarray(path.gap).max(1))
 
 
-def fit(dataset: Dataset, *, loss: LossName, C: float, gap: float = 1e-6) -> Solution:
-    """Fit the training split to a certified optimum.
+def refit(dataset: Dataset, *, loss: LossName, C: float, gap: float = 1e-6) -> Solution:
+    """Fit all of the training split to a certified optimum.
 
     Args:
-        dataset: after preprocessing.
+        dataset: the data, after preprocessing.
         loss: softmax or sigmoid.
-        C: inverse strength of the penalty.
+        C: the inverse strength of the penalty.
         gap: the certified relative distance from the optimum.
 
     Returns:
@@ -138,62 +143,63 @@ def fit(dataset: Dataset, *, loss: LossName, C: float, gap: float = 1e-6) -> Sol
 
     Example:
         >>> from jaxsoftmax.app import data, linear_probe
-        >>> solution = linear_probe.fit(data.load("digits"), loss="softmax", C=1.0)
+        >>> solution = linear_probe.refit(data.load("digits"), loss="softmax", C=1.0)
         >>> solution.converged, solution.params.w.shape
         (True, (64, 10))
     """
     return solvers.solve(
         dataset.train.features,
-        _targets(dataset, dataset.train, loss),
-        loss=_SOLVED[loss],
+        _solver_targets(dataset, loss),
+        loss=_SOLVED_LOSSES[loss],
         C=C,
         gap=gap,
     )
 
 
-_SOLVED: dict[LossName, Callable] = {
+_SOLVED_LOSSES: dict[LossName, Callable] = {
     LossName.softmax: losses.cross_entropy,
     LossName.sigmoid: losses.binary_cross_entropy,
 }
 
 
-def _targets(dataset: Dataset, split: Split, loss: LossName) -> np.ndarray:
-    """As the solver takes them: classes for softmax, zeros and ones for sigmoids."""
-    if loss not in _SOLVED or dataset.schema.task is Task.numbers:
+def _solver_targets(dataset: Dataset, loss: LossName) -> np.ndarray:
+    """Return the training targets that the solver takes: classes for softmax, else 0 or 1."""
+    targets, schema = dataset.train.targets, dataset.schema
+    if loss not in _SOLVED_LOSSES or schema.task is Task.numbers:
         raise ValueError(f"loss: expected softmax or sigmoid, of classes or labels, got {loss}")
     if loss == LossName.softmax:
-        return split.targets
-    if defaults.num_scores(dataset.schema, loss) == 1 or dataset.schema.task is Task.labels:
-        return split.targets.astype(np.float32)
-    return np.eye(len(dataset.schema.classes), dtype=np.float32)[split.targets]
+        return targets
+    if defaults.num_scores(schema, loss) == 1 or schema.task is Task.labels:
+        return targets.astype(np.float32)
+    return np.eye(len(schema.classes), dtype=np.float32)[targets]
 
 
-def _folds(train: Split, task: Task, count: int) -> np.ndarray:
-    """Fold numbers `[N]`; -1, in every fit, for the only example of a class."""
+def _assign_folds(train: Split, task: Task, num_folds: int) -> np.ndarray:
+    """Return fold numbers `[N]`; -1, for the only example of a class, stands for every fit."""
     if task is Task.labels:
-        return np.arange(len(train.features)) % count
-    fold = assign_folds(train.targets, count)
-    return np.where(np.bincount(train.targets)[train.targets] == 1, -1, fold)
+        return np.arange(len(train.features)) % num_folds
+    is_only_example = np.bincount(train.targets)[train.targets] == 1
+    return np.where(is_only_example, -1, assign_folds(train.targets, num_folds))
 
 
-def _check_finite(held: np.ndarray) -> None:
-    """A C can be chosen where one has a finite loss in every fold."""
-    unknown = ~np.isfinite(held)
-    if unknown.any(1).all():
-        folds = np.flatnonzero(unknown.any(0)).tolist()
+def _check_finite(held_out_sums: np.ndarray) -> None:
+    """Check that some C has a finite loss in every fold, so that one can be chosen."""
+    is_bad = ~np.isfinite(held_out_sums)
+    if is_bad.any(1).all():
+        folds = np.flatnonzero(is_bad.any(0)).tolist()
         raise ValueError(
             f"folds: no C has a finite loss of the examples held out in folds {folds}: one of them "
-            "may have a label that no other fold shows, or features too large to score; use fewer "
+            "may have a label that no other fold has, or features too large to score; use fewer "
             "folds, leave such labels out, or scale the features"
         )
 
 
-def _held_out(
+def _held_out_sums(
     dataset: Dataset, loss: LossName, params: LinearParams, fold: np.ndarray, number: int
 ) -> np.ndarray:
-    """The summed loss of one fold's examples, by the fits at each C that lack it: `[P]`."""
+    """Return the summed loss of one fold's examples under the fit without it at each C: `[P]`."""
     rows = fold == number
     x, t = dataset.train.features[rows], dataset.train.targets[rows]
-    values = defaults.make_loss(loss, dataset.schema)
-    lanes = zip(np.asarray(params.w)[:, number], np.asarray(params.bias)[:, number], strict=True)
-    return np.array([np.sum(values(LinearParams(w, bias), x, t)) for w, bias in lanes])
+    loss_function = defaults.make_loss(loss, dataset.schema)
+    models = zip(np.asarray(params.w)[:, number], np.asarray(params.bias)[:, number], strict=True)
+    return np.array([np.sum(loss_function(LinearParams(w, bias), x, t)) for w, bias in models])

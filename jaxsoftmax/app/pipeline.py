@@ -1,4 +1,4 @@
-"""One fit, from data to a judged model: preprocessing, choices, training, figures."""
+"""One fit, from data to an evaluated model: preprocessing, choices, training and metrics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +16,20 @@ from jaxsoftmax.app.defaults import LossName, OptimizerName, Settings
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.training import FitResult
 
-MANY = 200_000
-"""Examples above which only the test split is told what needs a sort of all scores."""
+MAX_RANKED_EXAMPLES = 200_000
+"""The number of examples above which only the test split has metrics that sort all scores."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """All that tells one fit from another on the same data.
+    """The choices that distinguish one fit from another on the same data.
 
     Args:
-        loss: what is fitted.
-        optimizer: by what.
-        settings: how it walks.
-        patience: epochs without a lower validation loss after which to stop, or None.
-        seed: of the first weights and the order of minibatches.
+        loss: the loss to fit.
+        optimizer: the optimizer.
+        settings: the settings of the optimizer.
+        patience: the number of epochs without a lower validation loss after which to stop, or None.
+        seed: the seed of the initial weights and of the order of minibatches.
     """
 
     loss: LossName
@@ -39,27 +39,27 @@ class Choices:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The choices by the names of the command line's options."""
-        named = {"loss": self.loss.value, "optimizer": self.optimizer.value}
-        return {**named, **asdict(self.settings), "patience": self.patience, "seed": self.seed}
+        """Return the choices under the names of the command-line options."""
+        names = {"loss": self.loss.value, "optimizer": self.optimizer.value}
+        return {**names, **asdict(self.settings), "patience": self.patience, "seed": self.seed}
 
 
 def preprocess(dataset: Dataset, *, log1p: bool, standardize: bool) -> Preprocessing:
-    """Learn preprocessing from the training split, and apply it in place to what is fitted.
+    """Learn preprocessing from the training split, and apply it in place to the splits of a fit.
 
-    The test split stays as it is stored: `evaluation.scores` maps it by parts.
+    The test split is left as it is stored; `evaluation.compute_scores` preprocesses it in blocks.
 
     Args:
-        dataset: the features of its train and validation splits are overwritten; a copy of large
-            data may not fit in memory.
-        log1p: whether to take logarithms of 1 + x.
-        standardize: whether to give each column mean 0 and deviation 1.
+        dataset: the data. The features of its train and validation splits are overwritten, since a
+            copy of large data may not fit in memory.
+        log1p: whether to take the logarithm of 1 + x.
+        standardize: whether to give each column mean 0 and standard deviation 1.
 
     Returns:
-        What was learned.
+        The learned preprocessing.
 
     Raises:
-        ValueError: if a logarithm is asked of -1 or less.
+        ValueError: if the logarithm would be taken of a feature of -1 or less.
 
     Example:
         >>> from jaxsoftmax.app import data, pipeline
@@ -87,21 +87,22 @@ def choose(
     seed: int = 0,
     **settings: float | None,
 ) -> Choices:
-    """Complete the choices with what suits the data.
+    """Complete the choices with defaults that suit the data.
 
     Args:
-        dataset: after preprocessing.
-        loss: None for the task's own.
-        optimizer: None for the task's own.
-        patience: see `Choices`.
-        seed: see `Choices`.
-        settings: those of `defaults.Settings`, None for what suits data, optimizer and loss.
+        dataset: the data, after preprocessing.
+        loss: the loss, or None for the default of the task.
+        optimizer: the optimizer, or None for the default of the task.
+        patience: as in `Choices`.
+        seed: as in `Choices`.
+        settings: fields of `defaults.Settings`; None stands for a default that suits the data, the
+            optimizer and the loss.
 
     Returns:
         Complete `Choices`.
 
     Raises:
-        ValueError: if they do not go together.
+        ValueError: if the choices contradict each other.
 
     Example:
         >>> from jaxsoftmax.app import data, pipeline
@@ -120,145 +121,155 @@ def choose(
     return Choices(loss, optimizer, complete, patience, seed)
 
 
-def fit(
+def train(
     dataset: Dataset,
     choices: Choices,
     *,
     callback: Callable[[dict[str, Any]], object] | None = None,
 ) -> FitResult:
-    """Fit a linear model to the training split, watched on the validation split.
+    """Train a linear model on the training split, and evaluate each epoch on the validation split.
 
     Args:
-        dataset: after preprocessing.
-        choices: of `choose`.
-        callback: as of `training.fit`.
+        dataset: the data, after preprocessing.
+        choices: complete choices, from `choose`.
+        callback: as in `training.fit`.
 
     Returns:
-        As `training.fit`.
+        The result of `training.fit`.
 
     Raises:
-        training.Interrupted: at Ctrl-C, with the result so far.
+        training.Interrupted: at Ctrl-C, or if the callback raises KeyboardInterrupt, with the
+            result so far.
 
     Example:
         >>> from jaxsoftmax.app import data, pipeline
         >>> digits = data.load("digits")
-        >>> result = pipeline.fit(digits, pipeline.choose(digits, epochs=2))
+        >>> result = pipeline.train(digits, pipeline.choose(digits, epochs=2))
         >>> result.epochs, result.params.w.shape
         (2, (64, 10))
     """
     settings = choices.settings
     # On a CPU device_put shares memory where jnp.asarray would copy: large data fit once.
-    x, t, held_x, held_t = map(jax.device_put, (*dataset.train[:2], *dataset.validation[:2]))
+    x, t = map(jax.device_put, dataset.train[:2])
+    validation = tuple(map(jax.device_put, dataset.validation[:2]))
     key = jax.random.key(choices.seed)
-    # Not as many scores as the training targets show: the schema knows every class.
-    count = defaults.num_scores(dataset.schema, choices.loss)
+    # The schema has all classes, some of which may be absent from the training targets.
+    num_scores = defaults.num_scores(dataset.schema, choices.loss)
     return training.fit(
         defaults.make_loss(choices.loss, dataset.schema),
         x,
         t,
         optimizer=defaults.make_optimizer(choices.optimizer, settings, num_examples=len(x)),
         key=key,
-        params=linear.init(x.shape[1], count, key=jax.random.split(key)[0]),
+        params=linear.init(x.shape[1], num_scores, key=jax.random.split(key)[0]),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        validation=(held_x, held_t),
+        validation=validation,
         patience=choices.patience,
         callback=callback,
     )
 
 
-def score(dataset: Dataset, params: LinearParams, learned: Preprocessing) -> dict[str, np.ndarray]:
-    """Score the examples of each split.
+def score_splits(
+    dataset: Dataset, params: LinearParams, learned: Preprocessing
+) -> dict[str, np.ndarray]:
+    """Compute the scores of the examples of each split.
 
     Args:
-        dataset: after `preprocess`.
-        params: of the model.
-        learned: from `preprocess`.
+        dataset: the data, after `preprocess`.
+        params: the parameters of the model.
+        learned: the preprocessing, from `preprocess`.
 
     Returns:
-        `[N, K]` of "train", "validation" and "test".
+        `[N, K]` for each of "train", "validation" and "test".
 
     Example:
         >>> from jaxsoftmax import linear
         >>> from jaxsoftmax.app import data, pipeline
         >>> from jaxsoftmax.app.data import preprocessing
         >>> digits = data.load("digits")
-        >>> scores = pipeline.score(digits, linear.init(64, 10), preprocessing.IDENTITY)
+        >>> scores = pipeline.score_splits(digits, linear.init(64, 10), preprocessing.IDENTITY)
         >>> scores["test"].shape
         (355, 10)
     """
+    test = evaluation.compute_scores(params, dataset.test.features, preprocessing=learned)
     return {
-        "train": evaluation.scores(params, dataset.train.features),
-        "validation": evaluation.scores(params, dataset.validation.features),
-        "test": evaluation.scores(params, dataset.test.features, preprocessing=learned),
+        "train": evaluation.compute_scores(params, dataset.train.features),
+        "validation": evaluation.compute_scores(params, dataset.validation.features),
+        "test": test,
     }
 
 
-def lightened(dataset: Dataset) -> Dataset:
-    """Let go of the features that were fitted; once there are scores only the test ones are shown.
+def drop_fitted_features(dataset: Dataset) -> Dataset:
+    """Drop the train and validation features, which are not needed once all splits have scores.
 
     Args:
-        dataset: any.
+        dataset: any data.
 
     Returns:
-        The same with train and validation features of length 0.
+        The same data with train and validation features of length 0.
 
     Example:
         >>> from jaxsoftmax.app import data, pipeline
-        >>> digits = pipeline.lightened(data.load("digits"))
+        >>> digits = pipeline.drop_fitted_features(data.load("digits"))
         >>> digits.train.features.shape, digits.train.targets.shape
         ((0, 64), (1085,))
     """
-    train, validation = (
-        split._replace(features=np.empty((0, dataset.schema.num_features), np.float32))
-        for split in (dataset.train, dataset.validation)
+    no_features = np.empty((0, dataset.schema.num_features), np.float32)
+    return replace(
+        dataset,
+        train=dataset.train._replace(features=no_features),
+        validation=dataset.validation._replace(features=no_features),
     )
-    return replace(dataset, train=train, validation=validation)
 
 
-class Judgement(NamedTuple):
-    """How good a model is: `evaluation.figures` of each split, of the test split with all of them.
+class EvaluationResult(NamedTuple):
+    """The metrics of each split, from `evaluation.compute_metrics`, and the calibrations.
 
-    calibration: of `evaluation.calibrate`.
+    metrics: by split; the test split has all metrics and intervals.
+    calibration: from `evaluation.calibrate`.
     """
 
-    figures: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
     calibration: dict[str, Any]
 
 
-def judge(dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName) -> Judgement:
-    """Judge a model on each split.
+def measure_splits(
+    dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName
+) -> EvaluationResult:
+    """Compute the metrics of a model on each split, and calibrate it.
 
     Args:
-        dataset: of which the targets count.
-        scores: of `score`.
-        loss: that the model was fitted with.
+        dataset: the data, of which the targets are used.
+        scores: the scores of each split, from `score_splits`.
+        loss: the loss that the model was fitted with.
 
     Returns:
-        A `Judgement`.
+        An `EvaluationResult`.
 
     Example:
         >>> from jaxsoftmax import linear
         >>> from jaxsoftmax.app import data, pipeline
         >>> from jaxsoftmax.app.data import preprocessing
         >>> digits = data.load("digits")
-        >>> scores = pipeline.score(digits, linear.init(64, 10), preprocessing.IDENTITY)
-        >>> judged = pipeline.judge(digits, scores, loss="softmax")
-        >>> f"{judged.figures['test']['nll']:.4f}"
+        >>> scores = pipeline.score_splits(digits, linear.init(64, 10), preprocessing.IDENTITY)
+        >>> result = pipeline.measure_splits(digits, scores, loss="softmax")
+        >>> f"{result.metrics['test']['nll']:.4f}"
         '2.3026'
     """
     pairs = {name: (z, getattr(dataset, name).targets) for name, z in scores.items()}
-    figures = {}
-    for name, pair in pairs.items():
-        last = name == "test"
-        figures[name] = evaluation.figures(
-            *pair,
+    metrics = {
+        name: evaluation.compute_metrics(
+            z,
+            targets,
             dataset.schema,
             loss=loss,
-            rankings=last or len(pair[0]) <= MANY,
-            intervals=last,
+            rankings=name == "test" or len(z) <= MAX_RANKED_EXAMPLES,
+            intervals=name == "test",
         )
+        for name, (z, targets) in pairs.items()
+    }
     calibration = evaluation.calibrate(
         pairs["validation"], pairs["test"], dataset.schema, loss=loss
     )
-    return Judgement(figures, calibration)
+    return EvaluationResult(metrics, calibration)

@@ -1,1 +1,1 @@
-"""The command line: its commands, their options, what they show, and the tables they write."""
+"""The command line: its commands and options, their inputs and outputs, and Ctrl-C."""

@@ -1,4 +1,4 @@
-"""What the command line shows: progress as bars on a terminal and lines in a pipe, and tables."""
+"""The output of the command line: tables, and progress as bars on a terminal or lines in a pipe."""
 
 import math
 import sys
@@ -14,140 +14,137 @@ from rich.table import Table
 
 from jaxsoftmax.app.data.dataset import Dataset, Task
 from jaxsoftmax.app.data.dataset import Progress as Callback
-from jaxsoftmax.app.evaluation import TITLES, sections, written
+from jaxsoftmax.app.evaluation import TITLES, format_metric, separate_items
+from jaxsoftmax.app.text import replace_unprintable
 from jaxsoftmax.solvers import Solution
 
-WORST = 20
-"""So many classes are shown; of more the worst."""
+MAX_TABLE_ROWS = 20  # of more classes, labels or numbers, the worst are shown
+MAX_EPOCH_LINES = 10  # epochs that are printed in a pipe, besides the first and the last
 
 
-def make(*, quiet: bool) -> Console:
-    """Make the console on which a command shows what it does.
+def make_console(*, quiet: bool) -> Console:
+    """Make the console to which a command prints.
 
     Args:
-        quiet: whether nothing is shown.
+        quiet: whether to print nothing.
 
     Returns:
-        A rich console that neither folds lines nor colours numbers.
+        A rich console that neither wraps lines nor colors numbers.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> console.make(quiet=True).print("nothing")
+        >>> console.make_console(quiet=True).print("nothing")
     """
     return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def reading(console: Console, name: str) -> Iterator[Callback]:
-    """Yield a callback that shows how much of something has been read.
+def reading_progress(console: Console, name: str) -> Iterator[Callback]:
+    """Yield a callback that shows how many examples have been read.
 
     Args:
-        console: to show it on, if it is a terminal.
-        name: of what is read.
+        console: the console, which shows it only on a terminal.
+        name: the name of the data.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> with console.reading(console.make(quiet=True), "digits") as progress:
-        ...     progress(3, 9)
+        >>> with console.reading_progress(console.make_console(quiet=True), "digits") as callback:
+        ...     callback(3, 9)
     """
-    with Progress(*_columns(), console=console, transient=True, disable=not _live(console)) as bar:
+    is_live = _is_live(console)
+    with Progress(*_columns(), console=console, transient=True, disable=not is_live) as bar:
         task = bar.add_task(f"reading {name}", figures="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def fitting(console: Console, epochs: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Yield a callback that shows an epoch, as a moving bar or as some ten plain lines.
+def epoch_progress(console: Console, epochs: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a callback that shows each epoch, as a moving bar or as about ten lines in all.
 
     Args:
-        console: to show it on.
-        epochs: how many there will be at most.
+        console: the console.
+        epochs: the largest number of epochs.
 
     Raises:
-        FloatingPointError: from the callback, if the loss is no number.
+        FloatingPointError: from the callback, if the loss is not finite.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> with console.fitting(console.make(quiet=True), 9) as report:
-        ...     report({"epoch": 1, "loss": 0.5})
+        >>> with console.epoch_progress(console.make_console(quiet=True), 9) as callback:
+        ...     callback({"epoch": 1, "loss": 0.5})
     """
-    live, every = _live(console), math.ceil(epochs / 10)
-    with Progress(*_columns(), console=console, disable=not live) as bar:
+    is_live, interval = _is_live(console), math.ceil(epochs / MAX_EPOCH_LINES)
+    with Progress(*_columns(), console=console, disable=not is_live) as bar:
         task = bar.add_task("epoch", total=epochs, figures="")
 
-        def report(metrics: Mapping[str, Any]) -> None:
-            epoch, figures = metrics["epoch"], _epoch_figures(metrics)
-            if not math.isfinite(metrics["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {metrics['loss']} in epoch {epoch}: the fit diverged. "
-                    "Try a lower --learning-rate, or --standardize."
-                )
-            bar.update(
-                task, completed=epoch, figures=figures, description=f"epoch {epoch}/{epochs}"
-            )
-            if not live and (epoch % every == 0 or epoch in (1, epochs)):
-                console.print(f"epoch {epoch}/{epochs}: {figures}")
+        def callback(metrics: Mapping[str, Any]) -> None:
+            _check_finite(metrics)
+            epoch, figures = metrics["epoch"], _format_epoch(metrics)
+            description = f"epoch {epoch}/{epochs}"
+            bar.update(task, completed=epoch, figures=figures, description=description)
+            if not is_live and (epoch % interval == 0 or epoch in (1, epochs)):
+                console.print(f"{description}: {figures}")
 
-        yield report
+        yield callback
 
 
 @contextmanager
-def sweeping(
+def sweep_progress(
     console: Console, points: int, folds: int
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Yield a callback that shows each C of a path, as a moving bar or a plain line.
+    """Yield a callback that shows each C of a path, as a moving bar or as a line.
 
     Args:
-        console: to show it on.
-        points: how many C there are.
-        folds: how many fits each has.
+        console: the console.
+        points: the number of values of C.
+        folds: the number of fits at each C.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> with console.sweeping(console.make(quiet=True), 9, 5) as report:
-        ...     report({"stage": 1, "C": 0.01, "converged": [True] * 5})
+        >>> with console.sweep_progress(console.make_console(quiet=True), 9, 5) as callback:
+        ...     callback({"stage": 1, "C": 0.01, "converged": [True] * 5})
     """
-    live = _live(console)
-    with Progress(*_columns(), console=console, disable=not live) as bar:
+    is_live = _is_live(console)
+    with Progress(*_columns(), console=console, disable=not is_live) as bar:
         task = bar.add_task("sweeping C", total=points, figures="")
 
-        def report(stage: Mapping[str, Any]) -> None:
-            certified = f"C = {stage['C']:.4g}: {sum(stage['converged'])} of {folds} certified"
-            bar.update(task, completed=stage["stage"], figures=certified)
-            if not live:
-                console.print(f"{stage['stage']}/{points}, {certified}")
+        def callback(stage: Mapping[str, Any]) -> None:
+            figures = f"C = {stage['C']:.4g}: {sum(stage['converged'])} of {folds} certified"
+            bar.update(task, completed=stage["stage"], figures=figures)
+            if not is_live:
+                console.print(f"{stage['stage']}/{points}, {figures}")
 
-        yield report
+        yield callback
 
 
 @contextmanager
-def working(console: Console, what: str) -> Iterator[None]:
-    """Show that something takes its time, on a terminal.
+def status(console: Console, message: str) -> Iterator[None]:
+    """Show on a terminal what a command is busy with.
 
     Args:
-        console: to show it on.
-        what: takes its time.
+        console: the console.
+        message: the activity.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> with console.working(console.make(quiet=True), "measuring"):
+        >>> with console.status(console.make_console(quiet=True), "computing metrics"):
         ...     pass
     """
-    if not _live(console):
+    if not _is_live(console):
         yield
         return
-    with console.status(what):
+    with console.status(message):
         yield
 
 
 def describe(dataset: Dataset) -> str:
-    """Tell a data set in two lines.
+    """Describe a data set in two lines.
 
     Args:
-        dataset: of any task.
+        dataset: data of any task.
 
     Returns:
-        Where it comes from, and how much it is.
+        Its source, and its sizes.
 
     Example:
         >>> from jaxsoftmax.app import data
@@ -158,43 +155,47 @@ def describe(dataset: Dataset) -> str:
     schema = dataset.schema
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sizes = ", ".join(f"{len(split.features):,} {name}" for name, split in splits.items())
-    count = len(schema.classes)
-    of = "1 number" if count == 1 else f"{count} {schema.task}"
-    return (
-        f"{dataset.name}: {dataset.source}\n"
-        f"{sizes} examples of {schema.num_features:,} features, {of}"
-    )
+    features = _count(schema.num_features, "feature", "features")
+    targets = _count(len(schema.classes), _SINGULAR[schema.task], schema.task)
+    return f"{dataset.name}: {dataset.source}\n{sizes} examples of {features}, {targets}"
 
 
-def sentence(choices: Mapping[str, Any]) -> str:
-    """Tell settings in a line.
+_SINGULAR = {Task.classes: "class", Task.labels: "label", Task.numbers: "number"}
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """Format settings as one line.
 
     Args:
-        choices: values by name; None is left out.
+        settings: values by name; None is left out.
 
     Returns:
         Names and values.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> console.sentence({"loss": "softmax", "batch_size": 32, "patience": None})
+        >>> console.format_settings({"loss": "softmax", "batch_size": 32, "patience": None})
         'loss softmax, batch size 32'
     """
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}"
         if isinstance(value, float)
         else f"{name.replace('_', ' ')} {value}"
-        for name, value in choices.items()
+        for name, value in settings.items()
         if value is not None
     )
 
 
-def certified(best: float, solution: Solution) -> str:
-    """Tell how near a solution is to the optimum.
+def format_certificate(C: float, solution: Solution) -> str:
+    """Format the proven distance of a solution from the optimum.
 
     Args:
-        best: the C that was chosen.
-        solution: at it.
+        C: the chosen C.
+        solution: the solution at that C.
 
     Returns:
         One line.
@@ -204,134 +205,144 @@ def certified(best: float, solution: Solution) -> str:
         >>> from jaxsoftmax import solvers
         >>> from jaxsoftmax.app.cli import console
         >>> solution = solvers.solve(np.array([[0.0], [1.0]]), np.array([0, 1]), C=1.0)
-        >>> console.certified(1.0, solution).partition(":")[0]
+        >>> console.format_certificate(1.0, solution).partition(":")[0]
         'C = 1'
     """
-    if np.isfinite(solution.gap):
-        proof = f"within {solution.gap:.1e} of the optimum, proven"
-        return f"C = {best:.4g}: objective {solution.objective:.6f}, {proof}"
-    return f"C = {best:.4g}: {solution.reason}"
+    if not np.isfinite(solution.gap):
+        return f"C = {C:.4g}: {solution.reason}"
+    distance = f"proven to be within {solution.gap:.1e} of the optimum"
+    return f"C = {C:.4g}: objective {solution.objective:.6f}, {distance}"
 
 
-def headline(told: Mapping[str, Any]) -> str:
-    """Tell the figure that says most, with its interval.
+def format_headline(metrics: Mapping[str, Any]) -> str:
+    """Format the most important metric with its interval.
 
     Args:
-        told: of `evaluation.figures` of the test split, with intervals.
+        metrics: the result of `evaluation.compute_metrics` for the test split, with intervals.
 
     Returns:
         One line.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> console.headline({"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]})
+        >>> console.format_headline({"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]})
         'test accuracy 50.00%, 95 % interval 40.00% to 60.00%'
     """
-    name = "accuracy" if "accuracy" in told else "mse"
-    low, high = (written(name, end) for end in told[f"{name}_interval"])
-    return f"test {TITLES[name]} {written(name, told[name])}, 95 % interval {low} to {high}"
+    name = "accuracy" if "accuracy" in metrics else "mse"
+    low, high = (format_metric(name, end) for end in metrics[f"{name}_interval"])
+    value = format_metric(name, metrics[name])
+    return f"test {TITLES[name]} {value}, 95 % interval {low} to {high}"
 
 
-_SHOWN = {
+_SPLIT_METRICS = {
     Task.classes: ("loss", "accuracy"),
     Task.labels: ("loss", "accuracy", "macro_f1"),
     Task.numbers: ("loss", "mae", "r2"),
 }
 
 
-def splits_table(figures: Mapping[str, Mapping[str, Any]], task: Task) -> Table:
-    """Show the main figures of each split.
+def make_splits_table(metrics: Mapping[str, Mapping[str, Any]], task: Task) -> Table:
+    """Make a table of the main metrics of each split.
 
     Args:
-        figures: of `evaluation.figures`, by split.
-        task: of the model.
+        metrics: the result of `evaluation.compute_metrics`, by split.
+        task: the task of the model.
 
     Returns:
         A table for the console.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> figures = {"test": {"loss": 0.5, "accuracy": 0.75}}
-        >>> console.splits_table(figures, console.Task.classes).row_count
+        >>> metrics = {"test": {"loss": 0.5, "accuracy": 0.75}}
+        >>> console.make_splits_table(metrics, console.Task.classes).row_count
         1
     """
-    table = _table("", *(TITLES[name] for name in _SHOWN[task]))
-    for split, told in figures.items():
-        table.add_row(split, *(written(name, told[name]) for name in _SHOWN[task]))
+    names = _SPLIT_METRICS[task]
+    table = _make_table("", *(TITLES[name] for name in names))
+    for split, values in metrics.items():
+        table.add_row(split, *(format_metric(name, values[name]) for name in names))
     return table
 
 
-def figures_tables(told: Mapping[str, Any]) -> list[Table | str]:
-    """Show all figures of one data set.
+def make_metrics_tables(metrics: Mapping[str, Any]) -> list[Table | str]:
+    """Make tables of all metrics of one data set.
 
     Args:
-        told: of `evaluation.figures`.
+        metrics: the result of `evaluation.compute_metrics`.
 
     Returns:
-        A table of those of all examples, then one of each class, label or number; of more than 20
-        the worst 20 by F1 or R².
+        A table of the metrics of all examples, then one of the metrics of each class, label or
+        number. If there are more than 20 of these, it has the 20 with the lowest F1 or R², and a
+        line before it says so.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> told = {"mse": 2.0, "per_number": [{"name": "price", "mse": 2.0}]}
-        >>> [table.row_count for table in console.figures_tables(told)]
+        >>> metrics = {"mse": 2.0, "per_number": [{"name": "price", "mse": 2.0}]}
+        >>> [table.row_count for table in console.make_metrics_tables(metrics)]
         [1, 1]
     """
-    whole, each = sections(told)
-    overall = _table("", "", "95 % interval")
-    for name, value in whole.items():
+    overall, items = separate_items(metrics)
+    table = _make_table("", "", "95 % interval")
+    for name, value in overall.items():
         if name in TITLES:
-            ends = whole.get(f"{name}_interval")
-            between = " to ".join(written(name, end) for end in ends) if ends else ""
-            overall.add_row(TITLES[name], written(name, value), between)
-    if len(each) <= WORST:
-        return [overall, _each_table(each)]
-    figure = "f1" if "f1" in each[0] else "r2"
-    worst = sorted(each, key=lambda one: -math.inf if one[figure] is None else one[figure])
-    said = f"the {WORST} of {len(each)} with the least {TITLES[figure]}:"
-    return [overall, said, _each_table(worst[:WORST])]
+            ends = overall.get(f"{name}_interval")
+            interval = " to ".join(format_metric(name, end) for end in ends) if ends else ""
+            table.add_row(TITLES[name], format_metric(name, value), interval)
+    if len(items) <= MAX_TABLE_ROWS:
+        return [table, _make_items_table(items)]
+    ranking = "f1" if "f1" in items[0] else "r2"
+    worst = sorted(items, key=lambda item: -math.inf if item[ranking] is None else item[ranking])
+    note = f"the {MAX_TABLE_ROWS} of {len(items)} with the lowest {TITLES[ranking]}:"
+    return [table, note, _make_items_table(worst[:MAX_TABLE_ROWS])]
 
 
-def _each_table(each: Sequence[Mapping[str, Any]]) -> Table:
-    names = [name for name in each[0] if name != "name"]
-    table = _table("", *(TITLES[name] for name in names))
-    for one in each:
-        table.add_row(_visible(one["name"]), *(written(name, one[name]) for name in names))
+def _make_items_table(items: Sequence[Mapping[str, Any]]) -> Table:
+    names = [name for name in items[0] if name != "name"]
+    table = _make_table("", *(TITLES[name] for name in names))
+    for item in items:
+        # The name comes from a file, and might hold characters that control the terminal.
+        title = replace_unprintable(item["name"], replacement="\N{REPLACEMENT CHARACTER}")
+        table.add_row(title, *(format_metric(name, item[name]) for name in names))
     return table
 
 
-def _visible(name: str) -> str:
-    """A name from a file, which may hold what would steer the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-
-
-def _table(first: str, *others: str) -> Table:
+def _make_table(first: str, *others: str) -> Table:
     table = Table(first, box=SIMPLE_HEAD if sys.stdout.isatty() else None)
     for heading in others:
         table.add_column(heading, justify="right")
     return table
 
 
-def _live(console: Console) -> bool:
-    """Whether lines may be rewritten; rich alone would say so of a pipe under FORCE_COLOR."""
+def _is_live(console: Console) -> bool:
+    """Return whether lines can be rewritten; rich alone would say yes for a pipe if FORCE_COLOR."""
     return sys.stdout.isatty() and console.is_interactive
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
-    bar, left = BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
-    return TextColumn("{task.description}"), bar, TextColumn("{task.fields[figures]}"), left
+    bar, time_left = BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
+    return TextColumn("{task.description}"), bar, TextColumn("{task.fields[figures]}"), time_left
 
 
-def _epoch_figures(metrics: Mapping[str, Any]) -> str:
-    return "; validation ".join(
-        ", ".join(
-            f"{title}{written(name, metrics[prefix + name])}"
-            for name, title in titles.items()
-            if prefix + name in metrics
+def _check_finite(metrics: Mapping[str, Any]) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise FloatingPointError(
+            f"the loss is {metrics['loss']} in epoch {metrics['epoch']}: the fit diverged. "
+            "Try a lower --learning-rate, or --standardize."
         )
-        for prefix, titles in (
-            ("", {"loss": "loss ", "accuracy": "accuracy "}),
-            ("validation_", {"loss": "", "accuracy": ""}),
-        )
-        if f"{prefix}loss" in metrics
+
+
+def _format_epoch(metrics: Mapping[str, Any]) -> str:
+    """Format an epoch as in "loss 0.4, accuracy 90.00%; validation 0.5, 85.00%"."""
+    train = _format_values(metrics, {"loss": "loss ", "accuracy": "accuracy "})
+    if "validation_loss" not in metrics:
+        return train
+    validation = _format_values(metrics, {"validation_loss": "", "validation_accuracy": ""})
+    return f"{train}; validation {validation}"
+
+
+def _format_values(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    return ", ".join(
+        title + format_metric(name.removeprefix("validation_"), metrics[name])
+        for name, title in titles.items()
+        if name in metrics
     )

@@ -1,4 +1,4 @@
-"""The arguments and options of the command line: their types, and what `--help` says of them."""
+"""The arguments and options of the command line: their types, and their texts in `--help`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,21 +11,22 @@ from jaxsoftmax.app.defaults import LossName, OptimizerName
 
 DATA, FIT, RUN = "Data", "Fit", "Run"  # the panels of `fit --help`
 
-# What the data are.
+# The data.
 
 Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
         help="A file (.csv, .tsv, .parquet, .npz, .npy), or a name: "
-        f"{', '.join(data.names())}, or another of TensorFlow Datasets.",
+        f"{', '.join(data.names())}, or any other in TensorFlow Datasets.",
     ),
 ]
 Label = Annotated[
     list[str] | None,
     typer.Option(
         metavar="COLUMN",
-        help="Column of labels, or array of a .npz. Several make labels, 0 or 1 each, or numbers.",
+        help="Column of the label, or array of a .npz file. May be repeated: the columns are then "
+        "labels of 0 or 1, or numbers.",
         show_default="the only one",
         rich_help_panel=DATA,
     ),
@@ -34,7 +35,7 @@ Labels = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Second file, which has the labels; --id joins tables.",
+        help="Second file, with the labels; tables are joined on --id.",
         rich_help_panel=DATA,
     ),
 ]
@@ -43,24 +44,26 @@ Identifier = Annotated[
     typer.Option(
         "--id",
         metavar="COLUMN",
-        help="Column that names the rows, and is no feature.",
+        help="Column that identifies the rows and is not a feature.",
         rich_help_panel=DATA,
     ),
 ]
 Drop = Annotated[
     list[str] | None,
-    typer.Option(metavar="COLUMN", help="Column to leave out. Repeatable.", rich_help_panel=DATA),
+    typer.Option(
+        metavar="COLUMN", help="Column to leave out. May be repeated.", rich_help_panel=DATA
+    ),
 ]
 Features = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Array of features of a .npz.", rich_help_panel=DATA),
+    typer.Option(metavar="NAME", help="Array of features in a .npz file.", rich_help_panel=DATA),
 ]
 TaskOption = Annotated[
     Task | None,
     typer.Option(
         metavar="TASK",
-        help="classes: one of several. labels: each or not. numbers: to come close to.",
-        show_default="by the labels",
+        help="classes: one of several per example. labels: any of several. numbers: regression.",
+        show_default="inferred from the labels",
         rich_help_panel=DATA,
     ),
 ]
@@ -68,7 +71,7 @@ Test = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Test examples.",
+        help="File of test examples.",
         show_default="15 % of DATA",
         rich_help_panel=DATA,
     ),
@@ -77,7 +80,7 @@ LogOnePlus = Annotated[
     bool,
     typer.Option(
         "--log1p",
-        help="Take log(1 + x) of the features: for counts and amounts.",
+        help="Take log(1 + x) of the features; suits counts and amounts.",
         rich_help_panel=DATA,
     ),
 ]
@@ -85,7 +88,8 @@ Standardize = Annotated[
     bool,
     typer.Option(
         "--standardize",
-        help="Give each feature mean 0 and deviation 1 on the training data: for tables.",
+        help="Scale each feature to mean 0 and standard deviation 1 on the training data; suits "
+        "tables.",
         rich_help_panel=DATA,
     ),
 ]
@@ -93,7 +97,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Where TensorFlow Datasets has prepared data sets.",
+        help="Folder of data sets prepared by TensorFlow Datasets.",
         show_default="TFDS_DATA_DIR, or ~/tensorflow_datasets",
         rich_help_panel=DATA,
     ),
@@ -102,21 +106,21 @@ Download = Annotated[
     bool,
     typer.Option(
         "--download",
-        help="Fetch and prepare a named data set that is not there.",
+        help="Download and prepare a named data set if it is missing.",
         rich_help_panel=DATA,
     ),
 ]
 
-# How to fit.
+# The fit.
 
 Loss = Annotated[
     LossName | None,
     typer.Option(
         metavar="LOSS",
-        help="softmax: cross-entropy. sigmoid: binary cross-entropy, of two classes, of each class "
-        "or of each label. hinge: large margin. squared_error: of numbers; with --task classes "
-        "of scores and one-hot labels.",
-        show_default="softmax; sigmoid for two classes and for labels; squared_error for numbers",
+        help="softmax: cross-entropy. sigmoid: binary cross-entropy for two classes, each class or "
+        "each label. hinge: large margin. squared_error: for numbers; with --task classes, between "
+        "scores and one-hot labels.",
+        show_default="softmax; sigmoid for two classes or labels; squared_error for numbers",
         rich_help_panel=FIT,
     ),
 ]
@@ -124,7 +128,7 @@ Optimizer = Annotated[
     OptimizerName | None,
     typer.Option(
         metavar="NAME",
-        help=f"{', '.join(OptimizerName)}, which takes all examples as one batch.",
+        help=f"One of {', '.join(OptimizerName)}; lbfgs takes all examples as one batch.",
         show_default="adamw; lbfgs for numbers",
         rich_help_panel=FIT,
     ),
@@ -144,7 +148,7 @@ BatchSize = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Examples in a minibatch.",
+        help="Examples per minibatch.",
         show_default="by DATA",
         rich_help_panel=FIT,
     ),
@@ -154,7 +158,7 @@ LearningRate = Annotated[
     typer.Option(
         metavar="X",
         min=0,
-        help="The first; it falls to 0 along a cosine.",
+        help="Initial learning rate; it falls to 0 along a cosine.",
         show_default="by DATA and optimizer",
         rich_help_panel=FIT,
     ),
@@ -164,7 +168,7 @@ WeightDecay = Annotated[
     typer.Option(
         metavar="X",
         min=0,
-        help="Of the weights, not the bias.",
+        help="Weight decay, which does not apply to the bias.",
         show_default="by DATA and optimizer",
         rich_help_panel=FIT,
     ),
@@ -174,7 +178,7 @@ Patience = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Stop when the validation loss has not fallen for N epochs, and keep the best.",
+        help="Stop if the validation loss has not fallen for N epochs, and keep the best epoch.",
         rich_help_panel=FIT,
     ),
 ]
@@ -184,89 +188,98 @@ Seed = Annotated[
         metavar="N",
         min=0,
         max=2**32 - 1,
-        help="Of the first weights and the order of minibatches.",
+        help="Seed of the initial weights and of the order of minibatches.",
         rich_help_panel=FIT,
     ),
 ]
 
-# How a probe goes.
+# The probe.
 
 ProbeLoss = Annotated[
     LossName | None,
     typer.Option(
         metavar="LOSS",
         help="softmax or sigmoid.",
-        show_default="softmax; sigmoid of two classes, and of labels",
+        show_default="softmax; sigmoid for two classes or labels",
         rich_help_panel=FIT,
     ),
 ]
 Strongest = Annotated[
     float,
-    typer.Option(metavar="C", help="The least C, the strongest penalty.", rich_help_panel=FIT),
+    typer.Option(metavar="C", help="Smallest C, the strongest penalty.", rich_help_panel=FIT),
 ]
 Weakest = Annotated[
     float,
-    typer.Option(metavar="C", help="The greatest C, the weakest penalty.", rich_help_panel=FIT),
+    typer.Option(metavar="C", help="Largest C, the weakest penalty.", rich_help_panel=FIT),
 ]
 Points = Annotated[
     int,
-    typer.Option(metavar="N", min=1, help="Values of C, in equal ratios.", rich_help_panel=FIT),
+    typer.Option(
+        metavar="N", min=1, help="Number of values of C, in equal ratios.", rich_help_panel=FIT
+    ),
 ]
 Folds = Annotated[
     int,
-    typer.Option(metavar="N", min=2, help="Of the training examples.", rich_help_panel=FIT),
+    typer.Option(
+        metavar="N", min=2, help="Number of folds of the training examples.", rich_help_panel=FIT
+    ),
 ]
 Gap = Annotated[
     float,
     typer.Option(
         metavar="X",
-        help="Proven distance from the optimum of the model that is kept, relative to the "
+        help="Largest proven distance of the saved model from the optimum, relative to the "
         "objective.",
         rich_help_panel=FIT,
     ),
 ]
 
-# What comes out of a fit.
+# The output of a fit.
 
 RunOutput = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="For the run; one that holds something is refused.",
+        help="Folder of the run, which must be new or empty.",
         show_default="runs/DATA-LOSS, numbered",
         rich_help_panel=RUN,
     ),
 ]
 OverwriteRun = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace the run that --output holds.", rich_help_panel=RUN),
+    typer.Option(
+        "--overwrite", help="Replace the run in the folder of --output.", rich_help_panel=RUN
+    ),
 ]
 NoReport = Annotated[
     bool,
     typer.Option(
-        "--no-report", help="Write no report.html, which takes seconds.", rich_help_panel=RUN
+        "--no-report",
+        help="Skip report.html, which takes some seconds to write.",
+        rich_help_panel=RUN,
     ),
 ]
 QuietRun = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", help="Print nothing but the folder of the run.", rich_help_panel=RUN
-    ),
+    typer.Option("--quiet", "-q", help="Print only the folder of the run.", rich_help_panel=RUN),
 ]
 
-# Of predict and evaluate.
+# The options of predict and evaluate.
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Split = Annotated[
     str,
     typer.Option(
-        metavar="SPLIT", help="train, validation or test of a name; a file is taken whole."
+        metavar="SPLIT",
+        help="train, validation or test, for a named data set; all of a file is used.",
     ),
 ]
 MoreLabels = Annotated[
     Path | None,
     typer.Option(
-        "--labels", metavar="FILE", help="Second file, which has the labels; the ids join tables."
+        "--labels",
+        metavar="FILE",
+        help="Second file, with the labels; tables are joined on their ids.",
     ),
 ]
 MoreDataDir = Annotated[
@@ -274,13 +287,17 @@ MoreDataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="FOLDER",
-        help="Where TensorFlow Datasets has prepared data sets.",
+        help="Folder of data sets prepared by TensorFlow Datasets.",
         show_default="TFDS_DATA_DIR, or ~/tensorflow_datasets",
     ),
 ]
-TableOutput = Annotated[Path, typer.Option(metavar="FILE", help="To write: .csv or .parquet.")]
-FiguresOutput = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="To write the figures to as well: .json.")
+TableOutput = Annotated[
+    Path, typer.Option(metavar="FILE", help="Table to write: .csv or .parquet.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but what was written.")]
+MetricsOutput = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File to write the metrics to as well: .json.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only the name of the written file.")
+]

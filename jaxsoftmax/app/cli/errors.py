@@ -1,0 +1,35 @@
+"""Errors that a user can fix: one line and an exit status in place of a traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from jaxsoftmax.app.cli import interrupts
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Print an error of this context in one line, and exit.
+
+    Raises:
+        typer.Exit: with status 2 for a bad argument or bad data, 1 for a file that cannot be read
+            or written, a missing package or a fit that diverged, and 130 for Ctrl-C.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        typer.echo(f"jaxsoftmax: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
+    except KeyboardInterrupt as interrupt:
+        typer.echo("jaxsoftmax: interrupted, nothing was saved", err=True)
+        raise typer.Exit(interrupts.EXIT_STATUS) from interrupt
+
+
+@contextmanager
+def naming(data: str) -> Iterator[None]:
+    """Put the name of the data before the message of a ValueError, which names a row of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{data}, {error}") from error

@@ -1,0 +1,147 @@
+"""The data of a command: loading, checks and preprocessing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from jaxsoftmax.app import data, defaults, evaluation, pipeline, run_folder
+from jaxsoftmax.app.cli import console, errors
+from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax.app.data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of `fit` and `probe` that select and preprocess the data.
+
+    `columns` has those that describe a file, by their names on the command line.
+    """
+
+    name: str
+    columns: Mapping[str, Any]
+    log1p: bool
+    standardize: bool
+    data_dir: Path | None
+    download: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options that a command needs to read and preprocess the same data."""
+        preprocessing = {"log1p": self.log1p, "standardize": self.standardize}
+        return {**self.columns, **preprocessing, "data_dir": self.data_dir}
+
+
+@dataclass
+class PreparedData:
+    """The data of a fit, with their preprocessing."""
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+
+    def drop_fitted_features(self) -> None:
+        """Free the memory of the features that are not needed after the fit."""
+        self.dataset = pipeline.drop_fitted_features(self.dataset)
+
+
+def prepare(screen: Console, options: DataOptions) -> PreparedData:
+    """Load, describe and preprocess the data of a fit, and check them.
+
+    Args:
+        screen: the console.
+        options: the options of the command.
+
+    Returns:
+        The data. Their train and validation features are preprocessed.
+
+    Raises:
+        ValueError: if the options or the data are wrong.
+        OSError: if the data cannot be read.
+    """
+    dataset = _load(screen, options)
+    screen.print(console.describe(dataset))
+    with errors.naming(options.name):
+        preprocessing = pipeline.preprocess(
+            dataset, log1p=options.log1p, standardize=options.standardize
+        )
+    test_name = str(options.columns["test"] or options.name)
+    _check_features(dataset.test, test_name, preprocessing, dataset.schema)
+    _give_advice(screen, dataset, options.columns["task"])
+    return PreparedData(dataset, preprocessing)
+
+
+def read(
+    screen: Console, name: str, model: run_folder.Model, *, targets: bool, **options: Any
+) -> tuple[Split, np.ndarray]:
+    """Read examples for a fitted model, and compute their scores.
+
+    Args:
+        screen: the console.
+        name: a file, or the name of a data set.
+        model: the model.
+        targets: whether to read the targets too.
+        options: as in `data.read`.
+
+    Returns:
+        The examples and their scores.
+
+    Raises:
+        ValueError: if the data do not fit the model.
+        OSError: if the data cannot be read.
+    """
+    with console.reading_progress(screen, name) as progress:
+        split = data.read(name, model.schema, targets=targets, progress=progress, **options)
+    _check_features(split, name, model.preprocessing, model.schema)
+    scores = evaluation.compute_scores(
+        model.params, split.features, preprocessing=model.preprocessing
+    )
+    return split, scores
+
+
+def _load(screen: Console, options: DataOptions) -> Dataset:
+    name, data_dir, download = options.name, options.data_dir, options.download
+    given = {option: value for option, value in options.columns.items() if value}
+    with console.reading_progress(screen, name) as progress:
+        if data.is_file(name):
+            if data_dir is not None or download:
+                option = "--download" if download else "--data-dir"
+                raise ValueError(f"{option} is for names of data sets; {name} is a file")
+            return data.load_file(name, **given, progress=progress)
+        for option in given:
+            if option != "task":
+                raise ValueError(f"--{option} is for files; {name} is the name of a data set")
+        return data.load(name, data_dir=data_dir, download=download, progress=progress)
+
+
+def _check_features(split: Split, name: str, preprocessing: Preprocessing, schema: Schema) -> None:
+    """Check that features can be preprocessed, while the whole split is there to name a bad row."""
+    with errors.naming(name):
+        preprocessing.check(split.features, columns=schema.columns, ids=split.ids)
+
+
+def _give_advice(screen: Console, dataset: Dataset, task: Task | None) -> None:
+    """Print a line for each thing that the user may not have intended."""
+    num_classes = len(dataset.schema.classes)
+    if task is None and _may_be_amounts(dataset):
+        screen.print(
+            f"the labels are {num_classes} different integers, treated as classes: "
+            "if they are amounts, use --task numbers"
+        )
+    ratio = defaults.scale_ratio(dataset.train.features)
+    if dataset.schema.divisor == 1 and ratio > 100:
+        screen.print(
+            f"the scales of the features differ by a factor of {ratio:,.0f}: "
+            "consider --standardize (and --log1p for counts)"
+        )
+
+
+def _may_be_amounts(dataset: Dataset) -> bool:
+    """Return whether classes may be amounts: integers, and many of them or few examples of each."""
+    classes = dataset.schema.classes
+    if dataset.schema.task is not Task.classes:
+        return False
+    are_integers = all(name.removeprefix("-").isdecimal() for name in classes)
+    are_many = len(classes) > 100 or len(dataset.train.features) < 10 * len(classes)
+    return are_integers and are_many

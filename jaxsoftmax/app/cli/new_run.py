@@ -1,0 +1,236 @@
+"""A new run of `fit` or `probe`: its folder, the time and interrupts of its fit, and its result."""
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import typer
+from rich.console import Console
+
+import jaxsoftmax
+from jaxsoftmax.app import pipeline, run_folder
+from jaxsoftmax.app.cli import console, interrupts
+from jaxsoftmax.app.cli.inputs import PreparedData
+from jaxsoftmax.app.cli.interrupts import Interrupts
+from jaxsoftmax.app.data.dataset import Dataset
+from jaxsoftmax.app.pipeline import EvaluationResult
+from jaxsoftmax.linear import LinearParams
+
+
+class RunOptions(NamedTuple):
+    """The options of `fit` and `probe` that concern their output."""
+
+    output: Path | None
+    overwrite: bool
+    no_report: bool
+    quiet: bool
+
+
+@dataclass
+class NewRun:
+    """A run whose model is being fitted."""
+
+    folder: Path
+    interrupts: Interrupts
+    seconds: float = 0.0
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Measure the time of the fit, and let interrupts end it."""
+        start = time.perf_counter()
+        try:
+            with self.interrupts.during_fit():
+                yield
+        finally:
+            self.seconds = time.perf_counter() - start
+
+
+class FittedModel(NamedTuple):
+    """A fitted model, and what its run records about the fit.
+
+    `header` and `metrics` are added to model.json and metrics.json, `history` has one number per
+    epoch under each name, and `path` is the curve of a probe.
+    """
+
+    params: LinearParams
+    header: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    history: Mapping[str, np.ndarray]
+    path: Mapping[str, Any] | None = None
+
+
+class SavedRun(NamedTuple):
+    """A run that is saved, and what its output and its report show."""
+
+    folder: Path
+    dataset: Dataset  # without train and validation features
+    fitted: FittedModel
+    scores: dict[str, np.ndarray]
+    result: EvaluationResult
+
+
+@contextmanager
+def start(options: RunOptions, default_name: str) -> Iterator[NewRun]:
+    """Make the folder of a run, and handle interrupts until the run is saved.
+
+    Args:
+        options: the options of the command.
+        default_name: the name of the folder in `runs` if there is no --output. A number is added
+            if the name is taken.
+
+    Raises:
+        FileExistsError: if the folder of --output is not empty and may not be overwritten.
+        ValueError: if --overwrite is given without --output.
+    """
+    with interrupts.handle_interrupts() as handled:
+        folder = _make_folder(options, Path("runs") / default_name)
+        try:
+            yield NewRun(folder, handled)
+        except BaseException:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            raise
+
+
+def save(
+    screen: Console,
+    run: NewRun,
+    prepared: PreparedData,
+    fitted: FittedModel,
+    settings: Mapping[str, Any],
+    command: str,
+) -> SavedRun:
+    """Compute the metrics of a model on each split, and save it with them.
+
+    Args:
+        screen: the console.
+        run: the run, from `start`.
+        prepared: the data. Their train and validation features are dropped.
+        fitted: the model.
+        settings: the settings of the fit, for the header. They must have "loss".
+        command: the command that repeats the run.
+
+    Returns:
+        The saved run.
+    """
+    with console.status(screen, "computing scores"):
+        scores = pipeline.score_splits(prepared.dataset, fitted.params, prepared.preprocessing)
+    prepared.drop_fitted_features()
+    dataset = prepared.dataset
+    with console.status(screen, "computing metrics"):
+        result = pipeline.measure_splits(dataset, scores, loss=settings["loss"])
+    header = {
+        "jaxsoftmax": jaxsoftmax.__version__,
+        "jax": jax.__version__,
+        "created": datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+        "data": {"name": dataset.name, "source": dataset.source},
+        "command": command,
+        **settings,
+        **fitted.header,
+    }
+    model = run_folder.Model(fitted.params, dataset.schema, prepared.preprocessing, header)
+    seconds = {"seconds": round(run.seconds, 3)}
+    metrics = {**result.metrics, "calibration": result.calibration, **fitted.metrics, **seconds}
+    run_folder.save(run.folder, model, metrics=metrics, history=fitted.history)
+    return SavedRun(run.folder, dataset, fitted, scores, result)
+
+
+def show(screen: Console, run: NewRun, saved: SavedRun, options: RunOptions) -> None:
+    """Print the main metrics, write the report, and print the folder of the run.
+
+    Args:
+        screen: the console.
+        run: the run, from `start`.
+        saved: the same run, from `save`.
+        options: the options of the command.
+
+    Raises:
+        typer.Exit: with the status of an interrupted command, if an interrupt came.
+    """
+    metrics = saved.result.metrics
+    screen.print(console.make_splits_table(metrics, saved.dataset.schema.task))
+    screen.print(console.format_headline(metrics["test"]))
+    screen.print(f"{run.seconds:.1f} s of training")
+    # One interrupt may have ended the fit; any other one skips the report.
+    num_expected = 1 if saved.fitted.header.get("interrupted") else 0
+    is_interrupted = run.interrupts.count > 0
+    try:
+        if not options.no_report and run.interrupts.count == num_expected:
+            _write_report(screen, saved)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    finally:
+        # Not by the console, which would fold a long path.
+        typer.echo(saved.folder if options.quiet else f"run: {saved.folder}")
+    if is_interrupted:
+        raise typer.Exit(interrupts.EXIT_STATUS)
+
+
+def format_command(verb: str, name: str, options: Mapping[str, Any]) -> str:
+    """Format the command that repeats a run.
+
+    Args:
+        verb: the command.
+        name: the data.
+        options: values by option, with every default that a later version might change.
+
+    Returns:
+        A line for a shell.
+
+    Example:
+        >>> from jaxsoftmax.app.cli import new_run
+        >>> new_run.format_command("fit", "my data.csv", {"label": ["a", "b"], "log1p": True})
+        "jaxsoftmax fit 'my data.csv' --label a --label b --log1p"
+    """
+    words = ["jaxsoftmax", verb, name]
+    for option, value in options.items():
+        flag = f"--{option.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            values = value if isinstance(value, list) else [value]
+            words += [word for item in values for word in (flag, str(item))]
+    return shlex.join(words)
+
+
+def _make_folder(options: RunOptions, default: Path) -> Path:
+    if options.output is not None:
+        return run_folder.make_folder(options.output, overwrite=options.overwrite)
+    if options.overwrite:
+        raise ValueError("--overwrite needs --output: without it, each run has a new folder")
+    return run_folder.make_numbered_folder(default)
+
+
+def _write_report(screen: Console, saved: SavedRun) -> None:
+    try:
+        from jaxsoftmax.app import report
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        screen.print("no report without matplotlib: pip install 'jaxsoftmax[app]'")
+        return
+    model = run_folder.load(saved.folder)
+    content = report.Run(
+        header=model.header,
+        schema=model.schema,
+        metrics=saved.result.metrics,
+        history=saved.fitted.history,
+        params=model.params,
+        scores=saved.scores["test"],
+        test=saved.dataset.test,
+        calibration=saved.result.calibration,
+        preprocessing=model.preprocessing,
+        path=saved.fitted.path,
+    )
+    with console.status(screen, "writing the report"):
+        path = run_folder.add(
+            saved.folder, run_folder.REPORT, lambda path: report.write(path, content)
+        )
+    screen.print(f"report: {path}")
