@@ -1,35 +1,34 @@
-"""The fused losses on Hopper and Blackwell GPUs: tiles of logits that never are in memory.
+"""The fused losses on Hopper and Blackwell GPUs, whose logits are never stored in memory.
 
-One kernel makes tiles of x w, 128 examples by 256 classes, on Hopper (`hopper`) or Blackwell
-(`blackwell`), and brings them to one of two ends (`gpu_tiles`): their statistics, or a block of
-their gradient. XLA combines the statistics in float32, and multiplies the gradient blocks: its
-products run at the device's full rate.
+One kernel computes tiles of x w, 128 examples by 256 classes, on Hopper (`hopper`) or Blackwell
+(`blackwell`), and applies an epilogue (`epilogues`) to them. For the softmax that gives statistics
+of the tiles, or a block of the gradient. XLA combines the statistics in float32, and multiplies the
+gradient blocks: its products run at the device's full rate.
 
-- forward: N D K once; 12 N K / 256 bytes of statistics on Hopper and twice that on Blackwell, where
-  a warpgroup has 128 classes of a tile.
-- backward: the logits again, 2 N K bytes of gradients written and read twice, in blocks; the
-  bias's gradient is their sum.
-- value_and_gradients: chunks of rows whose exponentials, relative to each share's maximum, are
-  stored in half precision by the pass that finds the maxima. One pass over them then makes the
-  gradient, so there are three products of N D K.
-- the sigmoid's functions: its labels know nothing of each other, so one kernel gives a block's
-  values and gradients, and there are three products too. Where each example has a mask of its own,
-  the copy of a block's targets carries it.
+- forward: one product of N D K, and 12 N K / 256 bytes of statistics on Hopper. On Blackwell they
+  are twice as many, as a warpgroup has 128 classes of a tile.
+- backward: computes the logits again. In blocks, 2 N K bytes of gradients are written once and read
+  twice. The gradient of the bias is their sum.
+- value_and_gradients: the pass that finds the maxima also stores the exponentials, relative to the
+  maximum of each subtile, in half precision, for a chunk of rows. One pass over them then computes
+  the gradient, so there are three products of N D K.
+- the sigmoid's functions: labels are independent, so one kernel computes the values and the
+  gradients of a block, and there are three products too. Where each example has its own mask, the
+  copy of a block's targets carries it.
 
-An additive vector of one number a class carries the bias, and -inf where a class does not exist.
-Copies are of tiles of 8 by 64: where D is no multiple of 8, or K none of 64, x and w are padded
-first, which is fast beside the products of many rows but takes a copy of w.
-`tangent`, and the derivatives of the reverse passes, are those of `xla_chunked`: forward mode has
-two products for one, and nothing here would make them faster.
+An additive vector with one number for each class carries the bias, and -inf where a class does not
+exist. Copies have tiles of 8 by 64. Where D is not a multiple of 8, or K not one of 64, x and w are
+padded first. That is fast compared with the products of many rows, but takes a copy of w.
+`tangent` and the derivatives of the reverse passes are those of `xla_chunked`: forward mode has two
+products instead of one, and a kernel would not make it faster.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Hsu et al.,
 "Liger Kernel: efficient Triton kernels for LLM training" (2024).
 """
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from functools import partial
 from threading import Lock
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -43,251 +42,318 @@ from jax.extend.core import jaxpr_as_fun
 from jaxsoftmax import placement, validation
 from jaxsoftmax.kernels import primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.gpu import blackwell, epilogues, hopper
-from jaxsoftmax.kernels.gpu.epilogues import CLASSES, ROWS, TILING, Work
+from jaxsoftmax.kernels.gpu.epilogues import (
+    SWIZZLE_TILE,
+    TILE_CLASSES,
+    TILE_ROWS,
+    Kernel,
+    KernelArguments,
+    SigmoidOutputs,
+    SoftmaxOutputs,
+    Subtile,
+    SubtileStats,
+)
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
-    ModelTangents,
+    ModelCotangents,
     NeedsGrad,
     Options,
-    RowTangents,
+    RowCotangents,
     Stats,
 )
 from jaxsoftmax.placement import Cut
 
 tangent, binary_tangent = xla_chunked.tangent, xla_chunked.binary_tangent
 
-HALF = 2  # bytes of a gradient in the logits, and of an exponential
-
-LARGEST = float(np.finfo(np.float32).max)
-ONE_AT_A_TIME = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
+HALF_BYTES = 2  # of an entry of a gradient in the logits, and of an exponential
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+INTERPRETER_LOCK = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
 
 
 def unsupported(head: Head, options: Options) -> str | None:
-    """What the tensor cores multiply, and which GPUs have them."""
-    k, dtype, gaps = head.w.shape[1], head.x.dtype, _gaps(head)
+    """Return why the tensor cores cannot compute this, or None."""
+    k, dtype, row_mask = head.w.shape[1], head.x.dtype, _row_mask(head)
     if not placement.is_static(*head.x.shape, *head.w.shape):
         return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
-    if head.targets.ndim == 1 and gaps is not None:
-        return f"it needs `where` of shape ({k},), one for all examples, got {gaps.shape}"
-    if not _generations(options):
+    if head.targets.ndim == 1 and row_mask is not None:
+        return f"it needs `where` of shape ({k},), one for all examples, got {row_mask.shape}"
+    if _generation(options) is None:
         return (
-            f"it needs a Hopper GPU, one of {', '.join(hopper.DEVICES)}, or a data centre's "
+            f"it needs a Hopper GPU, one of {', '.join(hopper.DEVICES)}, or a data center's "
             f"Blackwell GPU, one of {', '.join(blackwell.DEVICES)}, got {_device(options)!r}"
         )
     return None
 
 
-def _gaps(head: Head) -> Array | None:
-    """The mask where it is `[N, K]`, with a row for each example."""
+def _row_mask(head: Head) -> Array | None:
+    """Return the mask if it has a row for each example, `[N, K]`."""
     return None if head.where is None or head.where.shape[0] == 1 else head.where
 
 
-def _generations(options: Options) -> list[ModuleType]:
-    """How the GPU that a program is traced for makes tiles: one module, or none."""
-    return [m for m in (hopper, blackwell) if any(n in _device(options) for n in m.DEVICES)]
+def _generation(options: Options) -> Any:
+    """Return the module for the GPU that a program is traced for, or None."""
+    device = _device(options)
+    modules = (m for m in (hopper, blackwell) if any(name in device for name in m.DEVICES))
+    return next(modules, None)
 
 
 def _device(options: Options) -> str:
-    """The kind of GPU that a program is traced for: described, or here; interpreted, a Hopper."""
+    """Return the kind of GPU that a program is traced for.
+
+    It is that of the abstract mesh or, without one, of this machine. The interpreter is a Hopper
+    GPU unless its target names another one.
+    """
     if options.target.interpret:
         return options.target.kind or hopper.DEVICES[0]
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return (described or jax.devices()[0]).device_kind
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    return (abstract or jax.devices()[0]).device_kind
 
 
 def _cores(options: Options) -> int:
-    """How many blocks run at the same time."""
+    """Return how many blocks run at the same time."""
     if options.target.interpret:
         return 2
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return described.num_cores if described else jax.devices()[0].core_count
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    return abstract.num_cores if abstract else jax.devices()[0].core_count
 
 
 # -- The kernel --
 
 
-def _tiles(
-    end: Callable[[epilogues.Tile], None],
+def _run_kernel(
+    epilogue: Callable[[Subtile], None],
     head: Head,
-    start: Array | int,
-    columns: Sequence[Array],
-    rows: Sequence[Array],
-    outputs: Sequence[jax.ShapeDtypeStruct],
+    outputs: Any,
     options: Options,
     *,
+    name: str,
+    by_class: Sequence[Array],
+    by_row: Sequence[Array] = (),
+    start: Array | int = 0,
     targets: Array | None = None,
-) -> Sequence[Array]:
-    """Run `end` on each tile of the logits of classes from `start` on.
+) -> Any:
+    """Run a kernel over the tiles of the logits of classes from `start` on.
 
     Args:
-        end: one of the ends of `gpu_tiles`.
-        head: of which x and w are used.
-        start: the first class, a multiple of 64.
-        columns: numbers of each class, `[a multiple of 256]` each; the first is added to it.
-        rows: numbers of each row, `[N]` each.
-        outputs: shapes and dtypes.
+        epilogue: one of `epilogues`, which is applied to each subtile.
+        head: its x and w are multiplied.
+        outputs: a tree of shapes and dtypes.
         options: for the softcap and the target.
-        targets: of whole tiles.
+        name: the name of the kernel, without its prefix.
+        by_class: vectors over classes, `[a multiple of 256]`; the first is added to the products.
+        by_row: vectors over rows, `[N]`.
+        start: the first class, a multiple of 64.
+        targets: of whole tiles, for the sigmoid.
+
+    Returns:
+        The tree of results.
     """
-    n, interpret = head.x.shape[0], options.target.interpret
-    # Copies are of whole swizzled tiles; what lies beyond an array is read as 0.
-    x = jnp.pad(
-        head.x, [(0, -size % unit) for size, unit in zip(head.x.shape, TILING, strict=True)]
-    )
-    inputs = [x, head.w, jnp.full(1, start, jnp.int32), *columns]
-    inputs += [_padded(a, _up(n, ROWS), 0) for a in rows]
-    inputs += [] if targets is None else [targets]
-    sizes = (1, 1, 1, len(columns), len(rows), len(inputs) - 3 - len(columns) - len(rows))
-    pair = not interpret and pl.cdiv(n, ROWS) % 2 == 0
-    gaps, slack = _gaps(head) is not None, validation.rounding_slack(head.targets)
-    (generation,) = _generations(options)
+    # Copies are of whole swizzled tiles; entries beyond an array are read as 0.
+    padding = [(0, -size % unit) for size, unit in zip(head.x.shape, SWIZZLE_TILE, strict=True)]
+    x = jnp.pad(head.x, padding)
+    start = jnp.full(1, start, jnp.int32)
+    rows = _round_up(head.x.shape[0], TILE_ROWS)
+    by_row = tuple(_pad(a, rows, 0) for a in by_row)
+    arguments = KernelArguments(x, head.w, start, tuple(by_class), by_row, targets, outputs)
+    kernel = _build_kernel(f"linear_{name}", epilogue, arguments, head, options)
+    inputs = jax.tree.leaves(arguments._replace(outputs=None))
+    if options.target.interpret:
+        # Its effects are ordered, which primitives with rules of their own do not allow.
+        interpret = partial(_interpret, kernel)
+        found = jax.pure_callback(interpret, outputs, *inputs, vmap_method="sequential")
+    else:
+        # Traced apart from shard_map: the references of a kernel vary over no mesh axis.
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
+        found = jaxpr_as_fun(jax.make_jaxpr(kernel)(*shapes))(*inputs)
+    # Neither result varies over the mesh axes over which the inputs do.
+    found = placement.match_varying_axes(x, *jax.tree.leaves(found))[1:]
+    return jax.tree.unflatten(jax.tree.structure(outputs), found)
+
+
+def _build_kernel(
+    name: str,
+    epilogue: Callable[[Subtile], None],
+    arguments: KernelArguments,
+    head: Head,
+    options: Options,
+) -> Callable[..., Any]:
+    """Return a function from the leaves of the arguments to those of the outputs."""
+    interpret, generation = options.target.interpret, _generation(options)
+    pair = not interpret and pl.cdiv(arguments.x.shape[0], TILE_ROWS) % 2 == 0
+    has_missing_targets = _row_mask(head) is not None
+    target_rounding = validation.rounding_slack(head.targets)
+    leaves, treedef = jax.tree.flatten(arguments)
 
     def body(*refs: Any) -> None:
-        rest = iter(refs)
-        parts = [tuple(islice(rest, size)) for size in (*sizes, len(outputs))]
-        (x,), (w,), (start,), *others = parts
-        generation.body(Work(end, options.softcap, pair, gaps, slack, x, w, start, *others), *rest)
+        arguments = jax.tree.unflatten(treedef, refs[: len(leaves)])
+        scratch = generation.Scratch(*refs[len(leaves) :])
+        kernel = Kernel(
+            epilogue, arguments, options.softcap, pair, has_missing_targets, target_rounding
+        )
+        generation.body(kernel, scratch)
 
-    kernel = gpu.kernel(
+    return gpu.kernel(
         body,
-        out_type=tuple(outputs),
-        scratch_types=generation.scratch(x.dtype, pair),
+        out_type=tuple(jax.tree.leaves(arguments.outputs)),
+        scratch_types=generation.scratch(arguments.x.dtype, pair),
         grid=(_cores(options) // (1 + pair),),
         grid_names=("core",),
         cluster=(2,) if pair else (),
         cluster_names=("pair",) if pair else (),
         num_threads=3,
         thread_name="group",
-        kernel_name=f"linear_{end.__name__}",
-        # The approximate tanh is good to 2^-11 alone.
+        kernel_name=name,
+        # The approximate tanh has an error of 2^-11.
         compiler_params=gpu.CompilerParams(
             approx_math=options.softcap is None, reduction_scratch_bytes=0
         ),
         interpret=gpu.InterpretGPUParams() if interpret else None,
     )
 
-    def interpreted(*inputs: Array) -> Sequence[Array]:
-        with ONE_AT_A_TIME:
-            return jax.block_until_ready(jax.jit(kernel)(*inputs))
 
-    if interpret:
-        # Its effects are ordered, which no primitive with a rule of its own lets through.
-        found = jax.pure_callback(interpreted, tuple(outputs), *inputs, vmap_method="sequential")
-    else:
-        # Traced apart from shard_map: the references of a kernel vary over nothing.
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
-        found = jaxpr_as_fun(jax.make_jaxpr(kernel)(*shapes))(*inputs)
-    # Both forget over which mesh axes their inputs vary.
-    return placement.match_varying_axes(x, *found)[1:]
-
-
-def _shares(k: int, options: Options) -> tuple[int, int]:
-    """How many shares the tiles of so many classes have, and the classes of each."""
-    (generation,) = _generations(options)
-    return _up(k, CLASSES) // generation.SHARE, generation.SHARE
+def _interpret(kernel: Callable[..., Any], *inputs: Array) -> Any:
+    """Run a kernel in the interpreter, which runs one kernel at a time."""
+    with INTERPRETER_LOCK:
+        return jax.block_until_ready(jax.jit(kernel)(*inputs))
 
 
 # -- Softmax, per example --
 
 
 def forward(head: Head, options: Options) -> LSEParts:
-    """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
-    head = _aligned(head)
-    n, k = head.x.shape[0], head.w.shape[1]
-    shares, share = _shares(k, options)
-    numbers = jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)
-    outputs = [numbers] * (6 if options.stats else 3)
-    found = _tiles(
-        epilogues.softmax_statistics, head, 0, [_columns(head)], [head.targets], outputs, options
+    """Return the parts of each row's loss, with statistics if the options ask for them."""
+    head = _pad_head(head)
+    return _combine_subtiles(_run_statistics(head, options, stats=options.stats), options)
+
+
+def _run_statistics(
+    head: Head, options: Options, *, stats: bool = False, exponentials: bool = False
+) -> SoftmaxOutputs:
+    """Return the statistics of the subtiles, `[subtiles, N]`, and what else is asked for."""
+    n, size = head.x.shape[0], _generation(options).SUBTILE_CLASSES
+    classes = _round_up(head.w.shape[1], TILE_CLASSES)
+    row = jax.ShapeDtypeStruct((classes // size, _round_up(n, TILE_ROWS)), jnp.float32)
+    entries = jax.ShapeDtypeStruct((_round_up(n, SWIZZLE_TILE[0]), classes), head.x.dtype)
+    outputs = SoftmaxOutputs(
+        row,
+        row,
+        row,
+        stats=SubtileStats(row, row, row) if stats else None,
+        exponentials=entries if exponentials else None,
     )
-    return _joined(share, *(a[:, :n] for a in found))
+    found = _run_kernel(
+        epilogues.softmax_statistics,
+        head,
+        outputs,
+        options,
+        name="softmax_statistics",
+        by_class=[_bias_and_mask(head)],
+        by_row=[head.targets],
+    )
+    by_row = jax.tree.map(lambda a: a[:, :n], found._replace(exponentials=None))
+    return by_row._replace(exponentials=found.exponentials[:n] if exponentials else None)
 
 
-def _joined(share: int, top: Array, others: Array, own: Array, *stats: Array) -> LSEParts:
-    """The statistics of rows from those of shares of so many classes, `[shares, N]` each."""
-    maximum = jnp.max(top, 0)
-    parts = relative_exp(top, maximum[None, :])
-    label = _infinite(jnp.sum(own, 0))
-    rows = LSEParts(_infinite(maximum), jnp.sum(others * parts, 0), label, None)
-    if not stats:
-        return rows
-    total, classes, first = stats
-    best = jnp.argmax(top, 0).astype(jnp.int32)
-    place = jnp.take_along_axis(first, best[None, :], 0)[0].astype(jnp.int32)
-    count = jnp.sum(classes, 0)
-    mean = jnp.sum(total, 0) / jnp.maximum(count, 1)
-    return rows._replace(stats=Stats(mean, count, best * share + place))
+def _combine_subtiles(found: SoftmaxOutputs, options: Options) -> LSEParts:
+    """Return the statistics of the rows from those of their subtiles."""
+    maximum = jnp.max(found.maximum, 0)
+    factor = relative_exp(found.maximum, maximum[None, :])
+    label_logit = _restore_infinities(jnp.sum(found.label_logit, 0))
+    sum_exp_rest = jnp.sum(found.sum_exp_rest * factor, 0)
+    parts = LSEParts(_restore_infinities(maximum), sum_exp_rest, label_logit, None)
+    if found.stats is None:
+        return parts
+    total, count, argmax = found.stats
+    best = jnp.argmax(found.maximum, 0).astype(jnp.int32)
+    position = jnp.take_along_axis(argmax, best[None, :], 0)[0].astype(jnp.int32)
+    classes = jnp.sum(count, 0)
+    mean = jnp.sum(total, 0) / jnp.maximum(classes, 1)
+    predicted = best * _generation(options).SUBTILE_CLASSES + position
+    return parts._replace(stats=Stats(mean, classes, predicted))
 
 
 @with_derivatives_of(xla_chunked.backward)
 def backward(
-    head: Head, rows: LSEParts, cotangents: RowTangents, needs_grad: NeedsGrad, options: Options
-) -> ModelTangents:
-    """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
-    shape, head = head.w.shape, _aligned(head)
-    columns, mean = _columns(head), jnp.zeros(head.x.shape[0], jnp.float32)
-    if cotangents.mean is not None and rows.stats is not None:
-        mean = cotangents.mean / jnp.maximum(rows.stats.classes, 1)
-    base = _finite(jnp.where(rows.maximum == -jnp.inf, 0, rows.maximum))
-    per_row = (base, cotangents.sum_exp_rest, cotangents.label_logit, mean)
+    head: Head, parts: LSEParts, cotangents: RowCotangents, needs_grad: NeedsGrad, options: Options
+) -> ModelCotangents:
+    """Apply the transpose of `tangent`: return the gradients of x, w and bias that are needed."""
+    shape, head = head.w.shape, _pad_head(head)
+    bias_and_mask, mean = _bias_and_mask(head), jnp.zeros(head.x.shape[0], jnp.float32)
+    if cotangents.mean is not None and parts.stats is not None:
+        mean = cotangents.mean / jnp.maximum(parts.stats.classes, 1)
+    base = _clip_infinities(jnp.where(parts.maximum == -jnp.inf, 0, parts.maximum))
+    by_row = (base, cotangents.sum_exp_rest, cotangents.label_logit, mean)
 
     def gradient(block: _Block) -> tuple[None, Array]:
-        outputs, own = [block.gradients], head.targets - block.start
-        (dz,) = _tiles(
-            epilogues.softmax_gradient, head, block.start, [block.of(columns, -jnp.inf)],
-            [own, *per_row], outputs, options,
-        )  # fmt: skip
+        labels = head.targets - block.start
+        dz = _run_kernel(
+            epilogues.softmax_gradient,
+            head,
+            block.gradients,
+            options,
+            name="softmax_gradient",
+            by_class=[block.take(bias_and_mask, -jnp.inf)],
+            by_row=[labels, *by_row],
+            start=block.start,
+        )
         return None, dz[: head.x.shape[0]]
 
-    return _cut(_over_classes(gradient, None, head, needs_grad, options)[1], shape)
+    return _crop(_scan_classes(gradient, None, head, needs_grad, options)[1], shape)
 
 
 class _Block(NamedTuple):
-    """Some of the classes."""
+    """A block of classes."""
 
     start: Array | int
-    fresh: Array  # [classes], False where another block has the class
-    gradients: jax.ShapeDtypeStruct  # in the logits, of whole rows of tiles
+    is_new: Array  # [classes], False where another block has the class
+    gradients: jax.ShapeDtypeStruct  # those in the logits, of whole tiles of rows
 
-    def of(self, column: Array, silent: float) -> Array:
-        """The block's numbers of each class, for whole tiles, and what does not count."""
-        size = self.fresh.shape[0]
-        here = lax.dynamic_slice_in_dim(column, self.start, size)
-        return _padded(jnp.where(self.fresh, here, silent), _up(size, CLASSES), silent)
+    def take(self, vector: Array, fill: float) -> Array:
+        """Return the block of a vector over classes, in whole tiles.
+
+        The result is `fill` beyond the block, and where another block has the class.
+        """
+        size = self.is_new.shape[0]
+        block = lax.dynamic_slice_in_dim(vector, self.start, size)
+        return _pad(jnp.where(self.is_new, block, fill), _round_up(size, TILE_CLASSES), fill)
 
 
-def _over_classes(
+def _scan_classes(
     function: Callable[[_Block], tuple[Any, Any]],
     values: Array | None,
     head: Head,
     needs_grad: NeedsGrad,
     options: Options,
-) -> tuple[Any, ModelTangents]:
-    """Sums of values, and what blocks of gradients in the logits give for x, w and bias.
+) -> tuple[Any, ModelCotangents]:
+    """Return the sum of the blocks' values, and the gradients of x, w and bias.
 
-    As many classes at a time as take the bytes of XLA's blocks, with a copy of their targets.
+    The function returns the values of a block and the gradient in its logits. A block has as many
+    classes as take the bytes of a block of `xla_chunked`, with a copy of their targets.
     """
     n, k = head.x.shape[0], head.w.shape[1]
-    entry = HALF if head.targets.ndim == 1 else HALF + max(HALF, head.targets.dtype.itemsize)
-    size = min(_up(options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // entry, CLASSES), k)
-    gradients = jax.ShapeDtypeStruct((_up(n, TILING[0]), size), head.x.dtype)
+    entry_bytes = HALF_BYTES
+    if head.targets.ndim == 2:
+        entry_bytes += max(HALF_BYTES, head.targets.dtype.itemsize)
+    classes = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // entry_bytes
+    size = min(_round_up(classes, TILE_CLASSES), k)
+    gradients = jax.ShapeDtypeStruct((_round_up(n, SWIZZLE_TILE[0]), size), head.x.dtype)
 
-    def step(carry: tuple[Any, ModelTangents], i: Array | int) -> tuple[Any, ModelTangents]:
-        # The last block starts early and goes first: what others have as well they overwrite.
+    def step(carry: tuple[Any, ModelCotangents], i: Array | int) -> tuple[Any, ModelCotangents]:
+        # The last block starts early and goes first: other blocks overwrite the classes they share.
         start = jnp.minimum(i * size, k - size) if k % size else i * size
-        fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
+        is_new = start + jnp.arange(size, dtype=jnp.int32) >= i * size
         total, found = carry
-        value, dz = function(_Block(start, fresh, gradients))
+        value, dz = function(_Block(start, is_new, gradients))
         found = xla_chunked.add_block(found, head, dz, Cut(start, size), options)
         return None if value is None else total + value, found
 
-    start = values, xla_chunked.init_gradients(head, needs_grad)
-    total, found = xla_chunked.checkpointed_scan(step, start, pl.cdiv(k, size))
+    init = values, xla_chunked.init_gradients(head, needs_grad)
+    total, found = xla_chunked.checkpointed_scan(step, init, pl.cdiv(k, size))
     return total, found if found.x is None else found._replace(x=found.x.astype(needs_grad.x))
 
 
@@ -297,137 +363,147 @@ def _over_classes(
 @with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    if not any(needs_grad):
-        head = (
-            head
-            if valid is None
-            else head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
-        )
-        nll, _ = primitives.row_loss(forward(head, options))
-        return validation.zero_ignored(nll, valid), ModelTangents(None, None, None)
-    shape, head = head.w.shape, _aligned(head)
+) -> tuple[Array, ModelCotangents]:
+    """Return the loss of each row and the gradients of the weighted sum.
 
-    def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
-        nll, dz = _row_gradient(chunk, scale, options)
+    The loss of a row that is not valid is 0.
+    """
+    if not any(needs_grad):
+        if valid is not None:
+            head = head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
+        nll, _ = primitives.row_loss(forward(head, options))
+        return validation.zero_ignored(nll, valid), ModelCotangents(None, None, None)
+    shape, head = head.w.shape, _pad_head(head)
+
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
+        nll, dz = _row_losses_and_gradients(chunk, weights, options)
         return validation.zero_ignored(nll, valid), dz
 
     def times_w(dz: Array, w: Array, axis: int, precision: Any) -> Array:
-        # Of whole tiles of classes XLA makes no padded copy.
+        # XLA makes no padded copy of whole tiles of classes.
         return primitives.dot(dz, w, (axis, axis), precision)
 
     n, d = head.x.shape
-    size = _rows_at_a_time(n, d, options)
+    size = _rows_per_chunk(n, d, options)
     nll, found = xla_chunked.scan_rows(
         gradient, head, valid, weights, needs_grad, options, chunk_size=size, times_w=times_w
     )
-    return nll, _cut(found, shape)
+    return nll, _crop(found, shape)
 
 
-def _rows_at_a_time(n: int, d: int, options: Options) -> int:
-    """All rows, or chunks of whole tiles.
+def _rows_per_chunk(n: int, d: int, options: Options) -> int:
+    """Return the number of rows of a chunk: all rows, or whole tiles of them.
 
-    Chunks need the sum of w's gradient in float32, 4 D K bytes; all rows at once do not, so the
-    exponentials and gradients of D rows more may take its place.
+    Chunks need the sum of the gradient of w in float32, 4 D K bytes. All rows at once do not, so
+    the exponentials and gradients of D more rows may take its place.
     """
-    most = _up(options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // (2 * HALF), ROWS)
-    return n if n <= most + d else min(_up(-(-n // pl.cdiv(n, most)), ROWS), n)
+    rows = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // (2 * HALF_BYTES)
+    limit = _round_up(rows, TILE_ROWS)
+    return n if n <= limit + d else min(_round_up(-(-n // pl.cdiv(n, limit)), TILE_ROWS), n)
 
 
-def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
-    """Loss and weighted gradient in the logits of whole rows, from one product."""
-    n, k = chunk.x.shape[0], chunk.w.shape[1]
-    shares, share = _shares(k, options)
-    numbers = jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)
-    stored = jax.ShapeDtypeStruct((_up(n, TILING[0]), shares * share), chunk.x.dtype)
-    outputs = [numbers] * 3 + [stored]
-    *found, e = _tiles(
-        epilogues.softmax_statistics, chunk, 0, [_columns(chunk)], [chunk.targets], outputs, options
-    )
-    rows = _joined(share, *(a[:, :n] for a in found))
-    nll, total = primitives.row_loss(rows)
+def _row_losses_and_gradients(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
+    """Return the losses of whole rows and their weighted gradients in the logits."""
+    found = _run_statistics(chunk, options, exponentials=True)
+    parts = _combine_subtiles(found, options)
+    nll, total = primitives.row_loss(parts)
     scale = (weights / total)[:, None]
-    factor = relative_exp(found[0][:, :n].T, _finite(rows.maximum)[:, None]) * scale
-    factor = jnp.broadcast_to(factor[:, :, None], (n, shares, share)).reshape(n, -1)
-    dz = (e[:n].astype(jnp.float32) * factor)[:, :k]
-    own = -rows.sum_exp_rest[:, None] * scale
+    base = _clip_infinities(parts.maximum)[:, None]
+    factor = relative_exp(found.maximum.T, base) * scale
+    dz = _scale_exponentials(found.exponentials, factor)[:, : chunk.w.shape[1]]
+    dz_label = -parts.sum_exp_rest[:, None] * scale
     if options.softcap is not None:
-        own = own * (1 - (rows.label_logit[:, None] / options.softcap) ** 2)
-    hot = jnp.arange(k, dtype=jnp.int32)[None, :] == chunk.targets[:, None]
-    exists = rows.label_logit[:, None] != -jnp.inf
-    dz = jnp.where(hot, jnp.where(exists, own, 0), dz)
+        dz_label = dz_label * (1 - (parts.label_logit[:, None] / options.softcap) ** 2)
+    is_label = jnp.arange(dz.shape[1], dtype=jnp.int32)[None, :] == chunk.targets[:, None]
+    exists = parts.label_logit[:, None] != -jnp.inf
+    dz = jnp.where(is_label, jnp.where(exists, dz_label, 0), dz)
     return nll, jnp.where(weights[:, None] == 0, 0, dz)
+
+
+def _scale_exponentials(e: Array, factor: Array) -> Array:
+    """Return the exponentials, `[N, K]`, times the factors of their subtiles, `[N, subtiles]`."""
+    n, subtiles = factor.shape
+    factor = jnp.broadcast_to(factor[:, :, None], (n, subtiles, e.shape[1] // subtiles))
+    return e.astype(jnp.float32) * factor.reshape(n, -1)
 
 
 # -- Sigmoid --
 
 
 def binary_forward(head: Head, options: Options) -> Array:
-    """The sum of each row's losses over its labels that exist."""
-    nothing = NeedsGrad()
-    return _binary(epilogues.sigmoid_losses, head, None, nothing, options)[0]
+    """Return the sum of the losses of each row's labels that exist."""
+    return _run_sigmoid(head, None, NeedsGrad(), options, losses=True)[0]
 
 
 @with_derivatives_of(xla_chunked.binary_backward)
 def binary_backward(
     head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
-) -> ModelTangents:
-    """The transpose of `binary_tangent`."""
-    return _binary(epilogues.sigmoid_gradients, head, cotangents, needs_grad, options)[1]
+) -> ModelCotangents:
+    """Apply the transpose of `binary_tangent`."""
+    return _run_sigmoid(head, cotangents, needs_grad, options, losses=False)[1]
 
 
 @with_derivatives_of(xla_chunked.binary_value_and_gradients)
 def binary_value_and_gradients(
     head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of their weighted sum: no class waits for another."""
+) -> tuple[Array, ModelCotangents]:
+    """Return the loss of each row, and the gradients of their weighted sum, in one pass."""
     if not any(needs_grad):
-        return binary_forward(head, options), ModelTangents(None, None, None)
-    end = epilogues.sigmoid_losses_and_gradients
-    return _binary(end, head, weights, needs_grad, options)
+        return binary_forward(head, options), ModelCotangents(None, None, None)
+    return _run_sigmoid(head, weights, needs_grad, options, losses=True)
 
 
-def _binary(
-    end: Callable[..., None],
-    head: Head,
-    weights: Array | None,
-    needs_grad: NeedsGrad,
-    options: Options,
-) -> tuple[Any, ModelTangents]:
-    """The row sums of the label losses, or their gradients, or both, as the kernel's end says."""
-    shape, head = head.w.shape, _aligned(head)
-    n, k = head.x.shape[0], head.w.shape[1]
-    (generation,) = _generations(options)
-    has_values = end is not epilogues.sigmoid_gradients
-    bias = jnp.zeros(k, jnp.float32) if head.bias is None else head.bias
-    where = head.where if _gaps(head) is None else None
-    exists = jnp.ones(k, jnp.float32) if where is None else where[0].astype(jnp.float32)
-    by_class = [bias, exists] if head.pos_weight is None else [bias, exists, head.pos_weight[0]]
+def _run_sigmoid(
+    head: Head, weights: Array | None, needs_grad: NeedsGrad, options: Options, *, losses: bool
+) -> tuple[Any, ModelCotangents]:
+    """Return the loss of each row, if asked for, and with weights the gradients of their sum."""
+    shape, head = head.w.shape, _pad_head(head)
+    n, by_class = head.x.shape[0], _vectors_of_labels(head)
 
-    def function(block: _Block) -> tuple[Array | None, Array | None]:
-        columns = [block.of(a, 0.0) for a in by_class]
-        shares = columns[0].shape[0] // generation.SHARE
-        outputs = [jax.ShapeDtypeStruct((shares, _up(n, ROWS)), jnp.float32)] * has_values
-        outputs += [] if weights is None else [block.gradients]
-        found = _tiles(
-            end, head, block.start, columns, [] if weights is None else [weights], outputs, options,
-            targets=_targets(head, block),
-        )  # fmt: skip
-        values = jnp.sum(found[0][:, :n], 0) if has_values else None
-        return values, None if weights is None else found[-1][:n]
+    def block_losses_and_gradients(block: _Block) -> tuple[Array | None, Array | None]:
+        block_by_class = [block.take(a, 0.0) for a in by_class]
+        subtiles = block_by_class[0].shape[0] // _generation(options).SUBTILE_CLASSES
+        row = jax.ShapeDtypeStruct((subtiles, _round_up(n, TILE_ROWS)), jnp.float32)
+        outputs = SigmoidOutputs(
+            losses=row if losses else None,
+            gradients=None if weights is None else block.gradients,
+        )
+        found = _run_kernel(
+            epilogues.sigmoid,
+            head,
+            outputs,
+            options,
+            name=f"sigmoid_{outputs.name}",
+            by_class=block_by_class,
+            by_row=() if weights is None else (weights,),
+            start=block.start,
+            targets=_take_targets(head, block),
+        )
+        values = jnp.sum(found.losses[:, :n], 0) if losses else None
+        return values, None if weights is None else found.gradients[:n]
 
-    zero = placement.full(head.x, 0, (n,), jnp.float32) if has_values else None
-    values, found = _over_classes(function, zero, head, needs_grad, options)
-    return values, _cut(found, shape)
+    zero = placement.full(head.x, 0, (n,), jnp.float32) if losses else None
+    values, found = _scan_classes(block_losses_and_gradients, zero, head, needs_grad, options)
+    return values, _crop(found, shape)
 
 
-def _targets(head: Head, block: _Block) -> Array:
-    """The block's targets in whole tiles, as floats: those of no other kind are copied.
+def _vectors_of_labels(head: Head) -> list[Array]:
+    """Return the bias, whether each label exists, and the weights of positive labels, if any."""
+    k = head.w.shape[1]
+    where = head.where if _row_mask(head) is None else None
+    vectors = [
+        jnp.zeros(k, jnp.float32) if head.bias is None else head.bias,
+        jnp.ones(k, jnp.float32) if where is None else where[0].astype(jnp.float32),
+    ]
+    return vectors if head.pos_weight is None else [*vectors, head.pos_weight[0]]
 
-    With a mask `[N, K]` all are, so that a target is `MISSING` where the mask says so alone.
+
+def _take_targets(head: Head, block: _Block) -> Array:
+    """Return the targets of a block in whole tiles, as floats that a kernel can load.
+
+    With a mask `[N, K]` targets of -inf become NaN, so that only the mask makes a target missing.
     """
-    n, size = head.targets.shape[0], block.fresh.shape[0]
+    n, size = head.targets.shape[0], block.is_new.shape[0]
     t = lax.dynamic_slice_in_dim(head.targets, block.start, size, 1)
     if t.dtype == jnp.bool_:
         t = t.astype(jnp.bfloat16)
@@ -435,21 +511,24 @@ def _targets(head: Head, block: _Block) -> Array:
         t = jnp.where((t == 0) | (t == 1), t, 2).astype(jnp.bfloat16)
     elif t.dtype == jnp.float64:
         t = t.astype(jnp.float32)
-    gaps = _gaps(head)
-    if gaps is not None:
-        here = lax.dynamic_slice_in_dim(gaps, block.start, size, 1)
-        t = jnp.where(t == epilogues.MISSING, jnp.nan, t)
-        t = jnp.where(here, t, epilogues.MISSING)
-    return jnp.pad(t, ((0, _up(n, ROWS) - n), (0, _up(size, CLASSES) - size)))
+    row_mask = _row_mask(head)
+    if row_mask is not None:
+        exists = lax.dynamic_slice_in_dim(row_mask, block.start, size, 1)
+        t = jnp.where(t == epilogues.MISSING_TARGET, jnp.nan, t)
+        t = jnp.where(exists, t, epilogues.MISSING_TARGET)
+    return jnp.pad(t, ((0, _round_up(n, TILE_ROWS) - n), (0, _round_up(size, TILE_CLASSES) - size)))
 
 
-# -- Blocks, shapes and infinities --
+# -- Padding and infinities --
 
 
-def _aligned(head: Head) -> Head:
-    """With features and classes that do not count up to whole tiles: a copy of w, where needed."""
+def _pad_head(head: Head) -> Head:
+    """Return the head with features and classes padded to whole tiles, which copies w, if needed.
+
+    The classes that are added do not exist.
+    """
     d, k = head.w.shape
-    features, classes = -d % TILING[0], -k % TILING[1]
+    features, classes = -d % SWIZZLE_TILE[0], -k % SWIZZLE_TILE[1]
     if not features and not classes:
         return head
     where = placement.full(head.w, True, (1, k), bool) if head.where is None else head.where
@@ -465,39 +544,39 @@ def _aligned(head: Head) -> Head:
     )
 
 
-def _cut(found: ModelTangents, shape: tuple[int, ...]) -> ModelTangents:
-    """The gradients of a head before it was aligned."""
+def _crop(found: ModelCotangents, shape: tuple[int, ...]) -> ModelCotangents:
+    """Return the gradients of a head whose w had this shape before it was padded."""
     d, k = shape
     x, w, bias = found
-    return ModelTangents(
+    return ModelCotangents(
         None if x is None else x[:, :d],
         None if w is None else w[:d, :k],
         None if bias is None else bias[:k],
     )
 
 
-def _columns(head: Head) -> Array:
-    """The bias, with -inf where a class does not exist, for whole tiles of classes."""
+def _bias_and_mask(head: Head) -> Array:
+    """Return the bias, and -inf where a class does not exist, for whole tiles of classes."""
     k = head.w.shape[1]
-    columns = jnp.zeros(k, jnp.float32) if head.bias is None else _finite(head.bias)
+    vector = jnp.zeros(k, jnp.float32) if head.bias is None else _clip_infinities(head.bias)
     if head.where is not None:
-        columns = jnp.where(head.where[0], columns, -jnp.inf)
-    return _padded(columns, _up(k, CLASSES), -jnp.inf)
+        vector = jnp.where(head.where[0], vector, -jnp.inf)
+    return _pad(vector, _round_up(k, TILE_CLASSES), -jnp.inf)
 
 
-def _finite(a: Array) -> Array:
-    """The largest number in place of +inf, so that its difference from itself is 0."""
-    return jnp.minimum(a, LARGEST)
+def _clip_infinities(a: Array) -> Array:
+    """Return the largest number in place of +inf, so that its difference from itself is 0."""
+    return jnp.minimum(a, FLOAT32_MAX)
 
 
-def _infinite(a: Array) -> Array:
-    """The reverse of `_finite`."""
-    return jnp.where(a >= LARGEST, jnp.inf, a)
+def _restore_infinities(a: Array) -> Array:
+    """Apply the inverse of `_clip_infinities`."""
+    return jnp.where(a >= FLOAT32_MAX, jnp.inf, a)
 
 
-def _padded(a: Array, size: int, value: float) -> Array:
+def _pad(a: Array, size: int, value: float) -> Array:
     return jnp.pad(a, (0, size - a.shape[0]), constant_values=value)
 
 
-def _up(size: int, multiple: int) -> int:
+def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
