@@ -54,10 +54,7 @@ def run_on_shards(
     inputs = jax.tree.map(lambda a, s: placement.reshard(a, like, *s), inputs, in_specs)
 
     def local(head: Head, *row_arrays: Array | None) -> Any:
-        # Arrays of the rows are the same for all classes, and so are the results per row.
-        if axes.classes:
-            return function(call, axes, *placement.match_varying_axes(head), *row_arrays)
-        return function(call, axes, *placement.match_varying_axes(head, *row_arrays))
+        return function(call, axes, *_match_varying_axes(axes, head, row_arrays))
 
     mesh = jax.typeof(like).sharding.mesh
     return jax.shard_map(
@@ -67,6 +64,17 @@ def run_on_shards(
         out_specs=row_spec if per_row else PartitionSpec(),
         axis_names=_explicit_axes(mesh),
     )(*inputs)
+
+
+def _match_varying_axes(axes: Axes, head: Head, row_arrays: tuple) -> tuple:
+    """Return a device's arrays varying over the same mesh axes.
+
+    Where classes are sharded, arrays of the rows stay the same for all classes, and so do the
+    results per row.
+    """
+    if axes.classes:
+        return *placement.match_varying_axes(head), *row_arrays
+    return placement.match_varying_axes(head, *row_arrays)
 
 
 def _axes(head: Head) -> Axes:

@@ -167,7 +167,7 @@ def _per_class(mean: Array | None, parts: LSEParts) -> Array | None:
 def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Array, ModelCotangents]:
-    """Return each row's loss, and the gradients of the weighted sum; an ignored row counts 0."""
+    """Return each row's loss, and the gradients of the weighted sum; an ignored row adds 0."""
     # Few classes are laid out class-major: see `primitives.weight_gradient`.
     class_major = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
     axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
