@@ -355,7 +355,7 @@ def reliability_diagram(before: Reliability, *, after: Reliability | None = None
             _draw_distribution(lower, result, color, marker)
         upper.set(ylabel="frequency", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         upper.legend(loc="upper left")
-        lower.set(xlabel="probability", ylabel="share up to", ylim=(-0.05, 1.05))
+        lower.set(xlabel="probability", ylabel="cumulative", ylim=(-0.05, 1.05))
         for axis in (upper.yaxis, lower.xaxis, lower.yaxis):
             axis.set_major_formatter(FuncFormatter(_format_percent))
         lower.set_yticks([0, 0.5, 1])
@@ -506,13 +506,12 @@ def _draw_tiles(images: Sequence[np.ndarray], captions: Sequence[str], *, column
     """Draw captioned images in rows, placed by hand on one set of axes."""
     layout = _lay_out_tiles(images, captions, columns)
     width, height = layout.size
-    limits = {"xlim": (-TILE_GAP / 2, width - TILE_GAP / 2), "ylim": (height, 0)}
     with _new_figure(width * layout.inches, height * layout.inches, by_hand=True) as figure:
-        axes = figure.add_axes((0, 0, 1, 1), **limits)
+        axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
         for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
             _draw_tile(axes, layout, index, image, caption)
-        axes.set(**limits)  # imshow changes them
+        axes.set(xlim=(-TILE_GAP / 2, width - TILE_GAP / 2), ylim=(height, 0))
     return figure
 
 

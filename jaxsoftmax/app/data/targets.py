@@ -59,25 +59,7 @@ def infer(columns: Columns, describe_row: DescribeRow, task: Task | None = None)
     """
     _check_missing(columns, describe_row)
     task = _infer_task(columns, describe_row) if task is None else task
-    name, column = next(iter(columns.items()))
-    if task is Task.classes:
-        if len(columns) > 1:
-            raise ValueError(
-                f"{describe_row(None)}: classes come from one column, "
-                f"got {format_names(list(columns))}"
-            )
-        classes = _find_classes(name, column, describe_row)
-        if len(classes) < 2:
-            raise ValueError(
-                f"{describe_row(None)}: column {name!r} has only one class, {classes[0]!r}"
-            )
-    elif task is Task.labels and is_list_type(column.type):
-        classes = _find_classes(name, *_flatten(name, column, describe_row))
-        _check_not_indicators(name, column, classes, describe_row)
-        if not classes:
-            raise ValueError(f"{describe_row(None)}: column {name!r} has no label in any row")
-    else:
-        classes = tuple(columns)
+    classes = _infer_classes(columns, describe_row, task)
     return Targets(task, classes, encode(columns, describe_row, task, classes))
 
 
@@ -134,6 +116,30 @@ def _infer_task(columns: Columns, describe_row: DescribeRow) -> Task:
             )
     is_binary = all(np.isin(_to_float64(column), (0, 1)).all() for column in columns.values())
     return Task.labels if is_binary else Task.numbers
+
+
+def _infer_classes(columns: Columns, describe_row: DescribeRow, task: Task) -> tuple[str, ...]:
+    """Return the names of the classes, labels or numbers."""
+    name, column = next(iter(columns.items()))
+    if task is Task.classes:
+        if len(columns) > 1:
+            raise ValueError(
+                f"{describe_row(None)}: classes come from one column, "
+                f"got {format_names(list(columns))}"
+            )
+        classes = _find_classes(name, column, describe_row)
+        if len(classes) < 2:
+            raise ValueError(
+                f"{describe_row(None)}: column {name!r} has only one class, {classes[0]!r}"
+            )
+        return classes
+    if task is Task.labels and is_list_type(column.type):
+        classes = _find_classes(name, *_flatten(name, column, describe_row))
+        _check_not_indicators(name, column, classes, describe_row)
+        if not classes:
+            raise ValueError(f"{describe_row(None)}: column {name!r} has no label in any row")
+        return classes
+    return tuple(columns)
 
 
 def _check_missing(columns: Columns, describe_row: DescribeRow) -> None:

@@ -221,7 +221,9 @@ def _render_opening(context: _Context) -> str:
         )
     parts.append(_render_summary(context))
     if "command" in context.header:
-        parts.append("<p>To fit it again:</p>\n" + page.command(context.header["command"]))
+        parts.append(
+            "<p>Command to reproduce this run:</p>\n" + page.command(context.header["command"])
+        )
     return "".join(parts)
 
 
@@ -279,7 +281,7 @@ def _render_data(context: _Context) -> str:
         ("preprocessing", _describe_preprocessing(context)),
         (str(schema.task), f"{len(schema.classes):,}: {_list_names(context.classes)}"),
     ]
-    return page.table("The data of the model", ("", ""), rows, align="ll")
+    return page.table("Source, examples and features", ("", ""), rows, align="ll")
 
 
 def _describe_features(context: _Context) -> str:
@@ -411,15 +413,18 @@ def _render_confusion_matrix(context: _Context) -> str:
         caption=f"The {total:,} test examples, of which {num_wrong:,} are wrong, by true class "
         "(rows) and predicted class (columns). Colors are shares of a row.",
     )
-    pairs = plots.most_confused_pairs(counts, limit=8) if len(classes) > 2 else []
-    if not pairs:
-        return figure
+    return figure + (_render_confused_pairs(counts, classes) if len(classes) > 2 else "")
+
+
+def _render_confused_pairs(counts: np.ndarray, classes: Sequence[str]) -> str:
     rows = [
         (classes[j], classes[k], f"{counts[j, k]:,}", f"{counts[j, k] / counts[j].sum():.1%}")
-        for j, k in pairs
+        for j, k in plots.most_confused_pairs(counts, limit=8)
     ]
+    if not rows:
+        return ""
     headings = ("true class", "predicted class", "examples", "share of the true class")
-    return figure + page.table("Most frequent confusions", headings, rows, align="llrr")
+    return page.table("Most frequent confusions", headings, rows, align="llrr")
 
 
 def _render_calibration(context: _Context) -> str:

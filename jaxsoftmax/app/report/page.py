@@ -188,8 +188,8 @@ def _to_svg(drawn: Figure, name: str, label: str, colors: Mapping[str, str]) -> 
 
 def _save_svg(drawn: Figure, name: str) -> str:
     file = io.StringIO()
-    style = ["default", _SVG_STYLE, {"svg.hashsalt": name}]
-    with matplotlib.style.context(style), _ignore_missing_glyphs():
+    style = {**_SVG_STYLE, "svg.hashsalt": name}
+    with matplotlib.style.context(["default", style]), _ignore_missing_glyphs():
         drawn.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
