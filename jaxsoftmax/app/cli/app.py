@@ -88,7 +88,7 @@ def fit(
     model. Ctrl-C ends the fit after the current epoch and saves the best
     model so far.
     """
-    columns = {
+    file_options = {
         "label": label,
         "labels": labels,
         "id": identifier,
@@ -98,7 +98,7 @@ def fit(
         "test": test,
     }
     screen = console.make_console(quiet=quiet)
-    data_options = DataOptions(name, columns, log1p, standardize, data_dir, download)
+    data_options = DataOptions(name, file_options, log1p, standardize, data_dir, download)
     run_options = RunOptions(output, overwrite, no_report, quiet)
     with errors.exit_on_error():
         prepared = inputs.prepare(screen, data_options)
@@ -155,7 +155,7 @@ def probe(
     at a proven distance from its optimum. The run is saved as by fit; its
     report shows the curve of held-out losses.
     """
-    columns = {
+    file_options = {
         "label": label,
         "labels": labels,
         "id": identifier,
@@ -165,7 +165,7 @@ def probe(
         "test": test,
     }
     screen = console.make_console(quiet=quiet)
-    data_options = DataOptions(name, columns, log1p, standardize, data_dir, download)
+    data_options = DataOptions(name, file_options, log1p, standardize, data_dir, download)
     run_options = RunOptions(output, overwrite, no_report, quiet)
     with errors.exit_on_error():
         C = linear_probe.grid(strongest, weakest, points)

@@ -18,11 +18,11 @@ from jaxsoftmax.app.data.preprocessing import Preprocessing
 class DataOptions:
     """The options of `fit` and `probe` that select and preprocess the data.
 
-    `columns` has those that describe a file, by their names on the command line.
+    `file_options` has those that are for files, by their names on the command line, and the task.
     """
 
     name: str
-    columns: Mapping[str, Any]
+    file_options: Mapping[str, Any]
     log1p: bool
     standardize: bool
     data_dir: Path | None
@@ -31,7 +31,7 @@ class DataOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return the options that a command needs to read and preprocess the same data."""
         preprocessing = {"log1p": self.log1p, "standardize": self.standardize}
-        return {**self.columns, **preprocessing, "data_dir": self.data_dir}
+        return {**self.file_options, **preprocessing, "data_dir": self.data_dir}
 
 
 @dataclass
@@ -66,9 +66,9 @@ def prepare(screen: Console, options: DataOptions) -> PreparedData:
         preprocessing = pipeline.preprocess(
             dataset, log1p=options.log1p, standardize=options.standardize
         )
-    test_name = str(options.columns["test"] or options.name)
+    test_name = str(options.file_options["test"] or options.name)
     _check_features(dataset.test, test_name, preprocessing, dataset.schema)
-    _give_advice(screen, dataset, options.columns["task"])
+    _give_advice(screen, dataset, options.file_options["task"])
     return PreparedData(dataset, preprocessing)
 
 
@@ -102,7 +102,7 @@ def read(
 
 def _load(screen: Console, options: DataOptions) -> Dataset:
     name, data_dir, download = options.name, options.data_dir, options.download
-    given = {option: value for option, value in options.columns.items() if value}
+    given = {option: value for option, value in options.file_options.items() if value}
     with console.reading_progress(screen, name) as progress:
         if data.is_file(name):
             if data_dir is not None or download:
