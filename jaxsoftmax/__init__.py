@@ -1,7 +1,7 @@
 """jaxsoftmax: the classification head for JAX.
 
-Linear scores, softmax or sigmoid, cross-entropy: exact, differentiable in closed form; and the
-fitting of such heads with Optax. Everything is a pure function of arrays.
+It computes linear scores, softmax or sigmoid, and cross-entropy, exactly and with derivatives in
+closed form, and it fits such heads with Optax. Every function is a pure function of arrays.
 """
 
 from jaxsoftmax.derivatives import (
@@ -84,7 +84,7 @@ __all__ = [
     "focal",
     "weighted_mean",
     "check_labels",
-    # linear and loss in one, without the logits
+    # linear map and loss in one, without the logits
     "linear_cross_entropy",
     "linear_cross_entropy_sum",
     "linear_cross_entropy_stats",
@@ -103,7 +103,7 @@ __all__ = [
     "evaluate",
     "TrainState",
     "FitResult",
-    # its optimum, certified
+    # the certified optimum of a linear model
     "solve",
     "solve_path",
     "Solution",

@@ -135,7 +135,7 @@ def gauss_newton_factor(probabilities: ArrayLike) -> Array:
         zero row and column.
 
     Derivatives:
-        Of any order, except at p = 0, where the square root has none.
+        None at p = 0, where the square root has no derivative.
 
     Raises:
         TypeError: the probabilities are not floats.
@@ -168,7 +168,7 @@ def binary_cross_entropy_gradient(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Return the gradient of sigmoid cross-entropy per label, (1 - t) sigmoid(z) - w t sigmoid(-z).
+    r"""Return each label's sigmoid cross-entropy gradient, (1 - t) sigmoid(z) - w t sigmoid(-z).
 
     With w = 1 it is sigmoid(z) - t.
 
@@ -218,7 +218,7 @@ def binary_cross_entropy_hessian_product(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
 ) -> Array:
-    r"""Return the second derivative of sigmoid cross-entropy times v, per label.
+    r"""Return each label's second derivative of sigmoid cross-entropy times a vector.
 
     It is (1 - t + w t) sigmoid(z) sigmoid(-z) v.
 

@@ -1,10 +1,11 @@
-"""Where a value lives: the part of its type that is neither shape nor dtype.
+"""The part of an array's type that is neither shape nor dtype: where its values live.
 
-Inside `jax.shard_map` a type names the mesh axes over which a value varies; on an Explicit mesh it
-names those that each dimension is sharded over; on an Auto mesh it names the mesh alone, and the
-compiler decides. A constant has none of this. Where it meets other values JAX adds what is missing,
-but the carry of a loop, the results of a derivative rule, of a primitive and of a kernel must have
-the full type from the start. Everything that has to say such a type says it through this module.
+Inside `jax.shard_map` a type names the mesh axes over which a value varies. On an Explicit mesh it
+names the mesh axes over which each dimension is sharded. On an Auto mesh it names only the mesh,
+and the compiler decides. A constant has none of this. Where a constant meets other values JAX adds
+what is missing, but the carry of a loop and the results of a derivative rule, a primitive or a
+kernel must have the full type from the start. All code that must specify such a type uses this
+module.
 """
 
 import math
@@ -20,9 +21,9 @@ from jax.typing import DTypeLike
 
 
 def match_varying_axes(*trees: Any) -> tuple[Any, ...]:
-    """Return the trees with each array varying over every axis over which any of them varies.
+    """Return the trees with every array varying over the mesh axes over which any of them varies.
 
-    The gradient of a replicated argument is then the sum over the devices, as shard_map has it.
+    The gradient of a replicated argument is then the sum over the devices, as in shard_map.
     """
     axes = frozenset[Any]().union(*map(_varying, jax.tree.leaves(trees)))
     return jax.tree.map(lambda a: _vary(a, axes), trees)
@@ -38,14 +39,14 @@ def _vary(x: Array, axes: frozenset) -> Array:
 
 
 def full(like: Array, value: float, shape: tuple, dtype: DTypeLike) -> Array:
-    """Return a constant array that varies over the axes of `like`, for a loop to start from."""
+    """Return a constant array that varies over the axes of `like`, as a loop's initial carry."""
     return lax.full_like(like, value, dtype, shape)
 
 
 def select(predicate: Array, x: Any, y: Any) -> Array:
-    """Return `jnp.where` of one dtype, and numbers, in an equation or two of its five.
+    """Return `jnp.where` of arrays of one dtype and numbers, in one or two equations, not five.
 
-    On an Explicit mesh it is `jnp.where`, which brings the operands to one place.
+    On an Explicit mesh it is `jnp.where` itself, which gives the operands the same sharding.
     """
     arrays = [a for a in (predicate, x, y) if isinstance(a, Array)]
     if any(any(partition_spec(a)) for a in arrays):
@@ -59,91 +60,89 @@ def select(predicate: Array, x: Any, y: Any) -> Array:
     return lax.select(jnp.broadcast_to(predicate, shape), x, y)
 
 
-def shape_dtype_struct(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> jax.ShapeDtypeStruct:
-    """Return the type of a kernel's result that varies over the axes of `like`."""
+def shape_dtype_struct(
+    shape: tuple[int, ...], dtype: DTypeLike, like: Array
+) -> jax.ShapeDtypeStruct:
+    """Return the type of a kernel's result, which varies over the axes of `like`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).mat)
 
 
 def is_static(*sizes: Any) -> bool:
-    """Return whether all sizes are numbers, rather than the symbols of `jax.export`."""
+    """Return whether all sizes are numbers rather than the symbolic dimensions of `jax.export`."""
     return all(isinstance(size, int | np.integer) for size in sizes)
 
 
 def count_groups(x: Array, axis: int) -> int:
-    """Return how many equal groups to cut an axis into before blocks are taken from it.
+    """Return the number of equal groups to divide an axis into before taking blocks from it.
 
-    Where an axis is sharded, a block of consecutive rows or classes lies on one device, and the
-    compiler gathers the whole axis on all of them. A block that takes an equal part of each group
-    keeps every device at work on its own data: the number of shards of any even sharding over the
+    If an axis is sharded, a block of consecutive rows or classes lies on one device, and the
+    compiler gathers the whole axis on all devices. A block with an equal part from each group keeps
+    every device busy with its own data, because the number of shards of any even sharding over the
     devices of the mesh, or over some of its axes, divides this number of groups.
     """
     return math.gcd(x.shape[axis], count_devices(x)) if is_static(x.shape[axis]) else 1
 
 
 class Cut(NamedTuple):
-    """A block of an axis: `size` consecutive entries of each of its groups."""
+    """A block of an axis: `size` consecutive entries from each of its groups."""
 
-    start: Array | int  # in each group
-    size: int  # of each group
+    start: Array | int  # position in each group
+    size: int  # entries per group
     groups: int = 1
 
     def indices(self, length: int) -> Array:
         """Return the positions of the entries in an axis of this length, in ascending order."""
         first = jnp.arange(self.groups, dtype=jnp.int32) * (length // self.groups) + self.start
-        return _flat(first[:, None] + jnp.arange(self.size, dtype=jnp.int32)[None, :])
+        return (first[:, None] + jnp.arange(self.size, dtype=jnp.int32)[None, :]).reshape(-1)
 
-    def since(self, place: Array | int) -> Array:
+    def since(self, position: Array | int) -> Array:
         """Return which entries are at or after a position in their groups, `[groups size]`."""
-        late = self.start + jnp.arange(self.size, dtype=jnp.int32) >= place
-        return _flat(jnp.broadcast_to(late[None, :], (self.groups, self.size)))
-
-
-def _flat(x: Array) -> Array:
-    return x.reshape(-1)
+        is_late = self.start + jnp.arange(self.size, dtype=jnp.int32) >= position
+        return jnp.broadcast_to(is_late[None, :], (self.groups, self.size)).reshape(-1)
 
 
 def take_block(x: Array, cut: Cut, axis: int) -> Array:
     """Return a block of an axis."""
     if x.shape[axis] == cut.size * cut.groups:
         return x
-    parts = _grouped(x, axis, cut.groups)
+    parts = _split_groups(x, axis, cut.groups)
     part = lax.dynamic_slice_in_dim(parts, cut.start, cut.size, axis + 1)
     return part.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
 def put_block(x: Array, block: Array, cut: Cut, axis: int) -> Array:
     """Return x with a block of an axis replaced."""
-    parts, block = (_grouped(a, axis, cut.groups) for a in (x, block))
+    parts, block = (_split_groups(a, axis, cut.groups) for a in (x, block))
     return lax.dynamic_update_slice_in_dim(parts, block, cut.start, axis + 1).reshape(x.shape)
 
 
-def _grouped(x: Array, axis: int, count: int) -> Array:
-    """x with an axis cut into so many groups: `[..., groups, size of a group, ...]`."""
+def _split_groups(x: Array, axis: int, count: int) -> Array:
+    """Return x with an axis divided into groups: `[..., groups, group size, ...]`."""
     return x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
 
 
 def count_devices(x: Array) -> int:
-    """Return over how many devices x may be sharded: 1 inside a shard_map, where it is local."""
+    """Return the number of devices x may be sharded over: 1 in a shard_map, where x is local."""
     mesh = jax.typeof(x).sharding.mesh
     pairs = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return math.prod(size for size, kind in pairs if kind != AxisType.Manual)
 
 
 def partition_spec(x: Array) -> tuple[Any, ...]:
-    """Return the Explicit mesh axes that each dimension is sharded over, None for none."""
+    """Return the Explicit mesh axes over which each dimension is sharded, or None for each."""
     return tuple(jax.typeof(x).sharding.spec)
 
 
 def flatten_rows(x: Array, lead: int) -> Array:
     """Return x with its first `lead` axes merged: `[N, ...]`.
 
-    Where an Explicit mesh shards an inner one of them, each device flattens its own part: nothing
-    moves, and the rows are in another order, which `unflatten_rows` undoes.
+    If an Explicit mesh shards one of these axes other than the first, each device flattens its own
+    part. No data moves, but the rows are in a different order, which `unflatten_rows` undoes.
     """
-    found = partition_spec(x)
-    if not any(found[1:lead]):
+    spec = partition_spec(x)
+    if not any(spec[1:lead]):
         return x.reshape(-1, *x.shape[lead:])
-    merged = PartitionSpec(_merged(found[:lead]), *found[lead:])
+    merged = PartitionSpec(_merge_entries(spec[:lead]), *spec[lead:])
     return map_shards(lambda a: a.reshape(-1, *a.shape[lead:]), x, out_specs=merged)
 
 
@@ -153,7 +152,7 @@ def unflatten_rows(x: Array, like: Array, lead: int) -> Array:
     if not any(rows[1:]):
         return x.reshape(*like.shape[:lead], *x.shape[1:])
     shard = jax.typeof(like).sharding.shard_shape(like.shape)[:lead]
-    x = reshard(x, like, _merged(rows), *rest)
+    x = reshard(x, like, _merge_entries(rows), *rest)
     out = PartitionSpec(*rows, *rest)
     return map_shards(lambda a: a.reshape(*shard, *a.shape[1:]), x, out_specs=out)
 
@@ -165,55 +164,60 @@ def map_shards(function: Callable[[Array], Array], x: Array, *, out_specs: Parti
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(x)
 
 
-def _merged(entries: tuple[Any, ...]) -> tuple[str, ...]:
-    """Return the axes of several entries of a PartitionSpec as one entry."""
+def _merge_entries(entries: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the mesh axes of several entries of a PartitionSpec as one entry."""
     return tuple(name for entry in entries for name in axis_names(entry))
 
 
 def axis_names(entry: Any) -> tuple[str, ...]:
-    """Return the axes in one entry of a PartitionSpec."""
+    """Return the mesh axes in one entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
 def shard_like_rows(x: Array, like: Array, axis: int) -> Array:
-    """Return values per row, sharded as the rows of `like` are on an Explicit mesh.
+    """Return values per row, sharded like the rows of `like` on an Explicit mesh.
 
-    The sharding of later axes of x is kept.
+    The later axes of x keep their sharding, except over mesh axes that the rows use.
     """
     rows = partition_spec(like)[:axis] + partition_spec(like)[axis + 1 :]
-    used = {name for entry in rows for name in axis_names(entry)}
-    rest = (None if used & {*axis_names(entry)} else entry for entry in partition_spec(x)[len(rows) :])
-    found = (*rows, *rest)
-    return reshard(x, like, *found)
+    rest = _drop_used(partition_spec(x)[len(rows) :], rows)
+    return reshard(x, like, *rows, *rest)
+
+
+def _drop_used(entries: tuple[Any, ...], used: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return entries of a PartitionSpec, with None for those that share a mesh axis with `used`."""
+    names = {*_merge_entries(used)}
+    return tuple(None if names & {*axis_names(entry)} else entry for entry in entries)
 
 
 def gather_axis(x: Array, axis: int) -> Array:
-    """Return x with an axis that an Explicit mesh shards gathered on every device."""
-    found = list(partition_spec(x))
-    if found[axis] is None:
+    """Return x with one axis gathered on every device, if an Explicit mesh shards it."""
+    spec = list(partition_spec(x))
+    if spec[axis] is None:
         return x
-    found[axis] = None
-    return reshard(x, x, *found)
+    spec[axis] = None
+    return reshard(x, x, *spec)
 
 
 def replicate(x: Array) -> Array:
-    """Return x gathered on every device, where an Explicit mesh shards it."""
+    """Return x gathered on every device, if an Explicit mesh shards it."""
     return reshard(x, x, *(None,) * x.ndim)
 
 
 def reshard(x: Array, like: Array, *axes: Any) -> Array:
-    """Return x sharded over these axes of the Explicit mesh of `like`, or of its own.
+    """Return x sharded over these axes of the Explicit mesh of `like`, or else of its own mesh.
 
-    It works inside and outside the context of that mesh; outside, JAX moves only concrete arrays.
+    This works inside and outside the context of that mesh; outside, JAX moves only concrete arrays.
     """
     like = like if _is_explicit(like) else x
     mesh = jax.typeof(like).sharding.mesh
-    if not _is_explicit(like) or (jax.typeof(x).sharding.mesh == mesh and partition_spec(x) == axes):
+    is_in_place = jax.typeof(x).sharding.mesh == mesh and partition_spec(x) == axes
+    if not _is_explicit(like) or is_in_place:
         return x
     if isinstance(x, jax.core.Tracer) or isinstance(like, jax.core.Tracer):
         return jax.sharding.reshard(x, sharding(like, *axes))
-    place: Any = like.sharding
-    return jax.device_put(x, NamedSharding(place.mesh, PartitionSpec(*axes)))
+    concrete: Any = like.sharding
+    return jax.device_put(x, NamedSharding(concrete.mesh, PartitionSpec(*axes)))
 
 
 def _is_explicit(x: Array) -> bool:
@@ -228,28 +232,28 @@ def sharding(like: Array, *axes: Any) -> NamedSharding:
 def row_axes(x: Array, count: int) -> Any:
     """Return the mesh axes over which to share the work on `count` rows taken from x, or None.
 
-    They are the axes of x's own rows on an Explicit mesh, and all axes of an Auto mesh, which hides
-    where rows lie. There are none where they do not divide the count.
+    They are the axes of x's own rows on an Explicit mesh, and all axes of an Auto mesh, which does
+    not reveal where the rows are. The result is None if the axes do not divide the count.
     """
     mesh = jax.typeof(x).sharding.mesh
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     axes = tuple(name for name, kind in kinds.items() if kind == AxisType.Auto)
     if AxisType.Explicit in mesh.axis_types:
         axes = partition_spec(x)[0]
-    shares = math.prod(mesh.shape[name] for name in axis_names(axes))
-    return axes if axes and count % shares == 0 else None
+    shards = math.prod(mesh.shape[name] for name in axis_names(axes))
+    return axes if axes and count % shards == 0 else None
 
 
-def take_rows(x: Array, rows: Array, like: Array, axes: Any, **how: Any) -> Array:
-    """Return x[rows] with its rows shared over these axes of the mesh of `like`."""
+def take_rows(x: Array, rows: Array, like: Array, axes: Any, **options: Any) -> Array:
+    """Return x[rows] with its rows sharded over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
-        how["out_sharding"] = sharding(like, *_with_rows_over(axes, x))
-    return shard_rows(x.at[rows].get(**how), like, axes)
+        options["out_sharding"] = sharding(like, *_with_rows_over(axes, x))
+    return shard_rows(x.at[rows].get(**options), like, axes)
 
 
 def shard_rows(x: Array, like: Array, axes: Any) -> Array:
-    """Return x with its rows shared over these axes of the mesh of `like`."""
+    """Return x with its rows sharded over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
         return reshard(x, like, *_with_rows_over(axes, x))
@@ -260,6 +264,5 @@ def shard_rows(x: Array, like: Array, axes: Any) -> Array:
 
 
 def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:
-    """Return x's Explicit axes with these for its rows, and no axis twice."""
-    used = {*axis_names(axes)}
-    return axes, *(None if used & {*axis_names(entry)} else entry for entry in partition_spec(x)[1:])
+    """Return x's partition spec with these axes for its rows and no axis used twice."""
+    return axes, *_drop_used(partition_spec(x)[1:], (axes,))

@@ -42,7 +42,7 @@ def prepare_labeled_rows(
     valid = validation.broadcast_valid(valid, index.shape)
     valid = jnp.ones_like(in_range) if valid is None else valid
     per_row = (placement.shard_like_rows(a, z, axis) for a in (index, in_range, valid))
-    return LabeledRows(*placement.match_varying_axes(z, *per_row), axis)
+    return LabeledRows._make((*placement.match_varying_axes(z, *per_row), axis))
 
 
 def label_mask(z: Array, labels: Array, axis: int) -> Array:

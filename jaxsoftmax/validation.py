@@ -1,7 +1,7 @@
-"""Validation that every public function shares: clear errors, and one place that makes arrays.
+"""Validation and conversion of the arguments of public functions.
 
-An error names the argument, what was expected and what came. Shapes are asserted with chex. What is
-looked at is shapes and dtypes alone, so that it costs nothing once a program is traced.
+An error names the argument, the value expected and the value received. Shapes are asserted with
+chex. Only shapes and dtypes are inspected, so a traced program pays nothing for it.
 """
 
 from typing import Any
@@ -15,15 +15,17 @@ from jax.experimental import multihost_utils
 
 from jaxsoftmax.placement import select
 
+# A named alias, so that signatures print `ArrayLike` rather than the union that it stands for.
 type ArrayLike = jax.typing.ArrayLike
 
-ROUNDING_ULPS = 4  # ulp by which a probability may leave [0, 1] by rounding
+ROUNDING_ULPS = 4  # how far outside [0, 1] rounding may put a probability
 
 
 def as_argument(x: Any, name: str) -> Any:
-    """What a caller passed as one array, as something that `jax.jit` takes.
+    """Return an array argument as a value that `jax.jit` accepts.
 
-    Where NumPy's integers of 64 bits become 32, none wraps: 2^32 is no label, and 0 would be one.
+    NumPy integers of 64 bits are clipped, not wrapped, where they become 32-bit: 2^32 is not a
+    label, but it would wrap to 0, which is one.
     """
     if x is None or isinstance(x, Array):
         return x
@@ -35,7 +37,7 @@ def as_argument(x: Any, name: str) -> Any:
         return jnp.asarray(x)
     try:
         a = np.asarray(x)
-    except ValueError as error:  # rows of several lengths
+    except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name}: expected an array, got {error}") from None
     if a.dtype.kind in "OSUMm" or a.dtype == np.longdouble != np.float64:
         kind = f"{type(x).__name__} of dtype {a.dtype}"
@@ -46,14 +48,14 @@ def as_argument(x: Any, name: str) -> Any:
 
 
 def as_array(x: Any, name: str) -> Array:
-    """x as an array of JAX; a TypeError that names it where it is None."""
+    """Return x as a JAX array; raise a TypeError with its name if it is None."""
     if x is None:
         raise TypeError(f"{name}: expected an array, got None")
     return jnp.asarray(as_argument(x, name))
 
 
 def as_scalar(x: Any, name: str, dtype: Any) -> Array:
-    """x as one number of the dtype."""
+    """Return x as a scalar of the given dtype."""
     x = as_numbers(x, name)
     if x.ndim:
         raise ValueError(f"{name}: expected a scalar, got shape {x.shape}")
@@ -61,7 +63,7 @@ def as_scalar(x: Any, name: str, dtype: Any) -> Array:
 
 
 def as_setting(x: Any, name: str) -> Any:
-    """An argument that is no array, such as an axis, as something that can be compared."""
+    """Return an argument that is not an array, such as an axis, as a value that can be compared."""
     x = x.item() if isinstance(x, np.generic) else x
     if isinstance(x, Array | np.ndarray | list | dict):
         raise TypeError(f"{name}: expected one value, got {x!r}")
@@ -69,9 +71,9 @@ def as_setting(x: Any, name: str) -> Any:
 
 
 def as_floats(x: ArrayLike, name: str = "logits") -> Array:
-    """x as an array of floats; a TypeError where it holds anything else.
+    """Return x as an array of floats, or raise a TypeError.
 
-    Only floats are scores: an integer is most often a label in the wrong place.
+    Integers are refused, because an integer passed as a logit is most often a misplaced label.
     """
     x = as_array(x, name)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -83,7 +85,7 @@ def as_floats(x: ArrayLike, name: str = "logits") -> Array:
 
 
 def as_numbers(x: ArrayLike, name: str) -> Array:
-    """x as an array of real numbers or bools; a TypeError where it holds anything else."""
+    """Return x as an array of real numbers or bools, or raise a TypeError."""
     x = as_array(x, name)
     if not (jnp.issubdtype(x.dtype, jnp.bool_) or jnp.issubdtype(x.dtype, jnp.number)) or (
         jnp.issubdtype(x.dtype, jnp.complexfloating)
@@ -93,12 +95,15 @@ def as_numbers(x: ArrayLike, name: str) -> Array:
 
 
 def to_sum_dtype(x: Array) -> Array:
-    """x in the dtype in which sums are taken: float64 for float64, else float32."""
+    """Return x in the dtype of sums: float64 for float64, and float32 otherwise."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def as_binary_targets(targets: ArrayLike, logits: Array) -> Array:
-    """Targets of a sigmoid in the logits' shape and dtype: of their rank, or a scalar for all."""
+    """Return targets of a sigmoid in the logits' shape and dtype.
+
+    They are given with the logits' rank, or as one scalar for all logits.
+    """
     t = as_numbers(targets, "targets")
     if t.ndim not in (0, logits.ndim):
         check_shape(t, logits.shape, "targets", "that of the logits")
@@ -106,9 +111,10 @@ def as_binary_targets(targets: ArrayLike, logits: Array) -> Array:
 
 
 def as_distributions(targets: ArrayLike, logits: Array, axis: int, *, logs: bool = False) -> Array:
-    """Targets of a softmax in the logits' shape and dtype, or of one row `[K]` for all.
+    """Return targets of a softmax in the logits' shape and dtype.
 
-    Integers, such as one-hot codes, have the full shape; with an axis less they would be labels.
+    They are given in the logits' shape, or as one row `[K]` for all examples. Integers, such as
+    one-hot codes, must have the full shape, because with one axis less they would be labels.
     """
     t = as_numbers(targets, "targets")
     if t.ndim == 1 < logits.ndim and t.shape == logits.shape[axis : axis + 1]:
@@ -120,28 +126,32 @@ def as_distributions(targets: ArrayLike, logits: Array, axis: int, *, logs: bool
     t = broadcast_to(t, logits.shape, "targets").astype(logits.dtype)
     if logs:
         return t
-    # One minus a sum of others may be less than 0 by rounding.
+    # One minus a sum of other probabilities may be below 0 by rounding.
     return select((t < 0) & (t >= -slack), 0, t)
 
 
 def clip_probabilities(t: Array, dtype: Any) -> Array:
-    """Probabilities: what is outside [0, 1] by a few ulp is rounding, and NaN what is so by more.
+    """Return probabilities clipped to [0, 1]; NaN for those outside by more than a few ulp.
 
-    A sum of float32 probabilities is 1 + 2^-23 as often as not.
+    Up to `ROUNDING_ULPS` are taken for a rounding error: a sum of float32 probabilities is often
+    1 + 2^-23.
     """
     slack = rounding_slack(t)
     t = t.astype(dtype)
-    # Selections, for the derivative of a clip is one half at its ends.
+    # Selections, because the derivative of a clip is one half at its ends.
     nearest = select(t < 0, 0, select(t > 1, 1, t))
     return select(jnp.abs(t - 0.5) <= 0.5 + slack, nearest, jnp.nan)
 
 
 def rounding_slack(t: Array) -> float:
-    return ROUNDING_ULPS * float(jnp.finfo(t.dtype).eps) if jnp.issubdtype(t.dtype, jnp.floating) else 0
+    """Return how far rounding may put a probability of this dtype outside [0, 1]."""
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        return 0
+    return ROUNDING_ULPS * float(jnp.finfo(t.dtype).eps)
 
 
 def normalize_axis(logits: Array, axis: int) -> int:
-    """The class axis, counted from the front; it must exist and hold at least one class."""
+    """Return the class axis, counted from the front; it must have at least one class."""
     if logits.ndim == 0:
         raise ValueError("logits: expected a class axis, got a scalar")
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
@@ -153,16 +163,20 @@ def normalize_axis(logits: Array, axis: int) -> int:
     return axis % logits.ndim
 
 
-def prepare_logits(logits: ArrayLike, axis: int, where: ArrayLike | None = None) -> tuple[Array, int]:
-    """Logits in the accumulation dtype, -inf where a class does not exist, and their axis."""
+def prepare_logits(
+    logits: ArrayLike, axis: int, where: ArrayLike | None = None
+) -> tuple[Array, int]:
+    """Return logits in the dtype of sums, -inf where a class does not exist, and their axis."""
     logits = as_floats(logits)
     axis = normalize_axis(logits, axis)
     z = to_sum_dtype(logits)
-    return (z if where is None else jnp.where(broadcast_where(where, z, axis), z, -jnp.inf)), axis
+    if where is not None:
+        z = jnp.where(broadcast_where(where, z, axis), z, -jnp.inf)
+    return z, axis
 
 
 def broadcast_where(where: ArrayLike, logits: Array, axis: int) -> Array:
-    """`where` as bools that broadcast to the logits: of their rank, or one for each class."""
+    """Return `where` broadcast to the logits, from an array of their rank or one bool per class."""
     where = as_bools(where, "where")
     if where.ndim == 1 < logits.ndim and where.shape == logits.shape[axis : axis + 1]:
         where = jnp.expand_dims(where, [i for i in range(logits.ndim) if i != axis])
@@ -172,7 +186,7 @@ def broadcast_where(where: ArrayLike, logits: Array, axis: int) -> Array:
 
 
 def as_bools(x: ArrayLike, name: str) -> Array:
-    """x as an array of bools; a TypeError where it holds anything else."""
+    """Return x as an array of bools, or raise a TypeError."""
     x = as_array(x, name)
     if x.dtype != jnp.bool_:
         raise TypeError(f"{name}: expected bool, got {x.dtype}")
@@ -180,7 +194,7 @@ def as_bools(x: ArrayLike, name: str) -> Array:
 
 
 def check_shape(x: Any, shape: tuple[int, ...], name: str, like: str) -> Any:
-    """x, after an assertion that it has this shape."""
+    """Return x, or raise a ValueError if it does not have this shape."""
     try:
         chex.assert_shape(x, shape)
     except AssertionError:
@@ -190,7 +204,7 @@ def check_shape(x: Any, shape: tuple[int, ...], name: str, like: str) -> Any:
 
 
 def broadcast_to(x: Array, shape: tuple[int, ...], name: str) -> Array:
-    """x broadcast to a shape; a ValueError that names it where that cannot be."""
+    """Return x broadcast to a shape, or raise a ValueError with its name."""
     try:
         return jnp.broadcast_to(x, shape)
     except ValueError:
@@ -199,9 +213,9 @@ def broadcast_to(x: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def broadcast_valid(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """`valid` as bools of the given leading shape, or None; integers count where they are not 0.
+    """Return `valid` as bools of the shape of the examples, or None; nonzero integers are True.
 
-    With fewer axes it is of the first ones, as weights are: `[B]` of `[B, T]` examples.
+    With fewer axes it belongs to the first ones, as weights do: `[B]` for `[B, T]` examples.
     """
     if valid is None:
         return None
@@ -214,67 +228,66 @@ def broadcast_valid(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | 
 
 
 def as_flags(x: ArrayLike, name: str) -> Array:
-    """x as bools: an integer is one unless it is 0; a TypeError for floats."""
+    """Return x as bools: nonzero integers are True; raise a TypeError for floats."""
     x = as_numbers(x, name)
     if 0 in x.shape:
-        return x != 0  # an empty list has no dtype to show
+        return x != 0  # an empty list becomes floats
     if jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: expected bools, or integers 0 and 1, got {x.dtype}")
     return x if x.dtype == jnp.bool_ else x != 0
 
 
 def broadcast_leading(x: Array, values: Array, name: str) -> Array:
-    """x, whose shape is a leading part of the values', broadcast to them."""
-    check_shape(
-        x, values.shape[: x.ndim], name, "that of the values, or a leading part of it"
-    )
+    """Return x, whose shape is a leading part of the shape of the values, broadcast to them."""
+    leading = values.shape[: x.ndim]
+    check_shape(x, leading, name, "that of the values, or a leading part of it")
     return jnp.broadcast_to(x.reshape(x.shape + (1,) * (values.ndim - x.ndim)), values.shape)
 
 
 def zero_ignored(values: Array, valid: Array | None) -> Array:
-    """The values, and 0 where an example does not count."""
+    """Return the values, with 0 for ignored examples."""
     return values if valid is None else jnp.where(valid, values, jnp.zeros((), values.dtype))
 
 
 def zero_ignored_rows(x: Array, valid: Array | None, axis: int) -> Array:
-    """The rows, and zeros where an example does not count: before a NaN can spread."""
+    """Return the rows, with zeros for ignored examples, so that no NaN of theirs can spread."""
     return zero_ignored(x, None if valid is None else jnp.expand_dims(valid, axis))
 
 
 def drop_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """A shape without its class axis."""
+    """Return a shape without one of its axes."""
     return shape[:axis] + shape[axis + 1 :]
 
 
 def prepare_labels(
     labels: Any, logits: Array, axis: int, name: str = "labels"
 ) -> tuple[Array, Array]:
-    """Labels as indices that exist, and which of them were in range.
+    """Return labels as int32 class indices, and which of them are in range; the others become 0.
 
-    The range is checked in the labels' own dtype, or a wider one, and in NumPy where they come
-    from there: a cast to int32 first would wrap 2^32 to the class 0.
+    The range is checked in the dtype of the labels or a wider one, and in NumPy for NumPy arrays: a
+    cast to int32 before the check would wrap 2^32 to class 0.
     """
     given = as_array(labels, name) if labels is None else as_argument(labels, name)
-    # An empty list has no integers to show.
+    # An empty list has no integer dtype.
     labels = jnp.zeros(given.shape, jnp.int32) if 0 in given.shape else given
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {labels.dtype}")
     check_shape(labels, drop_axis(logits.shape, axis), name, "logits without the class axis")
     if jnp.iinfo(labels.dtype).bits < 32:
         labels = labels.astype(jnp.int32)
-    known = jnp.asarray((labels >= 0) & (labels < logits.shape[axis]))
-    return jnp.where(known, labels, 0).astype(jnp.int32), known
+    in_range = jnp.asarray((labels >= 0) & (labels < logits.shape[axis]))
+    return jnp.where(in_range, labels, 0).astype(jnp.int32), in_range
 
 
 def as_concrete(x: ArrayLike, name: str) -> np.ndarray:
-    """x as a NumPy array of values to look at now; a TypeError under jit, vmap or grad."""
+    """Return x as a NumPy array of concrete values; raise a TypeError for a tracer."""
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{name}: expected an array with values, got a tracer; check before jit")
     return to_host(x)
 
 
 def to_host(x: ArrayLike) -> np.ndarray:
-    """x as a NumPy array, all of it, also where each of several processes holds a part."""
+    """Return all of x as a NumPy array, also if each of several processes holds a part of it."""
     if isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)
@@ -287,15 +300,18 @@ def prepare_binary(
     where: ArrayLike | None,
     valid: ArrayLike | None,
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Logits, targets and positive weights of one shape and dtype; 0 where a label is ignored."""
+    """Return logits, targets and positive weights of one shape and dtype, and the valid labels.
+
+    Logits and targets are 0 where a label is ignored.
+    """
     z = to_sum_dtype(as_floats(logits))
     t = as_binary_targets(targets, z)
     w = None
     if pos_weight is not None:
         w = as_numbers(pos_weight, "pos_weight").astype(z.dtype)
         w = broadcast_to(w, z.shape, "pos_weight")
-    counts = broadcast_valid(valid, z.shape)
+    valid = broadcast_valid(valid, z.shape)
     if where is not None:
         exists = broadcast_where(where, z, z.ndim - 1)
-        counts = exists if counts is None else counts & exists
-    return zero_ignored(z, counts), zero_ignored(t, counts), w, counts
+        valid = exists if valid is None else valid & exists
+    return zero_ignored(z, valid), zero_ignored(t, valid), w, valid
