@@ -120,7 +120,7 @@ def linear_cross_entropy(
         NotImplementedError: a named implementation cannot run here; the error gives the reason.
 
     Example:
-        Options of other libraries are compositions here.
+        Class weights, z-loss, focal loss and temperature compose outside the function.
 
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import focal, linear_cross_entropy, weighted_mean
