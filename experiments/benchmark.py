@@ -358,7 +358,7 @@ def tune(smoke: bool) -> None:
         head = data(shape, "float32")
         calls = {}
         for few in (0, 2**30):
-            kernels.products.FEW = few
+            kernels.primitives.FEW_CLASSES_LIMIT = few
             jax.clear_caches()
             tiles = kernels.Tiles(1024, k)
             calls["class-major" if few else "row-major"] = with_tiles(head, shape, tiles)

@@ -44,13 +44,13 @@ def fitted(
     interrupted: bool = False,
     brief: bool = False,
     **settings: float,
-) -> report.Content:
+) -> report.Run:
     """What the command line hands to the report after a fit; in brief, less of it."""
     learned = pipeline.preprocess(dataset, log1p=log1p, standardize=standardize)
     choices = pipeline.choose(dataset, loss=loss, **settings)
-    result = pipeline.fit(dataset, choices)
-    scores = pipeline.score(dataset, result.params, learned)
-    judged = (in_brief if brief else pipeline.judge)(dataset, scores, loss=choices.loss)
+    result = pipeline.train(dataset, choices)
+    scores = pipeline.score_splits(dataset, result.params, learned)
+    judged = (in_brief if brief else pipeline.measure_splits)(dataset, scores, loss=choices.loss)
     header = {
         "jaxsoftmax": jaxsoftmax.__version__,
         "jax": jax.__version__,
@@ -61,10 +61,10 @@ def fitted(
         "interrupted": interrupted,
         "kept_epoch": result.epochs,
     }
-    return report.Content(
+    return report.Run(
         header=header,
         schema=dataset.schema,
-        figures=judged.figures,
+        metrics=judged.metrics,
         history=result.history,
         params=result.params,
         scores=scores["test"],
@@ -76,10 +76,12 @@ def fitted(
 
 def in_brief(
     dataset: Dataset, scores: Mapping[str, np.ndarray], *, loss: LossName
-) -> pipeline.Judgement:
+) -> pipeline.EvaluationResult:
     """Without calibration and intervals, which take seconds to compile."""
-    told = evaluation.figures(scores["test"], dataset.test.targets, dataset.schema, loss=loss)
-    return pipeline.Judgement({"test": told}, {})
+    told = evaluation.compute_metrics(
+        scores["test"], dataset.test.targets, dataset.schema, loss=loss
+    )
+    return pipeline.EvaluationResult({"test": told}, {})
 
 
 def made(name: str, features: np.ndarray, targets: np.ndarray, schema: Schema) -> Dataset:
@@ -90,18 +92,18 @@ def made(name: str, features: np.ndarray, targets: np.ndarray, schema: Schema) -
 
 
 @functools.cache
-def digits() -> report.Content:
+def digits() -> report.Run:
     return fitted(data.load("digits"), brief=True, epochs=10)
 
 
 @functools.cache
-def interrupted() -> report.Content:
+def interrupted() -> report.Run:
     """And of a loss without probabilities."""
     return fitted(data.load("digits"), loss=LossName.hinge, brief=True, epochs=3, interrupted=True)
 
 
 @functools.cache
-def table() -> report.Content:
+def table() -> report.Run:
     """Two classes and one score, named features of unlike scales."""
     rng = np.random.default_rng(0)
     columns = ("age", "income", "a feature of quite a long name", *ODD[:5])
@@ -114,7 +116,7 @@ def table() -> report.Content:
 
 
 @functools.cache
-def labels() -> report.Content:
+def labels() -> report.Run:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(500, 6)).astype(np.float32)
     targets = x @ rng.normal(size=(6, 4)) + rng.logistic(size=(500, 4)) > np.arange(4)
@@ -123,7 +125,7 @@ def labels() -> report.Content:
 
 
 @functools.cache
-def numbers() -> report.Content:
+def numbers() -> report.Run:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(400, 3)).astype(np.float32)
     targets = (x @ rng.normal(size=(3, 2)) * 1e4 + rng.normal(size=(400, 2)) * 3e3 + 5e4).astype(
@@ -134,7 +136,7 @@ def numbers() -> report.Content:
 
 
 @functools.cache
-def hundred() -> report.Content:
+def hundred() -> report.Run:
     """A hundred classes of colour images, with odd names."""
     rng = np.random.default_rng(3)
     names = (*ODD, *(f"class {k}" for k in range(len(ODD), 100)))
@@ -147,7 +149,7 @@ def hundred() -> report.Content:
 
 
 @functools.cache
-def many() -> report.Content:
+def many() -> report.Run:
     """A hundred classes of a table, with odd names everywhere."""
     rng = np.random.default_rng(4)
     names = (*ODD, *(f"class {k}" for k in range(len(ODD), 100)))
