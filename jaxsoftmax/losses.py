@@ -92,10 +92,10 @@ CPU_BLOCK_ENTRIES = 2**20  # 4 MB of exponentials, which stay in a CPU's cache
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _cross_entropy(z: Array, labels: Array, in_range: Array, valid: Array, axis: int) -> Array:
     arrays = (z, labels, in_range, valid)
-    whole = functools.partial(_values, axis=axis)
+    values = functools.partial(_values, axis=axis)
     if z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
-        return whole(*arrays)
-    return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=whole)
+        return values(*arrays)
+    return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=values)
 
 
 def _values(z: Array, labels: Array, in_range: Array, valid: Array, *, axis: int) -> Array:
