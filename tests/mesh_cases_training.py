@@ -34,6 +34,7 @@ from jaxsoftmax import (  # noqa: E402
     metrics,
     training,
 )
+from jaxsoftmax.metrics import ranking  # noqa: E402
 from jaxsoftmax.training import sweeping  # noqa: E402
 from jaxsoftmax.training.epoch import jitted_train_epoch  # noqa: E402
 from jaxsoftmax.training.types import Examples  # noqa: E402
@@ -185,7 +186,7 @@ CASES["auto_bootstrap"] = functools.partial(metric, "bootstrap", AUTO, "r")
 def some_labels_at_a_time() -> None:
     """As where examples are many: no loop steps over a sharded axis."""
     jax.clear_caches()  # or the program of all labels at once may answer
-    with mock.patch.object(metrics, "TOGETHER", 2 * N):
+    with mock.patch.object(ranking, "MAX_RANKED_AT_ONCE", 2 * N):
         metric("roc_auc_weighted", SQUARE, "r", "c")
 
 

@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 
 from jaxsoftmax import linear_cross_entropy
 from jaxsoftmax import metrics as ours
+from jaxsoftmax.metrics.sums import SEQUENTIAL_SUM_LIMIT
 
 pytestmark = pytest.mark.usefixtures("strict", "unoptimized")
 
@@ -456,7 +457,7 @@ def test_small_weights_after_a_large_one_count(dtype: Any) -> None:
     """In a running sum of float32 each 1 is lost beside 2^24: in blocks only the first block's."""
     w = np.ones(SMALL + 1, dtype)
     w[0], total = 2**24, 2**24 + SMALL
-    alike = partial(close, rtol=4e-7 if dtype is np.int32 else ours.IN_SEQUENCE / 2**24)
+    alike = partial(close, rtol=4e-7 if dtype is np.int32 else SEQUENTIAL_SUM_LIMIT / 2**24)
     c, y = jnp.zeros(len(w)), jnp.zeros(len(w), jnp.int32)
     alike(ours.confusion_matrix(jnp.zeros((len(w), 2)), y, weights=w)[0, 0], total)
     alike(ours.class_counts(jnp.zeros((len(w), 2)), y, weights=w).true_positive, [total, 0])
@@ -465,8 +466,8 @@ def test_small_weights_after_a_large_one_count(dtype: Any) -> None:
     alike(ours.average_precision(c, t, weights=w), SMALL / total)
     for binning in ("equal_mass", "equal_width"):
         bins = ours.reliability(c + 0.5, t, weights=w, binning=binning)
-        close(bins.counts[7], total, rtol=ours.IN_SEQUENCE / 2**24)
-        close(bins.accuracy[7], SMALL / total, rtol=ours.IN_SEQUENCE / 2**24)
+        close(bins.counts[7], total, rtol=SEQUENTIAL_SUM_LIMIT / 2**24)
+        close(bins.accuracy[7], SMALL / total, rtol=SEQUENTIAL_SUM_LIMIT / 2**24)
 
 
 @pytest.mark.parametrize("make", [np.array, jnp.array], ids=["numpy", "jax"])
