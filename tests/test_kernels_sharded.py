@@ -35,7 +35,7 @@ from jaxsoftmax.kernels import (
 from jaxsoftmax.kernels.tiles import Tiles
 from jaxsoftmax.kernels.tpu import grids
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = pytest.mark.usefixtures("strict", "unoptimized")
 
 SCRIPT = Path(__file__).parent / "mesh_cases_kernels.py"
 AUTO = (AxisType.Auto,)
@@ -43,7 +43,7 @@ MODEL, ROW = P(), P("rows")
 # Of x, w, bias, labels, targets, where, valid, weights.
 PLACES = (ROW, MODEL, MODEL, ROW, ROW, MODEL, ROW, ROW)
 # Two blocks of classes in the reverse pass, and two chunks of a device's rows in the sum.
-SMALL = grids.SMALL._replace(rows=32, classes=512, features=512)
+SMALL = grids.SMALL_VMEM_LIMITS._replace(rows=32, class_bytes=512, feature_bytes=512)
 CASES = {
     "mosaic_tpu": ((90, 5, 300), jnp.float32, Tiles(rows=4, classes=8)),
     "mosaic_gpu": ((8, 8, 320), jnp.bfloat16, Tiles(rows=1, classes=64)),
@@ -121,7 +121,7 @@ def gradients_inside(function: Callable, mesh: Any) -> Callable:
 
 @pytest.fixture
 def interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(grids, "SMALL", SMALL)
+    monkeypatch.setattr(grids, "SMALL_VMEM_LIMITS", SMALL)
     if name == "mosaic_gpu" and not hasattr(mosaic, "InterpretGPUParams"):
         pytest.skip("this JAX has no interpreter of GPU kernels")
     with target.assumed(name.removeprefix("mosaic_"), interpret=True):

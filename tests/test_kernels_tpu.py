@@ -32,13 +32,13 @@ NAME = "mosaic_tpu"
 INF, NAN = np.inf, np.nan
 # Tiles of 32 rows, and of 128 classes and features in float32 or 256 in bfloat16; with `TILES`
 # backward has one tile of classes at a time, and the sum 20 or 40 rows.
-SMALL = grids.SMALL._replace(rows=32, classes=512, features=512)
+SMALL = grids.SMALL_VMEM_LIMITS._replace(rows=32, class_bytes=512, feature_bytes=512)
 SHAPES = ((1, 3, 1), (5, 4, 127), (32, 8, 128), (33, 5, 129), (45, 7, 300))
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(grids, "SMALL", SMALL)
+    monkeypatch.setattr(grids, "SMALL_VMEM_LIMITS", SMALL)
     with (
         target.assumed("tpu", interpret=True),
         jax.numpy_dtype_promotion("strict"),

@@ -320,8 +320,8 @@ def _label_losses(subtile: Subtile, part: int) -> Array:
     # An infinite logit is ignored where its coefficient is 0.
     is_ignored = (coefficient == 0.0) & (size == jnp.inf)
     linear = jnp.where(is_ignored, 0.0, coefficient * size)
-    softplus = primitives.log1p(jnp.exp2(size * -LOG2E))
-    return jnp.where(exists, (positive + negative) * softplus + linear, 0.0)
+    log = (positive + negative) * primitives.log1p(jnp.exp2(size * -LOG2E))
+    return jnp.where(exists, log + linear, 0.0)
 
 
 def _label_gradients(subtile: Subtile, part: int) -> Array:

@@ -1,14 +1,15 @@
-"""Tiles of scores on a TPU: how large they are, and how a kernel makes one after the other.
+"""Tiles of logits on a TPU: their sizes, and the grid over which a kernel computes them.
 
-The scores of a tile of rows and classes come to be on the matrix unit, feature step by feature
-step, in a float32 scratch buffer. After the last step they get the bias, the softcap and the mask,
-and what becomes of them is the kernel's body, which is run on a group of rows at a time so that
-little is alive. Row tiles are independent; classes and features follow one another.
+The matrix unit computes the logits of a tile of rows and classes in a float32 scratch buffer, one
+step over the features after another. After the last step the bias is added, softcap and mask are
+applied, and the kernel's epilogue computes the results from the logits. It runs on a group of rows
+at a time, so that few values are alive. Row tiles are independent; classes and features are
+sequential.
 
-Edges need no padding: what a block holds beyond K is masked, beyond D set to 0, and beyond N never
-written. A TPU keeps a matrix in the order that its tiles of 8 x 128 pad less. Where that is
-class-major, as for D = 2304 and K = 256001, w is taken transposed, which is the array as it lies;
-the other order would be a copy of w.
+Edges need no padding: entries of a block beyond K are masked, those beyond D are set to 0, and
+those beyond N are never written. A TPU stores a matrix in the order whose tiles of 8 x 128 need
+less padding. Where that is class-major, as for D = 2304 and K = 256001, kernels take w transposed,
+which is the array in its own layout; the other order would be a copy of w.
 """
 
 from collections.abc import Callable
@@ -28,30 +29,32 @@ from jaxsoftmax.kernels.types import Head, Options
 
 
 class Limits(NamedTuple):
-    """At most so many rows, bytes of classes and of features in a tile; and bytes of VMEM."""
+    """The largest size of a tile, and the memory that a kernel may use."""
 
     rows: int
-    classes: int
-    features: int
-    vmem: int
-    wide: int  # of VMEM, where targets are wider than features
+    class_bytes: int  # of the classes in a row of a tile
+    feature_bytes: int  # of the features in a row of a tile
+    vmem_bytes: int
+    wide_target_vmem_bytes: int  # of VMEM, where targets are wider than features
 
 
-# Both buffers of each block and a column of 128 lanes for each number of a row fit. v4 has 16 MiB,
-# and later ones 64 at least, of which XLA keeps less for itself where a kernel may have more.
-SMALL = Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE, 16 * tiles.MEBIBYTE)
-LARGE = Limits(2048, 2048, 1536, 48 * tiles.MEBIBYTE, 56 * tiles.MEBIBYTE)
+# Both buffers of each block fit, and a column of 128 lanes for each number of a row. v4 has 16 MiB
+# of VMEM. Later generations have at least 64 MiB, of which XLA keeps less for itself where a kernel
+# may have more.
+SMALL_VMEM_LIMITS = Limits(768, 1024, 1536, 16 * tiles.MEBIBYTE, 16 * tiles.MEBIBYTE)
+LARGE_VMEM_LIMITS = Limits(2048, 2048, 1536, 48 * tiles.MEBIBYTE, 56 * tiles.MEBIBYTE)
 
-GROUP = 32  # rows that are finished at a time
+EPILOGUE_ROWS = 32  # rows to which an epilogue is applied at a time
 SUBLANES, LANES = 8, 128
-READABLE = (jnp.int8, jnp.bfloat16, jnp.float32)  # entries for each row and class
+# The dtypes of masks and targets, `[N, K]`, that a kernel loads without a copy.
+LOADABLE_DTYPES = (jnp.int8, jnp.bfloat16, jnp.float32)
 
 
 # -- The grid of tiles --
 
 
 class Sizes(NamedTuple):
-    """Of a tile or of the whole, in the order of the grid's axes."""
+    """The sizes of a tile or of the whole problem, in the order of the axes of the grid."""
 
     rows: int
     classes: int
@@ -59,110 +62,137 @@ class Sizes(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """What the kernels know at compile time."""
+    """What kernels know at compile time."""
 
     tile: Sizes
     whole: Sizes
-    by_class: bool  # whether w comes as [K, D]
-    vmem: int  # bytes
+    class_major: bool  # whether kernels take w as [K, D]
+    vmem_bytes: int
     options: Options
 
     @property
-    def steps(self) -> Sizes:
-        """How many tiles there are."""
+    def num_tiles(self) -> Sizes:
+        """The number of tiles along each axis."""
         return Sizes(*(pl.cdiv(a, b) for a, b in zip(self.whole, self.tile, strict=True)))
 
-    def block(self, *axes: int | None, local: bool = False) -> Any:
-        """A tile along axes of the grid, or of size 1; local: where the first class is 0."""
+    def block_spec(self, *axes: int | None, local: bool = False) -> Any:
+        """Return the spec of a tile along these axes of the grid, of size 1 where an axis is None.
+
+        The array of a local spec holds one block of classes, whose first one has the index 0.
+        """
         shape = tuple(1 if a is None else self.tile[a] for a in axes)
 
-        def index(i: Array, j: Array, step: Array, first: Any) -> tuple:
-            at = (i, j if local else first[0] + j, step)
-            return tuple(0 if a is None else at[a] for a in axes)
+        def index_map(i: Array, j: Array, step: Array, first: Any) -> tuple:
+            indices = (i, j if local else first[0] + j, step)
+            return tuple(0 if a is None else indices[a] for a in axes)
 
-        return pl.BlockSpec(shape, index)
+        return pl.BlockSpec(shape, index_map)
 
-    def entries(self, a: Array) -> Any:
-        """A tile of `[N, K]`, or of a block of its classes."""
-        return self.block(0, 1, local=a.shape[1] < self.whole.classes)
+    def entry_spec(self, a: Array) -> Any:
+        """Return the spec of an array `[N, K]`, or of a block of its classes."""
+        return self.block_spec(0, 1, local=a.shape[1] < self.whole.classes)
 
-    def mask(self, where: Array | None) -> Any:
-        """The same, or a tile of `[1, K]`, if there is one."""
+    def mask_spec(self, where: Array | None) -> Any:
+        """Return the spec of an array `[N, K]` or `[1, K]`, or None if there is none."""
         if where is None:
             return None
-        return self.block(None, 1) if where.shape[0] == 1 else self.entries(where)
+        return self.block_spec(None, 1) if where.shape[0] == 1 else self.entry_spec(where)
 
-    def references(self) -> Any:
-        """The numbers for each row and tile of classes, and its neighbours."""
+    def per_tile_spec(self) -> Any:
+        """Return the spec of an array with one number for each row and tile of classes.
+
+        A block holds the numbers of 128 neighboring tiles.
+        """
         return pl.BlockSpec((self.tile.rows, LANES), lambda i, j, *_: (i, j // LANES))
 
 
-def limits() -> Limits:
-    """Of the device that this is traced for, or the least where none is known."""
-    known = pltpu.is_tpu_device()
-    return LARGE if known and pltpu.get_tpu_info().vmem_capacity_bytes > LARGE.vmem else SMALL
+def device_limits() -> Limits:
+    """Return the limits of the device that this is traced for, or the smallest if it is unknown."""
+    is_known = pltpu.is_tpu_device()
+    if is_known and pltpu.get_tpu_info().vmem_capacity_bytes > LARGE_VMEM_LIMITS.vmem_bytes:
+        return LARGE_VMEM_LIMITS
+    return SMALL_VMEM_LIMITS
 
 
-def grid_of(head: Head, options: Options) -> Grid:
-    """Row tiles of equal size, and as few classes and features as there are."""
+def make_grid(head: Head, options: Options) -> Grid:
+    """Return the grid for a head, with row tiles of equal size.
+
+    Tiles have no more classes and features than there are.
+    """
     (n, d), k = head.x.shape, head.w.shape[1]
-    most, size = limits(), head.x.dtype.itemsize
+    limits, itemsize = device_limits(), head.x.dtype.itemsize
     tile = Sizes(
-        _multiple(-(-n // -(-n // most.rows)), GROUP),
-        min(most.classes // size, _multiple(k, LANES)),
-        min(d, most.features // size),
+        _round_up(-(-n // -(-n // limits.rows)), EPILOGUE_ROWS),
+        min(limits.class_bytes // itemsize, _round_up(k, LANES)),
+        min(d, limits.feature_bytes // itemsize),
     )
-    wide = head.targets.ndim == 2 and _itemsize(head.targets) > size
-    vmem = most.wide if wide else most.vmem
-    return Grid(tile, Sizes(n, k, d), lies_by_class(d, k), vmem, options)
+    has_wide_targets = head.targets.ndim == 2 and _loaded_itemsize(head.targets) > itemsize
+    vmem_bytes = limits.wide_target_vmem_bytes if has_wide_targets else limits.vmem_bytes
+    return Grid(tile, Sizes(n, k, d), is_class_major(d, k), vmem_bytes, options)
 
 
-def lies_by_class(d: int, k: int) -> bool:
-    """Whether a TPU keeps the features of a class of `[D, K]` side by side."""
-    return _area(k, d) < _area(d, k)
+def is_class_major(d: int, k: int) -> bool:
+    """Return whether a TPU stores the features of a class of `[D, K]` side by side."""
+    return _padded_size(k, d) < _padded_size(d, k)
 
 
-def as_it_lies(a: Array, whole: tuple[int, ...]) -> Array:
-    """The same array in the order of the whole; XLA would choose what suits an operation on it."""
-    order = (1, 0) if lies_by_class(*whole) else (0, 1)
+def keep_layout(a: Array, shape: tuple[int, ...]) -> Array:
+    """Return `a` in the layout of an array of this shape.
+
+    XLA would choose the layout that suits an operation on it.
+    """
+    order = (1, 0) if is_class_major(*shape) else (0, 1)
     return with_layout_constraint(a, Layout(major_to_minor=order))
 
 
-def _area(rows: int, columns: int) -> int:
-    """What a TPU keeps a matrix in, padded."""
-    return _multiple(rows, SUBLANES) * _multiple(columns, LANES)
+def _padded_size(rows: int, columns: int) -> int:
+    """Return the number of entries that a TPU stores for a matrix, with padding."""
+    return _round_up(rows, SUBLANES) * _round_up(columns, LANES)
 
 
-def _multiple(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
-def run(
+def run_kernel(
     grid: Grid,
     kernel: Callable,
     inputs: tuple,
-    places: list,
+    in_specs: list,
     outputs: Any,
-    output_places: Any,
+    out_specs: Any,
     *,
-    first: Array | int = 0,
-    steps: tuple[int, ...] | None = None,
-    **how: Any,
+    first_tile: Array | int = 0,
+    num_tiles: tuple[int, ...] | None = None,
+    **options: Any,
 ) -> Any:
-    """Run a kernel over tiles of rows, of classes from the first on, and of features.
+    """Run a kernel over tiles of rows, of classes and of features.
 
-    It writes `array`s, which vary over the mesh axes over which its inputs do.
+    Args:
+        grid: the tiles.
+        kernel: called with the grid, the index of the first tile of classes, the references of
+            the inputs and outputs, and a scratch buffer for a tile of logits.
+        inputs: trees of arrays.
+        in_specs: their block specs.
+        outputs: a tree of shapes and dtypes.
+        out_specs: their block specs.
+        first_tile: the index of the first tile of classes.
+        num_tiles: the number of tiles along each axis, if not all of the grid.
+        options: of `pl.pallas_call`.
+
+    Returns:
+        The tree of outputs, which vary over the mesh axes over which the inputs do.
     """
-    start, like = placement.match_varying_axes(
-        jnp.full(1, first, jnp.int32), jax.tree.leaves(inputs)[0]
+    first, like = placement.match_varying_axes(
+        jnp.full(1, first_tile, jnp.int32), jax.tree.leaves(inputs)[0]
     )
     return pl.pallas_call(
         partial(kernel, grid),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=grid.steps if steps is None else steps,
-            in_specs=places,
-            out_specs=output_places,
+            grid=grid.num_tiles if num_tiles is None else num_tiles,
+            in_specs=in_specs,
+            out_specs=out_specs,
             scratch_shapes=[pltpu.VMEM(grid.tile[:2], jnp.float32)],
         ),
         out_shape=jax.tree.map(
@@ -170,138 +200,156 @@ def run(
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=grid.vmem,
+            vmem_limit_bytes=grid.vmem_bytes,
         ),
         interpret=grid.options.target.interpret,
-        **how,
-    )(start, *inputs)
+        **options,
+    )(first, *inputs)
 
 
-def array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-    """What a kernel writes."""
+def out_type(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    """Return the shape and dtype of an output of a kernel."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-# -- Scores --
+# -- Inputs of kernels --
 
 
-def inputs_of(head: Head, grid: Grid) -> tuple[Head, Head]:
-    """The head as a kernel takes it, and its tiles."""
-    w, axes = (head.w.T, (1, 2)) if grid.by_class else (head.w, (2, 1))
+def prepare_inputs(head: Head, grid: Grid) -> tuple[Head, Head]:
+    """Return the head in the form that kernels take, and its block specs."""
+    w, axes = (head.w.T, (1, 2)) if grid.class_major else (head.w, (2, 1))
     bias = None if head.bias is None else head.bias[None, :]
-    labels = head.targets.ndim == 1
-    truth = head.targets[:, None] if labels else readable(head.targets)
-    where = None if head.where is None else readable(head.where)
-    taken = Head(head.x, w, bias, where, truth, head.pos_weight)
-    return taken, Head(
-        grid.block(0, 2),
-        grid.block(*axes),
-        None if bias is None else grid.block(None, 1),
-        grid.mask(head.where),
-        grid.block(0, None) if labels else grid.entries(head.targets),
-        grid.mask(head.pos_weight),
+    are_labels = head.targets.ndim == 1
+    targets = head.targets[:, None] if are_labels else to_loadable(head.targets)
+    where = None if head.where is None else to_loadable(head.where)
+    inputs = Head(head.x, w, bias, where, targets, head.pos_weight)
+    return inputs, Head(
+        grid.block_spec(0, 2),
+        grid.block_spec(*axes),
+        None if bias is None else grid.block_spec(None, 1),
+        grid.mask_spec(head.where),
+        grid.block_spec(0, None) if are_labels else grid.entry_spec(head.targets),
+        grid.mask_spec(head.pos_weight),
     )
 
 
-def block_of(head: Head, start: Array | int, size: int) -> Head:
-    """The head for a block of labels: of targets and mask no more is copied than the block."""
+def copy_block(head: Head, start: Array | int, size: int) -> Head:
+    """Return the head for a block of labels, with copies of the targets and the mask of the block.
 
-    def cut(a: Any) -> Any:
-        if not _copied(a):
+    What kernels can load without a copy stays as it is.
+    """
+
+    def take(a: Any) -> Any:
+        if not _copied_bytes(a):
             return a
-        block = readable(lax.dynamic_slice_in_dim(a, start, size, 1))
-        # Or XLA brings all of the whole into the kernels' order before the loop.
-        return as_it_lies(block, a.shape)
+        block = to_loadable(lax.dynamic_slice_in_dim(a, start, size, 1))
+        # Otherwise XLA brings the whole array into the kernels' order before the loop.
+        return keep_layout(block, a.shape)
 
-    return head._replace(where=cut(head.where), targets=cut(head.targets))
-
-
-def copied_bytes(head: Head) -> int:
-    """What `block_of` makes kernels copy, for each entry."""
-    return _copied(head.where) + _copied(head.targets)
+    return head._replace(where=take(head.where), targets=take(head.targets))
 
 
-def _copied(a: Array | None) -> int:
-    """The bytes of an entry, one for each row and class, that a kernel cannot read as it lies."""
-    if a is None or a.shape[0] == 1 or (a.dtype in READABLE and not lies_by_class(*a.shape)):
+def copied_bytes_per_entry(head: Head) -> int:
+    """Return how many bytes `copy_block` copies for each row and class."""
+    return _copied_bytes(head.where) + _copied_bytes(head.targets)
+
+
+def _copied_bytes(a: Array | None) -> int:
+    """Return the bytes of an entry of `[N, K]` that a kernel cannot load without a copy, else 0."""
+    if a is None or a.shape[0] == 1:
         return 0
-    return _itemsize(a)
+    is_loadable = a.dtype in LOADABLE_DTYPES and not is_class_major(*a.shape)
+    return 0 if is_loadable else _loaded_itemsize(a)
 
 
-def _itemsize(a: Array) -> int:
-    """Of an entry as a kernel reads it."""
-    return jax.eval_shape(readable, a).dtype.itemsize
+def _loaded_itemsize(a: Array) -> int:
+    """Return the bytes of an entry in the form that a kernel loads."""
+    return jax.eval_shape(to_loadable, a).dtype.itemsize
 
 
-def readable(a: Array) -> Array:
-    """A mask or targets as a kernel can read them; a whole number that is no target stays none."""
-    if a.dtype in READABLE:
+def to_loadable(a: Array) -> Array:
+    """Return a mask or targets in a dtype that kernels load; invalid targets stay invalid."""
+    if a.dtype in LOADABLE_DTYPES:
         return a
     if a.dtype == jnp.bool_:
         return a.astype(jnp.int8)
     if jnp.issubdtype(a.dtype, jnp.floating):
-        # Here, for in float32 a rounding of half precision is no longer seen to be one.
+        # Clipped before the cast: float32 no longer shows that half precision was rounded.
         return validation.clip_probabilities(a, jnp.float32)
     return jnp.where((a == 0) | (a == 1), a.astype(jnp.int8), 2)
 
 
-def then(grid: Grid, head: Any, z: Any, body: Callable[..., None], *refs: Any) -> None:
-    """Add a step of the product to z; after the last one run body on each group of rows."""
+# -- Inside a kernel --
+
+
+def accumulate(grid: Grid, head: Any, acc: Any, epilogue: Callable[..., None], *refs: Any) -> None:
+    """Add one step of the products to a tile; after the last one run the epilogue on its rows."""
     step = pl.program_id(2)
 
     @pl.when(step == 0)
-    def _() -> None:
-        z[...] = jnp.zeros_like(z)
+    def _zero() -> None:
+        acc[...] = jnp.zeros_like(acc)
 
-    z[...] += _product(grid, head.x[...], head.w[...], step)
-    pl.when(step == grid.steps.features - 1)(lambda: for_groups(grid, body, head, z, *refs))
+    acc[...] += _product(grid, head.x[...], head.w[...], step)
+    is_last = step == grid.num_tiles.features - 1
+    pl.when(is_last)(lambda: for_row_groups(grid, epilogue, head, acc, *refs))
 
 
 def _product(grid: Grid, x: Array, w: Array, step: Array) -> Array:
-    """What these features add to the scores; what a block has beyond the last one may be NaN."""
-    axis = 1 if grid.by_class else 0
+    """Return the product over the features of a step.
+
+    The entries of a block beyond the last feature may be NaN.
+    """
+    axis = 1 if grid.class_major else 0
     if grid.whole.features % grid.tile.features:
-        left = grid.whole.features - step * grid.tile.features
-        x = jnp.where(indices(x.shape, 1) < left, x, 0)
-        w = jnp.where(indices(w.shape, axis) < left, w, 0)
+        remaining = grid.whole.features - step * grid.tile.features
+        x = jnp.where(iota(x.shape, 1) < remaining, x, 0)
+        w = jnp.where(iota(w.shape, axis) < remaining, w, 0)
     return primitives.dot(x, w, (1, axis), grid.options.precision)
 
 
-def for_groups(grid: Grid, body: Callable[..., None], *refs: Any) -> None:
-    """Run a body on each group of a tile's rows."""
+def for_row_groups(grid: Grid, function: Callable[..., None], *refs: Any) -> None:
+    """Call a function with the references of each group of a tile's rows."""
+    num_rows = grid.tile.rows
 
-    @pl.loop(0, grid.tile.rows // GROUP)
-    def _(g: Array) -> None:
-        at = pl.ds(pl.multiple_of(g * GROUP, GROUP), GROUP)
-        rows = grid.tile.rows
-        body(*jax.tree.map(lambda ref: ref.at[at, :] if ref.shape[0] == rows else ref, refs))
-
-
-def scores(
-    grid: Grid, j: Array, head: Any, z: Any
-) -> tuple[Array, Array | None, Array, Array | None]:
-    """Scores with bias, softcap and mask; the softcap's slope; each entry's class; which exist."""
-    found = z[...] if head.bias is None else z[...] + head.bias[...]
-    column = j * grid.tile.classes + indices(found.shape, 1)
-    exists = exists_in(grid, head.where, column)
-    found, slope = primitives.mask_and_cap(found, exists, grid.options.softcap)
-    return found, slope, column, exists
+    @pl.loop(0, num_rows // EPILOGUE_ROWS)
+    def _group(g: Array) -> None:
+        rows = pl.ds(pl.multiple_of(g * EPILOGUE_ROWS, EPILOGUE_ROWS), EPILOGUE_ROWS)
+        function(*jax.tree.map(lambda a: a.at[rows, :] if a.shape[0] == num_rows else a, refs))
 
 
-def exists_in(grid: Grid, where: Any, column: Array) -> Array | None:
-    """Which of a tile's entries are classes that exist."""
-    inside = column < grid.whole.classes if grid.whole.classes % grid.tile.classes else None
+class Logits(NamedTuple):
+    """A group of rows of a tile of logits."""
+
+    z: Array  # with bias, softcap and mask
+    dcap: Array | None  # the derivative of the softcap
+    column: Array  # the class of each entry
+    exists: Array | None  # which entries are classes that exist, None for all
+
+
+def load_logits(grid: Grid, j: Array, head: Any, acc: Any) -> Logits:
+    """Return the logits of the j-th tile of classes from the sum of its products."""
+    z = acc[...] if head.bias is None else acc[...] + head.bias[...]
+    column = j * grid.tile.classes + iota(z.shape, 1)
+    exists = class_mask(grid, head.where, column)
+    z, dcap = primitives.mask_and_cap(z, exists, grid.options.softcap)
+    return Logits(z, dcap, column, exists)
+
+
+def class_mask(grid: Grid, where: Any, column: Array) -> Array | None:
+    """Return which entries of a tile are classes that exist, or None for all."""
+    in_range = column < grid.whole.classes if grid.whole.classes % grid.tile.classes else None
     if where is None:
-        return inside
+        return in_range
     exists = jnp.broadcast_to(where[...].astype(jnp.int32), column.shape) != 0
-    return exists if inside is None else exists & inside
+    return exists if in_range is None else exists & in_range
 
 
-def indices(shape: tuple[int, ...], axis: int) -> Array:
-    """Each entry's place along an axis."""
+def iota(shape: tuple[int, ...], axis: int) -> Array:
+    """Return the index of each entry along an axis."""
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def row_sum(a: Array) -> Array:
-    """A number for each row, as a column."""
+    """Return the sums of the rows, as a column."""
     return jnp.sum(a, 1, keepdims=True)

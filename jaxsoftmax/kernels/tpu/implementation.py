@@ -1,31 +1,33 @@
-"""The fused losses for TPUs: Pallas kernels whose logits live in VMEM alone.
+"""The fused losses for TPUs: Pallas kernels whose logits exist only in VMEM.
 
-A kernel makes the scores of a tile of rows and classes (`tpu_tiles`) and does one of three things:
+A kernel computes the logits of a tile of rows and classes (`grids`) and does one of three things:
 
-- `forward` carries each row's maximum, sum of the others and label's logit on; the numbers stay in
-  VMEM until their row tile is done.
-- `backward` writes the gradient in the logits, in x's dtype, of a block of classes, and XLA makes
-  the two products. XLA alone also compiles to three products a block with no float32 logits in
-  memory; but it rounds the logits in another order than `forward`, and exp(z - maximum) with z of
-  one and the maximum of the other is off by 5e-4 at logits of 1000. The same tiles give the same z.
-- The sigmoid's adds the losses of each row's labels to their sum, or writes their gradient times
-  the row's weight, or both. No label waits for another, so `binary_value_and_gradients` has three
-  products with no more in memory than a block, and `binary_forward` is one pass over the blocks.
+- `forward` carries the maximum, the sum of the exponentials of all classes but the label, and the
+  label's logit of each row over the classes. They stay in VMEM until their row tile is done.
+- `backward` writes the gradient in the logits, in the dtype of x, of a block of classes, and XLA
+  computes the two products. XLA alone also compiles to three products a block without float32
+  logits in memory. But it rounds the logits in another order than `forward`, and exp(z - maximum)
+  with z of one and the maximum of the other is off by 5e-4 at logits of 1000. Equal tiles give
+  equal logits.
+- The kernel of the sigmoid adds the losses of each row's labels to their sum, or writes their
+  gradient times the weight of the row, or both. Labels are independent, so
+  `binary_value_and_gradients` has three products with no more than a block in memory, and
+  `binary_forward` is one pass over the blocks.
 
-`value_and_gradients`, three products, runs the first on a chunk of rows, and also writes
-e = exp(z - m) in x's dtype, with m the row's maximum as far as it is known, a number for each tile.
-Once a row is done, p = e exp(m - maximum) / S is elementwise: another kernel puts the gradient in
-e's place. That takes 2 bytes an entry where XLA's rows take about 20, so for the same memory a
-chunk has more rows, and w's float32 sum is read and written less often. The second rounding to half
-precision is within the contract.
+`value_and_gradients` has three products. It runs the forward pass on a chunk of rows, and also
+writes e = exp(z - m) in the dtype of x, where m is the row's running maximum, one number for each
+tile. Once a row is done, p = e exp(m - maximum) / S is elementwise: another kernel replaces e by
+the gradient, in place. That takes 2 bytes an entry where the rows of XLA take about 20, so for the
+same memory a chunk has more rows, and the float32 sum of w's gradient is read and written less
+often. The second rounding to half precision is within the contract.
 
-What a pass moves: w is read once for each tile of rows and x once for each tile of classes,
-in bfloat16 a byte for 683 operations (307 on v4, whose VMEM is small), and a few numbers a row are
-written. The sigmoid's targets are read as they are: int8, bfloat16 or float32 that lie row by row
-cost nothing else. Of others, and of a mask `[N, K]`, each block is copied, as bytes where they are
-bools or integers; the softmax's mask `[N, K]` is copied whole.
+Memory traffic: a pass reads w once for each tile of rows and x once for each tile of classes, in
+bfloat16 one byte for 683 operations (307 on v4, whose VMEM is small), and writes a few numbers for
+each row. The targets of the sigmoid are read in place if they are int8, bfloat16 or float32 and
+row-major. Of other targets, and of a mask `[N, K]`, each block is copied, as bytes where they are
+bools or integers. The softmax's mask `[N, K]` is copied whole.
 
-`tangent`, `binary_tangent` and derivatives of higher order are `xla_chunked`'s.
+`tangent`, `binary_tangent` and derivatives of higher order are those of `xla_chunked`.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); the Pallas
 TPU documentation on pipelines.
@@ -45,14 +47,22 @@ from jaxsoftmax.kernels import primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.tpu import grids
-from jaxsoftmax.kernels.tpu.grids import LANES, Grid, array, as_it_lies, exists_in, indices, row_sum
+from jaxsoftmax.kernels.tpu.grids import (
+    LANES,
+    Grid,
+    class_mask,
+    iota,
+    keep_layout,
+    out_type,
+    row_sum,
+)
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
-    ModelTangents,
+    ModelCotangents,
     NeedsGrad,
     Options,
-    RowTangents,
+    RowCotangents,
     Stats,
 )
 from jaxsoftmax.placement import Cut
@@ -65,7 +75,7 @@ PRECISIONS = (None, "default", "high", "highest", *lax.Precision)
 
 
 def unsupported(head: Head, options: Options) -> str | None:
-    """What the matrix unit cannot do; any N, D, K and mask will do."""
+    """Return why the matrix unit cannot compute this, or None; any N, D, K and mask will do."""
     if not placement.is_static(*head.x.shape, *head.w.shape):
         return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if head.x.dtype.name not in DTYPES:
@@ -76,61 +86,69 @@ def unsupported(head: Head, options: Options) -> str | None:
     return None
 
 
-# -- Per example --
+# -- Softmax, per example --
 
 
 def forward(head: Head, options: Options) -> LSEParts:
-    """Maximum, sum and label's logit of each row; with stats, mean logit and predicted class."""
-    rows, _ = _pass(head, grids.grid_of(head, options), keep=False)
-    if rows.stats is None:
-        return rows
-    mean = rows.stats.mean / jnp.maximum(rows.stats.classes, 1)
-    return rows._replace(stats=rows.stats._replace(mean=mean))
+    """Return the parts of each row's loss, with statistics if the options ask for them."""
+    parts, _ = _run_statistics(head, grids.make_grid(head, options), save_exponentials=False)
+    if parts.stats is None:
+        return parts
+    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
+    return parts._replace(stats=parts.stats._replace(mean=mean))
 
 
 @with_derivatives_of(xla_chunked.backward)
 def backward(
-    head: Head, rows: LSEParts, cotangents: RowTangents, needs_grad: NeedsGrad, options: Options
-) -> ModelTangents:
-    """The transpose of `tangent`: gradients of what is wanted of x, w and bias."""
-    grid = grids.grid_of(head, options)
+    head: Head, parts: LSEParts, cotangents: RowCotangents, needs_grad: NeedsGrad, options: Options
+) -> ModelCotangents:
+    """Apply the transpose of `tangent`: return the gradients of x, w and bias that are needed."""
+    grid = grids.make_grid(head, options)
     mean = cotangents.mean
-    if mean is not None and rows.stats is not None:
-        mean = mean / jnp.maximum(rows.stats.classes, 1)
-    pull = _Pull(rows.maximum, cotangents.sum_exp_rest, cotangents.label_logit, mean)
+    if mean is not None and parts.stats is not None:
+        mean = mean / jnp.maximum(parts.stats.classes, 1)
+    rows = _GradientRows(parts.maximum, cotangents.sum_exp_rest, cotangents.label_logit, mean)
 
-    def block(first: Array | int, size: int) -> tuple[None, Array]:
-        return None, _pulled(head, pull, first, size, grid)
+    def gradient(first_tile: Array | int, size: int) -> tuple[None, Array]:
+        return None, _logit_gradient(head, rows, first_tile, size, grid)
 
-    return _over_classes(block, None, head, needs_grad, grid)[1]
+    return _scan_classes(gradient, None, head, needs_grad, grid)[1]
 
 
-def _over_classes(
-    block: Callable[[Array | int, int], tuple[Any, Any]],
+def _scan_classes(
+    function: Callable[[Array | int, int], tuple[Any, Any]],
     values: Array | None,
     head: Head,
     needs_grad: NeedsGrad,
     grid: Grid,
-    copied: int = 0,
-) -> tuple[Any, ModelTangents]:
-    """Sums of values, and what gradients in the logits give for x, w and bias.
+    copied_bytes: int = 0,
+) -> tuple[Any, ModelCotangents]:
+    """Return the sum of the blocks' values, and the gradients of x, w and bias.
 
-    block(first tile, classes) makes both for a block of classes, and copies so many bytes an entry.
+    Args:
+        function: from the first tile of a block and its number of classes to the values of the
+            block and the gradient in its logits.
+        values: what the values are added to, or None if there are none.
+        head: its classes are divided into blocks.
+        needs_grad: which gradients are returned.
+        grid: the tiles of the head.
+        copied_bytes: how many bytes the function copies for each entry of a block.
     """
 
     def add(
-        carry: tuple[Any, ModelTangents], start: Array | int, size: int
-    ) -> tuple[Any, ModelTangents]:
-        (values, total), (value, dz) = carry, block(start // grid.tile.classes, size)
+        carry: tuple[Any, ModelCotangents], start: Array | int, size: int
+    ) -> tuple[Any, ModelCotangents]:
+        (values, total), (value, dz) = carry, function(start // grid.tile.classes, size)
         values = None if value is None else values + value
         total = xla_chunked.add_block(total, head, dz, Cut(start, size), options)
-        w = None if total.w is None else as_it_lies(total.w, total.w.shape)
+        w = None if total.w is None else keep_layout(total.w, total.w.shape)
         return values, total._replace(w=w)
 
-    # Whole tiles: as many as give gradients in x's dtype, and what else is copied for a block,
-    # the bytes of XLA's blocks.
+    # Whole tiles. The gradients in the dtype of x, and what else is copied for a block, take the
+    # bytes of a block of `xla_chunked`.
     k, options = head.w.shape[1], grid.options
-    size = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // (head.x.dtype.itemsize + copied)
+    entry_bytes = head.x.dtype.itemsize + copied_bytes
+    size = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // entry_bytes
     size = min(max(size // grid.tile.classes, 1) * grid.tile.classes, k)
     starts = size * jnp.arange(k // size, dtype=jnp.int32)
     carry = values, xla_chunked.init_gradients(head, needs_grad)
@@ -139,302 +157,340 @@ def _over_classes(
     return values, total if total.x is None else total._replace(x=total.x.astype(needs_grad.x))
 
 
-# -- A weighted sum --
+# -- Softmax, a weighted sum --
 
 
 @with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
     head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of the weighted sum; a row that is not valid counts 0."""
-    if not any(needs_grad):
-        head = (
-            head
-            if valid is None
-            else head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
-        )
-        nll, _ = primitives.row_loss(forward(head, options))
-        return validation.zero_ignored(nll, valid), ModelTangents(None, None, None)
+) -> tuple[Array, ModelCotangents]:
+    """Return the loss of each row and the gradients of the weighted sum.
 
-    def gradient(chunk: Head, valid: Array, scale: Array) -> tuple[Array, Array]:
-        nll, dz = _row_gradient(chunk, scale, options)
+    The loss of a row that is not valid is 0.
+    """
+    if not any(needs_grad):
+        if valid is not None:
+            head = head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
+        nll, _ = primitives.row_loss(forward(head, options))
+        return validation.zero_ignored(nll, valid), ModelCotangents(None, None, None)
+
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
+        nll, dz = _row_losses_and_gradients(chunk, weights, options)
         return validation.zero_ignored(nll, valid), dz
 
-    # As many rows as give exponentials in x's dtype the bytes of XLA's rows.
-    most = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
-    size = xla_chunked.even_size(head.x.shape[0], most)
+    # The exponentials in the dtype of x take the bytes of a chunk of `xla_chunked`.
+    limit = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
+    size = xla_chunked.even_size(head.x.shape[0], limit)
     return xla_chunked.scan_rows(
         gradient, head, valid, weights, needs_grad, options, chunk_size=size
     )
 
 
-def _row_gradient(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
-    """Loss of each row, and its weighted gradient in the logits in x's dtype."""
-    grid = grids.grid_of(chunk, options)
-    rows, kept = _pass(chunk, grid, keep=True)
-    nll, total = primitives.row_loss(rows)
-    silent = weights == 0  # A weight of 0 silences a NaN.
-    scale = jnp.where(silent, 0, weights / total)
-    own = jnp.where(silent, 0, -rows.sum_exp_rest * scale)
+def _row_losses_and_gradients(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
+    """Return the losses of whole rows, and their weighted gradients in the logits.
+
+    The gradients have the dtype of x.
+    """
+    grid = grids.make_grid(chunk, options)
+    parts, saved = _run_statistics(chunk, grid, save_exponentials=True)
+    nll, total = primitives.row_loss(parts)
+    is_ignored = weights == 0  # also if the loss is NaN
+    scale = jnp.where(is_ignored, 0, weights / total)
+    dz_label = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
     if options.softcap is not None:
-        own *= 1 - (rows.label_logit / options.softcap) ** 2
-    factor = relative_exp(kept.reference, rows.maximum[:, None]) * scale[:, None]
-    factor = jnp.where(silent[:, None], 0, factor)
-    return nll, _scaled(chunk, kept.exponentials, factor, own, grid)
+        dz_label *= 1 - (parts.label_logit / options.softcap) ** 2
+    factor = relative_exp(saved.running_maximum, parts.maximum[:, None]) * scale[:, None]
+    factor = jnp.where(is_ignored[:, None], 0, factor)
+    return nll, _scale_exponentials(chunk, saved.exponentials, factor, dz_label, grid)
 
 
-# -- The sigmoid --
+# -- Sigmoid --
 
 
 def binary_forward(head: Head, options: Options) -> Array:
-    """The sum of each row's losses over its labels that exist."""
-    return _labels_added(head, None, NeedsGrad(), options, values=True)[0]
+    """Return the sum of the losses of each row's labels that exist."""
+    return _run_sigmoid(head, None, NeedsGrad(), options, losses=True)[0]
 
 
 @with_derivatives_of(xla_chunked.binary_backward)
 def binary_backward(
     head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
-) -> ModelTangents:
-    """The transpose of `binary_tangent`."""
-    return _labels_added(head, cotangents, needs_grad, options, values=False)[1]
+) -> ModelCotangents:
+    """Apply the transpose of `binary_tangent`."""
+    return _run_sigmoid(head, cotangents, needs_grad, options, losses=False)[1]
 
 
 @with_derivatives_of(xla_chunked.binary_value_and_gradients)
 def binary_value_and_gradients(
     head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelTangents]:
-    """Each row's loss, and the gradients of their weighted sum: no label waits for another."""
-    return _labels_added(
-        head, weights if any(needs_grad) else None, needs_grad, options, values=True
-    )
+) -> tuple[Array, ModelCotangents]:
+    """Return the loss of each row, and the gradients of their weighted sum, in one pass."""
+    gradient_weights = weights if any(needs_grad) else None
+    return _run_sigmoid(head, gradient_weights, needs_grad, options, losses=True)
 
 
-def _labels_added(
-    head: Head, weights: Array | None, needs_grad: NeedsGrad, options: Options, *, values: bool
-) -> tuple[Any, ModelTangents]:
-    """Losses of the rows, if they are wanted, and gradients, from blocks of labels."""
-    grid = grids.grid_of(head, options)
+def _run_sigmoid(
+    head: Head, weights: Array | None, needs_grad: NeedsGrad, options: Options, *, losses: bool
+) -> tuple[Any, ModelCotangents]:
+    """Return the loss of each row, if asked for, and with weights the gradients of their sum."""
+    grid = grids.make_grid(head, options)
 
-    def block(first: Array | int, size: int) -> tuple[Any, Any]:
-        part = grids.block_of(head, first * grid.tile.classes, size)
-        return _labels(part, weights, first, size, grid, values=values)
+    def block_losses_and_gradients(first_tile: Array | int, size: int) -> tuple[Any, Any]:
+        block = grids.copy_block(head, first_tile * grid.tile.classes, size)
+        return _run_sigmoid_block(block, weights, first_tile, size, grid, losses=losses)
 
-    start = placement.full(head.x, 0, head.x.shape[:1], jnp.float32) if values else None
-    return _over_classes(block, start, head, needs_grad, grid, grids.copied_bytes(head))
+    zero = placement.full(head.x, 0, head.x.shape[:1], jnp.float32) if losses else None
+    copied_bytes = grids.copied_bytes_per_entry(head)
+    return _scan_classes(block_losses_and_gradients, zero, head, needs_grad, grid, copied_bytes)
 
 
-def _labels(
+def _run_sigmoid_block(
     head: Head,
     weights: Array | None,
-    first: Array | int,
+    first_tile: Array | int,
     size: int,
     grid: Grid,
     *,
-    values: bool,
+    losses: bool,
 ) -> tuple[Any, Any]:
-    """Row sums over a block of labels from a tile on, and with weights its gradient in the logits.
+    """Return the row sums of the losses of a block of labels, and the gradient in its logits.
 
-    What is not wanted is None.
+    The losses are None if they are not asked for, and so is the gradient without weights.
     """
-    inputs, places = grids.inputs_of(head, grid)
-    a_row, rows = grid.block(0, None), grid.whole.rows
-    column = None if weights is None else weights[:, None]
-    gradient = None if weights is None else array((rows, size), head.x.dtype)
-    found, dz = grids.run(
+    inputs, specs = grids.prepare_inputs(head, grid)
+    n, row_spec, has_gradient = grid.whole.rows, grid.block_spec(0, None), weights is not None
+    column = weights[:, None] if weights is not None else None
+    found, dz = grids.run_kernel(
         grid,
-        _label_kernel,
+        _sigmoid_kernel,
         (inputs, column),
-        [places, None if column is None else a_row],
-        (array((rows, 1)) if values else None, gradient),
-        (a_row if values else None, None if column is None else grid.block(0, 1, local=True)),
-        first=first,
-        steps=(grid.steps.rows, pl.cdiv(size, grid.tile.classes), grid.steps.features),
+        [specs, row_spec if has_gradient else None],
+        (
+            out_type((n, 1)) if losses else None,
+            out_type((n, size), head.x.dtype) if has_gradient else None,
+        ),
+        (
+            row_spec if losses else None,
+            grid.block_spec(0, 1, local=True) if has_gradient else None,
+        ),
+        first_tile=first_tile,
+        num_tiles=grid.num_tiles._replace(classes=pl.cdiv(size, grid.tile.classes)),
     )
-    return found[:, 0] if values else None, dz
+    return found[:, 0] if losses else None, dz
 
 
-def _label_kernel(
-    grid: Grid, first: Any, head: Any, weights: Any, values: Any, dz: Any, z: Any
+def _sigmoid_kernel(
+    grid: Grid, first_tile: Any, head: Any, weights: Any, losses: Any, dz: Any, acc: Any
 ) -> None:
-    """One tile and one step of it."""
+    """Compute one step of one tile."""
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
-    def _() -> None:
-        if values is not None:
-            values[...] = jnp.zeros_like(values)
+    def _zero() -> None:
+        if losses is not None:
+            losses[...] = jnp.zeros_like(losses)
 
-    j = first[0] + pl.program_id(1)
-    grids.then(grid, head, z, partial(_each_label, grid, j), weights, values, dz)
+    j = first_tile[0] + pl.program_id(1)
+    grids.accumulate(grid, head, acc, partial(_sigmoid_epilogue, grid, j), weights, losses, dz)
 
 
-def _each_label(
-    grid: Grid, j: Array, head: Any, scores: Any, weights: Any, values: Any, dz: Any
+def _sigmoid_epilogue(
+    grid: Grid, j: Array, head: Any, acc: Any, weights: Any, losses: Any, dz: Any
 ) -> None:
-    """Add a group's losses in tile j to their rows' sums, and write their weighted gradients.
+    """Add the losses of a group's labels to the sums of their rows, and write their gradients.
 
-    They are `losses.binary_cross_entropy` and its gradient from one exponential; of the two calls
-    the compiler would leave two, and two of each quotient.
+    These are `losses.binary_cross_entropy` and its gradient, from one exponential. From calls of
+    the two the compiler would leave two exponentials, and two of each quotient.
     """
-    z, slope, _, exists = grids.scores(grid, j, head, scores)
-    weight = None if head.pos_weight is None else head.pos_weight[...]
-    z, t, w, _ = validation.prepare_binary(z, head.targets[...], weight, None, exists)
+    z, dcap, _, exists = grids.load_logits(grid, j, head, acc)
+    pos_weight = None if head.pos_weight is None else head.pos_weight[...]
+    z, t, w, _ = validation.prepare_binary(z, head.targets[...], pos_weight, None, exists)
     wt = t if w is None else w * t
     e = jnp.exp(-jnp.abs(z))
-    if values is not None:
-        small = primitives.log1p(e)
-        positive = softmax_core.weighted_term(wt, jnp.maximum(-z, 0) + small)
-        negative = softmax_core.weighted_term(1 - t, jnp.maximum(z, 0) + small)
-        values[...] += row_sum(validation.zero_ignored(positive + negative, exists))
+    if losses is not None:
+        log1p_e = primitives.log1p(e)
+        loss = softmax_core.weighted_term(wt, jnp.maximum(-z, 0) + log1p_e)
+        loss += softmax_core.weighted_term(1 - t, jnp.maximum(z, 0) + log1p_e)
+        losses[...] += row_sum(validation.zero_ignored(loss, exists))
     if dz is not None:
-        one, other = jnp.where(z >= 0, 1, e), jnp.where(z >= 0, e, 1)
-        found = ((1 - t) * one - wt * other) / (1 + e) * weights[...]
-        found = jnp.where(weights[...] == 0, 0, found)
-        _write(dz, found if slope is None else found * slope, exists)
+        # sigmoid(z) = p / (1 + e), and sigmoid(-z) = q / (1 + e).
+        p, q = jnp.where(z >= 0, 1, e), jnp.where(z >= 0, e, 1)
+        gradient = ((1 - t) * p - wt * q) / (1 + e) * weights[...]
+        gradient = jnp.where(weights[...] == 0, 0, gradient)
+        _store_gradient(dz, gradient if dcap is None else gradient * dcap, exists)
 
 
-# -- The pass over the classes --
+# -- The forward pass of the softmax --
 
 
-class _Kept(NamedTuple):
-    """What the gradient is made of when the pass is over."""
+class _Saved(NamedTuple):
+    """What the forward pass saves for the gradient."""
 
-    exponentials: Any  # [N, K], of z - reference, times the softcap's slope; 0 for the label
-    reference: Any  # [N, tiles of classes]: the maximum as far as it was known
+    exponentials: Any  # [N, K], exp(z - running maximum) times dcap, and 0 for the label
+    running_maximum: Any  # [N, tiles of classes], over the classes up to the end of each tile
 
 
-def _pass(head: Head, grid: Grid, *, keep: bool) -> tuple[LSEParts, Any]:
-    """The statistics of the rows, with a sum in place of their mean; and what was kept."""
-    inputs, places = grids.inputs_of(head, grid)
+def _run_statistics(head: Head, grid: Grid, *, save_exponentials: bool) -> tuple[LSEParts, Any]:
+    """Return the parts of each row's loss, and what is saved, or None.
+
+    In place of the mean of the logits, the statistics have their sum.
+    """
+    inputs, specs = grids.prepare_inputs(head, grid)
     n, k, _ = grid.whole
-    number, index = array((n, 1)), array((n, 1), jnp.int32)
+    number = out_type((n, 1))
+    index = out_type((n, 1), jnp.int32)
     stats = Stats(number, number, index) if grid.options.stats else None
-    rows, kept, kept_places = LSEParts(number, number, number, stats), None, None
-    if keep:
-        kept = _Kept(array((n, k), head.x.dtype), array((n, grid.steps.classes)))
-        kept_places = _Kept(grid.block(0, 1), grid.references())
-    row_places = jax.tree.map(lambda _: grid.block(0, None), rows)
-    rows, kept = grids.run(
-        grid, _pass_kernel, (inputs,), [places], (rows, kept), (row_places, kept_places)
+    parts, saved, saved_specs = LSEParts(number, number, number, stats), None, None
+    if save_exponentials:
+        tile_numbers = out_type((n, grid.num_tiles.classes))
+        saved = _Saved(out_type((n, k), head.x.dtype), tile_numbers)
+        saved_specs = _Saved(grid.block_spec(0, 1), grid.per_tile_spec())
+    row_specs = jax.tree.map(lambda _: grid.block_spec(0, None), parts)
+    parts, saved = grids.run_kernel(
+        grid, _statistics_kernel, (inputs,), [specs], (parts, saved), (row_specs, saved_specs)
     )
-    return jax.tree.map(lambda a: a[:, 0], rows), kept
+    return jax.tree.map(lambda a: a[:, 0], parts), saved
 
 
-def _pass_kernel(grid: Grid, first: Any, head: Any, rows: Any, kept: Any, z: Any) -> None:
-    """One tile and one step of it."""
-    j = first[0] + pl.program_id(1)
+def _statistics_kernel(
+    grid: Grid, first_tile: Any, head: Any, parts: Any, saved: Any, acc: Any
+) -> None:
+    """Compute one step of one tile."""
+    j = first_tile[0] + pl.program_id(1)
 
     @pl.when((j == 0) & (pl.program_id(2) == 0))
-    def _() -> None:
-        for ref in jax.tree.leaves(rows):
+    def _init() -> None:
+        for ref in jax.tree.leaves(parts):
             ref[...] = jnp.zeros_like(ref)
-        rows.maximum[...] = jnp.full_like(rows.maximum, -jnp.inf)
+        parts.maximum[...] = jnp.full_like(parts.maximum, -jnp.inf)
 
-    grids.then(grid, head, z, partial(_carry, grid, j), rows, kept)
+    grids.accumulate(grid, head, acc, partial(_statistics_epilogue, grid, j), parts, saved)
 
 
-def _carry(grid: Grid, j: Array, head: Any, scores: Any, rows: Any, kept: Any) -> None:
-    """Carry the numbers of a group of rows over tile j of the classes."""
-    z, slope, column, _ = grids.scores(grid, j, head, scores)
-    hot = column == head.targets[...]
-    before = rows.maximum[...]
-    maximum = jnp.maximum(before, jnp.max(z, 1, keepdims=True))
-    e = jnp.where(hot, 0, relative_exp(z, maximum))
-    rows.maximum[...] = maximum
-    rows.sum_exp_rest[...] = rows.sum_exp_rest[...] * relative_exp(before, maximum) + row_sum(e)
-    rows.label_logit[...] += row_sum(jnp.where(hot, z, 0))
-    if rows.stats is not None:
-        live = z != -jnp.inf
-        first = jnp.min(jnp.where(z == maximum, column, grid.whole.classes), 1, keepdims=True)
-        sums, counts, predicted = rows.stats
-        sums[...] += row_sum(jnp.where(live, z, 0))
-        counts[...] += row_sum(jnp.where(live, 1.0, 0.0))
-        predicted[...] = jnp.where(maximum > before, first, predicted[...])
-    if kept is not None:
-        e = e if slope is None else e * slope
-        kept.exponentials[...] = e.astype(kept.exponentials.dtype)
-        past = kept.reference[...]
-        kept.reference[...] = jnp.where(indices(past.shape, 1) == j % LANES, maximum, past)
+def _statistics_epilogue(grid: Grid, j: Array, head: Any, acc: Any, parts: Any, saved: Any) -> None:
+    """Update the statistics of a group of rows with the j-th tile of classes."""
+    z, dcap, column, _ = grids.load_logits(grid, j, head, acc)
+    is_label = column == head.targets[...]
+    previous = parts.maximum[...]
+    maximum = jnp.maximum(previous, jnp.max(z, 1, keepdims=True))
+    e = jnp.where(is_label, 0, relative_exp(z, maximum))
+    parts.maximum[...] = maximum
+    rescaled = parts.sum_exp_rest[...] * relative_exp(previous, maximum)
+    parts.sum_exp_rest[...] = rescaled + row_sum(e)
+    parts.label_logit[...] += row_sum(jnp.where(is_label, z, 0))
+    if parts.stats is not None:
+        _update_stats(parts.stats, z, column, previous, maximum, grid.whole.classes)
+    if saved is not None:
+        e = e if dcap is None else e * dcap
+        saved.exponentials[...] = e.astype(saved.exponentials.dtype)
+        neighbors = saved.running_maximum[...]
+        is_here = iota(neighbors.shape, 1) == j % LANES
+        saved.running_maximum[...] = jnp.where(is_here, maximum, neighbors)
+
+
+def _update_stats(
+    stats: Any, z: Array, column: Array, previous: Array, maximum: Array, num_classes: int
+) -> None:
+    """Add a tile to the sums and counts, and predict its first largest class if it is larger."""
+    exists = z != -jnp.inf
+    argmax = jnp.min(jnp.where(z == maximum, column, num_classes), 1, keepdims=True)
+    stats.mean[...] += row_sum(jnp.where(exists, z, 0))
+    stats.classes[...] += row_sum(jnp.where(exists, 1.0, 0.0))
+    stats.predicted[...] = jnp.where(maximum > previous, argmax, stats.predicted[...])
 
 
 # -- Gradients in the logits --
 
 
-class _Pull(NamedTuple):
-    """What the gradient of a row is made of, `[N]` or `[N, 1]` each."""
+class _GradientRows(NamedTuple):
+    """The numbers of each row that its gradient is computed from, `[N]` or `[N, 1]`."""
 
     maximum: Any
-    sum_exp_rest: Any  # cotangents
-    label_logit: Any
-    mean: Any  # for each class that exists
+    sum_exp_rest: Any  # its cotangent
+    label_logit: Any  # its cotangent
+    mean: Any  # its cotangent, divided by the number of classes that exist, or None
 
 
-def _pulled(head: Head, pull: _Pull, first: Array | int, size: int, grid: Grid) -> Array:
-    """Of a block of classes from a tile on, in x's dtype."""
-    inputs, places = grids.inputs_of(head, grid)
-    columns = jax.tree.map(lambda a: a[:, None], pull)
-    return grids.run(
+def _logit_gradient(
+    head: Head, rows: _GradientRows, first_tile: Array | int, size: int, grid: Grid
+) -> Array:
+    """Return the gradient in the logits of a block of classes, in the dtype of x."""
+    inputs, specs = grids.prepare_inputs(head, grid)
+    columns = jax.tree.map(lambda a: a[:, None], rows)
+    return grids.run_kernel(
         grid,
-        _pull_kernel,
+        _gradient_kernel,
         (inputs, columns),
-        [places, jax.tree.map(lambda _: grid.block(0, None), columns)],
-        array((grid.whole.rows, size), head.x.dtype),
-        grid.block(0, 1, local=True),
-        first=first,
-        steps=(grid.steps.rows, pl.cdiv(size, grid.tile.classes), grid.steps.features),
+        [specs, jax.tree.map(lambda _: grid.block_spec(0, None), columns)],
+        out_type((grid.whole.rows, size), head.x.dtype),
+        grid.block_spec(0, 1, local=True),
+        first_tile=first_tile,
+        num_tiles=grid.num_tiles._replace(classes=pl.cdiv(size, grid.tile.classes)),
     )
 
 
-def _pull_kernel(grid: Grid, first: Any, head: Any, pull: Any, dz: Any, z: Any) -> None:
-    """One tile and one step of it: the scores of the pass over the classes, to the last bit."""
-    grids.then(grid, head, z, partial(_pull, grid, first[0] + pl.program_id(1)), pull, dz)
+def _gradient_kernel(grid: Grid, first_tile: Any, head: Any, rows: Any, dz: Any, acc: Any) -> None:
+    """Compute one step of one tile: the logits are those of the forward pass, to the last bit."""
+    j = first_tile[0] + pl.program_id(1)
+    grids.accumulate(grid, head, acc, partial(_gradient_epilogue, grid, j), rows, dz)
 
 
-def _pull(grid: Grid, j: Array, head: Any, scores: Any, pull: Any, dz: Any) -> None:
-    z, slope, column, exists = grids.scores(grid, j, head, scores)
-    e = relative_exp(z, pull.maximum[...]) * pull.sum_exp_rest[...]
-    found = jnp.where(column == head.targets[...], pull.label_logit[...], e)
-    if pull.mean is not None:
-        found += jnp.where(z == -jnp.inf, 0, pull.mean[...])
-    found = found if slope is None else found * slope
-    _write(dz, found, exists)
+def _gradient_epilogue(grid: Grid, j: Array, head: Any, acc: Any, rows: Any, dz: Any) -> None:
+    """Write the gradient in the logits of a group of rows."""
+    z, dcap, column, exists = grids.load_logits(grid, j, head, acc)
+    rest = relative_exp(z, rows.maximum[...]) * rows.sum_exp_rest[...]
+    gradient = jnp.where(column == head.targets[...], rows.label_logit[...], rest)
+    if rows.mean is not None:
+        gradient += jnp.where(z == -jnp.inf, 0, rows.mean[...])
+    _store_gradient(dz, gradient if dcap is None else gradient * dcap, exists)
 
 
-def _scaled(head: Head, e: Array, factor: Array, own: Array, grid: Grid) -> Array:
-    """Exponentials made gradients in their place.
+def _scale_exponentials(head: Head, e: Array, factor: Array, dz_label: Array, grid: Grid) -> Array:
+    """Replace exponentials by gradients, in place.
 
-    In XLA the factors, one for each row and tile, would first be spread to `[N, K]`.
+    XLA would first broadcast the factors, one for each row and tile, to `[N, K]`.
     """
-    square, a_row = grid.block(0, 1), grid.block(0, None)
-    inputs, places = grids.inputs_of(head, grid)
-    return grids.run(
+    entry_spec, row_spec = grid.block_spec(0, 1), grid.block_spec(0, None)
+    inputs, specs = grids.prepare_inputs(head, grid)
+    return grids.run_kernel(
         grid,
         _scale_kernel,
-        (e, factor, own[:, None], inputs.targets, inputs.where),
-        [square, grid.references(), a_row, places.targets, places.where],
-        array(e.shape, e.dtype),
-        square,
-        steps=(*grid.steps[:2], 1),
+        (e, factor, dz_label[:, None], inputs.targets, inputs.where),
+        [entry_spec, grid.per_tile_spec(), row_spec, specs.targets, specs.where],
+        out_type(e.shape, e.dtype),
+        entry_spec,
+        num_tiles=grid.num_tiles._replace(features=1),
         input_output_aliases={1: 0},
     )
 
 
-def _scale_kernel(grid: Grid, first: Any, *refs: Any) -> None:
-    """One tile of it."""
-    grids.for_groups(grid, partial(_scale, grid, first[0] + pl.program_id(1)), *refs)
+def _scale_kernel(grid: Grid, first_tile: Any, *refs: Any) -> None:
+    """Compute one tile."""
+    j = first_tile[0] + pl.program_id(1)
+    grids.for_row_groups(grid, partial(_scale_epilogue, grid, j), *refs)
 
 
-def _scale(
-    grid: Grid, j: Array, e: Any, factor: Any, own: Any, truth: Any, where: Any, dz: Any, _: Any
+def _scale_epilogue(
+    grid: Grid,
+    j: Array,
+    e: Any,
+    factor: Any,
+    dz_label: Any,
+    labels: Any,
+    where: Any,
+    dz: Any,
+    acc: Any,
 ) -> None:
-    """Scale a group's exponentials by the rows' factors, and put in the label's entry."""
-    here = row_sum(jnp.where(indices(factor.shape, 1) == j % LANES, factor[...], 0))
-    scale = jnp.broadcast_to(here, e.shape)
-    found = jnp.where(scale == 0, 0, e[...].astype(jnp.float32) * scale)
-    column = j * grid.tile.classes + indices(e.shape, 1)
-    found = jnp.where(column == truth[...], own[...], found)
-    _write(dz, found, exists_in(grid, where, column))
+    """Scale the exponentials of a group of rows, and insert the gradients of the labels."""
+    del acc
+    is_here = iota(factor.shape, 1) == j % LANES
+    scale = jnp.broadcast_to(row_sum(jnp.where(is_here, factor[...], 0)), e.shape)
+    gradient = jnp.where(scale == 0, 0, e[...].astype(jnp.float32) * scale)
+    column = j * grid.tile.classes + iota(e.shape, 1)
+    gradient = jnp.where(column == labels[...], dz_label[...], gradient)
+    _store_gradient(dz, gradient, class_mask(grid, where, column))
 
 
-def _write(dz: Any, found: Array, exists: Array | None) -> None:
-    """Gradients, and 0 where there is no class."""
-    dz[...] = (found if exists is None else jnp.where(exists, found, 0)).astype(dz.dtype)
+def _store_gradient(dz: Any, gradient: Array, exists: Array | None) -> None:
+    """Store a gradient, with 0 where a class does not exist."""
+    gradient = gradient if exists is None else jnp.where(exists, gradient, 0)
+    dz[...] = gradient.astype(dz.dtype)
