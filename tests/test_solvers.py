@@ -15,7 +15,15 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.solvers import Solution, certificate, prepare, solve, solve_path, steps
+from jaxsoftmax.solvers import (
+    Solution,
+    SolverStatus,
+    certificate,
+    prepare,
+    solve,
+    solve_path,
+    steps,
+)
 from jaxsoftmax.solvers import problem as problems
 
 Array = np.ndarray
@@ -782,6 +790,46 @@ def test_a_sigmoids_targets_may_leave_the_unit_interval_by_rounding() -> None:
     assert near.objective == exact.objective
     with pytest.raises(ValueError, match=r"targets: expected numbers in \[0, 1\]"):
         solve(x, t + np.float32(1e-5), C=1.0, loss=binary_cross_entropy)
+
+
+# -- The status --
+
+
+@pytest.mark.parametrize(
+    ("status", "change", "words"),
+    [
+        ("CONVERGED", {}, "the certified gap is at most 1e-06"),
+        ("CONVERGED_WITHOUT_BOUND", {"C": None, "alpha": 0.0}, "the Newton decrement is below"),
+        ("MAX_ITERATIONS", {"gap": 1e-14, "max_iterations": 1}, "1 iterations were not enough"),
+        ("STALLED_IN_FLOAT32", {"dtype": np.float32, "gap": 1e-16}, "pass float64 features"),
+        ("STALLED", {"gap": 0.0}, "no further progress in float64"),
+        ("SEPARABLE", {"C": None, "alpha": 0.0, "labels": "separable"}, "separates the classes"),
+        (
+            "NOT_FINITE",
+            {"scale": 1e90, "init": LinearParams(np.full((6, 3), [1e300, -1e300, 1e300]), None),
+             "bias": False},
+            "the objective is not finite",
+        ),
+    ],
+)  # fmt: skip
+def test_the_status_has_a_sentence_of_its_own(status: str, change: dict, words: str) -> None:
+    x, y = problem()
+    given = {"C": 1.0} | change
+    x = (x * given.pop("scale", 1.0)).astype(given.pop("dtype", np.float64))
+    y = (x[:, 0] > 0).astype(int) if given.pop("labels", None) else y
+    found = solve(x, y, **given)
+    assert found.status is SolverStatus[status]
+    assert words in found.reason
+    assert found.converged == status.startswith("CONVERGED")
+
+
+def test_a_path_stacks_the_status_of_its_fits() -> None:
+    x, y = problem()
+    path = solve_path(x, y, C=[1e-3, 1.0], folds=np.arange(90) % 2, gap=[1e-3, 0.0])
+    assert path.status.shape == path.converged.shape == (2, 2)
+    assert np.array_equal(path.status == SolverStatus.CONVERGED, path.converged)
+    assert path.converged.tolist() == [[True, True], [False, False]]
+    assert set(path.status[1]) == {SolverStatus.STALLED}
 
 
 # -- Paths --

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from jaxsoftmax.solvers import driver, solve_path, steps
-from jaxsoftmax.solvers.driver import Outcome, Scores
-from jaxsoftmax.solvers.warm_start import Path
+from jaxsoftmax.solvers.driver import Outcome, RoundedScores
+from jaxsoftmax.solvers.warm_start import WarmStart
 
 
 def stage(theta: np.ndarray, x: np.ndarray) -> Outcome:
     """The outcome of a stage that ended at theta, with its scores."""
-    found = Outcome(jnp.asarray(theta))
-    found.scores = Scores(jnp.asarray(theta[..., :-1] @ x.T + theta[..., -1:]), 2.0)
-    return found
+    scores = RoundedScores(jnp.asarray(theta[..., :-1] @ x.T + theta[..., -1:]), 2.0)
+    return Outcome.initial(jnp.asarray(theta))._replace(scores=scores)
 
 
 def test_it_starts_on_the_line_through_two_stages_with_the_scores_of_the_line() -> None:
@@ -22,7 +21,7 @@ def test_it_starts_on_the_line_through_two_stages_with_the_scores_of_the_line() 
     x, theta = rng.normal(size=(7, 4)), rng.normal(size=(3, 2, 3, 5))
     theta[:, 1, 2, -1] = -np.inf  # a class that the lane does not have
     with jax.enable_x64():
-        path = Path(jnp.asarray(theta[0]), smooth=True)
+        path = WarmStart(jnp.asarray(theta[0]), smooth=True)
         start, scores = path.start(0.1)
         np.testing.assert_array_equal(start, theta[0])
         assert scores is None
@@ -34,7 +33,7 @@ def test_it_starts_on_the_line_through_two_stages_with_the_scores_of_the_line() 
         want = theta[2] + 0.5 * (theta[2] - np.nan_to_num(theta[1], neginf=0))
         np.testing.assert_allclose(start, want, rtol=1e-15)
         np.testing.assert_allclose(scores.values, want[..., :-1] @ x.T + want[..., -1:], rtol=1e-12)
-        assert scores.rounded == 1.5 * 2 + 0.5 * 2 + 1
+        assert scores.rounding == 1.5 * 2 + 0.5 * 2 + 1
         again, scores = path.start(1.0)  # the same C once more
         np.testing.assert_allclose(again, theta[2], rtol=1e-15)
 
@@ -42,11 +41,13 @@ def test_it_starts_on_the_line_through_two_stages_with_the_scores_of_the_line() 
 def test_scores_are_computed_anew_before_rounding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     known = []
 
-    def evaluate(problem, head, theta, scores=None, *, intercept, whole=steps.evaluate):
+    def point_and_gradient(
+        problem, link, theta, scores=None, *, intercept, whole=steps.point_and_gradient
+    ):
         known.append(scores is not None)
-        return whole(problem, head, theta, scores, intercept=intercept)
+        return whole(problem, link, theta, scores, intercept=intercept)
 
-    monkeypatch.setattr(steps, "evaluate", evaluate)
+    monkeypatch.setattr(steps, "point_and_gradient", point_and_gradient)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 6)), rng.permutation(np.arange(90) % 3)
     loose = solve_path(x, y, C=np.logspace(-3, 1, 12), gap=1e-3)
@@ -55,7 +56,7 @@ def test_scores_are_computed_anew_before_rounding_counts(monkeypatch: pytest.Mon
     tight = solve_path(x, y, C=np.logspace(-3, 1, 12), gap=1e-12)
     assert not all(known[1:])
     known.clear()
-    monkeypatch.setattr(driver, "DRIFT", 0.0)
+    monkeypatch.setattr(driver, "MAX_SCORE_ROUNDING", 0.0)
     np.testing.assert_allclose(
         solve_path(x, y, C=np.logspace(-3, 1, 12), gap=1e-3).objective, loose.objective, rtol=1e-13
     )

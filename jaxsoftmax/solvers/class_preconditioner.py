@@ -1,17 +1,18 @@
-r"""The sharper preconditioner: an inverse for each class, of the curvature where the lane stands.
+r"""The class preconditioner: an approximate inverse Hessian for each class at the lane's point.
 
 The Hessian's block of class k is H_k = sum_i h_ik (x_i, 1)'(x_i, 1) + l2 with h_ik = s_i p_ik
-(1 - p_ik): not every example counts alike, as in the Gram matrix, but those near a boundary of the
-class. It is estimated from examples drawn with probabilities that grow with their curvature, each
-weighted by one over its probability, and inverted. Of a softmax the blocks know nothing of the
+(1 - p_ik): unlike in the Gram matrix, the examples near a boundary of the class count more than the
+others. It is estimated from examples drawn with probabilities that grow with their curvature, each
+weighted by one over its probability, and inverted. For a softmax the blocks know nothing of the
 other classes; but moving all classes by the same u changes no probability, so that the Hessian
-maps it to l2 u, exactly. With P the projection on what sums to zero over the classes,
+maps it to l2 u, exactly. With P the projection onto vectors that sum to zero over the classes,
 
     M = P diag(H_1^-1, ..., H_K^-1) P + (1 - P) / l2.
 
-Near the optimum of Fashion-MNIST (C = 1) the Gram matrix needs 430 Hessian products to reduce a
-residual a hundredfold, and this needs 48; without P it never does in float32. It costs as much as
-`price` products, and so it is made where as many have been spent.
+Near the optimum of Fashion-MNIST (C = 1), reducing a residual a hundredfold takes 430 Hessian
+products with the Gram matrix and 48 with this preconditioner; without P it never happens in
+float32. Building it costs as much as `cost_in_products` products, so it is built once as many have
+been spent.
 """
 
 from functools import partial
@@ -26,95 +27,97 @@ from jax import Array, lax
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.sparse import Sparse
 
-WIDEST = 2048  # features: inverses of more take longer than they save
-ROWS = 5  # examples per feature, and at least LEAST, that a block is estimated from
-LEAST = 4096
-DRAWN = 0.9  # of the probability by which an example is drawn, what goes by its curvature
+MAX_FEATURES = 2048  # inverses of wider blocks take longer than they save
+ROWS_PER_FEATURE = 5  # examples per feature, and at least MIN_ROWS, that estimate a block
+MIN_ROWS = 4096
+CURVATURE_SHARE = 0.9  # share of an example's probability of being drawn that is by its curvature
 
 
 class Blocks(NamedTuple):
-    """The inverses, and which classes have examples."""
+    """The inverse of each class's block, and which classes have examples."""
 
     inverse: Array  # [L, K, D + 1, D + 1]
     present: Array  # [L, K], 1 or 0
 
 
-def price(problem: problems.Problem, lanes: int, classes: int, memory: int) -> float:
-    """What `build` takes, in passes over all the features; inf where it cannot be done."""
+def cost_in_products(problem: problems.Problem, lanes: int, classes: int, memory: int) -> float:
+    """Return the cost of `build` in passes over all the features, inf if it cannot be built."""
     if isinstance(problem.features, Sparse):
         return np.inf
     n, d = problem.features.shape
-    if d > WIDEST or lanes * classes * problem.features.dtype.itemsize * (d + 1) ** 2 > memory:
+    num_bytes = lanes * classes * problem.features.dtype.itemsize * (d + 1) ** 2
+    if d > MAX_FEATURES or num_bytes > memory:
         return np.inf
-    return d * (_size(n, d) + 2 * d) / n
+    return d * (_num_rows(n, d) + 2 * d) / n
 
 
-def build(problem: problems.Problem, head: problems.Head, mass: Array) -> Blocks | None:
-    """The blocks at these probabilities; None where one is not positive definite."""
+def build(problem: problems.Problem, link: problems.Link, class_variance: Array) -> Blocks | None:
+    """Return the blocks at these probabilities, or None if one is not positive definite."""
     assert not isinstance(problem.features, Sparse)
-    curvature, importance, present = _curvature(problem, head, mass)
+    curvature, importance, present = _curvature(problem, link, class_variance)
     rng = np.random.default_rng(0)
-    found = []
-    for lane, weight in enumerate(np.asarray(importance, np.float64)):
-        rows, scale = _drawn(rng, weight, np.asarray(problem.weights[lane], np.float64),
-                             _size(*problem.features.shape))  # fmt: skip
-        grams = _grams(problem.features, curvature[lane], rows, scale)
-        inverses = _inverses(np.array(grams, np.float64), float(problem.l2[lane]))
-        if inverses is None:
+    inverses = []
+    for lane, row_importance in enumerate(np.asarray(importance, np.float64)):
+        s = np.asarray(problem.weights[lane], np.float64)
+        rows, scale = _draw_rows(rng, row_importance, s, _num_rows(*problem.features.shape))
+        grams = _gram_matrices(problem.features, curvature[lane], rows, scale)
+        inverse = _invert(np.array(grams, np.float64), float(problem.l2[lane]))
+        if inverse is None:
             return None
-        found.append(inverses.astype(problem.features.dtype))
-    return Blocks(jnp.asarray(np.stack(found)), present)
+        inverses.append(inverse.astype(problem.features.dtype))
+    return Blocks(jnp.asarray(np.stack(inverses)), present)
 
 
-def apply(blocks: Blocks, head: problems.Head, l2: Array, r: Array) -> Array:
-    """M r, `[L, K, D + 1]`."""
+def apply(blocks: Blocks, link: problems.Link, l2: Array, r: Array) -> Array:
+    """Return M r, `[L, K, D + 1]`."""
     product = partial(jnp.einsum, "lkde,lke->lkd", precision=lax.Precision.HIGHEST)
-    if head == "sigmoid":
+    if link == "sigmoid":
         return product(blocks.inverse, r)
-    shared = _mean(blocks, r)
+    shared = _class_mean(blocks, r)
     z = product(blocks.inverse, r - shared)
     l2 = l2.astype(r.dtype)[:, None, None]
-    across = jnp.where(l2 > 0, shared / jnp.where(l2 > 0, l2, 1), 0).at[..., -1].set(0)
-    return z - _mean(blocks, z) + across
+    shift = jnp.where(l2 > 0, shared / jnp.where(l2 > 0, l2, 1), 0).at[..., -1].set(0)
+    return z - _class_mean(blocks, z) + shift
 
 
-def _mean(blocks: Blocks, r: Array) -> Array:
-    """The mean over the classes that have examples, for each of them."""
-    there = blocks.present[..., None]
+def _class_mean(blocks: Blocks, r: Array) -> Array:
+    """Return the mean over the classes that have examples, repeated for each of them."""
+    present = blocks.present[..., None]
     # Where every example is certain to the last bit, no class has any curvature left.
-    count = jnp.maximum(there.sum(1, keepdims=True), 1)
-    return there * (there * r).sum(1, keepdims=True) / count
+    count = jnp.maximum(present.sum(1, keepdims=True), 1)
+    return present * (present * r).sum(1, keepdims=True) / count
 
 
-def _size(n: int, d: int) -> int:
-    return min(n, max(LEAST, ROWS * d))
+def _num_rows(n: int, d: int) -> int:
+    """Return the number of examples that blocks are estimated from."""
+    return min(n, max(MIN_ROWS, ROWS_PER_FEATURE * d))
 
 
-@jax.jit(static_argnames="head")
+@jax.jit(static_argnames="link")
 def _curvature(
-    problem: problems.Problem, head: problems.Head, mass: Array
+    problem: problems.Problem, link: problems.Link, class_variance: Array
 ) -> tuple[Array, Array, Array]:
-    """h `[L, K, N]`, its sum over the classes, and which classes have any."""
-    each = mass * (1 - mass) if head == "softmax" else mass
-    h = problem.weights.astype(mass.dtype)[:, None] * each
+    """Return h `[L, K, N]`, its sum over the classes, and which classes have any."""
+    p = class_variance
+    h = problem.weights.astype(p.dtype)[:, None] * (p * (1 - p) if link == "softmax" else p)
     return h, h.sum(1), (h.max(2) > 0).astype(problem.features.dtype)
 
 
-def _drawn(
-    rng: np.random.Generator, weight: np.ndarray, s: np.ndarray, size: int
+def _draw_rows(
+    rng: np.random.Generator, importance: np.ndarray, s: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples stand for all, and for how many each of them stands."""
-    n = len(weight)
-    if size == n or not weight.sum() > 0:
+    """Return the indices of the drawn examples, and how many examples each of them represents."""
+    n = len(importance)
+    if size == n or not importance.sum() > 0:
         return np.arange(size), np.ones(size)
-    chance = DRAWN * weight / weight.sum() + (1 - DRAWN) * s / s.sum()
+    chance = CURVATURE_SHARE * importance / importance.sum() + (1 - CURVATURE_SHARE) * s / s.sum()
     rows = np.sort(rng.choice(n, size, p=chance / chance.sum()))
     return rows, 1 / (size * chance[rows])
 
 
 @jax.jit
-def _grams(features: Array, curvature: Array, rows: Array, scale: Array) -> Array:
-    """The block of each class without the penalty, `[K, D + 1, D + 1]`."""
+def _gram_matrices(features: Array, curvature: Array, rows: Array, scale: Array) -> Array:
+    """Return the block of each class without the penalty, `[K, D + 1, D + 1]`."""
     x = jnp.concatenate([features[rows], jnp.ones((len(rows), 1), features.dtype)], 1)
 
     def gram(h: Array) -> Array:
@@ -123,16 +126,19 @@ def _grams(features: Array, curvature: Array, rows: Array, scale: Array) -> Arra
     return lax.map(gram, (curvature[:, rows] * scale).astype(features.dtype))
 
 
-def _inverses(grams: np.ndarray, l2: float) -> np.ndarray | None:
-    """Inverses in float64, by Cholesky's factors of what is scaled to a diagonal of ones."""
+def _invert(grams: np.ndarray, l2: float) -> np.ndarray | None:
+    """Return the inverses of grams + l2 in float64, or None if one is not positive definite.
+
+    They are computed from the Cholesky factors of the matrices scaled to a unit diagonal.
+    """
     grams[:, range(grams.shape[1] - 1), range(grams.shape[1] - 1)] += l2
     for a in grams:
         size = np.sqrt(np.where(np.diag(a) > 0, np.diag(a), 1))
         a /= size[:, None] * size
-        # The sums were rounded to float32, and a column may be another's multiple.
+        # The sums were rounded to float32, and a column may be a multiple of another.
         a[np.diag_indices_from(a)] += 32 * np.finfo(np.float32).eps
-        factor, bad = scipy.linalg.lapack.dpotrf(a, lower=1)
-        if bad:
+        factor, failed = scipy.linalg.lapack.dpotrf(a, lower=1)
+        if failed:
             return None
         lower = np.tril(scipy.linalg.lapack.dpotri(factor, lower=1)[0])
         a[:] = (lower + np.tril(lower, -1).T) / (size[:, None] * size)

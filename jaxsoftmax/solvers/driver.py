@@ -1,15 +1,33 @@
-r"""The loop around a method's steps: precision, certificates, and the reasons for which it ends.
+r"""The loop around a method's steps: precisions, certificates, and the status of each lane.
 
-Float32 features are minimised in float32 for as long as that makes progress, then with float64
+Float32 features are minimized in float32 for as long as that makes progress, then with float64
 parameters and gradients, whose Newton systems are still solved in float32, and last with float64
 features. Each lane ends with its own certificate; the others go on without it, in a problem of half
 the width as soon as half of them have ended.
+
+The functions are called in this order; each returns a new state, and none changes its arguments.
+
+    minimize                    one tier of precision after another
+      _enter_tier               the lanes that remain, side by side in slots
+        _fill_slots
+        _measure                figures on the host: value, estimate of the gap, progress
+      _retire_lanes             at once, where a warm start has left nothing to do
+      _begin_iterations         the sample for the first iterations
+      until no lane is left, max_iterations are reached, or no lane makes progress:
+        _iterate
+          the method's step     from `steps`
+          _measure
+          _retire_lanes         certifies lanes whose estimate is small enough
+            _certify_lanes
+            _narrow             fewer slots, once half of the lanes have ended
+          _sharpen              a preconditioner from the current point, once it pays
+      _certify_lanes            what remains in this precision
+    _explain                    a sentence for each lane's status
 """
 
-import functools
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,363 +37,381 @@ from jax import Array
 from jaxsoftmax.solvers import certificate, class_preconditioner, prepare, steps
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.class_preconditioner import Blocks
+from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
+from jaxsoftmax.solvers.solution import SolverStatus
 from jaxsoftmax.solvers.sparse import Sparse
 
-WORTH = 2**25  # features times classes times lanes: above, a narrower program is worth compiling
-SAMPLE = 4  # a quarter of the examples gives the Hessian of the first iterations
-FAR = 1e-2  # as long as Newton's decrement is above this share of the objective
-PATIENCE = 3  # iterations without progress after which precision, or the lane, has come to its end
-DRIFT = 1e-3  # of the gap: how far rounding may take the scores before they are computed anew
-LOOSE, TIGHT = 0.3, 1e-3  # of a Newton system: residual relative to the gradient
+MIN_NARROWING_SIZE = 2**25  # features x classes x lanes from which fewer slots save time
+SAMPLE_DIVISOR = 4  # a quarter of the examples gives the Hessian of the first iterations
+MIN_SAMPLING_DECREMENT = 1e-2  # relative to the objective: below, all examples give the Hessian
+MAX_IDLE_ITERATIONS = 3  # iterations without progress after which a precision, or the lane, ends
+MAX_SCORE_ROUNDING = 1e-3  # rounding of the scores, relative to the gap, before they are recomputed
+MAX_FORCING, MIN_FORCING = 0.3, 1e-3  # a Newton system's residual relative to the gradient
+
+type Callback = Callable[[dict[str, Any]], object]
 
 
-class Outcome:
-    """What is known of each lane, in NumPy arrays whose first axis is that of the lanes."""
+@dataclass(frozen=True)
+class SolverConfig:
+    """Settings that do not change while the lanes are minimized.
 
-    def __init__(self, theta: Array) -> None:
-        lanes = len(theta)
-        self.theta = np.array(theta, np.float64)
-        self.value, self.gap, self.floor, self.gradient_norm = np.full((4, lanes), np.inf)
-        self.iterations, self.products = np.zeros((2, lanes), int)
-        self.converged = np.zeros(lanes, bool)
-        self.reason = np.full(lanes, "", object)
-        self.scores: Scores | None = None  # of theta, where the last steps have left them
+    Args:
+        link: softmax or sigmoid.
+        gap: the certified relative gap at which a lane is done.
+        method: a key of `steps.METHODS`.
+        intercept: whether the model has an intercept.
+        max_iterations: outer iterations of each lane.
+        dtype: the dtype of the parameters that are returned.
+        memory: bytes for temporary arrays.
+    """
+
+    link: problems.Link
+    gap: float
+    method: str
+    intercept: bool
+    max_iterations: int
+    dtype: str
+    memory: int
 
 
-class Scores(NamedTuple):
-    """Scores of parameters, and what has rounded them since the features were last asked."""
+class RoundedScores(NamedTuple):
+    """Scores of parameters, and how much rounding they have accumulated."""
 
     values: Array  # [L, K, N]
-    rounded: float  # in units of eps times their size: a bound
+    rounding: float  # a bound, in units of eps times the size of the scores
 
 
-def minimise(
-    problem: problems.Problem,
-    head: problems.Head,
+class Outcome(NamedTuple):
+    """What is known of each lane, in NumPy arrays whose first axis is that of the lanes."""
+
+    theta: np.ndarray
+    value: np.ndarray
+    gap: np.ndarray
+    floor: np.ndarray
+    gradient_norm: np.ndarray
+    iterations: np.ndarray
+    products: np.ndarray
+    status: np.ndarray  # of SolverStatus, or None while the lane is open
+    reason: np.ndarray  # of str, or None while the lane is open
+    scores: RoundedScores | None = None  # of theta, if the last step has left them
+
+    @classmethod
+    def initial(cls, theta: Array) -> Self:
+        """Return the outcome before the first step from theta."""
+        lanes = len(theta)
+        infinite, zeros = np.full(lanes, np.inf), np.zeros(lanes, int)
+        unknown = np.full(lanes, None, object)
+        return cls(
+            theta=np.array(theta, np.float64),
+            value=infinite,
+            gap=infinite,
+            floor=infinite,
+            gradient_norm=infinite,
+            iterations=zeros,
+            products=zeros,
+            status=unknown,
+            reason=unknown,
+        )
+
+    @property
+    def open(self) -> np.ndarray:
+        """Whether nothing has ended the lane yet, `[lanes]`."""
+        return np.array([status is None for status in self.status])
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Whether the lane has reached its gap, `[lanes]`."""
+        reached = (SolverStatus.CONVERGED, SolverStatus.CONVERGED_WITHOUT_BOUND)
+        return np.array([status in reached for status in self.status])
+
+
+class Tier(NamedTuple):
+    """The problem of all lanes in one precision."""
+
+    original: Problem  # as it was passed
+    problem: Problem  # with features in the dtype of the tier
+    preconditioner: Preconditioner
+    dtype: Any  # of the parameters
+
+
+class Progress(NamedTuple):
+    """How far each lane has come in the tier; arrays are over all lanes."""
+
+    trust: np.ndarray  # factor of the estimate's target, below 1 where the estimate was too low
+    idle: np.ndarray  # iterations without progress
+    best_value: np.ndarray
+    best_estimate: np.ndarray
+
+    @classmethod
+    def initial(cls, lanes: int) -> Self:
+        """Return the progress before the first step."""
+        infinite = np.full(lanes, np.inf)
+        return cls(np.ones(lanes), np.zeros(lanes, int), infinite, infinite)
+
+
+class Figures(NamedTuple):
+    """The numbers on which the loop decides, on the host; arrays are `[S]`."""
+
+    value: np.ndarray
+    estimate: np.ndarray  # of the gap
+    norm: np.ndarray  # of the gradient
+
+
+class LaneState(NamedTuple):
+    """The lanes that are open, side by side in S slots; copies fill up to a power of two."""
+
+    outcome: Outcome  # of all lanes
+    progress: Progress  # of all lanes
+    slots: np.ndarray  # which lane each slot holds: [S]
+    active: np.ndarray  # False for a copy and for a lane that has ended: [S]
+    problem: Problem
+    point: problems.Point
+    gradient: Array
+    rounding: float  # accumulated by the scores, see RoundedScores
+    preconditioner: Preconditioner | Blocks
+    figures: Figures
+    first_norm: np.ndarray  # of the gradient at the first iteration, or 1 where that is 0: [S]
+    method_state: Any = None  # what the method passes to its next step
+    sample: steps.Sample | None = None  # of all lanes
+    spent: int = 0  # products for Newton systems since the preconditioner was built
+    sharpened: int = 0  # number of times that a preconditioner was built for the current point
+
+    @property
+    def lanes(self) -> np.ndarray:
+        """The lanes that are still open."""
+        return self.slots[self.active]
+
+
+def minimize(
+    problem: Problem,
+    preconditioner: Preconditioner,
     theta: Array,
+    config: SolverConfig,
     *,
-    gap: float,
-    method: str,
-    intercept: bool,
-    pre: Preconditioner,
-    limit: int,
-    dtype: str,
-    memory: int,
-    start: float,
-    scores: Scores | None = None,
-    callback: Callable[[dict[str, Any]], object] | None = None,
+    scores: RoundedScores | None = None,
+    callback: Callback | None = None,
 ) -> Outcome:
-    """Minimise every lane to a certified relative gap; `dtype` is that of the result.
+    """Minimize every lane to a certified relative gap.
 
-    Known scores of theta save a pass over the features. A callback is told the seconds since
-    `start`, on the performance counter.
+    Args:
+        problem: the lanes.
+        preconditioner: a preconditioner for all of them.
+        theta: parameters to start from.
+        config: the settings.
+        scores: scores of theta, which save a pass over the features if they are known.
+        callback: called after each iteration with a dictionary of figures.
+
+    Returns:
+        The outcome of every lane.
     """
-    outcome = Outcome(theta)
-    lanes = np.arange(len(theta))
-    for tier in _tiers(problem, memory):
+    outcome = Outcome.initial(theta)
+    for features_dtype, dtype in _precisions(problem, config.memory):
+        lanes = np.flatnonzero(outcome.open & (outcome.iterations < config.max_iterations))
         if not lanes.size:
             break
-        run = _Run(
-            problem, head, gap, method, intercept, pre, dtype, outcome, lanes, tier, memory, scores
-        )
-        if run.ready().all():  # a path may have led to where nothing is left to do
-            run.finish()
-        while run.lanes.size and run.iteration() < limit and not run.stuck():
-            if callback is not None:
-                callback(run.report() | {"seconds": time.perf_counter() - start})
-        lanes = run.lanes
-        run.certify(lanes)
-        run.leave()
-        scores = None  # they were of where the first one started
-        lanes = lanes[~outcome.converged[lanes] & (outcome.reason[lanes] == "")]
-        lanes = lanes[outcome.iterations[lanes] < limit]
-    _explain(problem, outcome, gap, limit, dtype)
-    return outcome
+        cast = problem._replace(features=problem.features.astype(features_dtype))
+        shared = jax.tree.map(lambda a, to=features_dtype: a.astype(to), preconditioner)
+        tier = Tier(problem, cast, shared, dtype)
+        outcome = _minimize_in_tier(config, tier, outcome, lanes, scores, callback)
+        scores = None  # they belong to the start of the first tier
+    return _explain(config, problem, outcome)
 
 
-def _tiers(problem: problems.Problem, memory: int) -> list[tuple[Any, Any]]:
-    """The dtypes of features and parameters to go through."""
-    size = problem.features.size
+def _precisions(problem: Problem, memory: int) -> list[tuple[Any, Any]]:
+    """Return the dtypes of features and parameters, one tier after another."""
     if problem.features.dtype == jnp.float64:
         return [(jnp.float64, jnp.float64)]
-    last = [(jnp.float64, jnp.float64)] if 8 * size <= memory else []
+    last = [(jnp.float64, jnp.float64)] if 8 * problem.features.size <= memory else []
     return [(jnp.float32, jnp.float32), (jnp.float32, jnp.float64), *last]
 
 
-class _Run:
-    """The lanes that are not done yet, in one precision."""
+def _minimize_in_tier(
+    config: SolverConfig,
+    tier: Tier,
+    outcome: Outcome,
+    lanes: np.ndarray,
+    scores: RoundedScores | None,
+    callback: Callback | None,
+) -> Outcome:
+    """Iterate on the lanes for as long as this precision makes progress, and certify them."""
+    state = _enter_tier(config, tier, outcome, lanes, scores)
+    if _is_ready(config, state).all():
+        state = _retire_lanes(config, tier, state)
+    state = _begin_iterations(config, tier, state)
+    while state.lanes.size:
+        state = _iterate(config, tier, state)
+        if state.outcome.iterations.max() >= config.max_iterations:
+            break
+        if _is_idle(state):
+            if state.sample is None:
+                break
+            state = _drop_sample(state)
+        if callback is not None:
+            callback(_report(state))
+    outcome = _certify_lanes(config, tier, state, state.lanes)
+    if np.array_equal(np.asarray(state.point.theta), outcome.theta):
+        outcome = outcome._replace(scores=RoundedScores(state.point.scores, state.rounding))
+    return outcome
 
-    def __init__(
-        self,
-        problem: problems.Problem,
-        head: problems.Head,
-        gap: float,
-        method: str,
-        intercept: bool,
-        pre: Preconditioner,
-        dtype: str,
-        outcome: Outcome,
-        lanes: np.ndarray,
-        tier: tuple[Any, Any],
-        memory: int,
-        scores: Scores | None,
-    ) -> None:
-        features, self.numbers = tier
-        self.original = problem
-        self.whole = problem._replace(features=problem.features.astype(features))
-        self.of_all = jax.tree.map(lambda a: a.astype(features), pre)
-        self.memory = memory
-        self.head, self.gap, self.dtype, self.outcome = head, gap, dtype, outcome
-        self.method, self.how = steps.METHODS[method], {"intercept": intercept}
-        self.lanes = lanes
-        self.trust = np.ones(len(outcome.theta))  # below 1 where the estimate was too low
-        self.idle = np.zeros(len(outcome.theta), int)
-        self.sharpened = 0
-        self.best = np.full((2, len(outcome.theta)), np.inf)  # least value, least estimate
-        self._enter(scores)
 
-    @functools.cached_property
-    def cheap(self) -> steps.Sample | None:
-        """A quarter of the examples while far from the optimum; float32 for float64 features."""
-        if self.method is not steps.newton_cg or self._small():
-            return None
-        if self.numbers == jnp.float32:
-            return None if isinstance(self.whole.features, Sparse) else _sampled(self.whole)
-        if self.original.features.dtype == jnp.float64:
-            return steps.Sample(
-                self.whole._replace(features=self.whole.features.astype(jnp.float32)), None
-            )
+def _enter_tier(
+    config: SolverConfig,
+    tier: Tier,
+    outcome: Outcome,
+    lanes: np.ndarray,
+    scores: RoundedScores | None,
+) -> LaneState:
+    """Return the state of the lanes before the first iteration in a precision."""
+    return _fill_slots(config, tier, outcome, Progress.initial(len(outcome.theta)), lanes, scores)
+
+
+def _fill_slots(
+    config: SolverConfig,
+    tier: Tier,
+    outcome: Outcome,
+    progress: Progress,
+    lanes: np.ndarray,
+    scores: RoundedScores | None,
+) -> LaneState:
+    """Put the lanes side by side, with copies of them up to a power of two."""
+    width = min(1 << (len(lanes) - 1).bit_length(), len(outcome.theta))
+    slots = np.resize(lanes, width)
+    problem = _take_lanes(tier.problem, slots)
+    theta = jnp.asarray(outcome.theta[slots], tier.dtype)
+    if (
+        scores is None
+        or scores.values.dtype != theta.dtype
+        or _is_rounding_large(config, tier, scores.rounding)
+    ):
+        z, rounding = None, 0.0
+    else:
+        z, rounding = scores
+    point, gradient = steps.point_and_gradient(
+        problem, config.link, theta, z, intercept=config.intercept
+    )
+    figures = _measure(config, problem, point, gradient, np.full(width, np.inf))
+    return LaneState(
+        outcome=outcome._replace(products=_add_at(outcome.products, lanes, 2 if z is None else 1)),
+        progress=_update_progress(progress, lanes, figures, tier.dtype),
+        slots=slots,
+        active=np.arange(width) < len(lanes),
+        problem=problem,
+        point=point,
+        gradient=gradient,
+        rounding=rounding,
+        preconditioner=tier.preconditioner,
+        figures=figures,
+        first_norm=np.where(figures.norm > 0, figures.norm, 1),
+    )
+
+
+def _measure(
+    config: SolverConfig,
+    problem: Problem,
+    point: problems.Point,
+    gradient: Array,
+    decrement: np.ndarray,
+) -> Figures:
+    """Fetch the figures of every slot; without a penalty the decrement estimates the gap."""
+    l2, l1 = _penalties(problem)
+    pure_l1 = bool(np.any((l2 == 0) & (l1 > 0)))
+    figures = _figures(problem, config.link, point, gradient, pure_l1=pure_l1)
+    value, estimate, norm = (np.asarray(figure, float) for figure in figures)
+    return Figures(value, np.where(l2 + l1 > 0, estimate, decrement), norm)
+
+
+def _update_progress(
+    progress: Progress, lanes: np.ndarray, figures: Figures, dtype: Any
+) -> Progress:
+    """Note which lanes make progress: a lower value, or half of the estimated gap."""
+    value, estimate = figures.value[: len(lanes)], figures.estimate[: len(lanes)]
+    best_value, best_estimate = progress.best_value[lanes], progress.best_estimate[lanes]
+    rounding = 4 * float(jnp.finfo(dtype).eps) * np.abs(value)
+    better = (value + rounding < best_value) | (estimate < 0.5 * best_estimate)
+    # A NaN is replaced by the next number.
+    best_value = np.where(best_value < value, best_value, value)
+    best_estimate = np.where(best_estimate < estimate, best_estimate, estimate)
+    return progress._replace(
+        idle=_put(progress.idle, lanes, np.where(better, 0, progress.idle[lanes] + 1)),
+        best_value=_put(progress.best_value, lanes, best_value),
+        best_estimate=_put(progress.best_estimate, lanes, best_estimate),
+    )
+
+
+def _is_ready(config: SolverConfig, state: LaneState) -> np.ndarray:
+    """Return which slots hold no lane that has to go on, by what is known without a product."""
+    value, estimate, _ = state.figures
+    target = config.gap * state.progress.trust[state.slots] * np.abs(value)
+    done = (estimate <= 0.9 * target) | ~np.isfinite(value)
+    return ~state.active | done | _is_separated(config, state)
+
+
+def _retire_lanes(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
+    """Certify the lanes whose estimate says that they are done, and go on with the others."""
+    ready = state.active & _is_ready(config, state)
+    if not ready.any():
+        return state
+    tried = state.slots[ready]
+    outcome = _certify_lanes(config, tier, state, tried)
+    trust = _put(state.progress.trust, tried, 0.2 * state.progress.trust[tried])
+    state = state._replace(
+        outcome=outcome,
+        progress=state.progress._replace(trust=trust),
+        active=state.active & outcome.open[state.slots],
+    )
+    size = tier.problem.features.size * state.point.theta.shape[1] * len(state.slots)
+    if size > MIN_NARROWING_SIZE and 0 < 2 * len(state.lanes) <= len(state.slots):
+        return _narrow(config, tier, state)
+    return state
+
+
+def _narrow(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
+    """Go on with the open lanes in fewer slots."""
+    outcome = _store_theta(state)
+    narrow = _fill_slots(config, tier, outcome, state.progress, state.lanes, None)
+    narrow = narrow._replace(
+        first_norm=np.resize(state.first_norm, len(narrow.slots)),
+        sample=state.sample,
+        sharpened=state.sharpened,
+    )
+    # Other lanes have ended: those that are left are near their end too.
+    return _drop_sample_of_rows(narrow)
+
+
+def _begin_iterations(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
+    """Add what iterations need beyond a certificate: a sample, and the first gradient's norm."""
+    if not state.lanes.size:
+        return state
+    norm = state.figures.norm
+    state = state._replace(
+        first_norm=np.where(norm > 0, norm, 1), sample=_make_sample(config, tier, state)
+    )
+    if len(state.slots) < len(state.outcome.theta):
+        return _drop_sample_of_rows(state)
+    return state
+
+
+def _make_sample(config: SolverConfig, tier: Tier, state: LaneState) -> steps.Sample | None:
+    """Return a cheaper problem for the Hessian of the first iterations, if one is worth it.
+
+    It has a quarter of the examples in float32, and float32 features in place of float64.
+    """
+    if config.method != "newton-cg" or _is_small(tier, state):
         return None
-
-    def _part(self) -> bool:
-        """Whether the cheaper problem is one of fewer examples."""
-        return self.cheap is not None and self.cheap.rows is not None
-
-    def _small(self) -> bool:
-        """Whether a step takes less time than to think about it."""
-        size = self.whole.features.size * self.outcome.theta.shape[1] * len(self.lanes)
-        return size <= prepare.SMALL
-
-    def _sample(self) -> steps.Sample | None:
-        """The cheaper problem of the lanes that are left."""
-        if self.cheap is None:
-            return None
-        return self.cheap._replace(problem=take(self.cheap.problem, self.slots))
-
-    def _enter(self, known: Scores | None = None) -> None:
-        """Put the remaining lanes, and copies of one of them up to a power of two, side by side."""
-        width = 1 << (len(self.lanes) - 1).bit_length()
-        width = min(width, len(self.outcome.theta))
-        self.slots = np.resize(self.lanes, width)
-        self.real = np.arange(width) < len(self.lanes)
-        self.problem = take(self.whole, self.slots)
-        theta = jnp.asarray(self.outcome.theta[self.slots], self.numbers)
-        if known is None or known.values.dtype != theta.dtype or self._drifted(known.rounded):
-            z, self.rounded = None, 0.0
-        else:
-            z, self.rounded = known
-        self.point, self.g = steps.evaluate(self.problem, self.head, theta, z, **self.how)
-        self.state: Any = None
-        self.count = 2 if z is None else 1
-        self.pre: Preconditioner | Blocks = self.of_all
-        self.spent = 0  # on Newton systems since the preconditioner was made
-        if width < len(self.outcome.theta) and self._part():
-            self.cheap = None  # lanes have retired: what is left is near its end
-        self._measure(np.full(width, np.inf))
-
-    def iteration(self) -> int:
-        """One step of every lane that is not done; the number of steps that have been made."""
-        step = self.method(
-            self.problem, self.head, self.point, self.g, self.pre, self._goal(), self.state,
-            self._sample(), **self.how,
-        )  # fmt: skip
-        self.point, self.g, self.state = step.point, step.gradient, step.memory
-        self.count, self.rounded = int(step.products), self.rounded + 1
-        self.outcome.iterations[self.lanes] += 1
-        self.spent += self.count
-        decrement = np.asarray(step.decrement, float)
-        near = not np.any(decrement[self.real] > FAR * np.abs(self.value[self.real]))
-        if near and self._part():
-            self.cheap = None
-        self._measure(decrement)
-        self.finish()
-        self._sharpen()
-        return int(self.outcome.iterations.max())
-
-    def _sharpen(self) -> None:
-        """Make the preconditioner of where the lanes are, once as much was spent as it takes."""
-        if self.method is not steps.newton_cg or self._small() or not self.lanes.size:
-            return
-        lanes, classes = self.point.theta.shape[:2]
-        # Each is of use for longer than the one before, because the lanes come to rest.
-        worth = (
-            class_preconditioner.price(self.problem, lanes, classes, self.memory)
-            * 2**self.sharpened
-        )
-        if self.spent < worth:
-            return
-        mass = problems.mass(self.problem, self.head, self.point)
-        found = class_preconditioner.build(self.problem, self.head, mass)
-        self.pre, self.spent = found or self.pre, 0
-        self.sharpened += 1
-
-    def _measure(self, decrement: np.ndarray) -> None:
-        """Fetch the figures on which the loop decides, and note which lanes make progress."""
-        l2, l1 = _penalties(self.problem)
-        pure = bool(np.any((l2 == 0) & (l1 > 0)))
-        value, estimate, norm = _figures(self.problem, self.head, self.point, self.g, pure=pure)
-        self.value, self.norm = np.asarray(value, float), np.asarray(norm, float)
-        self.estimate = np.where(l2 + l1 > 0, np.asarray(estimate, float), decrement)
-        self.outcome.products[self.lanes] += self.count
-        eps = float(jnp.finfo(self.numbers).eps)
-        for slot, lane in enumerate(self.slots[self.real]):
-            value, estimate = self.value[slot], self.estimate[slot]
-            least, lowest = self.best[:, lane]
-            better = value + 4 * eps * abs(value) < least or estimate < 0.5 * lowest
-            self.idle[lane] = 0 if better else self.idle[lane] + 1
-            self.best[:, lane] = min(value, least), min(estimate, lowest)
-
-    def _goal(self) -> Array:
-        """The residual that each Newton system may leave; inf for a lane that is done."""
-        if not hasattr(self, "first"):
-            self.first = np.where(self.norm > 0, self.norm, 1)
-        start = self.first[: len(self.norm)]
-        # Newton's method leaves the square of what is missing: the system may leave half of it.
-        missing = np.sqrt(self.estimate / np.maximum(np.abs(self.value), np.finfo(float).tiny))
-        far = np.minimum(np.sqrt(self.norm / start), 0.5 * missing)
-        loose = np.clip(far, TIGHT, LOOSE) * self.norm
-        l2, trust = _penalties(self.problem)[0], self.trust[self.slots]
-        enough = 0.8 * np.sqrt(2 * l2 * self.gap * trust * np.abs(self.value))
-        goal = np.maximum(np.maximum(loose, np.minimum(enough, LOOSE * self.norm)), 0)
-        return jnp.asarray(np.where(self.real, goal, np.inf), self.numbers)
-
-    def stuck(self) -> bool:
-        """Whether no lane that is left makes progress in this precision."""
-        idle = bool(np.all(self.idle[self.lanes] >= PATIENCE))
-        if idle and self.cheap is not None:
-            self.cheap, self.idle[:] = None, 0
-            return False
-        return idle
-
-    def ready(self) -> np.ndarray:
-        """Which slots hold no lane that has still to go on, by what is known without a product."""
-        target = self.gap * self.trust[self.slots] * np.abs(self.value)
-        done = (self.estimate <= 0.9 * target) | ~np.isfinite(self.value)
-        return ~self.real | done | np.asarray(self._separated())
-
-    def finish(self) -> None:
-        """Certify the lanes whose estimate says that they are done; go on with the others."""
-        ready = self.real & self.ready()
-        if not ready.any():
-            return
-        self.certify(self.slots[ready])
-        tried = self.slots[ready]
-        self.trust[tried] *= 0.2
-        done = self.outcome.converged | (self.outcome.reason != "")
-        left = self.lanes[~done[self.lanes]]
-        self.real &= ~done[self.slots]
-        large = self.whole.features.size * self.point.theta.shape[1] * len(self.slots) > WORTH
-        narrow = large and 0 < 2 * len(left) <= len(self.slots)
-        if narrow:
-            self._keep()
-        self.lanes = left
-        if narrow:
-            first = getattr(self, "first", None)
-            self._enter()
-            if first is not None:
-                self.first = np.resize(first, len(self.slots))
-
-    def _separated(self) -> np.ndarray | Array:
-        """Which lanes have no penalty and classify everything: their infimum is not attained."""
-        free = _free(self.problem)
-        if not free.any():
-            return free
-        return free & np.asarray(_margin(self.problem, self.head, self.point.scores) > 0)
-
-    def _keep(self) -> None:
-        """Write the current parameters of the lanes that are not done into the outcome."""
-        theta = np.asarray(self.point.theta, np.float64)
-        self.outcome.theta[self.slots[self.real]] = theta[self.real]
-
-    def certify(self, lanes: np.ndarray) -> None:
-        """Certify some lanes; those that reach the gap are done."""
-        self._keep()
-        if not lanes.size:
-            return
-        slots = [int(np.flatnonzero(self.real & (self.slots == lane))[0]) for lane in lanes]
-        padded = np.resize(slots, len(self.slots))  # so that one width is compiled
-        problem = take(self.original, self.slots[padded])
-        found = self._certificate(problem, padded)
-        free = _free(problem)
-        separated = np.asarray(self._separated())[padded] & free
-        out = self.outcome
-        found = jax.tree.map(np.asarray, found)
-        for i, lane in enumerate(lanes):
-            value = found.value[i]
-            out.theta[lane] = found.theta[i]
-            out.value[lane], out.gradient_norm[lane] = value, found.gradient_norm[i]
-            size = abs(value) or 1.0
-            out.gap[lane], out.floor[lane] = found.gap[i] / size, found.floor[i] / size
-            out.products[lane] += found.products
-            if separated[i]:
-                out.reason[lane] = SEPARATED
-            elif not np.isfinite(value):
-                out.reason[lane] = OVERFLOW
-            elif free[i]:
-                out.converged[lane] = self.estimate[padded[i]] <= self.gap * size
-            else:
-                out.converged[lane] = out.gap[lane] <= self.gap
-
-    def _certificate(self, problem: problems.Problem, slots: np.ndarray) -> certificate.Certificate:
-        """What can be proven of some slots, whose problem this is."""
-        if self.dtype == "float32":
-            theta = self.point.theta[slots]
-            # Rounded parameters are judged by the predictions of those that were not.
-            trial = theta if theta.dtype == jnp.float64 else None
-            return certificate.certify_rounded(
-                problem, self.head, theta, trial, dtype=self.dtype, **self.how
-            )
-        point, g, more = self.point, self.g, 0
-        if not np.array_equal(slots, np.arange(len(self.slots))):
-            point, g = jax.tree.map(lambda a: a[slots], (point, g))
-        if self._drifted(self.rounded):
-            point, g = steps.evaluate(problem, self.head, point.theta, None, **self.how)
-            more = 2
-        goal = jnp.asarray(self.gap * np.abs(self.value[slots]))
-        found = certificate.certify(problem, self.head, point, g, goal, **self.how)
-        return found._replace(products=found.products + more)
-
-    def _drifted(self, rounded: float) -> bool:
-        """Whether the scores may be further from those of the parameters than the gap allows."""
-        return rounded > 3 and rounded * float(jnp.finfo(self.numbers).eps) > DRIFT * self.gap
-
-    def leave(self) -> None:
-        """Leave the scores to who goes on from here, where they are those of the outcome."""
-        if np.array_equal(np.asarray(self.point.theta), self.outcome.theta):
-            self.outcome.scores = Scores(self.point.scores, self.rounded)
-
-    def report(self) -> dict[str, Any]:
-        """What a callback is told of the lanes that are not done: no array of JAX's is among it.
-
-        One of float64 is none that a user can work with where float64 is not enabled.
-        """
-        slots = np.flatnonzero(self.real)
-        return {
-            "iteration": int(self.outcome.iterations.max()),
-            "lanes": self.slots[slots].tolist(),
-            "objective": self.value[slots].tolist(),
-            "estimate": self.estimate[slots].tolist(),
-            "products": int(self.outcome.products.max()),
-            "theta": np.asarray(self.point.theta[slots], np.float64),
-        }
+    if tier.dtype == jnp.float32:
+        return None if isinstance(tier.problem.features, Sparse) else _sample_rows(tier.problem)
+    if tier.original.features.dtype == jnp.float64:
+        features = tier.problem.features.astype(jnp.float32)
+        return steps.Sample(tier.problem._replace(features=features), None)
+    return None
 
 
-def _sampled(problem: problems.Problem) -> steps.Sample:
-    """A random part of the examples, the same one each time."""
-    assert not isinstance(problem.features, Sparse)  # whose rows are not at hand
+def _sample_rows(problem: Problem) -> steps.Sample:
+    """Return a random part of the examples, the same one each time."""
+    assert not isinstance(problem.features, Sparse)  # its rows cannot be indexed
     n = problem.features.shape[0]
-    rows = jnp.asarray(np.sort(np.random.default_rng(1).permutation(n)[: n // SAMPLE]))
+    rows = jnp.asarray(np.sort(np.random.default_rng(1).permutation(n)[: n // SAMPLE_DIVISOR]))
     weights = problem.weights[:, rows]
     part = problem._replace(
         features=problem.features[rows],
@@ -385,8 +421,215 @@ def _sampled(problem: problems.Problem) -> steps.Sample:
     return steps.Sample(part, rows)
 
 
-def take(problem: problems.Problem, lanes: np.ndarray) -> problems.Problem:
-    """The problem of some of the lanes."""
+def _drop_sample(state: LaneState) -> LaneState:
+    """Return the state with the whole problem's Hessian, and a new chance for every lane."""
+    idle = np.zeros_like(state.progress.idle)
+    return state._replace(sample=None, progress=state.progress._replace(idle=idle))
+
+
+def _drop_sample_of_rows(state: LaneState) -> LaneState:
+    """Return the state without its sample, if that has fewer examples."""
+    if state.sample is None or state.sample.rows is None:
+        return state
+    return state._replace(sample=None)
+
+
+def _is_small(tier: Tier, state: LaneState) -> bool:
+    """Return whether a step takes less time than to decide how to save some of it."""
+    size = tier.problem.features.size * state.outcome.theta.shape[1] * len(state.lanes)
+    return size <= prepare.MAX_FLOAT64_SIZE
+
+
+def _iterate(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
+    """Take one step in every open lane, and retire those that are done."""
+    sample = state.sample
+    if sample is not None:
+        sample = sample._replace(problem=_take_lanes(sample.problem, state.slots))
+    step = steps.METHODS[config.method](
+        state.problem,
+        config.link,
+        state.point,
+        state.gradient,
+        state.preconditioner,
+        _tolerances(config, tier, state),
+        state.method_state,
+        sample,
+        intercept=config.intercept,
+    )
+    products, decrement = int(step.products), np.asarray(step.decrement, float)
+    least = MIN_SAMPLING_DECREMENT * np.abs(state.figures.value[state.active])
+    if not np.any(decrement[state.active] > least):
+        state = _drop_sample_of_rows(state)
+    figures = _measure(config, state.problem, step.point, step.gradient, decrement)
+    outcome = state.outcome._replace(
+        iterations=_add_at(state.outcome.iterations, state.lanes, 1),
+        products=_add_at(state.outcome.products, state.lanes, products),
+    )
+    state = state._replace(
+        outcome=outcome,
+        progress=_update_progress(state.progress, state.lanes, figures, tier.dtype),
+        point=step.point,
+        gradient=step.gradient,
+        method_state=step.method_state,
+        rounding=state.rounding + 1,
+        spent=state.spent + products,
+        figures=figures,
+    )
+    return _sharpen(config, tier, _retire_lanes(config, tier, state))
+
+
+def _tolerances(config: SolverConfig, tier: Tier, state: LaneState) -> Array:
+    """Return the residual that each Newton system may leave, `[S]`; inf for a lane that is done."""
+    value, estimate, norm = state.figures
+    size = np.abs(value)
+    # Newton's method squares the relative distance, so the system may leave half of its root.
+    distance = np.sqrt(estimate / np.maximum(size, np.finfo(float).tiny))
+    forcing = np.minimum(np.sqrt(norm / state.first_norm), 0.5 * distance)
+    loose = np.clip(forcing, MIN_FORCING, MAX_FORCING) * norm
+    l2, trust = _penalties(state.problem)[0], state.progress.trust[state.slots]
+    enough = 0.8 * np.sqrt(2 * l2 * config.gap * trust * size)
+    tolerance = np.maximum(np.maximum(loose, np.minimum(enough, MAX_FORCING * norm)), 0)
+    return jnp.asarray(np.where(state.active, tolerance, np.inf), tier.dtype)
+
+
+def _sharpen(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
+    """Build the preconditioner of the current point, once its cost has been spent on products."""
+    if config.method != "newton-cg" or _is_small(tier, state) or not state.lanes.size:
+        return state
+    slots, classes = state.point.theta.shape[:2]
+    # Each preconditioner is of use for longer than the one before, because the lanes settle.
+    cost = (
+        class_preconditioner.cost_in_products(state.problem, slots, classes, config.memory)
+        * 2**state.sharpened
+    )
+    if state.spent < cost:
+        return state
+    variance = problems.class_variance(state.problem, config.link, state.point)
+    blocks = class_preconditioner.build(state.problem, config.link, variance)
+    return state._replace(
+        preconditioner=state.preconditioner if blocks is None else blocks,
+        spent=0,
+        sharpened=state.sharpened + 1,
+    )
+
+
+def _is_idle(state: LaneState) -> bool:
+    """Return whether no open lane makes progress."""
+    return bool(np.all(state.progress.idle[state.lanes] >= MAX_IDLE_ITERATIONS))
+
+
+def _is_separated(config: SolverConfig, state: LaneState) -> np.ndarray:
+    """Return which slots have no penalty and classify everything: no optimum is attained."""
+    unpenalized = _is_unpenalized(state.problem)
+    if not unpenalized.any():
+        return unpenalized
+    margin = _least_margin(state.problem, config.link, state.point.scores)
+    return unpenalized & np.asarray(margin > 0)
+
+
+def _is_rounding_large(config: SolverConfig, tier: Tier, rounding: float) -> bool:
+    """Return whether the scores may be further from those of theta than the gap allows."""
+    size = rounding * float(jnp.finfo(tier.dtype).eps)
+    return rounding > 3 and size > MAX_SCORE_ROUNDING * config.gap
+
+
+def _store_theta(state: LaneState) -> Outcome:
+    """Return the outcome with the current parameters of the open lanes."""
+    theta = np.asarray(state.point.theta, np.float64)[state.active]
+    return state.outcome._replace(theta=_put(state.outcome.theta, state.lanes, theta))
+
+
+def _certify_lanes(
+    config: SolverConfig, tier: Tier, state: LaneState, lanes: np.ndarray
+) -> Outcome:
+    """Return the outcome with the certificates of some open lanes, and the status of those done."""
+    outcome = _store_theta(state)
+    if not lanes.size:
+        return outcome
+    chosen = [int(np.flatnonzero(state.active & (state.slots == lane))[0]) for lane in lanes]
+    padded = np.resize(chosen, len(state.slots))  # so that one width is compiled
+    problem = _take_lanes(tier.original, state.slots[padded])
+    found = jax.tree.map(np.asarray, _certificate(config, tier, state, problem, padded))
+    found = found._replace(**{  # without the padding
+        name: getattr(found, name)[: len(lanes)] for name in found._fields if name != "products"
+    })  # fmt: skip
+    size = np.where(found.value == 0, 1.0, np.abs(found.value))
+    with np.errstate(invalid="ignore"):  # of a value that is not finite
+        gap, floor = found.gap / size, found.floor / size
+    unpenalized = _is_unpenalized(problem)[: len(lanes)]
+    status = np.full(len(lanes), None, object)
+    status[~unpenalized & (gap <= config.gap)] = SolverStatus.CONVERGED
+    small = state.figures.estimate[chosen] <= config.gap * size
+    status[unpenalized & small] = SolverStatus.CONVERGED_WITHOUT_BOUND
+    status[~np.isfinite(found.value)] = SolverStatus.NOT_FINITE
+    status[unpenalized & _is_separated(config, state)[chosen]] = SolverStatus.SEPARABLE
+    return outcome._replace(
+        theta=_put(outcome.theta, lanes, found.theta),
+        value=_put(outcome.value, lanes, found.value),
+        gap=_put(outcome.gap, lanes, gap),
+        floor=_put(outcome.floor, lanes, floor),
+        gradient_norm=_put(outcome.gradient_norm, lanes, found.gradient_norm),
+        products=_add_at(outcome.products, lanes, int(found.products)),
+        status=_put(outcome.status, lanes, status),
+    )
+
+
+def _certificate(
+    config: SolverConfig, tier: Tier, state: LaneState, problem: Problem, slots: np.ndarray
+) -> certificate.Certificate:
+    """Return the certificate of some slots, whose problem in its original precision is given."""
+    point, gradient = state.point, state.gradient
+    if config.dtype == "float32":
+        theta = point.theta[slots]
+        # Rounded parameters are certified by the predictions of those before rounding.
+        trial = theta if theta.dtype == jnp.float64 else None
+        return certificate.certify_rounded(
+            problem, config.link, theta, trial, dtype=config.dtype, intercept=config.intercept
+        )
+    products = 0
+    if not np.array_equal(slots, np.arange(len(state.slots))):
+        point, gradient = jax.tree.map(lambda a: a[slots], (point, gradient))
+    if _is_rounding_large(config, tier, state.rounding):
+        point, gradient = steps.point_and_gradient(
+            problem, config.link, point.theta, None, intercept=config.intercept
+        )
+        products = 2
+    goal = jnp.asarray(config.gap * np.abs(state.figures.value[slots]))
+    found = certificate.certify(
+        problem, config.link, point, gradient, goal, intercept=config.intercept
+    )
+    return found._replace(products=found.products + products)
+
+
+def _report(state: LaneState) -> dict[str, Any]:
+    """Return the figures of the open lanes for a callback, without arrays of JAX.
+
+    An array of float64 is of no use to a caller who has not enabled float64.
+    """
+    return {
+        "iteration": int(state.outcome.iterations.max()),
+        "lanes": state.lanes.tolist(),
+        "objective": state.figures.value[state.active].tolist(),
+        "estimate": state.figures.estimate[state.active].tolist(),
+        "products": int(state.outcome.products.max()),
+        "theta": np.asarray(state.point.theta[np.flatnonzero(state.active)], np.float64),
+    }
+
+
+def _put(array: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return a copy of the array with other values at an index."""
+    copy = array.copy()
+    copy[index] = values
+    return copy
+
+
+def _add_at(counts: np.ndarray, lanes: np.ndarray, number: int) -> np.ndarray:
+    """Return counts with a number added for some lanes."""
+    return _put(counts, lanes, counts[lanes] + number)
+
+
+def _take_lanes(problem: Problem, lanes: np.ndarray) -> Problem:
+    """Return the problem of some of the lanes."""
     if np.array_equal(lanes, np.arange(len(problem.weights))):
         return problem
     shared = len(problem.targets) == 1 and len(problem.weights) > 1
@@ -398,34 +641,34 @@ def take(problem: problems.Problem, lanes: np.ndarray) -> problems.Problem:
     )
 
 
-def _penalties(problem: problems.Problem) -> tuple[np.ndarray, np.ndarray]:
-    """l2 and l1 on the host, where a few numbers are compared faster."""
+def _penalties(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return l2 and l1 on the host, where a few numbers are compared faster."""
     return np.asarray(problem.l2), np.asarray(problem.l1)
 
 
-def _free(problem: problems.Problem) -> np.ndarray:
-    """Which lanes have no penalty."""
+def _is_unpenalized(problem: Problem) -> np.ndarray:
+    """Return which lanes have no penalty."""
     l2, l1 = _penalties(problem)
     return (l2 == 0) & (l1 == 0)
 
 
-@jax.jit(static_argnames=("head", "pure"))
+@jax.jit(static_argnames=("link", "pure_l1"))
 def _figures(
-    problem: problems.Problem, head: problems.Head, at: problems.Point, g: Array, *, pure: bool
+    problem: Problem, link: problems.Link, point: problems.Point, gradient: Array, *, pure_l1: bool
 ) -> tuple[Array, Array, Array]:
-    """Value, estimated gap and gradient norm; only pure l1 needs the examples for its estimate."""
-    gap = certificate.estimate(problem, head, at, g, pure=pure)
-    slope = certificate.steepest(problem, at.theta, g)
-    return at.value, gap, jnp.sqrt(jnp.sum(slope**2, (1, 2)))
+    """Return value, estimated gap and gradient norm; only pure l1 needs the examples for it."""
+    gap = certificate.estimate_gap(problem, link, point, gradient, pure_l1=pure_l1)
+    g = certificate.least_subgradient(problem, point.theta, gradient)
+    return point.value, gap, jnp.sqrt(jnp.sum(g**2, (1, 2)))
 
 
-@jax.jit(static_argnames="head")
-def _margin(problem: problems.Problem, head: problems.Head, z: Array) -> Array:
-    """The least margin of an example that counts, `[L]`: above 0 everything is classified."""
-    if head == "softmax":
-        t = problems.expected(problem.targets, z.shape[1], z.dtype)
-        own = jnp.max(jnp.where(t > 0.5, z, -jnp.inf), 1)
-        margin = own - jnp.max(jnp.where(t > 0.5, -jnp.inf, z), 1)
+@jax.jit(static_argnames="link")
+def _least_margin(problem: Problem, link: problems.Link, z: Array) -> Array:
+    """Return the least margin of the examples with weight, `[L]`: above 0 all are classified."""
+    if link == "softmax":
+        t = problems.as_distributions(problem.targets, z.shape[1], z.dtype)
+        target_score = jnp.max(jnp.where(t > 0.5, z, -jnp.inf), 1)
+        margin = target_score - jnp.max(jnp.where(t > 0.5, -jnp.inf, z), 1)
     else:
         t = problem.targets
         margin = jnp.min(jnp.where(t > 0.5, z, -z), 1)
@@ -434,36 +677,51 @@ def _margin(problem: problems.Problem, head: problems.Head, z: Array) -> Array:
     return jnp.min(jnp.where(problem.weights > 0, margin, jnp.inf), -1)
 
 
-SEPARATED = (
-    "a linear model separates the classes and there is no penalty: the objective falls to 0 as the "
-    "parameters grow without end, so that no optimum exists; set C or alpha > 0"
-)
-OVERFLOW = "the objective is not finite: scale the features, or penalise more"
+def _explain(config: SolverConfig, problem: Problem, outcome: Outcome) -> Outcome:
+    """Return the outcome with a status and a reason for every lane."""
+    status = outcome.status.copy()
+    for lane in np.flatnonzero(outcome.open):
+        if outcome.iterations[lane] >= config.max_iterations:
+            status[lane] = SolverStatus.MAX_ITERATIONS
+        elif config.dtype == "float32" and not _is_unpenalized(problem)[lane]:
+            status[lane] = SolverStatus.STALLED_IN_FLOAT32
+        else:
+            status[lane] = SolverStatus.STALLED
+    reason = np.full(len(status), None, object)
+    reason[:] = [_sentence(each, config) for each in status]
+    return outcome._replace(status=status, reason=reason)
 
 
-def _explain(problem: problems.Problem, out: Outcome, gap: float, limit: int, dtype: str) -> None:
-    """Say for each lane why it ended."""
-    free = _free(problem)
-    for lane in range(len(out.theta)):
-        if out.reason[lane]:
-            continue
-        if out.converged[lane] and free[lane]:
-            why = (
-                f"the Newton decrement is below {gap:g} of the objective; without a penalty no "
-                "bound on the gap exists, set C or alpha > 0 for one"
+def _sentence(status: SolverStatus, config: SolverConfig) -> str:
+    """Return the sentence that explains a status and says what to do about it."""
+    match status:
+        case SolverStatus.CONVERGED:
+            return f"the certified gap is at most {config.gap:g}"
+        case SolverStatus.CONVERGED_WITHOUT_BOUND:
+            return (
+                f"the Newton decrement is below {config.gap:g} of the objective; without a penalty "
+                "no bound on the gap exists, set C or alpha > 0 for one"
             )
-        elif out.converged[lane]:
-            why = f"the certified gap is at most {gap:g}"
-        elif out.iterations[lane] >= limit:
-            why = f"{limit} iterations were not enough: raise max_iterations, gap, or the penalty"
-        elif dtype == "float32" and not free[lane]:
-            why = (
+        case SolverStatus.MAX_ITERATIONS:
+            return (
+                f"{config.max_iterations} iterations were not enough: raise max_iterations, gap, "
+                "or the penalty"
+            )
+        case SolverStatus.STALLED_IN_FLOAT32:
+            return (
                 "no further progress: float32 parameters or products do not resolve this gap; "
                 "pass float64 features, scale them, or ask for a larger gap"
             )
-        else:
-            why = (
-                "no further progress in float64: scale the features, penalise more, or ask for a "
+        case SolverStatus.STALLED:
+            return (
+                "no further progress in float64: scale the features, penalize more, or ask for a "
                 "larger gap"
             )
-        out.reason[lane] = why
+        case SolverStatus.SEPARABLE:
+            return (
+                "a linear model separates the classes and there is no penalty: the objective falls "
+                "to 0 as the parameters grow without end, so that no optimum exists; set C or "
+                "alpha > 0"
+            )
+        case SolverStatus.NOT_FINITE:
+            return "the objective is not finite: scale the features, or penalize more"

@@ -1,5 +1,11 @@
 r"""L-BFGS directions: the inverse Hessian from the last steps, on top of the preconditioner.
 
+It is not the default because it is rarely faster: on 11 problems it takes 0.5 to 1.1 times the
+products of "newton-cg", and 0.9 to 4.7 times its processor time. It is worth trying where the first
+iterations of "newton-cg", whose Hessian is that of a sample of the examples, make no progress: with
+8,000 x 400 float32 features that a linear model nearly separates into 10 classes (C = 1), L-BFGS
+reaches a gap of 1e-2 in 529 products, and "newton-cg" does not in 25,000.
+
 Reference: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization" (1989).
 """
 
@@ -13,25 +19,25 @@ from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers import shared_preconditioner
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
-PAIRS = 12
+MAX_PAIRS = 12
 
 
 class History(NamedTuple):
-    """The last steps and gradient changes, oldest first; `inverse` is 1 / (s y), 0 where unused."""
+    """The last steps s and gradient changes y, oldest first."""
 
-    s: Array  # [PAIRS, L, K, D + 1]
+    s: Array  # [MAX_PAIRS, L, K, D + 1]
     y: Array
-    inverse: Array  # [PAIRS, L]
+    inverse: Array  # 1 / (s y), 0 for an unused pair: [MAX_PAIRS, L]
 
 
-def empty(g: Array) -> History:
-    """No pairs yet."""
-    zeros = jnp.zeros((PAIRS, *g.shape), g.dtype)
-    return History(zeros, zeros, jnp.zeros((PAIRS, len(g)), g.dtype))
+def init_history(gradient: Array) -> History:
+    """Return a history without pairs."""
+    zeros = jnp.zeros((MAX_PAIRS, *gradient.shape), gradient.dtype)
+    return History(zeros, zeros, jnp.zeros((MAX_PAIRS, len(gradient)), gradient.dtype))
 
 
-def remember(history: History, s: Array, y: Array) -> History:
-    """Put a pair in the place of the oldest; one without positive curvature counts for nothing."""
+def append_pair(history: History, s: Array, y: Array) -> History:
+    """Replace the oldest pair; a pair without positive curvature is ignored in directions."""
     s = jnp.where(jnp.isfinite(s), s, 0)
     product = jnp.sum(s * y, (1, 2))
     usable = product > jnp.finfo(s.dtype).eps * jnp.sum(y * y, (1, 2))
@@ -43,27 +49,27 @@ def remember(history: History, s: Array, y: Array) -> History:
 
 def direction(
     problem: problems.Problem,
-    head: problems.Head,
-    mass: Array,
-    g: Array,
-    pre: Preconditioner,
+    link: problems.Link,
+    class_variance: Array,
+    gradient: Array,
+    preconditioner: Preconditioner,
     history: History,
     *,
     intercept: bool,
 ) -> Array:
-    """-H g by the two loops over the pairs."""
+    """Return -H g by the two-loop recursion over the pairs."""
 
-    def back(q: Array, pair: History) -> tuple[Array, Array]:
+    def backward(q: Array, pair: History) -> tuple[Array, Array]:
         a = pair.inverse * jnp.sum(pair.s * q, (1, 2))
         return q - a[:, None, None] * pair.y, a
 
-    def forth(r: Array, step: tuple[History, Array]) -> tuple[Array, None]:
+    def forward(r: Array, step: tuple[History, Array]) -> tuple[Array, None]:
         pair, a = step
         b = pair.inverse * jnp.sum(pair.y * r, (1, 2))
         return r + (a - b)[:, None, None] * pair.s, None
 
-    q, a = jax.lax.scan(back, g, history, reverse=True)
-    c = shared_preconditioner.curvatures(problem, head, mass)
-    r = shared_preconditioner.apply(pre, c, problem.l2, q).astype(g.dtype)
+    q, a = jax.lax.scan(backward, gradient, history, reverse=True)
+    c = shared_preconditioner.mean_curvature(problem, link, class_variance)
+    r = shared_preconditioner.apply(preconditioner, c, problem.l2, q).astype(gradient.dtype)
     r = r if intercept else r.at[..., -1].set(0)
-    return -jax.lax.scan(forth, r, (history, a))[0]
+    return -jax.lax.scan(forward, r, (history, a))[0]

@@ -1,7 +1,7 @@
-r"""The step along a direction: the minimum of a convex function of one variable, nearly.
+r"""A line search: an approximate minimum of the objective, a convex function, along a direction.
 
 The scores along a line are affine, z + t dz, so that a trial costs no product with the features.
-The first trial is nearly always the last: what only another one needs is computed there.
+The first trial is nearly always accepted, and what only another trial needs is computed there.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from jax import Array, lax
 
 from jaxsoftmax.solvers import problem as problems
 
-TRIALS = 30
-FLAT = 0.4  # a slope this small, relative to the first one, is small enough
+MAX_TRIALS = 30
+MAX_SLOPE_RATIO = 0.4  # a slope is small enough at this size, relative to the first one
 
 
 class _Trial(NamedTuple):
@@ -25,49 +25,74 @@ class _Trial(NamedTuple):
     trials: Array | int
 
 
-def along(
-    problem: problems.Problem, head: problems.Head, at: problems.Point, d: Array, dz: Array
+class _Line(NamedTuple):
+    """The line that starts at a point, and what every trial on it is compared with."""
+
+    problem: problems.Problem
+    start: problems.Point
+    d: Array
+    dz: Array
+    slope: Array  # F'(0): [L]
+    slack: Array  # the increase of F that rounding may cause: [L]
+
+
+def minimize_along(
+    problem: problems.Problem, link: problems.Link, point: problems.Point, d: Array, dz: Array
 ) -> tuple[problems.Point, Array]:
-    """The point at t d with |F'(t)| <= FLAT |F'(0)| and F(t) <= F(0), and t; t = 1 is tried first.
+    """Return the point at t d with |F'(t)| <= 0.4 |F'(0)| and F(t) <= F(0), and t.
 
-    A lane whose direction does not descend keeps its point, with t = 0.
+    The step t = 1 is tried first. A lane whose direction does not descend, or which finds no such
+    step in MAX_TRIALS, keeps its point, with t = 0.
     """
-    first = _slope(problem, at, d, dz)
-    slack = 4 * jnp.finfo(at.value.dtype).eps * jnp.abs(at.value)
-    penalty = problem.l2.astype(first.dtype) * jnp.sum(d[..., :-1] ** 2, (1, 2))
-
-    def moved(a: Array, step: Array, by: Array) -> Array:
-        wide = step[:, None, None]
-        return jnp.where(wide == 0, a, a + wide * by)
-
-    def tried(step: Array, low: Array, high: Array, trials: Array | int) -> _Trial:
-        theta, z = moved(at.theta, step, d), moved(at.scores, step, dz)
-        point = problems.point(problem, head, theta, z)
-        slope = _slope(problem, point, d, dz)
-        lower = point.value <= at.value + slack
-        done = ((jnp.abs(slope) <= FLAT * jnp.abs(first)) & lower) | (step == 0)
-        return _Trial(step, low, high, point, slope, done, trials)
+    first_slope = _slope(problem, point, d, dz)
+    slack = 4 * jnp.finfo(point.value.dtype).eps * jnp.abs(point.value)
+    line = _Line(problem, point, d, dz, first_slope, slack)
+    penalty_curvature = problem.l2.astype(first_slope.dtype) * jnp.sum(d[..., :-1] ** 2, (1, 2))
 
     def body(last: _Trial) -> _Trial:
-        step, short = last.step, last.slope < 0
-        low, high = jnp.where(short, step, last.low), jnp.where(short, last.high, step)
-        bend = problems.bend(problem, head, last.point, dz) + penalty
-        newton = step - last.slope / bend
-        middle = jnp.where(jnp.isinf(high), 4 * step, 0.5 * (low + high))
-        inside = (newton > low) & (newton < high) & (newton <= 4 * step)
-        following = jnp.where(inside, newton, middle)
-        # A lane that found nothing in all its trials stays.
-        following = jnp.where(last.trials == TRIALS, 0, following)
-        return tried(jnp.where(last.done, step, following), low, high, last.trials + 1)
+        curvature = problems.directional_curvature(problem, link, last.point, dz)
+        step, low, high = _next_step(last, curvature + penalty_curvature)
+        return _try_step(link, line, step, low, high, last.trials + 1)
 
-    zeros = jnp.zeros_like(first)
-    one = jnp.where(first < 0, 1.0, 0.0).astype(first.dtype)
-    start = tried(one, zeros, zeros + jnp.inf, jnp.array(1))
-    found = lax.while_loop(lambda last: ~jnp.all(last.done), body, start)
-    return found.point, found.step
+    zeros = jnp.zeros_like(first_slope)
+    step = jnp.where(first_slope < 0, 1.0, 0.0).astype(first_slope.dtype)
+    first = _try_step(link, line, step, zeros, zeros + jnp.inf, jnp.array(1))
+    last = lax.while_loop(lambda last: ~jnp.all(last.done), body, first)
+    return last.point, last.step
 
 
-def _slope(problem: problems.Problem, at: problems.Point, d: Array, dz: Array) -> Array:
-    """F'(t), of the smooth part."""
-    penalty = jnp.where(d == 0, 0, at.theta * d)[..., :-1].sum((1, 2))
-    return jnp.sum(at.residual * dz, (1, 2)) + problem.l2.astype(dz.dtype) * penalty
+def _try_step(
+    link: problems.Link, line: _Line, step: Array, low: Array, high: Array, trials: Array | int
+) -> _Trial:
+    """Return the trial at a step, which is done if the step may be taken or is 0."""
+    theta = _move(line.start.theta, step, line.d)
+    z = _move(line.start.scores, step, line.dz)
+    point = problems.point_from_scores(line.problem, link, theta, z)
+    slope = _slope(line.problem, point, line.d, line.dz)
+    decreased = point.value <= line.start.value + line.slack
+    flat = jnp.abs(slope) <= MAX_SLOPE_RATIO * jnp.abs(line.slope)
+    return _Trial(step, low, high, point, slope, (flat & decreased) | (step == 0), trials)
+
+
+def _next_step(last: _Trial, curvature: Array) -> tuple[Array, Array, Array]:
+    """Return the step to try next and its bracket: Newton's step in t, or a bisection."""
+    step, too_short = last.step, last.slope < 0
+    low, high = jnp.where(too_short, step, last.low), jnp.where(too_short, last.high, step)
+    newton = step - last.slope / curvature
+    bisection = jnp.where(jnp.isinf(high), 4 * step, 0.5 * (low + high))
+    inside = (newton > low) & (newton < high) & (newton <= 4 * step)
+    following = jnp.where(inside, newton, bisection)
+    # A lane that has found nothing in all its trials stays where it is.
+    following = jnp.where(last.trials == MAX_TRIALS, 0, following)
+    return jnp.where(last.done, step, following), low, high
+
+
+def _move(a: Array, step: Array, direction: Array) -> Array:
+    step = step[:, None, None]
+    return jnp.where(step == 0, a, a + step * direction)
+
+
+def _slope(problem: problems.Problem, point: problems.Point, d: Array, dz: Array) -> Array:
+    """Return F'(t) of the smooth part, `[L]`."""
+    penalty = jnp.where(d == 0, 0, point.theta * d)[..., :-1].sum((1, 2))
+    return jnp.sum(point.residual * dz, (1, 2)) + problem.l2.astype(dz.dtype) * penalty

@@ -1,15 +1,16 @@
-r"""The two products that a linear model's optimisation consists of.
+r"""Products with the features, the two linear maps that an optimizer of a linear model needs.
 
-    forward    v [R, D] -> v x' [R, N]       scores of R rows of weights
-    backward   r [R, N] -> r x  [R, D]       their adjoint
+    apply              v [R, D] -> v x' [R, N]       scores of R rows of weights
+    apply_transpose    r [R, N] -> r x  [R, D]       the adjoint
 
-at HIGHEST precision, with the classes outermost, which a CPU does 2 to 5 times faster (`linear`).
-Float32 features meet float64 vectors chunk by chunk: what comes out is right to float64's rounding,
-and no float64 copy of all features ever exists. Sparse features have products of their own.
+Both run at HIGHEST precision, with the classes outermost, which is 2 to 5 times faster on a CPU
+(see `linear`). Float32 features meet float64 vectors chunk by chunk: the result is right to
+float64's rounding, and no float64 copy of all features ever exists. Sparse features have products
+in `sparse`.
 
-A Hessian's product is one after the other, with something small in between. `there_and_back` does
-both for a chunk of rows while it is in the cache, which takes two thirds of the time at 60,000 x
-784 and 10 classes.
+A Hessian-vector product is the one after the other, with an elementwise function in between.
+`gram_product` does both for a chunk of rows while the chunk is in the cache, which takes two thirds
+of the time at 60,000 x 784 and 10 classes.
 """
 
 from collections.abc import Callable
@@ -21,17 +22,17 @@ from jax import Array, lax
 from jaxsoftmax.solvers import sparse
 from jaxsoftmax.solvers.sparse import Sparse
 
-CHUNK_BYTES = 64 * 2**20  # of float64 features at a time
-CACHED_BYTES = 4 * 2**20  # of features that a CPU's cache keeps from one product to the next
+CONVERTED_CHUNK_BYTES = 64 * 2**20  # features that are converted to float64 at a time
+CACHED_CHUNK_BYTES = 4 * 2**20  # features that stay in a CPU's cache between the two products
 
 
-def forward(features: Array | Sparse, v: Array) -> Array:
-    """v x', `[R, N]` in the dtype of v."""
+def apply(features: Array | Sparse, v: Array) -> Array:
+    """Return v x', `[R, N]`, in the dtype of v."""
     if isinstance(features, Sparse):
-        return sparse.forward(features, v)
+        return sparse.apply(features, v)
     if features.dtype == v.dtype:
         return _dot(v, features, 1)
-    size, starts = _chunks(features)
+    size, starts = _conversion_chunks(features)
 
     def body(i: Array, scores: Array) -> Array:
         chunk = lax.dynamic_slice_in_dim(features, starts[i], size).astype(v.dtype)
@@ -40,87 +41,98 @@ def forward(features: Array | Sparse, v: Array) -> Array:
     return lax.fori_loop(0, len(starts), body, jnp.zeros((len(v), len(features)), v.dtype))
 
 
-def backward(features: Array | Sparse, r: Array) -> Array:
-    """r x, `[R, D]` in the dtype of r."""
+def apply_transpose(features: Array | Sparse, r: Array) -> Array:
+    """Return r x, `[R, D]`, in the dtype of r."""
     if isinstance(features, Sparse):
-        return sparse.backward(features, r)
+        return sparse.apply_transpose(features, r)
     if features.dtype == r.dtype:
         return _dot(r, features, 0)
-    size, starts = _chunks(features)
+    size, starts = _conversion_chunks(features)
 
     def body(i: Array, total: Array) -> Array:
         chunk = lax.dynamic_slice_in_dim(features, starts[i], size).astype(r.dtype)
         part = lax.dynamic_slice_in_dim(r, starts[i], size, 1)
-        # The last chunk reaches back into the one before it, so that all are of one size.
-        fresh = starts[i] + jnp.arange(size) >= i * size
-        return total + _dot(jnp.where(fresh, part, 0), chunk, 0)
+        return total + _dot(jnp.where(_is_new_row(i, starts[i], size), part, 0), chunk, 0)
 
-    start = jnp.zeros((len(r), features.shape[1]), r.dtype)
-    return lax.fori_loop(0, len(starts), body, start)
+    zeros = jnp.zeros((len(r), features.shape[1]), r.dtype)
+    return lax.fori_loop(0, len(starts), body, zeros)
 
 
-def there_and_back(
-    features: Array | Sparse, v: Array, between: Callable[..., Array], *rows: Array
+def gram_product(
+    features: Array | Sparse, v: Array, rowwise: Callable[..., Array], *operands: Array
 ) -> tuple[Array, Array]:
-    """r x and the sums of r over the examples, `[R, D]` and `[R]`, for r = between(v x', *rows).
+    """Return r x and the sums of r over the examples for r = rowwise(v x', *operands).
 
-    `between` acts on each example alone; the last axis of each of `rows` is that of the examples.
+    Args:
+        features: `[N, D]`.
+        v: `[R, D]`.
+        rowwise: a function that acts on each example separately.
+        *operands: arrays whose last axis is that of the examples.
+
+    Returns:
+        `[R, D]` and `[R]`.
     """
     if isinstance(features, Sparse) or features.dtype != v.dtype:
-        return _one_after_the_other(features, v, between, *rows)
+        return _gram_product_unchunked(features, v, rowwise, *operands)
     return lax.platform_dependent(
-        features, v, *rows,
-        cpu=lambda x, v, *rows: _in_chunks(x, v, between, *rows),
-        default=lambda x, v, *rows: _one_after_the_other(x, v, between, *rows),
+        features, v, *operands,
+        cpu=lambda x, v, *operands: _gram_product_chunked(x, v, rowwise, *operands),
+        default=lambda x, v, *operands: _gram_product_unchunked(x, v, rowwise, *operands),
     )  # fmt: skip
 
 
-def _one_after_the_other(
-    features: Array | Sparse, v: Array, between: Callable[..., Array], *rows: Array
+def _gram_product_unchunked(
+    features: Array | Sparse, v: Array, rowwise: Callable[..., Array], *operands: Array
 ) -> tuple[Array, Array]:
-    r = between(forward(features, v), *rows)
-    return backward(features, r), r.sum(1)
+    r = rowwise(apply(features, v), *operands)
+    return apply_transpose(features, r), r.sum(1)
 
 
-def _in_chunks(
-    features: Array, v: Array, between: Callable[..., Array], *rows: Array
+def _gram_product_chunked(
+    features: Array, v: Array, rowwise: Callable[..., Array], *operands: Array
 ) -> tuple[Array, Array]:
     n, d = features.shape
-    count = -(-n // max(1, CACHED_BYTES // (features.dtype.itemsize * d)))
+    count = -(-n // max(1, CACHED_CHUNK_BYTES // (features.dtype.itemsize * d)))
     size = -(-n // count)
     if count == 1:
-        return _one_after_the_other(features, v, between, *rows)
+        return _gram_product_unchunked(features, v, rowwise, *operands)
 
-    def step(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         start = jnp.minimum(i * size, n - size)
         x = lax.dynamic_slice_in_dim(features, start, size)
-        part = [lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1) for a in rows]
-        # The last chunk reaches back into the one before it, so that all are of one size.
-        fresh = start + jnp.arange(size) >= i * size
-        r = jnp.where(fresh, between(_dot(v, x, 1), *part), 0)
+        chunks = [lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1) for a in operands]
+        r = jnp.where(_is_new_row(i, start, size), rowwise(_dot(v, x, 1), *chunks), 0)
         return sums[0] + _dot(r, x, 0), sums[1] + r.sum(1)
 
-    zero = jnp.zeros((len(v), d), v.dtype), jnp.zeros(len(v), v.dtype)
-    return lax.fori_loop(0, count, step, zero)
+    zeros = jnp.zeros((len(v), d), v.dtype), jnp.zeros(len(v), v.dtype)
+    return lax.fori_loop(0, count, body, zeros)
 
 
-def squares(features: Array | Sparse, s: Array) -> Array:
-    """s x^2, `[R, D]`: sums of the squares of each column."""
+def _is_new_row(i: Array, start: Array, size: int) -> Array:
+    """Return whether each row of chunk i is in no chunk before it, `[size]`.
+
+    The last chunk reaches back into the one before it, so that all are of one size.
+    """
+    return start + jnp.arange(size) >= i * size
+
+
+def weighted_square_sums(features: Array | Sparse, s: Array) -> Array:
+    """Return s x^2, `[R, D]`: weighted sums of the squares of each column."""
     if isinstance(features, Sparse):
-        return sparse.backward(sparse.squares(features), s)
+        return sparse.apply_transpose(sparse.square(features), s)
     return s @ features**2
 
 
 @jax.jit
-def largest(features: Array | Sparse) -> Array:
-    """The largest |x| of each column, `[D]`."""
+def column_max_abs(features: Array | Sparse) -> Array:
+    """Return the largest |x| of each column, `[D]`."""
     if isinstance(features, Sparse):
-        return sparse.largest(features)
+        return sparse.column_max_abs(features)
     return jnp.max(jnp.abs(features), 0)
 
 
 def _dot(a: Array, features: Array, axis: int) -> Array:
-    """A product that XLA's simplifier is kept from transposing back."""
+    """Return a product whose operands XLA's simplifier is kept from transposing back."""
     a, features = lax.optimization_barrier((a, features))
     product = lax.dot_general(
         a, features, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST
@@ -128,8 +140,8 @@ def _dot(a: Array, features: Array, axis: int) -> Array:
     return lax.optimization_barrier(product)
 
 
-def _chunks(features: Array) -> tuple[int, Array]:
-    """The rows of a chunk, and where each chunk starts; the last one ends with the features."""
+def _conversion_chunks(features: Array) -> tuple[int, Array]:
+    """Return the rows of a chunk and where each chunk starts; the last ends with the features."""
     n, d = features.shape
-    size = min(n, max(1, CHUNK_BYTES // (8 * d)))
+    size = min(n, max(1, CONVERTED_CHUNK_BYTES // (8 * d)))
     return size, jnp.minimum(size * jnp.arange(-(-n // size)), n - size)

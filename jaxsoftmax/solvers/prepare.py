@@ -1,10 +1,11 @@
-r"""From a user's arrays to a problem in lanes: checks, weights, penalties, padding."""
+r"""Convert a user's arrays to a problem in lanes: checks, weights, penalties, padding."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxsoftmax import losses, validation
 from jaxsoftmax.losses import check_labels
@@ -12,23 +13,23 @@ from jaxsoftmax.solvers import matvec, sparse
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.validation import ArrayLike
 
-SMALL = 2**24  # features times classes: up to here float64 costs nothing worth a thought
-LARGEST = {"float32": 1e15, "float64": 1e100}  # so that no sum of squares overflows
-SUM = 1e-3  # by how much a distribution's sum may differ from one
-EXACT = 8192  # examples: above, none are added to make shapes, and compilations, fewer
+MAX_FLOAT64_SIZE = 2**24  # features x classes x lanes that are computed in float64 from the start
+MAX_MAGNITUDE = {"float32": 1e15, "float64": 1e100}  # of features: no sum of squares overflows
+MAX_SUM_ERROR = 1e-3  # by how much the sum of a distribution may differ from one
+MAX_PADDED_ROWS = 8192  # up to here examples are padded, for fewer shapes and compilations
 
 
 class Data(NamedTuple):
-    """Checked arrays on the host: x [N, D]; targets, [N] labels or [N, K] numbers; s [N]."""
+    """Checked arrays on the host."""
 
-    features: Any  # a NumPy array or a SciPy CSR matrix
-    targets: np.ndarray
-    weights: np.ndarray
+    features: Any  # [N, D], a NumPy array or a SciPy CSR matrix
+    targets: np.ndarray  # labels [N] or numbers [N, K]
+    weights: np.ndarray  # [N]
     classes: int
-    head: problems.Head
+    link: problems.Link
 
 
-def data(
+def prepare_data(
     features: ArrayLike,
     targets: ArrayLike,
     *,
@@ -38,30 +39,34 @@ def data(
     memory: int,
     classes: int | None = None,
 ) -> Data:
-    """Check what the user passed; every error names the argument.
+    """Check a user's arrays; every error names the argument.
 
-    `classes` is their number where it is known without the labels. What features and targets hold
-    in an example of weight 0 does not matter.
+    `classes` is the number of classes if it is known without the labels. Features and targets of an
+    example of weight 0 are ignored.
     """
-    head = _head(loss)
-    x = _matrix(features)
-    s = _weights(weights, x.shape[0])
-    x, t = _features(x, s > 0, memory), validation.to_host(targets)
-    c = None if class_weights is None else _class_weights(class_weights)
+    link = _link_of(loss)
+    x = _as_matrix(features)
+    s = _prepare_weights(weights, x.shape[0])
+    valid = s > 0
+    x, t = _prepare_features(x, valid, memory), validation.to_host(targets)
+    c = None if class_weights is None else _prepare_class_weights(class_weights)
     if loss is losses.cross_entropy:
-        t, classes = _labels(t, s > 0, classes if c is None else len(c))
+        t, classes = _prepare_labels(t, valid, classes if c is None else len(c))
+    elif link == "softmax":
+        t = _prepare_distributions(t, valid)
+        classes = t.shape[1]
     else:
-        t = _distributions(t, s > 0) if head == "softmax" else _probabilities(t, s > 0)
+        t = _prepare_probabilities(t, valid)
         classes = t.shape[1]
     if c is not None:
-        t, s = _reweighted(t, s, c, head)
+        t, s = _apply_class_weights(t, s, c, link)
         if not s.any():
             raise ValueError("class_weights: expected some example to keep a weight above 0")
-    return Data(x, t, s, classes, head)
+    return Data(x, t, s, classes, link)
 
 
-def _matrix(features: Any) -> Any:
-    """Features `[N, D]` of floats: a NumPy array, or a SciPy CSR matrix of float32 or float64."""
+def _as_matrix(features: Any) -> Any:
+    """Return features `[N, D]` of floats: a NumPy array, or a CSR matrix of float32 or float64."""
     if hasattr(features, "tocsr"):  # a SciPy sparse matrix or array
         x = features.tocsr() if features.ndim == 2 else features
         x = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
@@ -76,67 +81,67 @@ def _matrix(features: Any) -> Any:
     return x
 
 
-def _features(x: Any, counts: np.ndarray, memory: int) -> Any:
-    """Features that can be computed with; CSR where that is faster, or what `memory` allows."""
+def _prepare_features(x: Any, valid: np.ndarray, memory: int) -> Any:
+    """Return finite features; CSR where that is faster, or all that `memory` allows."""
     if isinstance(x, np.ndarray):
-        return _finite(x, counts)
+        return _require_finite(x, valid)
     x.sum_duplicates()
     size = int(np.prod(x.shape, dtype=np.int64))
-    if x.nnz >= sparse.DENSE * size and size * x.dtype.itemsize <= memory:
-        return _finite(x.toarray(), counts)
-    if sparse.needed(x) > memory:
+    if x.nnz >= sparse.MAX_SPARSE_DENSITY * size and size * x.dtype.itemsize <= memory:
+        return _require_finite(x.toarray(), valid)
+    if sparse.num_bytes(x) > memory:
         raise MemoryError(
-            f"features: {x.nnz:,} entries need {sparse.needed(x):,} bytes; memory allows "
+            f"features: {x.nnz:,} entries need {sparse.num_bytes(x):,} bytes; memory allows "
             f"{memory:,}: raise it, select columns, or fit by minibatches"
         )
-    return _finite(x, counts)
+    return _require_finite(x, valid)
 
 
-def _finite(x: Any, counts: np.ndarray) -> Any:
-    """The features; where an example that does not count is at fault, with zeros in its place."""
-    fault = _fault(x)
-    if fault is not None and not counts.all():
-        x = _silenced(x, counts)
-        fault = _fault(x)
-    if fault is not None:
-        raise ValueError(f"features: {fault}")
+def _require_finite(x: Any, valid: np.ndarray) -> Any:
+    """Return the features, with zeros for ignored examples if those have invalid values."""
+    error = _describe_invalid_value(x)
+    if error is not None and not valid.all():
+        x = _zero_ignored_rows(x, valid)
+        error = _describe_invalid_value(x)
+    if error is not None:
+        raise ValueError(f"features: {error}")
     return x
 
 
-def _silenced(x: Any, counts: np.ndarray) -> Any:
+def _zero_ignored_rows(x: Any, valid: np.ndarray) -> Any:
     if isinstance(x, np.ndarray):
-        return np.where(counts[:, None], x, np.zeros((), x.dtype))
+        return np.where(valid[:, None], x, np.zeros((), x.dtype))
     x = x.copy()
-    x.data[~np.repeat(counts, np.diff(x.indptr))] = 0
+    x.data[~np.repeat(valid, np.diff(x.indptr))] = 0
     return x
 
 
-def _fault(x: Any) -> str | None:
-    """What is wrong with the features' values, or with a CSR matrix's entries."""
+def _describe_invalid_value(x: Any) -> str | None:
+    """Return a description of a value that is not finite or too large, None if there is none."""
     dense = isinstance(x, np.ndarray)
     x = x if dense else x.data
-    # One sum says whether all are finite; only where it overflows too each entry is looked at.
+    # A finite sum shows that all are finite; each value is checked only if the sum overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(x.sum()) or np.isfinite(x).all()
     if not finite:
         at = np.argwhere(~np.isfinite(x))[0].tolist()
         return f"expected finite numbers, got {x[tuple(at)]} at {'' if dense else 'entry '}{at}"
-    largest, most = max(x.max(initial=0), -x.min(initial=0)), LARGEST[x.dtype.name]
-    return (
-        f"expected numbers up to {most:g}, got {largest:g}; scale them" if largest > most else None
-    )
+    largest, limit = max(x.max(initial=0), -x.min(initial=0)), MAX_MAGNITUDE[x.dtype.name]
+    if largest > limit:
+        return f"expected numbers up to {limit:g}, got {largest:g}; scale them"
+    return None
 
 
-def numbers(x: ArrayLike, name: str) -> np.ndarray:
-    """Real numbers or bools on the host, in the dtype they have."""
+def as_real(x: ArrayLike, name: str) -> np.ndarray:
+    """Return real numbers or bools on the host, in their own dtype."""
     a = validation.to_host(x)
     if not any(jnp.issubdtype(a.dtype, kind) for kind in (np.bool_, np.integer, np.floating)):
         raise TypeError(f"{name}: expected real numbers or bools, got {a.dtype}")
     return a
 
 
-def _weights(weights: ArrayLike | None, n: int) -> np.ndarray:
-    s = numbers(1 if weights is None else weights, "weights").astype(np.float64)
+def _prepare_weights(weights: ArrayLike | None, n: int) -> np.ndarray:
+    s = as_real(1 if weights is None else weights, "weights").astype(np.float64)
     if s.shape not in ((), (n,)):
         raise ValueError(f"weights: expected shape {(n,)} or one number, got {s.shape}")
     if not (np.isfinite(s) & (s >= 0)).all() or not s.any():
@@ -144,77 +149,77 @@ def _weights(weights: ArrayLike | None, n: int) -> np.ndarray:
     return np.broadcast_to(s, (n,))
 
 
-def _head(loss: Callable) -> problems.Head:
-    heads: dict[Callable, problems.Head] = {
+def _link_of(loss: Callable) -> problems.Link:
+    loss_links: dict[Callable, problems.Link] = {
         losses.cross_entropy: "softmax",
         losses.soft_cross_entropy: "softmax",
         losses.binary_cross_entropy: "sigmoid",
     }
-    if loss not in heads:
+    if loss not in loss_links:
         raise ValueError(
             "loss: expected jaxsoftmax.cross_entropy, jaxsoftmax.soft_cross_entropy or "
             f"jaxsoftmax.binary_cross_entropy, got {getattr(loss, '__name__', loss)!r}; "
-            "training.fit minimises any loss"
+            "training.fit minimizes any loss"
         )
-    return heads[loss]
+    return loss_links[loss]
 
 
-def _labels(t: np.ndarray, counts: np.ndarray, classes: int | None) -> tuple[np.ndarray, int]:
-    """Labels `[N]`, 0 where an example does not count, and the number of classes."""
-    if t.shape != counts.shape:
+def _prepare_labels(
+    t: np.ndarray, valid: np.ndarray, classes: int | None
+) -> tuple[np.ndarray, int]:
+    """Return labels `[N]`, 0 for ignored examples, and the number of classes."""
+    if t.shape != valid.shape:
         advice = "; loss=soft_cross_entropy takes [N, K] probabilities" if t.ndim == 2 else ""
         raise ValueError(
-            f"targets: expected [N] with N = {len(counts)}, got shape {t.shape}{advice}"
+            f"targets: expected [N] with N = {len(valid)}, got shape {t.shape}{advice}"
         )
     if t.dtype.kind not in "iu":
         raise TypeError(
             f"targets: expected integer labels, got {t.dtype}; convert them: targets.astype(int) "
             "of whole numbers, numpy.unique(targets, return_inverse=True) of anything else"
         )
-    t = np.where(counts, t, np.zeros((), t.dtype))
-    classes = _inferred(t) if classes is None else classes
+    t = np.where(valid, t, np.zeros((), t.dtype))
+    classes = _infer_classes(t) if classes is None else classes
     check_labels(t, classes, name="targets")
     return t, classes
 
 
-def _inferred(labels: np.ndarray) -> int:
+def _infer_classes(labels: np.ndarray) -> int:
     try:
         return losses.inferred_classes(labels, "targets")
     except ValueError as error:
         raise ValueError(f"{error}: class_weights=numpy.ones(K)") from None
 
 
-def _probabilities(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Targets of sigmoids, float64 `[N, K]` in [0, 1]; 0 where an example does not count."""
-    n = len(counts)
+def _prepare_probabilities(t: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return targets of sigmoids, float64 `[N, K]` in [0, 1]; 0 for ignored examples."""
+    n = len(valid)
     if t.ndim not in (1, 2) or len(t) != n or 0 in t.shape:
         raise ValueError(f"targets: expected [N] or [N, K] with N = {n}, got shape {t.shape}")
-    slack = _slack(numbers(t, "targets"))
-    t = np.where(counts[:, None], t.astype(np.float64).reshape(n, -1), 0)
-    outside = ~((t >= -slack) & (t <= 1 + slack))
-    if outside.any():
-        at = np.argwhere(outside)[0].tolist()
-        raise ValueError(f"targets: expected numbers in [0, 1], got {t[tuple(at)]} at {at}")
+    slack = _rounding_slack(as_real(t, "targets"))
+    t = np.where(valid[:, None], t.astype(np.float64).reshape(n, -1), 0)
+    _require_all((t >= -slack) & (t <= 1 + slack), t)
     return np.clip(t, 0, 1)
 
 
-def _distributions(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Targets of a softmax, `[N, K]`, rows of sum one; float64 where they came so, else float32."""
-    n = len(counts)
+def _prepare_distributions(t: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return targets of a softmax, `[N, K]`, whose rows sum to one.
+
+    They are float64 if they were passed so, else float32. Ignored examples have class 0.
+    """
+    n = len(valid)
     if t.ndim != 2 or len(t) != n or 0 in t.shape:
         raise ValueError(f"targets: expected [N, K] with N = {n}, got shape {t.shape}")
-    slack = _slack(numbers(t, "targets"))
+    slack = _rounding_slack(as_real(t, "targets"))
     dtype = np.float64 if t.dtype == np.float64 else np.float32
-    t = np.where(counts[:, None], t.astype(dtype), np.eye(1, t.shape[1], dtype=dtype))
-    if not (t >= -slack).all():
-        at = np.argwhere(~(t >= -slack))[0].tolist()
-        raise ValueError(f"targets: expected numbers in [0, 1], got {t[tuple(at)]} at {at}")
-    # On the device a subnormal number is 0, and a class without targets is known by it.
+    t = np.where(valid[:, None], t.astype(dtype), np.eye(1, t.shape[1], dtype=dtype))
+    _require_all(t >= -slack, t)
+    # On the device a subnormal number is 0, which marks a class without targets.
     t = np.where(t < np.finfo(dtype).tiny, np.zeros((), dtype), t)
     sums = t.sum(1, dtype=np.float64)
-    near = np.abs(sums - 1) <= max(SUM, slack)
-    if not near.all():
-        i = int(np.argmin(near))
+    normalized = np.abs(sums - 1) <= max(MAX_SUM_ERROR, slack)
+    if not normalized.all():
+        i = int(np.argmin(normalized))
         raise ValueError(
             f"targets[{i}]: expected probabilities of sum 1, got the sum {sums[i]:g}; divide each "
             "row by its sum, and multiply the example's weight by it if it is to count by it"
@@ -222,17 +227,22 @@ def _distributions(t: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return t
 
 
-def _slack(t: np.ndarray) -> float:
-    """By how much rounding may take a probability of this dtype out of [0, 1]."""
-    return (
-        validation.ROUNDING_ULPS * float(jnp.finfo(t.dtype).eps)
-        if t.dtype.kind not in "biu"
-        else 0.0
-    )
+def _rounding_slack(t: np.ndarray) -> float:
+    """Return by how much rounding may take a probability of this dtype out of [0, 1]."""
+    if t.dtype.kind in "biu":
+        return 0.0
+    return validation.ROUNDING_ULPS * float(jnp.finfo(t.dtype).eps)
 
 
-def _class_weights(class_weights: ArrayLike) -> np.ndarray:
-    c = numbers(class_weights, "class_weights").astype(np.float64)
+def _require_all(in_range: np.ndarray, t: np.ndarray) -> None:
+    """Raise a ValueError that names the first target out of range."""
+    if not in_range.all():
+        at = np.argwhere(~in_range)[0].tolist()
+        raise ValueError(f"targets: expected numbers in [0, 1], got {t[tuple(at)]} at {at}")
+
+
+def _prepare_class_weights(class_weights: ArrayLike) -> np.ndarray:
+    c = as_real(class_weights, "class_weights").astype(np.float64)
     if c.ndim != 1 or not len(c):
         raise ValueError(f"class_weights: expected one for each class, [K], got shape {c.shape}")
     if not (np.isfinite(c) & (c >= 0)).all():
@@ -240,17 +250,18 @@ def _class_weights(class_weights: ArrayLike) -> np.ndarray:
     return c
 
 
-def _reweighted(
-    t: np.ndarray, s: np.ndarray, c: np.ndarray, head: problems.Head
+def _apply_class_weights(
+    t: np.ndarray, s: np.ndarray, c: np.ndarray, link: problems.Link
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and weights with those of the classes.
+    """Return targets and weights that include the class weights.
 
-    An example whose target is shared among classes is as many examples, each of its class with its
-    share of the weight: the weight becomes s sum_k c_k t_k, and the target is in proportion to c t.
+    An example whose target is shared among classes is equivalent to several examples, one for each
+    class with its share of the weight: the weight becomes s sum_k c_k t_k, and the target is
+    proportional to c t.
     """
     if t.ndim == 1:
         return t, s * c[t]
-    if head == "softmax":
+    if link == "softmax":
         if len(c) != t.shape[1]:
             raise ValueError(f"class_weights: expected shape {t.shape[1:]}, got {c.shape}")
         share = t.astype(np.float64) * c
@@ -264,9 +275,9 @@ def _reweighted(
     return np.where(total > 0, c[1] * t / np.where(total > 0, total, 1), t), s * total[:, 0]
 
 
-def limits(gap: ArrayLike, max_iterations: int) -> np.ndarray:
-    """The gaps that are asked for, after a check of what ends the iterations."""
-    gaps = numbers(gap, "gap").astype(np.float64)
+def prepare_gaps(gap: ArrayLike, max_iterations: int) -> np.ndarray:
+    """Check `gap` and `max_iterations`, which end the iterations, and return the gaps."""
+    gaps = as_real(gap, "gap").astype(np.float64)
     if not (gaps >= 0).all():
         raise ValueError(f"gap: expected numbers of at least 0, got {gap!r}")
     whole = isinstance(max_iterations, int | np.integer) and not isinstance(max_iterations, bool)
@@ -277,80 +288,123 @@ def limits(gap: ArrayLike, max_iterations: int) -> np.ndarray:
     return gaps
 
 
-def penalties(
+def prepare_penalties(
     sums: np.ndarray, *, C: ArrayLike | None, alpha: ArrayLike | None, l1_ratio: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """l2 and l1 in the mean form, for lanes whose weights have these sums."""
+    """Return l2 and l1 in the mean form, for lanes whose weights have these sums."""
     if (C is None) == (alpha is None):
         raise ValueError(f"C, alpha: expected one of the two, got C={C!r} and alpha={alpha!r}")
-    if not 0 <= _number(l1_ratio, "l1_ratio") <= 1:
+    if not 0 <= _as_number(l1_ratio, "l1_ratio") <= 1:
         raise ValueError(f"l1_ratio: expected a number in [0, 1], got {l1_ratio!r}")
     if C is not None:
-        c = _number(C, "C")
+        c = _as_number(C, "C")
         if not c > 0:
             raise ValueError(f"C: expected a number above 0, got {C!r}")
         strength = 1 / (c * sums)
     else:
-        a = _number(alpha, "alpha")
+        a = _as_number(alpha, "alpha")
         if not 0 <= a < np.inf:
             raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha!r}")
         strength = np.full(sums.shape, a)
     return (1 - l1_ratio) * strength, l1_ratio * strength
 
 
-def _number(value: Any, name: str) -> float:
-    a = numbers(value, name)
+def _as_number(value: Any, name: str) -> float:
+    a = as_real(value, name)
     if a.ndim:
         raise ValueError(f"{name}: expected one number, got shape {a.shape}")
     return float(a)
 
 
-def lanes(
-    given: Data, weights: np.ndarray, targets: np.ndarray, l2: np.ndarray, l1: np.ndarray
+def prepare_lanes(
+    data: Data, weights: np.ndarray, targets: np.ndarray, l2: np.ndarray, l1: np.ndarray
 ) -> problems.Problem:
-    """The problem of lanes with weights [L, N] and targets [T, N] or [T, N, K], on the device."""
-    x, (n, d) = given.features, given.features.shape
-    dense = isinstance(x, np.ndarray)  # sparse features are not padded
-    rows = _bucket(n) if dense else n
-    columns = max(8, 1 << (d - 1).bit_length()) if d <= 64 and dense else d
-    if x.size * given.classes * len(weights) <= SMALL:
-        x = x.astype(np.float64)
-    if (rows, columns) != (n, d):
-        x = np.pad(x, ((0, rows - n), (0, columns - d)))
+    """Return the problem of lanes on the device.
+
+    Args:
+        data: the checked arrays.
+        weights: `[L, N]`.
+        targets: `[T, N]` or `[T, N, K]`.
+        l2: `[L]`.
+        l1: `[L]`.
+
+    Returns:
+        The problem, padded to one of few shapes where the features are dense.
+    """
+    rows, columns = _padded_shape(data.features)
+    padding = rows - data.features.shape[0]
     s = weights / weights.sum(1, keepdims=True)
-    # Padding has no weight, but targets as the last example's: those of a softmax sum to one.
-    t = np.pad(targets, ((0, 0), (0, rows - n)) + ((0, 0),) * (targets.ndim - 2), mode="edge")
-    kind = {"softmax": t.dtype if t.ndim == 3 else np.int32, "sigmoid": np.float64}[given.head]
-    t = np.moveaxis(t, 1, 2) if t.ndim == 3 else t
-    features = jnp.asarray(x) if dense else sparse.stored(x)
+    features = _to_device(data.features, rows, columns, len(weights) * data.classes)
     return problems.Problem(
         features=features,
-        targets=jnp.asarray(t.astype(kind)),
-        weights=jnp.asarray(np.pad(s, ((0, 0), (0, rows - n)))),
+        targets=_targets_to_device(targets, padding, data.link),
+        weights=jnp.asarray(np.pad(s, ((0, 0), (0, padding)))),
         l2=jnp.asarray(l2),
         l1=jnp.asarray(l1),
-        largest=matvec.largest(features).astype(jnp.float64),
+        column_max_abs=matvec.column_max_abs(features).astype(jnp.float64),
     )
 
 
+def _padded_shape(x: Any) -> tuple[int, int]:
+    """Return the shape that features are padded to; sparse features are not padded."""
+    n, d = x.shape
+    if not isinstance(x, np.ndarray):
+        return n, d
+    return _bucket(n), max(8, 1 << (d - 1).bit_length()) if d <= 64 else d
+
+
+def _to_device(x: Any, rows: int, columns: int, scores: int) -> Array | sparse.Sparse:
+    """Return padded features on the device, in float64 if the problem is small.
+
+    `scores` is the number of scores per example in all lanes.
+    """
+    if x.size * scores <= MAX_FLOAT64_SIZE:
+        x = x.astype(np.float64)
+    if not isinstance(x, np.ndarray):
+        return sparse.from_scipy(x)
+    n, d = x.shape
+    if (rows, columns) != (n, d):
+        x = np.pad(x, ((0, rows - n), (0, columns - d)))
+    return jnp.asarray(x)
+
+
+def _targets_to_device(t: np.ndarray, padding: int, link: problems.Link) -> Array:
+    """Return padded targets, `[T, N]` or `[T, K, N]`.
+
+    Padding has no weight, but the target of the last example: that of a softmax sums to one.
+    """
+    t = np.pad(t, ((0, 0), (0, padding)) + ((0, 0),) * (t.ndim - 2), mode="edge")
+    match link:
+        case "sigmoid":
+            dtype: Any = np.float64
+        case "softmax":
+            dtype = t.dtype if t.ndim == 3 else np.int32
+    t = np.moveaxis(t, 1, 2) if t.ndim == 3 else t
+    return jnp.asarray(t.astype(dtype))
+
+
 def _bucket(n: int) -> int:
-    """A number of rows of which there are few: a power of two, then at most an eighth more."""
-    if n > EXACT:
+    """Round n up to one of few sizes: a power of two, or above 1024 at most an eighth more."""
+    if n > MAX_PADDED_ROWS:
         return n
     power = 1 << (n - 1).bit_length()
     unit = max(32, power if n <= 1024 else power // 16)
     return -(-n // unit) * unit
 
 
-def intercepts(given: Data, weights: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Where the intercepts start, [L, K]: 0, or the limit of a class or label without contrast."""
+def initial_intercepts(data: Data, weights: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return where the intercepts start, `[L, K]`.
+
+    This is 0, or the limit of the optimum: -inf for a class without examples, and +-inf for a label
+    that is the same in all examples.
+    """
     lanes = len(weights)
     targets = np.broadcast_to(targets, (lanes, *targets.shape[1:]))
-    b = np.zeros((lanes, given.classes))
+    b = np.zeros((lanes, data.classes))
     for lane in range(lanes):
         t, s = targets[lane], weights[lane]
-        if given.head == "softmax":
-            share = np.bincount(t, s, given.classes) if t.ndim == 1 else s @ t
+        if data.link == "softmax":
+            share = np.bincount(t, s, data.classes) if t.ndim == 1 else s @ t
             b[lane, share == 0] = -np.inf
         else:
             share = s @ t / s.sum()

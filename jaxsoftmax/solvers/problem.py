@@ -3,10 +3,10 @@ r"""The problem: weighted cross-entropy of a linear model plus penalties, in lan
     F(w, b) = sum_i s_i l(w x_i + b, y_i) + l2 / 2 ||w||^2 + l1 |w|_1,    sum_i s_i = 1,
 
 for L lanes at once, which may differ in everything but the features. Parameters are packed,
-`theta: [L, K, D + 1]` with the intercept last, so that a method handles one array. The head is a
-softmax over K classes or K sigmoids. The softmax has one label or a distribution for each example.
-A class without examples, or whose targets are all 0, has the intercept -inf, the limit in which the
-optimum lies: its scores are -inf, its probabilities and its gradient 0.
+`theta: [L, K, D + 1]` with the intercept last, so that a method handles one array. The link is a
+softmax over K classes or K sigmoids. The softmax takes one label or one distribution per example.
+A class without examples, or whose targets are all 0, has the intercept -inf, which is the limit of
+the optimum: its scores are -inf, and its probabilities and its gradient are 0.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from jaxsoftmax import links, softmax_core
 from jaxsoftmax.solvers import matvec
 from jaxsoftmax.solvers.sparse import Sparse
 
-type Head = Literal["softmax", "sigmoid"]
+type Link = Literal["softmax", "sigmoid"]
 
 
 class Problem(NamedTuple):
@@ -29,73 +29,75 @@ class Problem(NamedTuple):
     weights: Array  # s: [L, N], each row of sum 1
     l2: Array  # [L]
     l1: Array  # [L]
-    largest: Array  # the largest |x| of each column: [D], float64
+    column_max_abs: Array  # the largest |x| of each column: [D], float64
 
 
 class Point(NamedTuple):
-    """Parameters, and what follows from their scores without another look at the features."""
+    """Parameters, and what follows from their scores without a product with the features."""
 
     theta: Array  # [L, K, D + 1]
     scores: Array  # z: [L, K, N]
     value: Array  # F: [L]
-    residual: Array  # s (p - t): [L, K, N], the gradient in the scores
+    residual: Array  # s (p - t): [L, K, N], the gradient with respect to the scores
 
 
-def where(lanes: Array, then: Point, otherwise: Point) -> Point:
-    """The lanes of one point or the other, by a bool `[L]`."""
+def select_points(use_first: Array, first: Point, second: Point) -> Point:
+    """Return the first or the second point of each lane, chosen by a bool `[L]`."""
 
     def select(a: Array, b: Array) -> Array:
-        return jnp.where(lanes.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        return jnp.where(use_first.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
-    return Point(*map(select, then, otherwise))
+    return Point(*map(select, first, second))
 
 
-def scores(problem: Problem, theta: Array) -> Array:
-    """z = w x + b, `[L, K, N]`."""
+def linear_scores(problem: Problem, theta: Array) -> Array:
+    """Return z = w x + b, `[L, K, N]`."""
     lanes, classes, _ = theta.shape
     flat = theta.reshape(lanes * classes, -1)
-    z = matvec.forward(problem.features, flat[:, :-1]) + flat[:, -1:]
+    z = matvec.apply(problem.features, flat[:, :-1]) + flat[:, -1:]
     return z.reshape(lanes, classes, -1)
 
 
-def adjoint(problem: Problem, r: Array) -> Array:
-    """sum_i r_i (x_i, 1), `[L, K, D + 1]`: the adjoint of `scores`."""
+def linear_scores_adjoint(problem: Problem, r: Array) -> Array:
+    """Return sum_i r_i (x_i, 1), `[L, K, D + 1]`: the adjoint of `linear_scores`."""
     lanes, classes, size = r.shape
     flat = r.reshape(lanes * classes, size)
-    packed = jnp.concatenate([matvec.backward(problem.features, flat), flat.sum(1)[:, None]], 1)
-    return packed.reshape(lanes, classes, -1)
+    weights = matvec.apply_transpose(problem.features, flat)
+    return jnp.concatenate([weights, flat.sum(1)[:, None]], 1).reshape(lanes, classes, -1)
 
 
-def point(problem: Problem, head: Head, theta: Array, z: Array) -> Point:
-    """Everything at parameters whose scores are z."""
-    loss, residual = _head(head, z, problem.targets)
+def point_from_scores(problem: Problem, link: Link, theta: Array, z: Array) -> Point:
+    """Return the point at parameters whose scores are z."""
+    loss, residual = _loss_and_gradient(link, z, problem.targets)
     s = problem.weights.astype(z.dtype)
     w = theta[..., :-1]
     penalty = 0.5 * problem.l2 * jnp.sum(w**2, (1, 2)) + problem.l1 * jnp.sum(jnp.abs(w), (1, 2))
-    # A weight of 0 silences an infinite loss: that of a class which the lane does not have.
+    # With weight 0 an infinite loss, as of a class that the lane does not have, is ignored.
     value = jnp.sum(jnp.where(s == 0, 0, s * loss), -1) + penalty.astype(z.dtype)
     return Point(theta, z, value, s[:, None] * jnp.where(s[:, None] == 0, 0, residual))
 
 
-def mass(problem: Problem, head: Head, at: Point) -> Array:
-    """What the Hessian needs, `[L, K, N]`: p of the softmax, p (1 - p) of the sigmoid.
+def class_variance(problem: Problem, link: Link, point: Point) -> Array:
+    """Return what determines the Hessian in the scores, `[L, K, N]`.
 
-    It comes from the residual, which costs less than to keep it: each entry of p, or of 1 - p of
-    a label, has the residual's relative accuracy. Examples without weight have none.
+    For sigmoids this is p (1 - p), the variance of each label; for a softmax it is p, from which
+    the covariance diag(p) - p p' of the classes follows. It is computed from the residual, which
+    costs less than storing it: each entry of p, or of 1 - p of a label, has the residual's relative
+    accuracy. It is 0 for examples without weight.
     """
-    s = problem.weights.astype(at.residual.dtype)[:, None]
-    difference = at.residual / jnp.where(s == 0, 1, s)
-    if head == "softmax":
-        t = expected(problem.targets, difference.shape[1], difference.dtype)
+    s = problem.weights.astype(point.residual.dtype)[:, None]
+    difference = point.residual / jnp.where(s == 0, 1, s)
+    if link == "softmax":
+        t = as_distributions(problem.targets, difference.shape[1], difference.dtype)
         return jnp.maximum(t + difference, 0)
     t = problem.targets.astype(difference.dtype)
     return (t + difference) * ((1 - t) - difference)
 
 
-def expected(targets: Array, classes: int, dtype: Any) -> Array:
-    """The softmax's targets as distributions, `[T, K, N]`.
+def as_distributions(targets: Array, classes: int, dtype: Any) -> Array:
+    """Return the targets of a softmax as distributions, `[T, K, N]`.
 
-    Those that are stored in float32 sum to one in float64 too: the bound needs it.
+    Those stored in float32 are normalized to sum to 1 in float64 too, as the bound needs it.
     """
     if targets.ndim == 2:
         return (jnp.arange(classes)[:, None] == targets[:, None]).astype(dtype)
@@ -103,74 +105,82 @@ def expected(targets: Array, classes: int, dtype: Any) -> Array:
     return t / jnp.sum(t, 1, keepdims=True)
 
 
-def _head(head: Head, z: Array, targets: Array) -> tuple[Array, Array]:
-    """Each example's loss and its gradient in the scores."""
-    if head == "softmax" and targets.ndim == 3:
-        return _of_distributions(z, expected(targets, z.shape[1], z.dtype))
-    if head == "softmax":
+def _loss_and_gradient(link: Link, z: Array, targets: Array) -> tuple[Array, Array]:
+    """Return the loss of each example, and its gradient with respect to the scores."""
+    if link == "softmax" and targets.ndim == 3:
+        return _soft_loss_and_gradient(z, as_distributions(targets, z.shape[1], z.dtype))
+    if link == "softmax":
         index = jnp.broadcast_to(targets, (z.shape[0], z.shape[2]))
-        every = jnp.ones(index.shape, bool)
-        return softmax_core.value_and_gradient(z, index, every, every, 1)
+        ones = jnp.ones(index.shape, bool)
+        return softmax_core.value_and_gradient(z, index, ones, ones, 1)
     t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
-    p, rest = links.sigmoid_values(z), links.sigmoid_values(-z)
-    loss = _term(t, links.softplus_values(-z)) + _term(1 - t, links.softplus_values(z))
-    return loss.sum(1), (1 - t) * p - t * rest
+    p, complement = links.sigmoid_pair(z)
+    loss = _weighted_term(t, links.softplus_values(-z))
+    loss = loss + _weighted_term(1 - t, links.softplus_values(z))
+    return loss.sum(1), (1 - t) * p - t * complement
 
 
-def _of_distributions(z: Array, t: Array) -> tuple[Array, Array]:
-    """-sum_k t_k log p_k and p - t, as p (1 - t) - t (1 - p): of one-hot codes nothing cancels."""
+def _soft_loss_and_gradient(z: Array, t: Array) -> tuple[Array, Array]:
+    """Return -sum_k t_k log p_k and its gradient p - t.
+
+    The gradient is computed as p (1 - t) - t (1 - p), which does not cancel for one-hot targets.
+    """
     p = links.softmax_values(z, None, 1)
     others = jnp.sum(jnp.where(p > 0.5, 0, p), 1, keepdims=True)
-    rest = jnp.where(p > 0.5, others, 1 - p)
-    return _term(t, -links.log_softmax_values(z, 1)).sum(1), p * (1 - t) - t * rest
+    complement = jnp.where(p > 0.5, others, 1 - p)
+    loss = _weighted_term(t, -links.log_softmax_values(z, 1)).sum(1)
+    return loss, p * (1 - t) - t * complement
 
 
-def _term(coefficient: Array, value: Array) -> Array:
-    """coefficient * value, where a coefficient of 0 silences an infinite value."""
+def _weighted_term(coefficient: Array, value: Array) -> Array:
+    """Return coefficient * value, and 0 for a coefficient of 0 even if the value is infinite."""
     return jnp.where(coefficient == 0, 0, coefficient * value)
 
 
-def gradient(problem: Problem, at: Point, *, intercept: bool) -> Array:
-    """Gradient of the smooth part, without the l1 penalty."""
-    return _penalised(problem, adjoint(problem, at.residual), at.theta, intercept)
+def gradient(problem: Problem, point: Point, *, intercept: bool) -> Array:
+    """Return the gradient of the smooth part, without the l1 penalty, `[L, K, D + 1]`."""
+    packed = linear_scores_adjoint(problem, point.residual)
+    return _add_ridge(problem, packed, point.theta, intercept)
 
 
-def curvature(problem: Problem, head: Head, mass: Array, u: Array) -> Array:
-    """s times the Hessian of each example's loss in its scores, times u: `[L, K, N]`."""
-    return _curvature(head, problem.weights.astype(u.dtype), mass, u)
+def scores_hessian_product(problem: Problem, link: Link, class_variance: Array, u: Array) -> Array:
+    """Return s times the Hessian of each example's loss in its scores times u, `[L, K, N]`."""
+    return _scores_hessian_product(link, problem.weights.astype(u.dtype), class_variance, u)
 
 
-def _curvature(head: Head, s: Array, mass: Array, u: Array) -> Array:
-    return s[:, None] * (links.covariance_product(mass, u, 1) if head == "softmax" else mass * u)
+def _scores_hessian_product(link: Link, s: Array, class_variance: Array, u: Array) -> Array:
+    if link == "softmax":
+        return s[:, None] * links.covariance_product(class_variance, u, 1)
+    return s[:, None] * (class_variance * u)
 
 
-def bend(problem: Problem, head: Head, at: Point, u: Array) -> Array:
-    """u' H u of the Hessian in the scores, `[L]`, in sums that keep no array of its terms."""
-    p = mass(problem, head, at)
-    if head == "softmax":
+def directional_curvature(problem: Problem, link: Link, point: Point, u: Array) -> Array:
+    """Return u' H u of the Hessian in the scores, `[L]`, in sums that store none of their terms."""
+    p = class_variance(problem, link, point)
+    if link == "softmax":
         u = u - jnp.sum(p * u, 1, keepdims=True)
     return jnp.sum(problem.weights.astype(u.dtype)[:, None] * p * u**2, (1, 2))
 
 
 def hessian_product(
-    problem: Problem, head: Head, mass: Array, v: Array, *, intercept: bool
+    problem: Problem, link: Link, class_variance: Array, v: Array, *, intercept: bool
 ) -> Array:
-    """Hessian of the smooth part times v, `[L, K, D + 1]`: two products, and no Hessian."""
+    """Return the Hessian of the smooth part times v, `[L, K, D + 1]`, without forming it."""
     lanes, classes, _ = v.shape
     flat = v.reshape(lanes * classes, -1)
 
-    def between(u: Array, mass: Array, s: Array) -> Array:
+    def rowwise(u: Array, class_variance: Array, s: Array) -> Array:
         u = (u + flat[:, -1:]).reshape(lanes, classes, -1)
-        return _curvature(head, s, mass, u).reshape(lanes * classes, -1)
+        return _scores_hessian_product(link, s, class_variance, u).reshape(lanes * classes, -1)
 
     s = problem.weights.astype(v.dtype)
-    w, b = matvec.there_and_back(problem.features, flat[:, :-1], between, mass, s)
+    w, b = matvec.gram_product(problem.features, flat[:, :-1], rowwise, class_variance, s)
     packed = jnp.concatenate([w, b[:, None]], 1).reshape(v.shape)
-    return _penalised(problem, packed, v, intercept)
+    return _add_ridge(problem, packed, v, intercept)
 
 
-def _penalised(problem: Problem, packed: Array, theta: Array, intercept: bool) -> Array:
-    """packed + l2 w for the weights; the intercept has no penalty, and 0 where there is none."""
+def _add_ridge(problem: Problem, packed: Array, theta: Array, intercept: bool) -> Array:
+    """Return packed + l2 w for the weights; the intercept is not penalized, or 0 without one."""
     l2 = problem.l2.astype(packed.dtype)[:, None, None]
     w = packed[..., :-1] + l2 * theta[..., :-1].astype(packed.dtype)
     b = packed[..., -1:] if intercept else jnp.zeros_like(packed[..., -1:])

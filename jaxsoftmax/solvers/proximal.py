@@ -1,11 +1,13 @@
-r"""Steps with an l1 penalty: find the zeros by a proximal gradient step, then forget the kinks.
+r"""Steps with an l1 penalty: a proximal gradient step finds the zeros, then Newton moves the rest.
 
-The proximal step in the metric h (one number a parameter) is w <- soft(w - g / h, l1 / h). What it
-leaves at 0 is kept there; on the face of the other parameters, with the signs that they have, F is
-smooth, and Newton's step by conjugate gradients is made and cut off where a sign would change. The
-first kind of step makes it converge, the second fast.
+The proximal step in the metric h (one number per parameter) is w <- soft(w - g / h, l1 / h). The
+weights that it sets to 0 are kept there. On the face of the remaining parameters, as long as they
+keep their signs, F is smooth; Newton's step is computed there by conjugate gradients, and a weight
+whose sign would change is set to 0. The proximal step guarantees convergence, and Newton's step
+makes it fast.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,114 +17,153 @@ from jaxsoftmax.solvers import matvec, newton, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
-TRIALS = 40
+MAX_PROXIMAL_TRIALS = 40
+MAX_NEWTON_TRIALS = 10
 
 
-class Moved(NamedTuple):
-    """How far a proximal step went, and its passes over the features."""
+class ProximalStep(NamedTuple):
+    """Where a proximal gradient step leads, and its passes over the features."""
 
-    length: Array
+    point: problems.Point
+    gradient: Array
+    stiffness: Array  # the multiple of the metric with which F descended: [L]
+    moved: Array  # whether the lane has another point: [L]
     products: Array | int
+
+
+class NewtonStep(NamedTuple):
+    """Where Newton's step on the face leads, and its passes over the features."""
+
+    point: problems.Point
+    decrement: Array  # -g d / 2: [L]
+    products: Array | int
+
+
+class _Trial(NamedTuple):
+    """A trial at a stiffness of the metric, or at a length of the step."""
+
+    number: Array  # the stiffness or the length: [L]
+    point: problems.Point
+    accepted: Array  # [L]
+    trials: Array | int
 
 
 def shrink(
     problem: problems.Problem,
-    head: problems.Head,
-    at: problems.Point,
-    g: Array,
-    goal: Array,
+    link: problems.Link,
+    point: problems.Point,
+    gradient: Array,
+    tolerance: Array,
     stiffness: Array | None,
+    *,
     intercept: bool,
-) -> tuple[problems.Point, Array, Array, Moved]:
-    """A proximal gradient step: the point, its gradient, the stiffness that sufficed, its length.
+) -> ProximalStep:
+    """Take a proximal gradient step.
 
     The metric is the Hessian's diagonal under each class's mean curvature times the stiffness,
     which doubles until F falls below the model's value: with it, F descends (Beck and Teboulle).
+    A lane whose tolerance is infinite keeps its point.
     """
-    dtype = g.dtype
-    h = _diagonal(problem, head, problems.mass(problem, head, at))
+    dtype = gradient.dtype
+    diagonal = _diagonal(problem, link, problems.class_variance(problem, link, point))
     l1, l2 = (a.astype(dtype)[:, None, None] for a in (problem.l1, problem.l2))
-    smooth = at.value - _l1(problem, at.theta)
+    smooth_value = point.value - _l1_penalty(problem, point.theta)
 
-    def trial(stiff: Array) -> tuple[problems.Point, Array]:
-        metric = stiff[:, None, None] * h + l2
-        end = at.theta - g / metric
-        w, b = end[..., :-1], end[..., -1:]
-        w = jnp.sign(w) * jnp.maximum(jnp.abs(w) - l1 / metric[..., :-1], 0)
-        theta = jnp.concatenate([w, b if intercept else jnp.zeros_like(b)], -1)
-        point = problems.point(problem, head, theta, problems.scores(problem, theta))
-        move = jnp.where(theta == at.theta, 0, theta - at.theta)
-        model = smooth + jnp.sum(g * move + 0.5 * metric * move**2, (1, 2))
-        slack = 8 * jnp.finfo(dtype).eps * jnp.abs(at.value)
-        return point, point.value - _l1(problem, theta) <= model + slack
+    def attempt(stiffness: Array, trials: Array | int) -> _Trial:
+        metric = stiffness[:, None, None] * diagonal + l2
+        theta = _soft_threshold(point.theta - gradient / metric, l1 / metric[..., :-1], intercept)
+        end = problems.point_from_scores(
+            problem, link, theta, problems.linear_scores(problem, theta)
+        )
+        move = jnp.where(theta == point.theta, 0, theta - point.theta)
+        model = smooth_value + jnp.sum(gradient * move + 0.5 * metric * move**2, (1, 2))
+        slack = 8 * jnp.finfo(dtype).eps * jnp.abs(point.value)
+        accepted = end.value - _l1_penalty(problem, theta) <= model + slack
+        return _Trial(stiffness, end, accepted, trials)
 
-    def body(carry: tuple) -> tuple:
-        stiff, _, below, count = carry
-        stiff = jnp.where(below, stiff, 2 * stiff)
-        return stiff, *trial(stiff), count + 1
+    def body(last: _Trial) -> _Trial:
+        stiffness = jnp.where(last.accepted, last.number, 2 * last.number)
+        return attempt(stiffness, last.trials + 1)
 
-    stiff = jnp.ones_like(goal, dtype) if stiffness is None else 0.5 * stiffness
-    carry = lax.while_loop(
-        lambda carry: ~jnp.all(carry[2]) & (carry[3] < TRIALS), body, (stiff, *trial(stiff), 1)
-    )
-    stiff, end, below, count = carry
-    going = below & jnp.isfinite(goal)
-    end = problems.where(going, end, at)
-    length = jnp.any(end.theta != at.theta, (1, 2)).astype(dtype)
+    start = jnp.ones_like(tolerance, dtype) if stiffness is None else 0.5 * stiffness
+    first = attempt(start, jnp.array(1))
+    last = lax.while_loop(_unfinished(MAX_PROXIMAL_TRIALS), body, first)
+    end = problems.select_points(last.accepted & jnp.isfinite(tolerance), last.point, point)
+    moved = jnp.any(end.theta != point.theta, (1, 2))
     gradient = problems.gradient(problem, end, intercept=intercept)
-    return end, gradient, stiff, Moved(length, count + 1)
+    return ProximalStep(end, gradient, last.number, moved, last.trials + 1)
 
 
-def on_face(
+def step_on_face(
     problem: problems.Problem,
-    head: problems.Head,
-    at: problems.Point,
-    g: Array,
-    pre: Preconditioner,
-    goal: Array,
+    link: problems.Link,
+    point: problems.Point,
+    gradient: Array,
+    preconditioner: Preconditioner,
+    tolerance: Array,
+    *,
     intercept: bool,
-) -> tuple[problems.Point, Array, Array]:
-    """Newton's step among the parameters that are not 0: the point, the decrement, the passes."""
-    w = at.theta[..., :-1]
-    l1 = problem.l1.astype(g.dtype)[:, None, None]
-    slope = g.at[..., :-1].add(l1 * jnp.sign(w))
+) -> NewtonStep:
+    """Take Newton's step among the parameters that are not 0, shortened until F descends."""
+    w = point.theta[..., :-1]
+    g = _face_gradient(problem, w, gradient)
     free = jnp.concatenate([w != 0, jnp.ones_like(w[..., :1], bool)], -1)
-    slope = jnp.where(free, slope, 0)
-    mass = problems.mass(problem, head, at)
-    d, count = newton.direction(
-        problem, head, mass, slope, pre, goal, intercept=intercept, free=free
+    g = jnp.where(free, g, 0)
+    variance = problems.class_variance(problem, link, point)
+    d, hessian_products = newton.direction(
+        problem, link, variance, g, preconditioner, tolerance, intercept=intercept, free=free
     )
-    fall = jnp.sum(slope * d, (1, 2))
+    slope = jnp.sum(g * d, (1, 2))
 
-    def trial(step: Array) -> tuple[problems.Point, Array]:
-        theta = at.theta + step[:, None, None] * d
+    def attempt(step: Array, trials: Array | int) -> _Trial:
+        theta = point.theta + step[:, None, None] * d
         crossed = jnp.sign(theta[..., :-1]) * jnp.sign(w) < 0
         theta = theta.at[..., :-1].set(jnp.where(crossed, 0, theta[..., :-1]))
-        point = problems.point(problem, head, theta, problems.scores(problem, theta))
-        slack = 2 * jnp.finfo(g.dtype).eps * jnp.abs(at.value)
-        return point, point.value <= at.value + 1e-4 * step * fall + slack
+        end = problems.point_from_scores(
+            problem, link, theta, problems.linear_scores(problem, theta)
+        )
+        slack = 2 * jnp.finfo(g.dtype).eps * jnp.abs(point.value)
+        accepted = end.value <= point.value + 1e-4 * step * slope + slack
+        return _Trial(step, end, accepted, trials)
 
-    def body(carry: tuple) -> tuple:
-        step, _, lower, tried = carry
-        step = jnp.where(lower, step, 0.4 * step)
-        return step, *trial(step), tried + 1
+    def body(last: _Trial) -> _Trial:
+        step = jnp.where(last.accepted, last.number, 0.4 * last.number)
+        return attempt(step, last.trials + 1)
 
-    step = jnp.where(fall < 0, 1.0, 0.0).astype(g.dtype)
-    step, end, lower, tried = lax.while_loop(
-        lambda carry: ~jnp.all(carry[2]) & (carry[3] < TRIALS // 4), body, (step, *trial(step), 1)
-    )
-    return problems.where(lower, end, at), -0.5 * fall, 2 * count + tried
+    start = jnp.where(slope < 0, 1.0, 0.0).astype(g.dtype)
+    first = attempt(start, jnp.array(1))
+    last = lax.while_loop(_unfinished(MAX_NEWTON_TRIALS), body, first)
+    end = problems.select_points(last.accepted, last.point, point)
+    return NewtonStep(end, -0.5 * slope, 2 * hessian_products + last.trials)
 
 
-def _diagonal(problem: problems.Problem, head: problems.Head, mass: Array) -> Array:
-    """The Hessian's diagonal, without the penalty, under each class's mean curvature."""
-    c = shared_preconditioner.curvatures(problem, head, mass)[..., None]
+def _unfinished(max_trials: int) -> Callable[[_Trial], Array]:
+    """Return the condition under which trials go on."""
+    return lambda last: ~jnp.all(last.accepted) & (last.trials < max_trials)
+
+
+def _soft_threshold(theta: Array, threshold: Array, intercept: bool) -> Array:
+    """Return the weights moved towards 0 by the threshold, and the intercept, 0 if unused."""
+    w, b = theta[..., :-1], theta[..., -1:]
+    w = jnp.sign(w) * jnp.maximum(jnp.abs(w) - threshold, 0)
+    return jnp.concatenate([w, b if intercept else jnp.zeros_like(b)], -1)
+
+
+def _face_gradient(problem: problems.Problem, w: Array, gradient: Array) -> Array:
+    """Return the gradient of F with the l1 penalty, which is smooth where w is not 0."""
+    l1 = problem.l1.astype(gradient.dtype)[:, None, None]
+    return gradient.at[..., :-1].add(l1 * jnp.sign(w))
+
+
+def _diagonal(problem: problems.Problem, link: problems.Link, class_variance: Array) -> Array:
+    """Return the Hessian's diagonal, without the penalty, under each class's mean curvature."""
+    c = shared_preconditioner.mean_curvature(problem, link, class_variance)[..., None]
     s = problem.weights.astype(problem.features.dtype)
-    squares = matvec.squares(problem.features, s)
+    squares = matvec.weighted_square_sums(problem.features, s)
     h = jnp.concatenate([squares, jnp.ones_like(squares[:, :1])], 1)[:, None].astype(c.dtype)
     eps = jnp.finfo(c.dtype).eps
     return jnp.maximum(c, eps) * jnp.maximum(h, eps * jnp.max(h, -1, keepdims=True))
 
 
-def _l1(problem: problems.Problem, theta: Array) -> Array:
+def _l1_penalty(problem: problems.Problem, theta: Array) -> Array:
     return problem.l1.astype(theta.dtype) * jnp.sum(jnp.abs(theta[..., :-1]), (1, 2))

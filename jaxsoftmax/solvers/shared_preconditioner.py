@@ -1,15 +1,15 @@
-r"""The preconditioner: one eigendecomposition of the Gram matrix for every lane and class.
+r"""The shared preconditioner: one eigendecomposition of the Gram matrix for all lanes and classes.
 
 With curvature c_k = sum_i s_i p_ik (1 - p_ik) in place of each example's own, the Hessian of class
-k is c_k (x - m)'(x - m) + l2 for the weights, after the intercept has been centred with the mean m
-of the features. In the eigenvectors U of the centred Gram matrix, with eigenvalues e, its inverse
+k is c_k (x - m)'(x - m) + l2 for the weights, after the intercept has been centered with the mean m
+of the features. In the eigenvectors U of the centered Gram matrix, with eigenvalues e, its inverse
 is
 
     U diag(1 / (c_k e + l2)) U',
 
-which costs two small products for any c and l2: one factorisation serves all classes, iterations,
-penalties and folds. Where D is too large for a Gram matrix, or the features are sparse, its
-diagonal takes the part of e and the identity that of U.
+which costs two small products for any c and l2: one factorization serves all classes, iterations,
+penalties and folds. Where D is too large for a Gram matrix, or the features are sparse, the
+diagonal of the Gram matrix replaces e and the identity replaces U.
 """
 
 from typing import NamedTuple
@@ -23,13 +23,13 @@ from jaxsoftmax.solvers import matvec
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.sparse import Sparse
 
-WIDEST = 2048  # features: an eigendecomposition of more takes longer than it saves
-ROWS = 8  # examples per feature, and at least LEAST, that the Gram matrix is estimated from
-LEAST = 4096
+MAX_FEATURES = 2048  # an eigendecomposition of more features takes longer than it saves
+ROWS_PER_FEATURE = 8  # examples per feature, and at least MIN_ROWS, that estimate the Gram matrix
+MIN_ROWS = 4096
 
 
 class Preconditioner(NamedTuple):
-    """Shared by all lanes; `basis` is None for a diagonal one."""
+    """The preconditioner that all lanes share; `basis` is None for a diagonal one."""
 
     basis: Array | None  # U: [D, D]
     spectrum: Array  # e: [D]
@@ -37,80 +37,91 @@ class Preconditioner(NamedTuple):
 
 
 def build(features: Array | Sparse, weights: Array, memory: int) -> Preconditioner:
-    """Eigenvectors of the centred Gram matrix, or its diagonal where D or `memory` forbids it."""
+    """Return the eigendecomposition of the centered Gram matrix, or its diagonal.
+
+    The diagonal alone is used where the features are sparse, where D is above MAX_FEATURES, or
+    where `memory` does not allow a matrix.
+    """
     if isinstance(features, Sparse):
-        return _of_columns(features, weights)
+        return _build_sparse(features, weights)
     n, d = features.shape
-    diagonal = d > WIDEST or 4 * 8 * d * d > memory
-    rows = n if diagonal else min(n, max(LEAST, ROWS * d))
-    # Examples in an order of their own, such as by class, are no sample if one takes the first.
-    chosen = (
-        slice(None) if rows == n else jnp.asarray(np.random.default_rng(0).permutation(n)[:rows])
-    )
-    x, s = features[chosen], weights[chosen]
-    mean, spread = _moments(x, s / jnp.sum(s), diagonal)
+    diagonal = d > MAX_FEATURES or 4 * 8 * d * d > memory
+    num_rows = n if diagonal else min(n, max(MIN_ROWS, ROWS_PER_FEATURE * d))
+    rows = slice(None) if num_rows == n else _random_rows(n, num_rows)
+    x, s = features[rows], weights[rows]
+    mean, second_moment = _moments(x, s / jnp.sum(s), diagonal)
     if diagonal:
-        return Preconditioner(None, spread, mean)
-    # LAPACK in float64: float32 loses what badly scaled columns hold.
-    values, vectors = np.linalg.eigh(np.asarray(spread, np.float64))
+        return Preconditioner(None, second_moment, mean)
+    # The decomposition is LAPACK's in float64: float32 loses what badly scaled columns hold.
+    values, vectors = np.linalg.eigh(np.asarray(second_moment, np.float64))
     dtype = features.dtype
     return Preconditioner(
         jnp.asarray(vectors, dtype), jnp.asarray(np.maximum(values, 0), dtype), mean
     )
 
 
+def _random_rows(n: int, count: int) -> Array:
+    """Return random examples: the first ones of sorted examples would not be a sample."""
+    return jnp.asarray(np.random.default_rng(0).permutation(n)[:count])
+
+
 @jax.jit
-def _of_columns(x: Sparse, s: Array) -> Preconditioner:
-    """The variance of each column, of whose entries only those that are not 0 are looked at."""
+def _build_sparse(x: Sparse, s: Array) -> Preconditioner:
+    """Return the variance of each column, computed from the stored entries alone."""
     s = (s / jnp.sum(s)).astype(x.dtype)[None]
-    mean = matvec.backward(x, s)[0]
-    spread = matvec.squares(x, s)[0] - mean**2
-    return Preconditioner(None, jnp.maximum(spread, 0), mean)
+    mean = matvec.apply_transpose(x, s)[0]
+    variance = matvec.weighted_square_sums(x, s)[0] - mean**2
+    return Preconditioner(None, jnp.maximum(variance, 0), mean)
 
 
 @jax.jit(static_argnames="diagonal")
 def _moments(x: Array, s: Array, diagonal: bool) -> tuple[Array, Array]:
+    """Return the mean of the features, and their covariance or the diagonal of it."""
     s = s.astype(x.dtype)
     mean = s @ x
-    centred = x - mean
+    centered = x - mean
     if diagonal:
-        return mean, s @ centred**2
-    scaled = (centred * s[:, None]).T
-    return mean, jnp.dot(scaled, centred, precision=lax.Precision.HIGHEST)
+        return mean, s @ centered**2
+    scaled = (centered * s[:, None]).T
+    return mean, jnp.dot(scaled, centered, precision=lax.Precision.HIGHEST)
 
 
-def curvatures(problem: problems.Problem, head: problems.Head, mass: Array) -> Array:
-    """c: `[L, K]`, the mean curvature of each class."""
-    h = mass * (1 - mass) if head == "softmax" else mass
-    each = jnp.einsum("ln,lkn->lk", problem.weights.astype(mass.dtype), h)
+def mean_curvature(problem: problems.Problem, link: problems.Link, class_variance: Array) -> Array:
+    """Return c, the mean curvature of each class, `[L, K]`."""
+    p = class_variance
+    h = p * (1 - p) if link == "softmax" else p
+    c = jnp.einsum("ln,lkn->lk", problem.weights.astype(p.dtype), h)
     # One number for all classes of a softmax, whose Hessian couples them, saves products.
-    return jnp.broadcast_to(each.mean(1, keepdims=True), each.shape) if head == "softmax" else each
+    return jnp.broadcast_to(c.mean(1, keepdims=True), c.shape) if link == "softmax" else c
 
 
-def apply(pre: Preconditioner, c: Array, l2: Array, r: Array) -> Array:
-    """The approximate inverse Hessian times r, `[L, K, D + 1]`."""
+def apply(preconditioner: Preconditioner, c: Array, l2: Array, r: Array) -> Array:
+    """Return the approximate inverse Hessian times r, `[L, K, D + 1]`."""
     dtype = r.dtype
     c = jnp.maximum(c, jnp.finfo(dtype).eps * jnp.max(c, 1, keepdims=True))[..., None]
     c = jnp.maximum(c, jnp.finfo(dtype).tiny ** 0.5)
-    stiffness = c * pre.spectrum + l2.astype(dtype)[:, None, None]
-    floor = jnp.finfo(dtype).eps * jnp.max(stiffness, -1, keepdims=True)
-    stiffness = jnp.maximum(stiffness, jnp.maximum(floor, jnp.finfo(dtype).tiny ** 0.5))
+    eigenvalues = c * preconditioner.spectrum + l2.astype(dtype)[:, None, None]
+    least = jnp.finfo(dtype).eps * jnp.max(eigenvalues, -1, keepdims=True)
+    eigenvalues = jnp.maximum(eigenvalues, jnp.maximum(least, jnp.finfo(dtype).tiny ** 0.5))
     rb = r[..., -1:]
-    w = _into(pre, r[..., :-1] - rb * pre.mean) / stiffness
-    w = _out_of(pre, w)
-    b = rb / c - jnp.sum(w * pre.mean, -1, keepdims=True)
+    w = _to_eigenbasis(preconditioner, r[..., :-1] - rb * preconditioner.mean) / eigenvalues
+    w = _from_eigenbasis(preconditioner, w)
+    b = rb / c - jnp.sum(w * preconditioner.mean, -1, keepdims=True)
     return jnp.concatenate([w, b], -1)
 
 
-def _into(pre: Preconditioner, r: Array) -> Array:
-    if pre.basis is None:
+def _to_eigenbasis(preconditioner: Preconditioner, r: Array) -> Array:
+    """Return r U."""
+    if preconditioner.basis is None:
         return r
-    return jnp.dot(r, pre.basis, precision=lax.Precision.HIGHEST)
+    return jnp.dot(r, preconditioner.basis, precision=lax.Precision.HIGHEST)
 
 
-def _out_of(pre: Preconditioner, r: Array) -> Array:
-    if pre.basis is None:
+def _from_eigenbasis(preconditioner: Preconditioner, r: Array) -> Array:
+    """Return r U'."""
+    basis = preconditioner.basis
+    if basis is None:
         return r
     return lax.dot_general(
-        r, pre.basis, (((r.ndim - 1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
+        r, basis, (((r.ndim - 1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
     )

@@ -1,9 +1,10 @@
-r"""Sparse features: their entries by rows, and once more by columns.
+r"""Sparse features, with their entries stored twice: sorted by row and sorted by column.
 
-A product gathers one number of each row of weights for each entry and adds what belongs to one
-example; its adjoint does the same by columns. In their own order both are sums of neighbours, which
-on a CPU takes a third of the time of scattering. An entry costs about as much as a hundred entries
-of dense features, so that only what is sparser than DENSE is kept sparse.
+A product with the features gathers one number of each row of weights per entry and sums the entries
+of each example; the transposed product does the same by columns. In sorted order both are segment
+sums of neighbors, which take a third of the time of scattering on a CPU. An entry costs about as
+much as a hundred entries of dense features, so that only features with a smaller share of nonzeros
+than MAX_SPARSE_DENSITY are kept sparse.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,21 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-DENSE = 0.01  # the share of entries that are not 0 from which dense features are faster
+MAX_SPARSE_DENSITY = 0.01  # the share of nonzeros from which dense features are faster
 
 
 class Entries(NamedTuple):
-    """Numbers that are not 0, `[nnz]`, in the order of `to`."""
+    """The nonzeros, `[nnz]`, sorted by `segment`."""
 
     value: Array
-    to: Array  # where a product of it is added
-    of: Array  # what it multiplies
+    segment: Array  # index of the sum that the entry is added to
+    source: Array  # index of the number that the entry multiplies
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sparse:
-    """Features `[N, D]`, with what the solvers ask of an array."""
+    """Sparse features `[N, D]`, with the parts of an array's interface that the solvers use."""
 
     by_row: Entries
     by_column: Entries
@@ -36,66 +37,71 @@ class Sparse:
 
     @property
     def dtype(self) -> Any:
-        """Of the values."""
+        """The dtype of the values."""
         return self.by_row.value.dtype
 
     @property
     def size(self) -> int:
-        """The number of entries: what a product costs."""
+        """The number of stored entries, which determines the cost of a product."""
         return self.by_row.value.size
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def astype(self, dtype: Any) -> Self:
-        """The same features with other numbers."""
+        """Return the same features with values of another dtype."""
         rows, columns = (
             e._replace(value=e.value.astype(dtype)) for e in (self.by_row, self.by_column)
         )
         return replace(self, by_row=rows, by_column=columns)
 
 
-def stored(matrix: Any) -> Sparse:
-    """A SciPy CSR matrix on the device; duplicates are summed."""
+def from_scipy(matrix: Any) -> Sparse:
+    """Return a SciPy CSR matrix as `Sparse` features on the device; duplicates are summed."""
     by_row, by_column = matrix.tocsr(), matrix.tocsc()
     return Sparse(_entries(by_row), _entries(by_column), matrix.shape)
 
 
-def needed(matrix: Any) -> int:
-    """Bytes that `stored` takes."""
+def num_bytes(matrix: Any) -> int:
+    """Return the number of bytes that `from_scipy` takes."""
     return matrix.nnz * 2 * (matrix.dtype.itemsize + 2 * np.dtype(np.int32).itemsize)
 
 
-def forward(features: Sparse, v: Array) -> Array:
-    """v x', `[R, N]`."""
+def apply(features: Sparse, v: Array) -> Array:
+    """Return v x', `[R, N]`."""
     return _product(features.by_row, v, features.shape[0])
 
 
-def backward(features: Sparse, r: Array) -> Array:
-    """r x, `[R, D]`."""
+def apply_transpose(features: Sparse, r: Array) -> Array:
+    """Return r x, `[R, D]`."""
     return _product(features.by_column, r, features.shape[1])
 
 
-def squares(features: Sparse) -> Sparse:
-    """x^2, entry by entry."""
+def square(features: Sparse) -> Sparse:
+    """Return x^2, entry by entry."""
     rows, columns = (e._replace(value=e.value**2) for e in (features.by_row, features.by_column))
     return replace(features, by_row=rows, by_column=columns)
 
 
-def largest(features: Sparse) -> Array:
-    """The largest |x| of each column, `[D]`."""
-    value, to, _ = features.by_column
-    found = jax.ops.segment_max(jnp.abs(value), to, features.shape[1], indices_are_sorted=True)
-    return jnp.maximum(found, 0)  # -inf of an empty column
+def column_max_abs(features: Sparse) -> Array:
+    """Return the largest |x| of each column, `[D]`."""
+    value, column, _ = features.by_column
+    largest = jax.ops.segment_max(jnp.abs(value), column, features.shape[1],
+                                  indices_are_sorted=True)  # fmt: skip
+    return jnp.maximum(largest, 0)  # an empty column has -inf
 
 
 def _entries(matrix: Any) -> Entries:
+    """Return the entries of a CSR or CSC matrix in the order in which it stores them."""
     outer = np.repeat(np.arange(len(matrix.indptr) - 1, dtype=np.int32), np.diff(matrix.indptr))
     inner = matrix.indices.astype(np.int32)
     return Entries(jnp.asarray(matrix.data), jnp.asarray(outer), jnp.asarray(inner))
 
 
 def _product(entries: Entries, v: Array, size: int) -> Array:
-    """Rows outermost while gathering: all that one entry multiplies lies side by side."""
-    terms = v.T[entries.of] * entries.value.astype(v.dtype)[:, None]
-    return jax.ops.segment_sum(terms, entries.to, size, indices_are_sorted=True).T
+    """Gather, multiply and sum, with the rows of v innermost.
+
+    All the numbers that one entry multiplies are then adjacent in memory.
+    """
+    terms = v.T[entries.source] * entries.value.astype(v.dtype)[:, None]
+    return jax.ops.segment_sum(terms, entries.segment, size, indices_are_sorted=True).T

@@ -1,5 +1,6 @@
-r"""One step of each method: a direction, how far to go along it, and the new gradient."""
+r"""One iteration of each method: a direction, a step along it, and the gradient where it ends."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,116 +17,146 @@ class Sample(NamedTuple):
     """A cheaper problem with nearly the same Hessian: fewer examples, or float32 features."""
 
     problem: problems.Problem
-    rows: Array | None  # which examples they are; None for all
+    rows: Array | None  # indices of the examples, None for all
 
 
 class Step(NamedTuple):
-    """Where a step leads; the arrays of numbers are `[L]`."""
+    """The result of a step; numbers by lane are `[L]`."""
 
     point: problems.Point
     gradient: Array  # of the smooth part: [L, K, D + 1]
     length: Array  # t, 0 for a lane that found no descent
     decrement: Array  # -g d / 2, Newton's estimate of the gap before the step
     products: Array  # passes over all the features: one number
-    memory: Any  # what the method hands to its next step
+    method_state: Any  # what the method passes to its next step
 
 
-@jax.jit(static_argnames=("head", "intercept"))
-def evaluate(
+@jax.jit(static_argnames=("link", "intercept"))
+def point_and_gradient(
     problem: problems.Problem,
-    head: problems.Head,
+    link: problems.Link,
     theta: Array,
     scores: Array | None = None,
     *,
     intercept: bool,
 ) -> tuple[problems.Point, Array]:
-    """The point at theta and its gradient: two passes over the features; with scores, one."""
-    z = problems.scores(problem, theta) if scores is None else scores
-    at = problems.point(problem, head, theta, z)
-    return at, problems.gradient(problem, at, intercept=intercept)
+    """Return the point at theta and its gradient, in two passes over the features.
+
+    One pass is enough if the scores are given.
+    """
+    z = problems.linear_scores(problem, theta) if scores is None else scores
+    point = problems.point_from_scores(problem, link, theta, z)
+    return point, problems.gradient(problem, point, intercept=intercept)
 
 
-@jax.jit(static_argnames=("head", "intercept"))
+@jax.jit(static_argnames=("link", "intercept"))
 def newton_cg(
     problem: problems.Problem,
-    head: problems.Head,
-    at: problems.Point,
-    g: Array,
-    pre: Preconditioner | Blocks,
-    goal: Array,
-    memory: None,
+    link: problems.Link,
+    point: problems.Point,
+    gradient: Array,
+    preconditioner: Preconditioner | Blocks,
+    tolerance: Array,
+    method_state: None,
     sample: Sample | None,
     *,
     intercept: bool,
 ) -> Step:
-    """Newton's direction by conjugate gradients, to a residual within the goal."""
-    of, mass, share = problem, problems.mass(problem, head, at), 1.0
+    """Take Newton's step by conjugate gradients, to a residual within the tolerance.
+
+    With a sample, its Hessian replaces that of the problem.
+    """
+    variance = problems.class_variance(problem, link, point)
+    hessian_problem, cost = problem, 1.0
     if sample is not None:
-        of = sample.problem
+        hessian_problem = sample.problem
         if sample.rows is not None:
-            mass, share = mass[..., sample.rows], len(sample.rows) / mass.shape[-1]
-    d, count = newton.direction(of, head, mass, g, pre, goal, intercept=intercept)
-    return _along(problem, head, at, g, d, 2 * share * count, None, intercept)
+            cost = len(sample.rows) / variance.shape[-1]
+            variance = variance[..., sample.rows]
+    d, hessian_products = newton.direction(
+        hessian_problem, link, variance, gradient, preconditioner, tolerance, intercept=intercept
+    )
+    return _step_along(
+        problem, link, point, gradient, d, 2 * cost * hessian_products, intercept=intercept
+    )
 
 
-@jax.jit(static_argnames=("head", "intercept"))
+@jax.jit(static_argnames=("link", "intercept"))
 def l_bfgs(
     problem: problems.Problem,
-    head: problems.Head,
-    at: problems.Point,
-    g: Array,
-    pre: Preconditioner,
-    goal: Array,
-    memory: lbfgs.History | None,
+    link: problems.Link,
+    point: problems.Point,
+    gradient: Array,
+    preconditioner: Preconditioner,
+    tolerance: Array,
+    method_state: lbfgs.History | None,
     sample: Sample | None,
     *,
     intercept: bool,
 ) -> Step:
-    """The direction of L-BFGS, whose initial inverse Hessian is the preconditioner."""
-    memory = lbfgs.empty(g) if memory is None else memory
-    mass = problems.mass(problem, head, at)
-    d = lbfgs.direction(problem, head, mass, g, pre, memory, intercept=intercept)
-    d = jnp.where((newton.norm(g) > goal)[:, None, None], d, 0)
-    step = _along(problem, head, at, g, d, 0, None, intercept)
-    memory = lbfgs.remember(memory, step.point.theta - at.theta, step.gradient - g)
-    return step._replace(memory=memory)
+    """Take a step of L-BFGS, whose initial inverse Hessian is the preconditioner."""
+    history = lbfgs.init_history(gradient) if method_state is None else method_state
+    variance = problems.class_variance(problem, link, point)
+    d = lbfgs.direction(
+        problem, link, variance, gradient, preconditioner, history, intercept=intercept
+    )
+    d = jnp.where((newton.norm(gradient) > tolerance)[:, None, None], d, 0)
+    step = _step_along(problem, link, point, gradient, d, 0, intercept=intercept)
+    history = lbfgs.append_pair(history, step.point.theta - point.theta, step.gradient - gradient)
+    return step._replace(method_state=history)
 
 
-@jax.jit(static_argnames=("head", "intercept"))
+@jax.jit(static_argnames=("link", "intercept"))
 def proximal_newton(
     problem: problems.Problem,
-    head: problems.Head,
-    at: problems.Point,
-    g: Array,
-    pre: Preconditioner,
-    goal: Array,
-    memory: Array | None,
+    link: problems.Link,
+    point: problems.Point,
+    gradient: Array,
+    preconditioner: Preconditioner,
+    tolerance: Array,
+    method_state: Array | None,
     sample: Sample | None,
     *,
     intercept: bool,
 ) -> Step:
-    """A proximal gradient step, which finds the zeros, then Newton's among what is not zero."""
-    at, g, stiffness, first = proximal.shrink(problem, head, at, g, goal, memory, intercept)
-    end, decrement, second = proximal.on_face(problem, head, at, g, pre, goal, intercept)
-    g = problems.gradient(problem, end, intercept=intercept)
-    moved = jnp.any(end.theta != at.theta, (1, 2)) | (first.length > 0)
-    return Step(end, g, moved.astype(g.dtype), decrement, first.products + second + 1, stiffness)
+    """Take a proximal gradient step, then Newton's among the parameters that are not 0.
+
+    The method's state is the stiffness with which the last proximal step descended.
+    """
+    first = proximal.shrink(
+        problem, link, point, gradient, tolerance, method_state, intercept=intercept
+    )
+    second = proximal.step_on_face(
+        problem, link, first.point, first.gradient, preconditioner, tolerance, intercept=intercept
+    )
+    end = second.point
+    end_gradient = problems.gradient(problem, end, intercept=intercept)
+    moved = jnp.any(end.theta != first.point.theta, (1, 2)) | first.moved
+    products = jnp.asarray(first.products + second.products + 1)
+    length = moved.astype(end_gradient.dtype)
+    return Step(end, end_gradient, length, second.decrement, products, first.stiffness)
 
 
-def _along(
+def _step_along(
     problem: problems.Problem,
-    head: problems.Head,
-    at: problems.Point,
-    g: Array,
+    link: problems.Link,
+    point: problems.Point,
+    gradient: Array,
     d: Array,
     products: Array | float,
-    memory: Any,
+    *,
     intercept: bool,
 ) -> Step:
-    end, length = line_search.along(problem, head, at, d, problems.scores(problem, d))
-    decrement = -0.5 * jnp.sum(g * d, (1, 2))
-    gradient = problems.gradient(problem, end, intercept=intercept)
-    return Step(end, gradient, length, decrement, jnp.asarray(products + 2), memory)
+    """Return the step along a direction that has taken some products."""
+    dz = problems.linear_scores(problem, d)
+    end, length = line_search.minimize_along(problem, link, point, d, dz)
+    decrement = -0.5 * jnp.sum(gradient * d, (1, 2))
+    end_gradient = problems.gradient(problem, end, intercept=intercept)
+    return Step(end, end_gradient, length, decrement, jnp.asarray(products + 2), None)
 
 
-METHODS = {"newton-cg": newton_cg, "lbfgs": l_bfgs, "proximal": proximal_newton}
+METHODS: dict[str, Callable[..., Step]] = {
+    "newton-cg": newton_cg,
+    "lbfgs": l_bfgs,
+    "proximal": proximal_newton,
+}

@@ -1,46 +1,62 @@
-r"""Where a path over C leads: each stage starts on the line through the two before it, in log C.
+r"""Warm starts along a path over C: each stage extrapolates the two stages before it in log C.
 
-Scores are linear in the parameters, so that those of the start come from the two stages' scores,
-without the features.
+Scores are linear in the parameters, so that the scores of the start are computed from those of the
+two stages, without a product with the features.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax.solvers.driver import Outcome, Scores
+from jaxsoftmax.solvers.driver import Outcome, RoundedScores
 
 
-class Path:
-    """The last two stages, or where the path starts; `smooth` says whether a line is worth it."""
+class _Stage(NamedTuple):
+    log_strength: float
+    theta: Array
+    scores: RoundedScores | None
+
+
+class WarmStart:
+    """The last two stages of a path.
+
+    Args:
+        theta: parameters that the first stage starts from.
+        smooth: whether to extrapolate; an objective with l1 is not smooth enough for it.
+    """
 
     def __init__(self, theta: Array, *, smooth: bool) -> None:
         self.theta, self.smooth = theta, smooth
-        self.earlier: list[tuple[float, Array, Scores | None]] = []
+        self.stages: list[_Stage] = []
 
-    def add(self, strength: float, found: Outcome) -> None:
-        """Go on from a stage's outcome."""
-        self.theta = jnp.asarray(found.theta)
-        self.earlier = [*self.earlier[-1:], (math.log(strength), self.theta, found.scores)]
+    def add(self, C: float, outcome: Outcome) -> None:
+        """Append the outcome of a stage."""
+        self.theta = jnp.asarray(outcome.theta)
+        stage = _Stage(math.log(C), self.theta, outcome.scores)
+        self.stages = [*self.stages[-1:], stage]
 
-    def start(self, strength: float) -> tuple[Array, Scores | None]:
-        """Parameters to start the stage from, and their scores where they are known."""
-        if len(self.earlier) < 2 or not self.smooth:
-            return self.theta, self.earlier[-1][2] if self.earlier else None
-        (before, first, z), (last, second, known) = self.earlier
-        if before == last:
-            return second, known
-        reach = min(1.0, (math.log(strength) - last) / (last - before))
-        theta = _along(first, second, reach)
-        if z is None or known is None:
+    def start(self, C: float) -> tuple[Array, RoundedScores | None]:
+        """Return the parameters that a stage starts from, and their scores if they are known."""
+        if len(self.stages) < 2 or not self.smooth:
+            return self.theta, self.stages[-1].scores if self.stages else None
+        first, second = self.stages
+        if first.log_strength == second.log_strength:
+            return second.theta, second.scores
+        reach = min(
+            1.0, (math.log(C) - second.log_strength) / (second.log_strength - first.log_strength)
+        )
+        theta = _extrapolate(first.theta, second.theta, reach)
+        if first.scores is None or second.scores is None:
             return theta, None
-        rounded = (1 + reach) * known.rounded + reach * z.rounded + 1
-        return theta, Scores(_along(z.values, known.values, reach), rounded)
+        values = _extrapolate(first.scores.values, second.scores.values, reach)
+        rounding = (1 + reach) * second.scores.rounding + reach * first.scores.rounding + 1
+        return theta, RoundedScores(values, rounding)
 
 
 @jax.jit
-def _along(first: Array, second: Array, reach: float) -> Array:
-    """The line through two points, reach times their distance beyond the second; -inf stays."""
+def _extrapolate(first: Array, second: Array, reach: float) -> Array:
+    """Return second + reach (second - first); -inf stays -inf."""
     return jnp.where(jnp.isfinite(second), second + reach * (second - first), second)
