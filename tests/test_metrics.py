@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jaxsoftmax import linear_cross_entropy
+from jaxsoftmax import linear_cross_entropy, links, weighted_mean
 from jaxsoftmax import metrics as ours
 from jaxsoftmax.metrics.sums import SEQUENTIAL_SUM_LIMIT
 
@@ -659,7 +659,7 @@ def test_expected_calibration_error(weighted: bool, bins: int, step: float) -> N
 
 def test_the_error_is_that_of_the_predicted_class() -> None:
     data = single_label()
-    p = np.asarray(ours.links.softmax(data.logits))
+    p = np.asarray(links.softmax(data.logits))
     close(
         ours.expected_calibration_error(data.logits, data.truth, weights=data.weights).error,
         bins_oracle(p.max(1), p.argmax(1) == data.truth, data.weights, 15).error,
@@ -748,7 +748,7 @@ def test_bins_of_equal_width(weighted: bool, bins: int) -> None:
 def test_the_published_calibration_error(weighted: bool) -> None:
     data = single_label()
     w = data.weights if weighted else np.ones_like(data.weights)
-    p = np.asarray(ours.links.softmax(data.logits))
+    p = np.asarray(links.softmax(data.logits))
     expected = widths_oracle(p.max(1), p.argmax(1) == data.truth, w, 15)
     measure = partial(
         ours.expected_calibration_error, binning="equal_width", weights=w if weighted else None
@@ -806,7 +806,7 @@ def test_bootstrap_keeps_examples_together() -> None:
     assert isinstance(result.low, ours.Counts)
     # A count of all that are right is that of `hits`, resampled by the same rows.
     right = ours.bootstrap(ours.accuracy, data[:2], key=KEY, resamples=40)
-    direct = ours.bootstrap(ours.weighted_mean, (ours.hits(*data[:2]),), key=KEY, resamples=40)
+    direct = ours.bootstrap(weighted_mean, (ours.hits(*data[:2]),), key=KEY, resamples=40)
     close((right.low, right.high), (direct.low, direct.high))
     assert right.low < right.estimate < right.high
 
