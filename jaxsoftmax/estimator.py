@@ -1,9 +1,9 @@
-"""scikit-learn estimators whose `fit` ends with a proof of how far from the optimum it is.
+"""scikit-learn estimators whose `fit` returns a proven distance from the optimum.
 
-`SoftmaxClassifier` minimises scikit-learn's objective of logistic regression, C sum_i s_i l_i +
+`SoftmaxClassifier` minimizes scikit-learn's objective of logistic regression, C sum_i s_i l_i +
 ||w||^2 / 2, to a certified relative gap `tol`; `SoftmaxClassifierCV` does so for a whole grid of C
-and folds at once, see `solvers`. Two classes have one sigmoid score, more a softmax; a matrix of 0
-and 1 as y has one sigmoid for each label.
+and folds at once, see `solvers`. Two classes have one sigmoid score, more classes a softmax; a
+matrix of 0 and 1 as y has one sigmoid per label.
 """
 
 import functools
@@ -46,25 +46,258 @@ from jaxsoftmax.losses import binary_cross_entropy, cross_entropy
 from jaxsoftmax.solvers import Solution, solve, solve_path
 
 
-class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
+class _CertifiedClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
+    """What the estimators share: validation, the certified solution, and predictions."""
+
+    l1_ratio: float
+    tol: float
+    fit_intercept: bool
+    class_weight: str | dict | None
+    max_iter: int
+    coef_: np.ndarray
+    intercept_: np.ndarray
+
+    _positive_settings: ClassVar[tuple[str, ...]] = ("tol", "max_iter")
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return scores `[n, K]`, or `[n]` for two classes: X coef_' + intercept_.
+
+        The intercept of a class without weight is infinite, because its probability is 0 (and that
+        of the other of two classes is 1). Its score is replaced by a finite one, which metrics and
+        calibrators need. The finite score is at least 1000 below (above) 0 and the example's other
+        scores, so that the softmax or the sigmoid of the scores has the same probabilities.
+
+        Args:
+            X: `[n, D]`.
+
+        Returns:
+            The scores, finite; those of an example do not depend on other examples.
+
+        Raises:
+            ValueError: the scores of X overflow its dtype.
+        """
+        unbounded = np.isinf(self.intercept_)
+        return self._squeeze_binary(_replace_unbounded(self._linear_scores(X), unbounded))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable labels `[n]`, or 0 and 1 `[n, K]`.
+
+        Args:
+            X: `[n, D]`.
+
+        Returns:
+            The labels.
+        """
+        scores = self._squeeze_binary(self._linear_scores(X))
+        if self._multilabel:
+            return (scores > 0).astype(int)
+        best = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of the classes, or of each label, `[n, K]`.
+
+        Args:
+            X: `[n, D]`.
+
+        Returns:
+            The probabilities.
+        """
+        scores = self._squeeze_binary(self._linear_scores(X))
+        if scores.ndim == 1:
+            return scipy.special.expit(np.stack([-scores, scores], 1))
+        if self._multilabel:
+            return scipy.special.expit(scores)
+        return scipy.special.softmax(scores, axis=1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithms of the probabilities, `[n, K]`, exact where those underflow.
+
+        Args:
+            X: `[n, D]`.
+
+        Returns:
+            The logarithms.
+        """
+        scores = self._squeeze_binary(self._linear_scores(X))
+        if scores.ndim == 1:
+            return scipy.special.log_expit(np.stack([-scores, scores], 1))
+        if self._multilabel:
+            return scipy.special.log_expit(scores)
+        return scipy.special.log_softmax(scores, axis=1)
+
+    def _linear_scores(self, X: Any) -> np.ndarray:
+        """Return scores `[n, K]`, one column for two classes, infinite where an intercept is."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = X @ self.coef_.T  # sparse if both are, after `sparsify`
+        product = product.toarray() if scipy.sparse.issparse(product) else product
+        if not np.isfinite(product).all():
+            at = int(np.argwhere(~np.isfinite(product))[0, 0])
+            raise ValueError(
+                f"X: the scores of X[{at}] overflow {product.dtype}; scale the features"
+            )
+        return product + self.intercept_
+
+    def _squeeze_binary(self, scores: np.ndarray) -> np.ndarray:
+        """Return the scores of two classes as `[n]`, and others as they are."""
+        return scores if scores.shape[1] > 1 or self._multilabel else scores.ravel()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")  # a fit that failed may have left other attributes
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        tags.input_tags.sparse = True
+        return tags
+
+    def _validate(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any | None,
+        *,
+        classes: Any | None = None,
+        reset: bool = True,
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return X, encoded targets, and weights times class weights; set `classes_`.
+
+        It is called by `fit` and `partial_fit` directly, from which warnings get their stack level.
+        """
+        self._check_settings()
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=[np.float64, np.float32],
+            multi_output=True,
+            reset=reset,
+        )
+        y = _ravel_column(y)
+        check_classification_targets(y)
+        kind = type_of_target(y, input_name="y")
+        if kind == "multiclass-multioutput":
+            raise ValueError("y: expected labels [n] or 0 and 1 [n, K], got multiclass-multioutput")
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self._multilabel = kind == "multilabel-indicator"
+        if self._multilabel:
+            return X, *self._encode_multilabel(y, weights)
+        return X, *self._encode_labels(y, weights, classes)
+
+    def _check_settings(self) -> None:
+        """Raise the errors of the solver under the estimator's names of the settings."""
+        for name in self._positive_settings:
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not value > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+        if not isinstance(self.l1_ratio, int | float | np.number) or not 0 <= self.l1_ratio <= 1:
+            raise ValueError(f"l1_ratio: expected a number in [0, 1], got {self.l1_ratio!r}")
+
+    def _encode_multilabel(self, y: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y = np.asarray(y.todense() if scipy.sparse.issparse(y) else y).astype(int)
+        self.classes_ = np.arange(y.shape[1])
+        if self.class_weight is not None:
+            weights = weights * compute_sample_weight(self.class_weight, y)
+        return y, weights
+
+    def _encode_labels(
+        self, y: Any, weights: np.ndarray, classes: Any | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.classes_ = unique_labels(y) if classes is None else np.unique(classes)
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"y: expected labels of {self.classes_}, got {unknown}")
+        if len(self.classes_) < 2:
+            raise ValueError(
+                "This solver needs samples of at least 2 classes in the data, but the data "
+                f"contains only one class: {self.classes_[0]!r}"
+            )
+        codes = np.searchsorted(self.classes_, y)
+        if self.class_weight is not None:
+            weights = weights * self._class_factors(y, codes, weights)[codes]
+        return codes, weights
+
+    def _class_factors(self, y: Any, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the class weights; "balanced" uses the examples' weights, as scikit-learn 1.9."""
+        if self.class_weight != "balanced":
+            return compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        totals = np.bincount(codes, weights, len(self.classes_))
+        return weights.sum() / (len(totals) * np.where(totals > 0, totals, 1))
+
+    @property
+    def _loss(self) -> Any:
+        softmax = not self._multilabel and len(self.classes_) > 2
+        return cross_entropy if softmax else binary_cross_entropy
+
+    @property
+    def _all_classes(self) -> np.ndarray | None:
+        """Class weights that make all classes of a softmax exist, also those not in y."""
+        return np.ones(len(self.classes_)) if self._loss is cross_entropy else None
+
+    def _solve(
+        self, X: Any, targets: np.ndarray, weights: np.ndarray, C: float, init: LinearParams | None
+    ) -> None:
+        """Solve, store the solution, and warn if the certificate is not what was asked for.
+
+        It is called by `fit` directly, from which the warning gets its stack level.
+        """
+        width = len(self.classes_) if self._loss is cross_entropy or self._multilabel else 1
+        if init is not None and init.w.shape != (X.shape[1], width):
+            init = None
+        unpenalized = np.isinf(C)
+        solution = solve(
+            X,
+            targets,
+            loss=self._loss,
+            C=None if unpenalized else C,
+            alpha=0.0 if unpenalized else None,
+            l1_ratio=self.l1_ratio,
+            weights=weights,
+            bias=self.fit_intercept,
+            init=init,
+            gap=self.tol,
+            max_iterations=self.max_iter,
+            class_weights=self._all_classes,
+        )
+        self._store(solution.params, solution)
+        if not solution.converged:
+            warnings.warn(str(solution.reason), ConvergenceWarning, stacklevel=3)
+
+    def _store(self, params: LinearParams, solution: Solution | None) -> None:
+        """Set the attributes of a fitted model; without a solution there is no certificate."""
+        self.coef_ = np.ascontiguousarray(params.w.T)
+        self.intercept_ = np.zeros(len(self.coef_), self.coef_.dtype)
+        if params.bias is not None:
+            self.intercept_ = np.asarray(params.bias)
+        self.solution_, self.gap_ = solution, np.inf if solution is None else solution.gap
+        if solution is not None:
+            self.n_iter_ = np.array([max(1, solution.iterations)], np.int32)
+
+
+class SoftmaxClassifier(_CertifiedClassifier):
     """Logistic regression, binary, multi-class or multi-label, with a certificate.
 
     Args:
-        C: the inverse strength of the penalty, as scikit-learn's; `np.inf` for none, and then no
-            certificate.
+        C: the inverse strength of the penalty, as in scikit-learn; `np.inf` for no penalty, and
+            then no certificate.
         l1_ratio: the share of |w|_1 in the penalty.
         tol: the certified relative distance from the optimum at which `fit` stops.
-        fit_intercept: whether the model has an intercept, which is not penalised.
+        fit_intercept: whether the model has an intercept, which is not penalized.
         class_weight: None, "balanced" or a dict.
-        warm_start: whether `fit` starts where the last one ended.
-        max_iter: outer iterations of `fit`.
-        learning_rate: of Adam in `partial_fit`.
-        batch_size: of `partial_fit`.
-        random_state: of the order of examples in `partial_fit`.
+        warm_start: whether `fit` starts from the current parameters.
+        max_iter: limit of the outer iterations of `fit`.
+        learning_rate: learning rate of Adam in `partial_fit`.
+        batch_size: batch size of `partial_fit`.
+        random_state: determines the order of examples in `partial_fit`.
 
     Attributes, after `fit`: `coef_ [K, D]` and `intercept_ [K]` (one row for two classes),
-    `classes_`, `n_iter_ [1]`, `gap_` (the certified relative gap), `solution_` (everything that is
-    known; None after `partial_fit`, which voids the certificate), `n_features_in_`.
+    `classes_`, `n_iter_ [1]`, `gap_` (the certified relative gap), `solution_` (the whole
+    `Solution`; None after `partial_fit`, which voids the certificate), `n_features_in_`.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -74,6 +307,14 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         >>> print(round(model.score(x, y), 3), model.gap_ <= 1e-6)
         0.973 True
     """
+
+    _positive_settings: ClassVar[tuple[str, ...]] = (
+        "C",
+        "tol",
+        "max_iter",
+        "learning_rate",
+        "batch_size",
+    )
 
     def __init__(
         self,
@@ -109,10 +350,12 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
             sample_weight: `[n]`.
 
         Returns:
-            Itself; a ConvergenceWarning tells where `tol` was not reached, and why.
+            The estimator. A ConvergenceWarning gives the reason if `tol` was not reached.
         """
-        X, targets, weights = self._checked(X, y, sample_weight)
-        self._solved(X, targets, weights, self.C, self._initial() if self.warm_start else None)
+        X, targets, weights = self._validate(X, y, sample_weight)
+        self._solve(
+            X, targets, weights, self.C, self._current_params() if self.warm_start else None
+        )
         return self
 
     def partial_fit(
@@ -122,202 +365,50 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         classes: Any | None = None,
         sample_weight: Any | None = None,
     ) -> Self:
-        """One epoch of Adam on minibatches, without a penalty: it voids the certificate.
+        """Run one epoch of Adam on minibatches, without a penalty; this voids the certificate.
 
         Args:
             X: `[n, D]`.
             y: labels `[n]`, or 0 and 1 `[n, K]`.
-            classes: all labels there are; needed at the first call unless `fit` came before.
+            classes: all labels; needed at the first call unless `fit` was called before.
             sample_weight: `[n]`.
 
         Returns:
-            Itself.
+            The estimator.
         """
         first = not hasattr(self, "coef_")
         if first and classes is None and np.ndim(y) == 1:
             raise ValueError("classes: expected all labels at the first call of partial_fit")
-        X, targets, weights = self._checked(
+        X, targets, weights = self._validate(
             X, y, sample_weight, classes=classes if first else self.classes_, reset=first
         )
         X = X.toarray() if scipy.sparse.issparse(X) else X
         X, targets = X.astype(np.float32), np.asarray(targets)
-        targets = (
-            targets[:, None] if targets.ndim == 1 and self._loss is not cross_entropy else targets
-        )
-        how = {"loss": training.on_logits(self._loss), "optimizer": _adam(self.learning_rate)}
+        if targets.ndim == 1 and self._loss is not cross_entropy:
+            targets = targets[:, None]
+        optimizer = _adam(self.learning_rate)
         if first or getattr(self, "_state", None) is None:
-            self._state = _first_state(self, X.shape[1], self._width(targets), how["optimizer"])
+            width = len(self.classes_) if self._loss is cross_entropy else targets.shape[1]
+            self._state = self._initial_state(X.shape[1], width, optimizer)
         self._state, _ = training.train_epoch(
-            self._state, X, targets, weights=weights, batch_size=min(self.batch_size, len(X)), **how
+            self._state,
+            X,
+            targets,
+            weights=weights,
+            batch_size=min(self.batch_size, len(X)),
+            loss=training.on_logits(self._loss),
+            optimizer=optimizer,
         )
-        self._take(jax.device_get(self._state.params), None)
+        self._store(jax.device_get(self._state.params), None)
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Scores `[n, K]`, or `[n]` for two classes: X coef_' + intercept_.
+    def _store(self, params: LinearParams, solution: Solution | None) -> None:
+        super()._store(params, solution)
+        if solution is not None:
+            self._state = None  # `partial_fit` goes on from the solution
 
-        The intercept of a class without weight is infinite, for its probability is 0 (or 1 of the
-        other of two). Here such a score is finite, as metrics and calibrators want it, and lies at
-        least 1000 below (above) 0 and the example's other scores, so that the softmax or the
-        sigmoid of the scores has the same probabilities.
-
-        Args:
-            X: `[n, D]`.
-
-        Returns:
-            The scores, finite; those of an example depend on no other.
-
-        Raises:
-            ValueError: X whose scores overflow its dtype.
-        """
-        return self._by_class(_finite(self._scores(X), np.isinf(self.intercept_)))
-
-    def _scores(self, X: Any) -> np.ndarray:
-        """Scores `[n, K]`, one column for two classes, with the infinite ones of the intercepts."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            product = X @ self.coef_.T  # sparse where both are, after `sparsify`
-        product = product.toarray() if scipy.sparse.issparse(product) else product
-        if not np.isfinite(product).all():
-            at = int(np.argwhere(~np.isfinite(product))[0, 0])
-            raise ValueError(
-                f"X: the scores of X[{at}] overflow {product.dtype}; scale the features"
-            )
-        return product + self.intercept_
-
-    def _by_class(self, scores: np.ndarray) -> np.ndarray:
-        return scores if scores.shape[1] > 1 or self._multilabel else scores.ravel()
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Most probable labels `[n]`, or 0 and 1 `[n, K]`.
-
-        Args:
-            X: `[n, D]`.
-
-        Returns:
-            The labels.
-        """
-        scores = self._by_class(self._scores(X))
-        if self._multilabel:
-            return (scores > 0).astype(int)
-        best = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
-        return self.classes_[best]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities `[n, K]`: of the classes, or of each label.
-
-        Args:
-            X: `[n, D]`.
-
-        Returns:
-            The probabilities.
-        """
-        scores = self._by_class(self._scores(X))
-        if scores.ndim == 1:
-            return scipy.special.expit(np.stack([-scores, scores], 1))
-        link = scipy.special.expit if self._multilabel else _softmax
-        return link(scores)
-
-    def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of the probabilities, `[n, K]`, exact where those underflow.
-
-        Args:
-            X: `[n, D]`.
-
-        Returns:
-            The logarithms.
-        """
-        scores = self._by_class(self._scores(X))
-        if scores.ndim == 1:
-            return scipy.special.log_expit(np.stack([-scores, scores], 1))
-        link = scipy.special.log_expit if self._multilabel else _log_softmax
-        return link(scores)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "coef_")  # a fit that failed may have left other attributes
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        tags.target_tags.multi_output = True
-        tags.target_tags.single_output = True
-        tags.input_tags.sparse = True
-        return tags
-
-    def _checked(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any | None,
-        *,
-        classes: Any | None = None,
-        reset: bool = True,
-    ) -> tuple[Any, np.ndarray, np.ndarray]:
-        """X, encoded targets, and weights with the class weights in them; sets `classes_`."""
-        _check_settings(self)
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            multi_output=True,
-            reset=reset,
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            warnings.warn(
-                "A column-vector y was passed when a 1d array was expected. Please change the "
-                "shape of y to (n_samples,), for example using ravel().",
-                DataConversionWarning,
-                stacklevel=3,
-            )
-            y = y.ravel()
-        check_classification_targets(y)
-        kind = type_of_target(y, input_name="y")
-        if kind == "multiclass-multioutput":
-            raise ValueError("y: expected labels [n] or 0 and 1 [n, K], got multiclass-multioutput")
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        self._multilabel = kind == "multilabel-indicator"
-        if self._multilabel:
-            y = np.asarray(y.todense() if scipy.sparse.issparse(y) else y).astype(int)
-            self.classes_ = np.arange(y.shape[1])
-            if self.class_weight is not None:
-                weights = weights * compute_sample_weight(self.class_weight, y)
-            return X, y, weights
-        self.classes_ = unique_labels(y) if classes is None else np.unique(classes)
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
-            raise ValueError(f"y: expected labels of {self.classes_}, got {unknown}")
-        if len(self.classes_) < 2:
-            raise ValueError(
-                "This solver needs samples of at least 2 classes in the data, but the data "
-                f"contains only one class: {self.classes_[0]!r}"
-            )
-        codes = np.searchsorted(self.classes_, y)
-        if self.class_weight is not None:
-            weights = weights * self._class_factors(y, codes, weights)[codes]
-        return X, codes, weights
-
-    def _class_factors(self, y: Any, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """The class weights, "balanced" by the examples' weights as scikit-learn 1.9 has it."""
-        if self.class_weight != "balanced":
-            return compute_class_weight(self.class_weight, classes=self.classes_, y=y)
-        shares = np.bincount(codes, weights, len(self.classes_))
-        return weights.sum() / (len(shares) * np.where(shares > 0, shares, 1))
-
-    @property
-    def _loss(self) -> Any:
-        softmax = not self._multilabel and len(self.classes_) > 2
-        return cross_entropy if softmax else binary_cross_entropy
-
-    def _width(self, targets: np.ndarray) -> int:
-        return len(self.classes_) if self._loss is cross_entropy else targets.shape[1]
-
-    def _penalty(self, C: float) -> dict[str, Any]:
-        return {"alpha": 0.0} if np.isinf(C) else {"C": C}
-
-    def _initial(self) -> LinearParams | None:
+    def _current_params(self) -> LinearParams | None:
+        """Return the current parameters, None before the first fit."""
         if not hasattr(self, "coef_"):
             return None
         coef: Any = self.coef_
@@ -325,56 +416,30 @@ class SoftmaxClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         intercept: Any = self.intercept_ if self.fit_intercept else None
         return LinearParams(coef, intercept)
 
-    def _solved(
-        self, X: Any, targets: np.ndarray, weights: np.ndarray, C: float, init: LinearParams | None
-    ) -> None:
-        """Solve, take the parameters over, and warn where the certificate is not what was asked."""
-        # All classes exist, whether or not y shows the last one.
-        every = np.ones(len(self.classes_)) if self._loss is cross_entropy else None
-        width = len(self.classes_) if self._loss is cross_entropy or self._multilabel else 1
-        if init is not None and init.w.shape != (X.shape[1], width):
-            init = None
-        solution = solve(
-            X,
-            targets,
-            loss=self._loss,
-            **self._penalty(C),
-            l1_ratio=self.l1_ratio,
-            weights=weights,
-            bias=self.fit_intercept,
-            init=init,
-            gap=self.tol,
-            max_iterations=self.max_iter,
-            class_weights=every,
-        )
-        self._take(solution.params, solution)
-        if not solution.converged:
-            warnings.warn(str(solution.reason), ConvergenceWarning, stacklevel=3)
-
-    def _take(self, params: LinearParams, solution: Solution | None) -> None:
-        self.coef_ = np.ascontiguousarray(params.w.T)
-        self.intercept_ = np.zeros(len(self.coef_), self.coef_.dtype)
-        if params.bias is not None:
-            self.intercept_ = np.asarray(params.bias)
-        self.solution_, self.gap_ = solution, np.inf if solution is None else solution.gap
-        if solution is not None:
-            self.n_iter_ = np.array([max(1, solution.iterations)], np.int32)
-            self._state = None
+    def _initial_state(self, features: int, width: int, optimizer: Any) -> Any:
+        """Return the state that `partial_fit` starts from: the current parameters, or 0."""
+        current = self._current_params()
+        w: Any = np.zeros((features, width)) if current is None else current.w
+        b: Any = np.zeros(width) if current is None or current.bias is None else current.bias
+        b = np.clip(b, -1e4, 1e4).astype(np.float32) if self.fit_intercept else None
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        params = LinearParams(w.astype(np.float32), b)
+        return training.init_state(params, optimizer=optimizer, key=jax.random.key(seed))
 
 
-class SoftmaxClassifierCV(SoftmaxClassifier):
+class SoftmaxClassifierCV(_CertifiedClassifier):
     """`SoftmaxClassifier` with C chosen by cross-validation: all C and folds in lockstep.
 
     Args:
-        Cs: values of C, or how many from 1e-4 to 1e4.
-        cv: scikit-learn's: a number of folds, a splitter or splits.
-        scoring: scikit-learn's; None is accuracy.
+        Cs: values of C, or the number of values from 1e-4 to 1e4.
+        cv: as in scikit-learn: a number of folds, a splitter or splits.
+        scoring: as in scikit-learn; None is accuracy.
         grid_tol: the certified relative gap of the fits of the grid.
-        l1_ratio: as of `SoftmaxClassifier`, like all that follow.
-        tol: of the last fit, on all examples.
+        l1_ratio: as in `SoftmaxClassifier`, like all that follow.
+        tol: the certified relative gap of the last fit, on all examples.
         fit_intercept: whether the model has an intercept.
         class_weight: None, "balanced" or a dict.
-        max_iter: outer iterations of each fit.
+        max_iter: limit of the outer iterations of each fit.
 
     Metadata are routed as by scikit-learn's LogisticRegressionCV.
 
@@ -390,7 +455,7 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         10.0 (2, 3)
     """
 
-    # `score` hands its weights to the scorer, and uses none itself.
+    # `score` passes its weights to the scorer, and uses none itself.
     __metadata_request__score: ClassVar = {"sample_weight": UNUSED}
 
     def __init__(
@@ -406,17 +471,15 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         class_weight: str | dict | None = None,
         max_iter: int = 1000,
     ) -> None:
-        super().__init__(
-            l1_ratio=l1_ratio,
-            tol=tol,
-            fit_intercept=fit_intercept,
-            class_weight=class_weight,
-            max_iter=max_iter,
-        )
         self.Cs = Cs
         self.cv = cv
         self.scoring = scoring
         self.grid_tol = grid_tol
+        self.l1_ratio = l1_ratio
+        self.tol = tol
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.max_iter = max_iter
 
     def fit(self, X: Any, y: Any, sample_weight: Any | None = None, **metadata: Any) -> Self:
         """Fit every C on every fold, then the C with the best mean score on all examples.
@@ -424,29 +487,40 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         Args:
             X: `[n, D]`, dense or sparse.
             y: labels `[n]`, or 0 and 1 `[n, K]`.
-            sample_weight: `[n]`, of the fits and, where metadata are not routed, of the scores.
+            sample_weight: `[n]`, weights of the fits and, unless metadata are routed, of the
+                scores.
             **metadata: `groups` `[n]` for `cv`. With scikit-learn's
-                `set_config(enable_metadata_routing=True)`, what `cv` and `scoring` have requested;
-                `sample_weight` too goes to the scores only where `scoring` requests it.
+                `set_config(enable_metadata_routing=True)`, the metadata that `cv` and `scoring`
+                have requested; `sample_weight` too is passed to the scores only if `scoring`
+                requests it.
 
         Returns:
-            Itself.
+            The estimator.
 
         Raises:
-            ValueError: if each C has a score that is NaN in some fold; where only some of them
-            have, a UserWarning says that they are not chosen. Other metadata than `groups`, where
-            they are not routed. TypeError: where they are, but nobody has requested them.
+            ValueError: every C has a score of NaN in some fold (if only some have, a UserWarning
+            reports that they are not chosen); metadata other than `groups`, if they are not routed.
+            TypeError: metadata that nothing has requested, if they are routed.
         """
-        to_cv, to_scorer = self._routed("fit", sample_weight, metadata)
-        X, targets, weights = self._checked(X, y, sample_weight)
+        to_cv, to_scorer = self._route_metadata("fit", sample_weight, metadata)
+        X, targets, weights = self._validate(X, y, sample_weight)
         y = targets if self._multilabel else self.classes_[targets]
         self.Cs_ = np.logspace(-4, 4, self.Cs) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs)
         splits = list(check_cv(self.cv, y, classifier=True).split(X, y, **to_cv))
+        self.path_ = self._solve_grid(X, targets, weights, splits)
+        self.scores_ = self._score_grid(X, y, splits, to_scorer)
+        self.C_ = float(self.Cs_[_best_row(self.scores_)])
+        self._solve(X, targets, weights, self.C_, None)
+        return self
+
+    def _solve_grid(
+        self, X: Any, targets: np.ndarray, weights: np.ndarray, splits: list
+    ) -> Solution:
+        """Return the solutions of every C and split."""
         masks = np.zeros((len(splits), X.shape[0]), bool)
         for mask, (train, _) in zip(masks, splits, strict=True):
             mask[train] = True
-        softmax = self._loss is cross_entropy
-        self.path_ = solve_path(
+        return solve_path(
             X,
             targets,
             C=self.Cs_,
@@ -454,62 +528,64 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
             loss=self._loss,
             l1_ratio=self.l1_ratio,
             weights=weights,
-            class_weights=np.ones(len(self.classes_)) if softmax else None,
+            class_weights=self._all_classes,
             bias=self.fit_intercept,
             gap=self.grid_tol,
             max_iterations=self.max_iter,
         )
-        self.scores_ = np.empty((len(self.Cs_), len(splits)))
-        path = self.path_.params
+
+    def _score_grid(
+        self, X: Any, y: np.ndarray, splits: list, to_scorer: dict[str, Any]
+    ) -> np.ndarray:
+        """Return the score of every C on the held-out part of every split, `[len(Cs_), folds]`."""
+        scores = np.empty((len(self.Cs_), len(splits)))
+        w, bias = self.path_.params
         for fold, (_, held_out) in enumerate(splits):
-            given = _check_method_params(X, to_scorer, held_out)
+            metadata = _check_method_params(X, to_scorer, held_out)
             for i in range(len(self.Cs_)):
-                bias = None if path.bias is None else path.bias[i, fold]
-                self._take(LinearParams(path.w[i, fold], bias), None)
-                self.scores_[i, fold] = self._scored(X[held_out], y[held_out], given)
+                self._store(LinearParams(w[i, fold], None if bias is None else bias[i, fold]), None)
+                scores[i, fold] = self._score(X[held_out], y[held_out], metadata)
         del self.coef_, self.intercept_
-        self.C_ = float(self.Cs_[_best(self.scores_)])
-        self._solved(X, targets, weights, self.C_, None)
-        return self
+        return scores
 
     def score(self, X: Any, y: Any, sample_weight: Any | None = None, **metadata: Any) -> float:
-        """What `scoring` says, which is also what C was chosen by.
+        """Return the score of `scoring`, by which C was also chosen.
 
         Args:
             X: `[n, D]`.
             y: labels `[n]`, or 0 and 1 `[n, K]`.
             sample_weight: `[n]`.
-            **metadata: what `scoring` has requested, where scikit-learn routes metadata.
+            **metadata: metadata that `scoring` has requested, if scikit-learn routes metadata.
 
         Returns:
             The score.
         """
-        return self._scored(X, y, self._routed("score", sample_weight, metadata)[1])
+        return self._score(X, y, self._route_metadata("score", sample_weight, metadata)[1])
 
     def get_metadata_routing(self) -> MetadataRouter:
-        """Where scikit-learn sends metadata: to `fit` itself, to `cv` and to `scoring`.
+        """Return where scikit-learn sends metadata: to `fit` itself, to `cv` and to `scoring`.
 
         Returns:
             The router.
         """
-        scored = MethodMapping().add(caller="fit", callee="score")
+        to_scorer = MethodMapping().add(caller="fit", callee="score")
         return (
             MetadataRouter(owner=type(self).__name__)
             .add_self_request(self)
             .add(
-                splitter=self.cv,  # as it is: to look into an iterator would use it up
+                splitter=self.cv,  # not listed here: that would use up an iterator
                 method_mapping=MethodMapping().add(caller="fit", callee="split"),
             )
             .add(
                 scorer=get_scorer(self.scoring or "accuracy"),
-                method_mapping=scored.add(caller="score", callee="score"),
+                method_mapping=to_scorer.add(caller="score", callee="score"),
             )
         )
 
-    def _routed(
+    def _route_metadata(
         self, method: str, sample_weight: Any, metadata: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What goes to the splitter and to the scorer."""
+        """Return the metadata of the splitter and those of the scorer."""
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if get_config()["enable_metadata_routing"]:
             routed = process_routing(self, method, **weights, **metadata)
@@ -517,39 +593,34 @@ class SoftmaxClassifierCV(SoftmaxClassifier):
         _raise_for_params(metadata, self, method, allow=["groups"] if method == "fit" else None)
         return metadata, weights
 
-    def _scored(self, X: Any, y: Any, given: dict[str, Any]) -> float:
+    def _score(self, X: Any, y: Any, metadata: dict[str, Any]) -> float:
         scorer = check_scoring(self, self.scoring or "accuracy")
         if not self._multilabel:
-            scorer = _of_all_classes(scorer, self.classes_)
-        return scorer(self, X, y, **given)
-
-    def partial_fit(self, *arguments: Any, **named: Any) -> Self:
-        """Not of a grid.
-
-        Raises:
-            NotImplementedError: always; fit a `SoftmaxClassifier` with the C that was found.
-        """
-        raise NotImplementedError("partial_fit: use SoftmaxClassifier(C=model.C_)")
+            scorer = _with_all_classes(scorer, self.classes_)
+        return scorer(self, X, y, **metadata)
 
 
 @functools.lru_cache
 def _adam(learning_rate: float) -> optax.GradientTransformation:
-    """One object for one rate: `train_epoch` compiles anew for another."""
+    """Return the same object for the same rate: `train_epoch` recompiles for another object."""
     return optax.adam(learning_rate)
 
 
-def _check_settings(model: SoftmaxClassifier) -> None:
-    """The errors that the solver would raise, in the names that the estimator has for them."""
-    for name in ("C", "tol", "max_iter", "learning_rate", "batch_size"):
-        value = getattr(model, name)
-        if not isinstance(value, int | float | np.number) or not value > 0:
-            raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-    if not isinstance(model.l1_ratio, int | float | np.number) or not 0 <= model.l1_ratio <= 1:
-        raise ValueError(f"l1_ratio: expected a number in [0, 1], got {model.l1_ratio!r}")
+def _ravel_column(y: Any) -> Any:
+    """Return y `[n, 1]` as `[n]`, with scikit-learn's warning."""
+    if y.ndim != 2 or y.shape[1] != 1:
+        return y
+    warnings.warn(
+        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
+        "to (n_samples,), for example using ravel().",
+        DataConversionWarning,
+        stacklevel=4,
+    )
+    return y.ravel()
 
 
-def _best(scores: np.ndarray) -> int:
-    """The row of greatest mean, the first of equal ones; NaN never wins."""
+def _best_row(scores: np.ndarray) -> int:
+    """Return the row of greatest mean, the first of equal ones; a row with NaN is not chosen."""
     means = scores.mean(1)
     unknown = np.isnan(means)
     folds = np.flatnonzero(~np.isfinite(scores[unknown]).all(0)).tolist()
@@ -568,48 +639,32 @@ def _best(scores: np.ndarray) -> int:
     return int(np.nanargmax(means))
 
 
-def _of_all_classes(scorer: Callable, classes: np.ndarray) -> Callable:
-    """The scorer, told of all classes where it asks: a held-out part may not show each of them."""
-    asked = inspect.signature(getattr(scorer, "_score_func", len)).parameters
-    if "labels" not in asked:
+def _with_all_classes(scorer: Callable, classes: np.ndarray) -> Callable:
+    """Return the scorer with all classes as `labels`, if its function has such an argument.
+
+    A held-out part may lack some of the classes.
+    """
+    parameters = inspect.signature(getattr(scorer, "_score_func", len)).parameters
+    if "labels" not in parameters:
         return scorer
-    known = {"labels": classes} | scorer._kwargs  # type: ignore[attr-defined]
-    if "pos_label" in asked and len(classes) == 2:
-        known = {"pos_label": classes[1]} | known
+    arguments = {"labels": classes} | scorer._kwargs  # type: ignore[attr-defined]
+    if "pos_label" in parameters and len(classes) == 2:
+        arguments = {"pos_label": classes[1]} | arguments
     return make_scorer(
         scorer._score_func,  # type: ignore[attr-defined]
         greater_is_better=scorer._sign > 0,  # type: ignore[attr-defined]
         response_method=scorer._response_method,  # type: ignore[attr-defined]
-        **known,
+        **arguments,
     )
 
 
-def _first_state(model: SoftmaxClassifier, features: int, width: int, optimizer: Any) -> Any:
-    """The state of `partial_fit`, from the parameters that there are or from 0."""
-    initial = model._initial()
-    w: Any = np.zeros((features, width)) if initial is None else initial.w
-    b: Any = np.zeros(width) if initial is None or initial.bias is None else initial.bias
-    b = np.clip(b, -1e4, 1e4).astype(np.float32) if model.fit_intercept else None
-    seed = check_random_state(model.random_state).randint(2**31 - 1)
-    key = jax.random.key(seed)
-    return training.init_state(LinearParams(w.astype(np.float32), b), optimizer=optimizer, key=key)
-
-
-def _finite(scores: np.ndarray, unbounded: np.ndarray) -> np.ndarray:
-    """Scores with finite ones in the unbounded columns, beyond 0 and the row's others."""
+def _replace_unbounded(scores: np.ndarray, unbounded: np.ndarray) -> np.ndarray:
+    """Return scores whose unbounded columns are finite, beyond 0 and the row's other scores."""
     if not unbounded.any():
         return scores
     others = scores[:, ~unbounded]
-    # 1000 is more than the softmax resolves; of large scores, more than their rounding.
-    beyond = np.maximum(1000, 1e-3 * np.abs(others).max(1, initial=0))[:, None]
+    # A difference of 1000 underflows in a softmax; for large scores it must exceed their rounding.
+    margin = np.maximum(1000, 1e-3 * np.abs(others).max(1, initial=0))[:, None]
     least, greatest = (f(others, 1, initial=0, keepdims=True) for f in (np.min, np.max))
-    ends = np.where(scores < 0, least - beyond, greatest + beyond)
-    return np.where(unbounded, ends, scores).astype(scores.dtype)
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    return scipy.special.softmax(scores, axis=1)
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    return scipy.special.log_softmax(scores, axis=1)
+    finite = np.where(scores < 0, least - margin, greatest + margin)
+    return np.where(unbounded, finite, scores).astype(scores.dtype)
