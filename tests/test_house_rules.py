@@ -211,6 +211,62 @@ def test_import_leaves_jax_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+# -- Names and English --
+
+# What was renamed to the field's terms, and idioms of another language, stay away.
+RETIRED = {
+    "Moved": "ModelTangents",
+    "Change": "RowTangents",
+    "Wanted": "NeedsGrad",
+    "Rows": "LSEParts",
+    "Judgement": "EvaluationResult",
+    "truth": "labels or targets",
+    "held": "valid",
+    "hot": "is_label",
+    "bend": "directional_curvature",
+    "joined": "join",
+    "widened": "widen",
+}
+IDIOMS = (
+    r"\banew\b|\bas (it|they) lies?\b|\bcomes? to be\b|\bhas no say\b|\bsilences\b|\bparted by\b"
+    r"|\bof the kind that\b|\bso many (classes|rows|bytes)\b"
+)
+
+
+def defined_names(path: Path) -> Iterator[str]:
+    """The names that a module gives to functions, classes, arguments and variables."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_are_the_fields(path: Path) -> None:
+    old = {name: RETIRED[name] for name in defined_names(path) if name in RETIRED}
+    assert not old, f"{path.name} uses names that have another: {old}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_english_is_plain(path: Path) -> None:
+    found = re.search(IDIOMS, path.read_text())
+    assert not found, f"{path.name} has {found.group() if found else None!r}"
+
+
+def test_a_public_name_means_one_thing() -> None:
+    """No other module defines a function with the name of one that the package exports."""
+    for path in MODULES:
+        if "cli" in path.parts:  # its functions are named after the commands
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS:
+                home = inspect.getsourcefile(inspect.unwrap(FUNCTIONS[node.name]))
+                assert str(path) == home, f"{path.name} has another {node.name}"
+
+
 # -- Refused on sight --
 
 

@@ -30,7 +30,7 @@ def made(task: Task = Task.classes, classes: int = 3, size: int = 90) -> Dataset
 def test_held_out_losses_are_those_of_scikit_learns_fits(classes: int, loss: str) -> None:
     dataset, strengths = made(classes=classes), np.array([0.01, 1.0, 100.0])
     x, y = dataset.train.features.astype(float), dataset.train.targets
-    path = linear_probe.sweep(dataset, loss=LossName(loss), C=strengths[::-1], folds=3, gap=1e-9)
+    path = linear_probe.cross_validate(dataset, loss=LossName(loss), C=strengths[::-1], folds=3, gap=1e-9)
     fold = assign_folds(y, 3)
     for k, C in enumerate(strengths):
         total = 0.0
@@ -48,7 +48,7 @@ def test_held_out_losses_are_those_of_scikit_learns_fits(classes: int, loss: str
 
 def test_losses_against_the_rest_and_of_labels() -> None:
     for dataset in (made(), made(Task.labels)):
-        path = linear_probe.sweep(dataset, loss=LossName.sigmoid, C=np.array([0.1, 10.0]), folds=2)
+        path = linear_probe.cross_validate(dataset, loss=LossName.sigmoid, C=np.array([0.1, 10.0]), folds=2)
         solution = linear_probe.refit(dataset, loss=LossName.sigmoid, C=path.best)
         assert np.isfinite(path.loss).all()
         assert solution.converged
@@ -61,7 +61,7 @@ def test_the_only_example_of_a_class_is_in_every_fit() -> None:
     labels[7] = 3
     schema = replace(dataset.schema, classes=("a", "b", "c", "d"))
     dataset = replace(dataset, train=dataset.train._replace(targets=labels), schema=schema)
-    path = linear_probe.sweep(dataset, loss=LossName.softmax, C=np.array([1.0]), folds=3)
+    path = linear_probe.cross_validate(dataset, loss=LossName.softmax, C=np.array([1.0]), folds=3)
     assert np.isfinite(path.loss).all()
 
 
@@ -71,7 +71,7 @@ def test_where_no_c_has_a_loss_the_folds_are_named() -> None:
     labels[:, 2] = np.arange(len(labels)) == 7  # one example in fold 1 of 2 has it
     rare = replace(dataset, train=dataset.train._replace(targets=labels))
     with pytest.raises(ValueError, match=r"held out in folds \[1\]: .* a label that no other fold"):
-        linear_probe.sweep(rare, loss=LossName.sigmoid, C=np.array([0.1, 1.0]), folds=2)
+        linear_probe.cross_validate(rare, loss=LossName.sigmoid, C=np.array([0.1, 1.0]), folds=2)
 
 
 def test_nan_is_never_the_least_loss() -> None:
@@ -85,9 +85,9 @@ def test_nan_is_never_the_least_loss() -> None:
 def test_what_is_refused() -> None:
     dataset, C = made(), np.array([1.0])
     with pytest.raises(ValueError, match="loss: expected softmax or sigmoid"):
-        linear_probe.sweep(dataset, loss=LossName.hinge, C=C, folds=2)
+        linear_probe.cross_validate(dataset, loss=LossName.hinge, C=C, folds=2)
     with pytest.raises(ValueError, match="folds: expected at least 2, got 1"):
-        linear_probe.sweep(dataset, loss=LossName.softmax, C=C, folds=1)
+        linear_probe.cross_validate(dataset, loss=LossName.softmax, C=C, folds=1)
     for ends in ((0, 1), (2, 1), (1, np.inf)):
         with pytest.raises(ValueError, match="C: expected 0 < strongest <= weakest"):
             linear_probe.grid(*ends, 3)

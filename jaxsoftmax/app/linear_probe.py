@@ -1,8 +1,8 @@
 """A linear probe: choose the penalty by cross-validation, then fit the optimum at it.
 
-grid    values of C in equal ratios
-sweep   the held-out loss of every C, from one certified fit for each C and fold
-refit   the certified optimum at one C, on all training examples
+grid             values of C in equal ratios
+cross_validate   the held-out loss of every C, from one certified fit for each C and fold
+refit            the certified optimum at one C, on all training examples
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jaxsoftmax.solvers import Solution
 
 
 class ProbePath(NamedTuple):
-    """The result of a sweep: for each C, the loss of examples that its fits had not seen."""
+    """The result of a cross-validation: for each C, the loss of examples that its fits had not seen."""
 
     C: np.ndarray  # [P], increasing
     loss: np.ndarray  # [P], the mean over all held-out examples
@@ -68,7 +68,7 @@ def grid(strongest: float, weakest: float, points: int) -> np.ndarray:
     return np.geomspace(strongest, weakest, points)
 
 
-def sweep(
+def cross_validate(
     dataset: Dataset,
     *,
     loss: LossName,
@@ -99,7 +99,7 @@ def sweep(
         >>> import numpy as np
         >>> from jaxsoftmax.app import data, linear_probe
         >>> digits = data.load("digits")
-        >>> path = linear_probe.sweep(digits, loss="softmax", C=np.array([1e-4, 1.0]), folds=2)
+        >>> path = linear_probe.cross_validate(digits, loss="softmax", C=np.array([1e-4, 1.0]), folds=2)
         >>> path.best
         1.0
     """
