@@ -76,8 +76,8 @@ class _CertifiedClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
         Raises:
             ValueError: the scores of X overflow its dtype.
         """
-        unbounded = np.isinf(self.intercept_)
-        return self._squeeze_binary(_replace_unbounded(self._linear_scores(X), unbounded))
+        scores = self._linear_scores(X)
+        return self._squeeze_binary(_replace_unbounded(scores, np.isinf(self.intercept_)))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable labels `[n]`, or 0 and 1 `[n, K]`.

@@ -312,7 +312,7 @@ def estimate_gap(
     """Return the gap with q = p in the working dtype and as if the intercept were optimal, `[L]`.
 
     It costs no product with the features, and indicates when a certificate is worth its cost.
-    `pure_l1` says whether some lane has an l1 penalty and no l2.
+    `pure_l1` is whether some lane has an l1 penalty and no l2.
     """
     dtype = gradient.dtype
     w, l1, l2 = point.theta[..., :-1], problem.l1.astype(dtype), problem.l2.astype(dtype)

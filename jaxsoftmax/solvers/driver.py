@@ -348,7 +348,7 @@ def _is_ready(config: SolverConfig, state: LaneState) -> np.ndarray:
 
 
 def _retire_lanes(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
-    """Certify the lanes whose estimate says that they are done, and go on with the others."""
+    """Certify the lanes whose estimate indicates that they are done, and go on with the others."""
     ready = state.active & _is_ready(config, state)
     if not ready.any():
         return state
@@ -693,7 +693,7 @@ def _explain(config: SolverConfig, problem: Problem, outcome: Outcome) -> Outcom
 
 
 def _sentence(status: SolverStatus, config: SolverConfig) -> str:
-    """Return the sentence that explains a status and says what to do about it."""
+    """Return the sentence that explains a status and recommends what to do about it."""
     match status:
         case SolverStatus.CONVERGED:
             return f"the certified gap is at most {config.gap:g}"

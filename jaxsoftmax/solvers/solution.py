@@ -49,7 +49,7 @@ class Solution:
         seconds: wall-clock time; from `solve_path`, that of the whole path in every entry.
         converged: whether the gap is at most what was asked for (without a penalty: the decrement).
         status: why it stopped, a `SolverStatus`; from `solve_path` an array of dtype object.
-        reason: the same in a sentence that says what to do about it.
+        reason: the same in a sentence, with a recommendation.
     """
 
     params: LinearParams
