@@ -275,7 +275,7 @@ def softmax_gradient(subtile: Subtile) -> None:
 # -- The sigmoid's epilogue --
 
 
-def sigmoid(subtile: Subtile) -> None:
+def sigmoid_losses_and_gradients(subtile: Subtile) -> None:
     """Write the sums of the label losses, or their gradients times the rows' weights, or both.
 
     Losses take a few classes at a time, and gradients follow them: more would exceed the registers.

@@ -469,7 +469,7 @@ def _run_sigmoid(
             gradients=None if weights is None else block.gradients,
         )
         found = _run_kernel(
-            epilogues.sigmoid,
+            epilogues.sigmoid_losses_and_gradients,
             head,
             outputs,
             options,
