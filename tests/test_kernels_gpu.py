@@ -2,9 +2,9 @@
 
 A tile has 128 examples, 256 classes and 64 features, a block of the reverse pass 256 classes here
 and a chunk of the sum 128 rows; the shapes lie on, below and beyond each of them. Blackwell's
-kernels have the epilogues of Hopper's, so they are interpreted in fewer cases: those in which it matters
-how a tile comes to be, or how many classes have a statistic of their own. Two cores that multiply
-together are compiled alone, as the interpreter has none.
+kernels share the epilogues of Hopper's, so they are interpreted only where it matters how a tile is
+computed, or how many classes share a statistic. Two cores that multiply together are only compiled,
+since the interpreter has no such pair.
 """
 
 import importlib.util

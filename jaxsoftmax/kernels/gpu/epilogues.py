@@ -91,7 +91,7 @@ class SubtileStats(NamedTuple):
 
 
 class SigmoidOutputs(NamedTuple):
-    """What `sigmoid` writes, and None for what is not needed."""
+    """The outputs of `sigmoid_losses_and_gradients`; None for what is not needed."""
 
     losses: Any = None  # [subtiles, N], summed over the labels of each subtile
     gradients: Any = None  # [N, K], with respect to the logits
