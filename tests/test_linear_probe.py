@@ -30,7 +30,9 @@ def made(task: Task = Task.classes, classes: int = 3, size: int = 90) -> Dataset
 def test_held_out_losses_are_those_of_scikit_learns_fits(classes: int, loss: str) -> None:
     dataset, strengths = made(classes=classes), np.array([0.01, 1.0, 100.0])
     x, y = dataset.train.features.astype(float), dataset.train.targets
-    path = linear_probe.cross_validate(dataset, loss=LossName(loss), C=strengths[::-1], folds=3, gap=1e-9)
+    path = linear_probe.cross_validate(
+        dataset, loss=LossName(loss), C=strengths[::-1], folds=3, gap=1e-9
+    )
     fold = assign_folds(y, 3)
     for k, C in enumerate(strengths):
         total = 0.0
@@ -48,7 +50,9 @@ def test_held_out_losses_are_those_of_scikit_learns_fits(classes: int, loss: str
 
 def test_losses_against_the_rest_and_of_labels() -> None:
     for dataset in (made(), made(Task.labels)):
-        path = linear_probe.cross_validate(dataset, loss=LossName.sigmoid, C=np.array([0.1, 10.0]), folds=2)
+        path = linear_probe.cross_validate(
+            dataset, loss=LossName.sigmoid, C=np.array([0.1, 10.0]), folds=2
+        )
         solution = linear_probe.refit(dataset, loss=LossName.sigmoid, C=path.best)
         assert np.isfinite(path.loss).all()
         assert solution.converged

@@ -193,7 +193,7 @@ def test_what_fails_to_be_added_leaves_the_run(tmp_path: Path) -> None:
 
 # A process that is killed, and a full disk: real processes run the real `save` and `add`.
 
-# A child of a single-threaded process runs the operation on a copy of the folder `before`, and kills
+# A child of a single-threaded process runs the operation on a copy of the folder `before`. It kills
 # itself before the n-th line of run_folder.py and atomic_files.py; n grows until a child survives.
 _DIE_AT_EACH_LINE = """
 import os, shutil, signal, sys

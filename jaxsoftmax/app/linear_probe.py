@@ -20,7 +20,7 @@ from jaxsoftmax.solvers import Solution
 
 
 class ProbePath(NamedTuple):
-    """The result of a cross-validation: for each C, the loss of examples that its fits had not seen."""
+    """The result of a cross-validation: for each C, the loss of the held-out examples."""
 
     C: np.ndarray  # [P], increasing
     loss: np.ndarray  # [P], the mean over all held-out examples
@@ -99,7 +99,8 @@ def cross_validate(
         >>> import numpy as np
         >>> from jaxsoftmax.app import data, linear_probe
         >>> digits = data.load("digits")
-        >>> path = linear_probe.cross_validate(digits, loss="softmax", C=np.array([1e-4, 1.0]), folds=2)
+        >>> C = np.array([1e-4, 1.0])
+        >>> path = linear_probe.cross_validate(digits, loss="softmax", C=C, folds=2)
         >>> path.best
         1.0
     """

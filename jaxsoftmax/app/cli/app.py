@@ -308,7 +308,9 @@ def _sweep_and_refit(
                 show_stage(stage)
                 run.interrupts.check()
 
-            path = linear_probe.cross_validate(dataset, loss=loss, C=C, folds=folds, callback=callback)
+            path = linear_probe.cross_validate(
+                dataset, loss=loss, C=C, folds=folds, callback=callback
+            )
         with console.status(screen, f"fitting C = {path.best:.4g}"):
             solution = linear_probe.refit(dataset, loss=loss, C=path.best, gap=gap)
     screen.print(console.format_certificate(path.best, solution))
