@@ -15,13 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner, Result
 
 import jaxsoftmax
@@ -46,31 +44,11 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, env=PLAIN)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What one command compiles others find, in this process and, by these variables, in others."""
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    usual = {name: getattr(jax.config, name) for name in cache}
-    _keep_compiled(cache)
-    yield {name.upper(): str(value) for name, value in cache.items()}
-    _keep_compiled(usual)
-
-
-def _keep_compiled(settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it looks at its settings once, when it is first asked
-
-
 @pytest.fixture(scope="module")
-def environment(compiled: dict[str, str]) -> dict[str, str]:
-    """Of processes of their own: they import this package, and share what they compile."""
+def environment() -> dict[str, str]:
+    """Variables of child processes, which import this package and share the compiled programs."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
-    return inherited | compiled | {"PYTHONPATH": HERE}
+    return inherited | {"PYTHONPATH": HERE}
 
 
 def run(*command: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
