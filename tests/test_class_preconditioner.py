@@ -13,6 +13,8 @@ from jaxsoftmax.solvers import class_preconditioner, matvec, prepare, solve, sol
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.sparse import from_scipy
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 Array = np.ndarray
 
 

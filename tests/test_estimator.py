@@ -28,6 +28,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture(scope="module")
 def iris() -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ from jaxsoftmax import cross_entropy
 from jaxsoftmax.solvers import line_search, prepare, steps
 from jaxsoftmax.solvers import problem as problems
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def standing(lanes: int) -> tuple[problems.Problem, problems.Point, jax.Array]:
     """Lanes of one problem at zero, and their gradients; float64."""

@@ -15,6 +15,8 @@ from jaxsoftmax.app.cli.app import app
 from jaxsoftmax.app.data import Dataset, Schema, Split, Task, assign_folds
 from jaxsoftmax.app.defaults import LossName
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def made(task: Task = Task.classes, classes: int = 3, size: int = 90) -> Dataset:
     rng = np.random.default_rng(0)
