@@ -4,8 +4,9 @@ Command: `python experiments/compile_targets.py`, about ten minutes, for TPU v4,
 7x; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU names
 (`pip install --target FOLDER libtpu`). For an H200 and a B200, in a separate environment, whose
 CUDA wheels are large: `pip install "jax[cuda13]"`, then
-`python experiments/compile_targets.py h200 b200`. `--smoke` compiles tiny shapes and writes no
-record. The record is results/compile_tpu.json or results/compile_gpu.json.
+`python experiments/compile_targets.py h200 b200`. `--smoke` compiles tiny shapes, for v5e unless
+targets are named, and writes no record. The record is results/compile_tpu.json or
+results/compile_gpu.json.
 
 Question. XLA compiles a whole program for a device from its description alone, and reports the
 bytes that the program needs besides arguments and results. How many do value and gradient of
@@ -165,7 +166,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the record and write none")
     arguments = parser.parse_args()
     n, d, classes = SMOKE if arguments.smoke else (N, D, CLASSES)
-    targets, classes = arguments.targets or [*TPUS], arguments.classes or classes
+    targets = arguments.targets or (["v5e"] if arguments.smoke else [*TPUS])
+    classes = arguments.classes or classes
     labels = SMOKE_LABELS if arguments.smoke else LABELS
     labels = () if arguments.softmax else labels
     found: dict[str, Any] = {}

@@ -28,6 +28,8 @@ from jaxsoftmax.kernels.tpu import grids
 from jaxsoftmax.kernels.tpu import implementation as mosaic_tpu
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options, RowTangents
 
+pytestmark = pytest.mark.usefixtures("unoptimized")  # the interpreter's rounding is no TPU's
+
 NAME = "mosaic_tpu"
 INF, NAN = np.inf, np.nan
 # Tiles of 32 rows, and of 128 classes and features in float32 or 256 in bfloat16; with `TILES`
