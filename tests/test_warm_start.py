@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsoftmax.solvers import driver, solve_path, steps
+from jaxsoftmax.solvers import driver, prepare, solve_path, steps
+from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.driver import Outcome, RoundedScores
 from jaxsoftmax.solvers.warm_start import WarmStart
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def stage(theta: np.ndarray, x: np.ndarray) -> Outcome:
@@ -63,3 +66,27 @@ def test_scores_are_computed_anew_before_rounding_counts(monkeypatch: pytest.Mon
     assert sum(known) < 6
     assert tight.converged.all()
     assert np.all(tight.objective <= loose.objective * (1 + 1e-12))
+
+
+def test_the_scores_of_a_stage_are_those_of_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def point_and_gradient(
+        problem, link, theta, scores=None, *, intercept, whole=steps.point_and_gradient
+    ):
+        if scores is not None:
+            expected = problems.linear_scores(problem, theta)
+            np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+            compared.append(scores.dtype)
+        return whole(problem, link, theta, scores, intercept=intercept)
+
+    monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
+    monkeypatch.setattr(steps, "point_and_gradient", point_and_gradient)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 6)).astype(np.float32), rng.permutation(np.arange(200) % 3)
+    y = np.where(x[:, 0] > 1, 0, y)
+    assert solve_path(x, y, C=[1.0, 2.0], bias=False, gap=1e-3).converged.all()
+    assert compared == [np.float32]  # the second stage starts from scores of the first
+    # Float32 ends after two steps, and its scores are not those of the next precision's end.
+    monkeypatch.setattr(driver, "MAX_IDLE_ITERATIONS", 0)
+    solve_path(x, y, C=[1.0, 2.0], bias=False, gap=[1e-12, 1e-2])

@@ -17,10 +17,12 @@ The functions are called in this order; each returns a new state, and none chang
         _iterate
           the method's step     from `steps`
           _measure
-          _retire_lanes         certifies lanes whose estimate is small enough
-            _certify_lanes
-            _narrow             fewer slots, once half of the lanes have ended
-          _sharpen              a preconditioner from the current point, once it pays
+          _is_sample_useful     or else the sample is dropped
+        _report                 for the callback
+        _retire_lanes           certifies lanes whose estimate is small enough
+          _certify_lanes
+          _narrow               fewer slots, once half of the lanes have ended
+        _sharpen                a preconditioner from the current point, once it pays
       _certify_lanes            what remains in this precision
     _explain                    a sentence for each lane's status
 """
@@ -45,6 +47,7 @@ from jaxsoftmax.solvers.sparse import Sparse
 MIN_NARROWING_SIZE = 2**25  # features x classes x lanes from which fewer slots save time
 SAMPLE_DIVISOR = 4  # a quarter of the examples gives the Hessian of the first iterations
 MIN_SAMPLING_DECREMENT = 1e-2  # relative to the objective: below, all examples give the Hessian
+MIN_SAMPLING_DESCENT = 0.25  # of the objective, relative to the decrement: below, likewise
 MAX_IDLE_ITERATIONS = 3  # iterations without progress after which a precision, or the lane, ends
 MAX_SCORE_ROUNDING = 1e-3  # rounding of the scores, relative to the gap, before they are recomputed
 MAX_FORCING, MIN_FORCING = 0.3, 1e-3  # a Newton system's residual relative to the gradient
@@ -241,18 +244,19 @@ def _minimize_in_tier(
     state = _begin_iterations(config, tier, state)
     while state.lanes.size:
         state = _iterate(config, tier, state)
+        if callback is not None:
+            callback(_report(state))
+        state = _sharpen(config, tier, _retire_lanes(config, tier, state))
         if state.outcome.iterations.max() >= config.max_iterations:
             break
         if _is_idle(state):
             if state.sample is None:
                 break
             state = _drop_sample(state)
-        if callback is not None:
-            callback(_report(state))
     outcome = _certify_lanes(config, tier, state, state.lanes)
-    if np.array_equal(np.asarray(state.point.theta), outcome.theta):
-        outcome = outcome._replace(scores=RoundedScores(state.point.scores, state.rounding))
-    return outcome
+    known = np.array_equal(np.asarray(state.point.theta), outcome.theta)
+    scores = RoundedScores(state.point.scores, state.rounding) if known else None
+    return outcome._replace(scores=scores)
 
 
 def _enter_tier(
@@ -276,7 +280,7 @@ def _fill_slots(
 ) -> LaneState:
     """Put the lanes side by side, with copies of them up to a power of two."""
     width = min(1 << (len(lanes) - 1).bit_length(), len(outcome.theta))
-    slots = np.resize(lanes, width)
+    slots, active = np.resize(lanes, width), np.arange(width) < len(lanes)
     problem = _take_lanes(tier.problem, slots)
     theta = jnp.asarray(outcome.theta[slots], tier.dtype)
     if (
@@ -293,9 +297,9 @@ def _fill_slots(
     figures = _measure(config, problem, point, gradient, np.full(width, np.inf))
     return LaneState(
         outcome=outcome._replace(products=_add_at(outcome.products, lanes, 2 if z is None else 1)),
-        progress=_update_progress(progress, lanes, figures, tier.dtype),
+        progress=_update_progress(progress, slots, active, figures, tier.dtype),
         slots=slots,
-        active=np.arange(width) < len(lanes),
+        active=active,
         problem=problem,
         point=point,
         gradient=gradient,
@@ -322,10 +326,10 @@ def _measure(
 
 
 def _update_progress(
-    progress: Progress, lanes: np.ndarray, figures: Figures, dtype: Any
+    progress: Progress, slots: np.ndarray, active: np.ndarray, figures: Figures, dtype: Any
 ) -> Progress:
     """Note which lanes make progress: a lower value, or half of the estimated gap."""
-    value, estimate = figures.value[: len(lanes)], figures.estimate[: len(lanes)]
+    lanes, value, estimate = slots[active], figures.value[active], figures.estimate[active]
     best_value, best_estimate = progress.best_value[lanes], progress.best_estimate[lanes]
     rounding = 4 * float(jnp.finfo(dtype).eps) * np.abs(value)
     better = (value + rounding < best_value) | (estimate < 0.5 * best_estimate)
@@ -371,7 +375,8 @@ def _narrow(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
     outcome = _store_theta(state)
     narrow = _fill_slots(config, tier, outcome, state.progress, state.lanes, None)
     narrow = narrow._replace(
-        first_norm=np.resize(state.first_norm, len(narrow.slots)),
+        progress=state.progress,  # which has counted this iteration
+        first_norm=np.resize(state.first_norm[state.active], len(narrow.slots)),
         sample=state.sample,
         sharpened=state.sharpened,
     )
@@ -421,6 +426,19 @@ def _sample_rows(problem: Problem) -> steps.Sample:
     return steps.Sample(part, rows)
 
 
+def _is_sample_useful(state: LaneState, figures: Figures, decrement: np.ndarray) -> bool:
+    """Return whether a step by the sample's Hessian, to these figures, was good in some open lane.
+
+    Where the sample has too few examples for its features, its Hessian lacks curvature: the
+    decrement stays large, while the line search ends near the start. As in a trust-region method,
+    the descent is therefore compared with the prediction.
+    """
+    value = state.figures.value
+    far = decrement > MIN_SAMPLING_DECREMENT * np.abs(value)
+    predicted = value - figures.value >= MIN_SAMPLING_DESCENT * decrement
+    return bool(np.any(state.active & far & predicted))
+
+
 def _drop_sample(state: LaneState) -> LaneState:
     """Return the state with the whole problem's Hessian, and a new chance for every lane."""
     idle = np.zeros_like(state.progress.idle)
@@ -441,7 +459,7 @@ def _is_small(tier: Tier, state: LaneState) -> bool:
 
 
 def _iterate(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
-    """Take one step in every open lane, and retire those that are done."""
+    """Take one step in every open lane."""
     sample = state.sample
     if sample is not None:
         sample = sample._replace(problem=_take_lanes(sample.problem, state.slots))
@@ -457,17 +475,16 @@ def _iterate(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
         intercept=config.intercept,
     )
     products, decrement = int(step.products), np.asarray(step.decrement, float)
-    least = MIN_SAMPLING_DECREMENT * np.abs(state.figures.value[state.active])
-    if not np.any(decrement[state.active] > least):
-        state = _drop_sample_of_rows(state)
     figures = _measure(config, state.problem, step.point, step.gradient, decrement)
+    if not _is_sample_useful(state, figures, decrement):
+        state = _drop_sample_of_rows(state)
     outcome = state.outcome._replace(
         iterations=_add_at(state.outcome.iterations, state.lanes, 1),
         products=_add_at(state.outcome.products, state.lanes, products),
     )
-    state = state._replace(
+    return state._replace(
         outcome=outcome,
-        progress=_update_progress(state.progress, state.lanes, figures, tier.dtype),
+        progress=_update_progress(state.progress, state.slots, state.active, figures, tier.dtype),
         point=step.point,
         gradient=step.gradient,
         method_state=step.method_state,
@@ -475,7 +492,6 @@ def _iterate(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
         spent=state.spent + products,
         figures=figures,
     )
-    return _sharpen(config, tier, _retire_lanes(config, tier, state))
 
 
 def _tolerances(config: SolverConfig, tier: Tier, state: LaneState) -> Array:
@@ -602,7 +618,7 @@ def _certificate(
 
 
 def _report(state: LaneState) -> dict[str, Any]:
-    """Return the figures of the open lanes for a callback, without arrays of JAX.
+    """Return the figures of the lanes that took the last step, without arrays of JAX.
 
     An array of float64 is of no use to a caller who has not enabled float64.
     """
