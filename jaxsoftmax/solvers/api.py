@@ -16,7 +16,6 @@ from jaxsoftmax.solvers import driver, prepare, shared_preconditioner
 from jaxsoftmax.solvers.driver import Callback, Outcome, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
-from jaxsoftmax.solvers.steps import METHODS
 from jaxsoftmax.solvers.warm_start import WarmStart
 from jaxsoftmax.validation import ArrayLike
 
@@ -36,7 +35,6 @@ def solve(
     bias: bool = True,
     init: LinearParams | None = None,
     gap: float = 1e-6,
-    method: str | None = None,
     max_iterations: int = 1000,
     memory: int = DEFAULT_MEMORY,
     callback: Callback | None = None,
@@ -63,8 +61,6 @@ def solve(
         init: parameters to start from. The number of classes is that of class_weights, or else of
             init, or else the largest label plus one.
         gap: the certified relative distance from the optimum at which the solver stops.
-        method: "newton-cg", "lbfgs" or "proximal"; the default is "proximal" with l1, "newton-cg"
-            without.
         max_iterations: limit of the outer iterations.
         memory: bytes for temporary arrays beside the features.
         callback: called after each iteration, under the caller's own setting of float64, with a
@@ -98,8 +94,8 @@ def solve(
         True 0.62025 (1, 2)
 
     Reference:
-        `certificate` derives the bound; the inexact Newton method is that of Dembo, Eisenstat and
-        Steihaug (1982).
+        `certificate` derives the bound. The inexact Newton method is that of Dembo, Eisenstat and
+        Steihaug (1982); with l1 its steps are proximal Newton steps, see `proximal`.
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
@@ -118,7 +114,7 @@ def solve(
     s, t = data.weights[None], data.targets[None]
     l2, l1 = prepare.prepare_penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
     theta = _initial_theta(data, s, t, bias, init)
-    config = _make_config(data, gaps, method, l1_ratio, bias, max_iterations, memory)
+    config = _make_config(data, gaps, l1_ratio, bias, max_iterations, memory)
     with jax.enable_x64():
         problem = prepare.prepare_lanes(data, s, t, l2, l1)
         pre = shared_preconditioner.build(problem.features, problem.weights[0], memory)
@@ -145,7 +141,6 @@ def solve_path(
     class_weights: ArrayLike | None = None,
     bias: bool = True,
     gap: ArrayLike = 1e-6,
-    method: str | None = None,
     max_iterations: int = 1000,
     memory: int = DEFAULT_MEMORY,
     callback: Callback | None = None,
@@ -170,7 +165,6 @@ def solve_path(
         bias: whether the model has a bias.
         gap: the certified relative distance from the optimum of every fit; `[P]` gives one for each
             C, as many digits cost little where the penalty is strong.
-        method: as in `solve`.
         max_iterations: limit of the outer iterations of each stage.
         memory: bytes for temporary arrays beside the features.
         callback: called after each stage, under the caller's own setting of float64, with a dict:
@@ -208,9 +202,7 @@ def solve_path(
         for c in C
     ]
     theta = _initial_theta(data, lanes.weights, lanes.targets, bias, None)
-    configs = [
-        _make_config(data, each, method, l1_ratio, bias, max_iterations, memory) for each in gaps
-    ]
+    configs = [_make_config(data, each, l1_ratio, bias, max_iterations, memory) for each in gaps]
     with jax.enable_x64():
         zeros = np.zeros(len(lanes.weights))
         problem = prepare.prepare_lanes(data, lanes.weights, lanes.targets, zeros, zeros)
@@ -280,7 +272,6 @@ def _report_unpadded(report: Callback, columns: int, figures: dict[str, Any]) ->
 def _make_config(
     data: prepare.Data,
     gap: Any,
-    method: str | None,
     l1_ratio: float,
     bias: bool,
     max_iterations: int,
@@ -289,22 +280,12 @@ def _make_config(
     return SolverConfig(
         link=data.link,
         gap=float(gap),
-        method=_choose_method(method, l1_ratio),
+        smooth=l1_ratio == 0,
         intercept=bias,
         max_iterations=max_iterations,
         dtype=data.features.dtype.name,
         memory=memory,
     )
-
-
-def _choose_method(method: str | None, l1_ratio: float) -> str:
-    """Return the method, after a check that it can minimize this penalty."""
-    chosen = method or ("proximal" if l1_ratio > 0 else "newton-cg")
-    if chosen not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if l1_ratio > 0 and chosen != "proximal":
-        raise ValueError(f"method: expected proximal, as l1_ratio is {l1_ratio}, got {method!r}")
-    return chosen
 
 
 def _is_label_sets(targets: Any, loss: Callable) -> bool:

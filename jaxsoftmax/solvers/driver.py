@@ -1,4 +1,4 @@
-r"""The loop around a method's steps: precisions, certificates, and the status of each lane.
+r"""The loop around the steps: precisions, certificates, and the status of each lane.
 
 Float32 features are minimized in float32 for as long as that makes progress, then with float64
 parameters and gradients, whose Newton systems are still solved in float32, and last with float64
@@ -15,7 +15,7 @@ The functions are called in this order; each returns a new state, and none chang
       _begin_iterations         the sample for the first iterations
       until no lane is left, max_iterations are reached, or no lane makes progress:
         _iterate
-          the method's step     from `steps`
+          one of `steps`
           _measure
           _is_sample_useful     or else the sample is dropped
         _report                 for the callback
@@ -62,7 +62,7 @@ class SolverConfig:
     Args:
         link: softmax or sigmoid.
         gap: the certified relative gap at which a lane is done.
-        method: a key of `steps.METHODS`.
+        smooth: whether the penalty has no l1 part, so that Newton's steps are taken as they are.
         intercept: whether the model has an intercept.
         max_iterations: outer iterations of each lane.
         dtype: the dtype of the parameters that are returned.
@@ -71,7 +71,7 @@ class SolverConfig:
 
     link: problems.Link
     gap: float
-    method: str
+    smooth: bool
     intercept: bool
     max_iterations: int
     dtype: str
@@ -175,7 +175,7 @@ class LaneState(NamedTuple):
     preconditioner: Preconditioner | Blocks
     figures: Figures
     first_norm: np.ndarray  # of the gradient at the first iteration, or 1 where that is 0: [S]
-    method_state: Any = None  # what the method passes to its next step
+    stiffness: Array | None = None  # of the last proximal step: [S]
     sample: steps.Sample | None = None  # of all lanes
     spent: int = 0  # products for Newton systems since the preconditioner was built
     sharpened: int = 0  # number of times that a preconditioner was built for the current point
@@ -402,7 +402,7 @@ def _make_sample(config: SolverConfig, tier: Tier, state: LaneState) -> steps.Sa
 
     It has a quarter of the examples in float32, and float32 features in place of float64.
     """
-    if config.method != "newton-cg" or _is_small(tier, state):
+    if not config.smooth or _is_small(tier, state):
         return None
     if tier.dtype == jnp.float32:
         return None if isinstance(tier.problem.features, Sparse) else _sample_rows(tier.problem)
@@ -460,20 +460,7 @@ def _is_small(tier: Tier, state: LaneState) -> bool:
 
 def _iterate(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
     """Take one step in every open lane."""
-    sample = state.sample
-    if sample is not None:
-        sample = sample._replace(problem=_take_lanes(sample.problem, state.slots))
-    step = steps.METHODS[config.method](
-        state.problem,
-        config.link,
-        state.point,
-        state.gradient,
-        state.preconditioner,
-        _tolerances(config, tier, state),
-        state.method_state,
-        sample,
-        intercept=config.intercept,
-    )
+    step = _take_step(config, tier, state)
     products, decrement = int(step.products), np.asarray(step.decrement, float)
     figures = _measure(config, state.problem, step.point, step.gradient, decrement)
     if not _is_sample_useful(state, figures, decrement):
@@ -487,11 +474,29 @@ def _iterate(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
         progress=_update_progress(state.progress, state.slots, state.active, figures, tier.dtype),
         point=step.point,
         gradient=step.gradient,
-        method_state=step.method_state,
+        stiffness=step.stiffness,
         rounding=state.rounding + 1,
         spent=state.spent + products,
         figures=figures,
     )
+
+
+def _take_step(config: SolverConfig, tier: Tier, state: LaneState) -> steps.Step:
+    """Return the step that suits the penalty."""
+    shared = (
+        state.problem,
+        config.link,
+        state.point,
+        state.gradient,
+        state.preconditioner,
+        _tolerances(config, tier, state),
+    )
+    if not config.smooth:
+        return steps.proximal_newton(*shared, state.stiffness, intercept=config.intercept)
+    sample = state.sample
+    if sample is not None:
+        sample = sample._replace(problem=_take_lanes(sample.problem, state.slots))
+    return steps.newton_cg(*shared, sample, intercept=config.intercept)
 
 
 def _tolerances(config: SolverConfig, tier: Tier, state: LaneState) -> Array:
@@ -510,7 +515,7 @@ def _tolerances(config: SolverConfig, tier: Tier, state: LaneState) -> Array:
 
 def _sharpen(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
     """Build the preconditioner of the current point, once its cost has been spent on products."""
-    if config.method != "newton-cg" or _is_small(tier, state) or not state.lanes.size:
+    if not config.smooth or _is_small(tier, state) or not state.lanes.size:
         return state
     slots, classes = state.point.theta.shape[:2]
     # Each preconditioner is of use for longer than the one before, because the lanes settle.

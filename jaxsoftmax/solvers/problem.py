@@ -3,7 +3,7 @@ r"""The problem: weighted cross-entropy of a linear model plus penalties, in lan
     F(w, b) = sum_i s_i l(w x_i + b, y_i) + l2 / 2 ||w||^2 + l1 |w|_1,    sum_i s_i = 1,
 
 for L lanes at once, which may differ in everything but the features. Parameters are packed,
-`theta: [L, K, D + 1]` with the intercept last, so that a method handles one array. The link is a
+`theta: [L, K, D + 1]` with the intercept last, so that a step handles one array. The link is a
 softmax over K classes or K sigmoids. The softmax takes one label or one distribution per example.
 A class without examples, or whose targets are all 0, has the intercept -inf, which is the limit of
 the optimum: its scores are -inf, and its probabilities and its gradient are 0.

@@ -1,13 +1,15 @@
-r"""One iteration of each method: a direction, a step along it, and the gradient where it ends."""
+r"""One iteration: a direction, a step along it, and the gradient where it ends.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+A smooth objective takes Newton's step, one with an l1 penalty the proximal Newton step.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax.solvers import lbfgs, line_search, newton, proximal
+from jaxsoftmax.solvers import line_search, newton, proximal
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.class_preconditioner import Blocks
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
@@ -28,7 +30,7 @@ class Step(NamedTuple):
     length: Array  # t, 0 for a lane that found no descent
     decrement: Array  # -g d / 2, Newton's estimate of the gap before the step
     products: Array  # passes over all the features: one number
-    method_state: Any  # what the method passes to its next step
+    stiffness: Array | None = None  # of the proximal step: [L]
 
 
 @jax.jit(static_argnames=("link", "intercept"))
@@ -57,7 +59,6 @@ def newton_cg(
     gradient: Array,
     preconditioner: Preconditioner | Blocks,
     tolerance: Array,
-    method_state: None,
     sample: Sample | None,
     *,
     intercept: bool,
@@ -82,31 +83,6 @@ def newton_cg(
 
 
 @jax.jit(static_argnames=("link", "intercept"))
-def l_bfgs(
-    problem: problems.Problem,
-    link: problems.Link,
-    point: problems.Point,
-    gradient: Array,
-    preconditioner: Preconditioner,
-    tolerance: Array,
-    method_state: lbfgs.History | None,
-    sample: Sample | None,
-    *,
-    intercept: bool,
-) -> Step:
-    """Take a step of L-BFGS, whose initial inverse Hessian is the preconditioner."""
-    history = lbfgs.init_history(gradient) if method_state is None else method_state
-    variance = problems.class_variance(problem, link, point)
-    d = lbfgs.direction(
-        problem, link, variance, gradient, preconditioner, history, intercept=intercept
-    )
-    d = jnp.where((newton.norm(gradient) > tolerance)[:, None, None], d, 0)
-    step = _step_along(problem, link, point, gradient, d, 0, intercept=intercept)
-    history = lbfgs.append_pair(history, step.point.theta - point.theta, step.gradient - gradient)
-    return step._replace(method_state=history)
-
-
-@jax.jit(static_argnames=("link", "intercept"))
 def proximal_newton(
     problem: problems.Problem,
     link: problems.Link,
@@ -114,17 +90,16 @@ def proximal_newton(
     gradient: Array,
     preconditioner: Preconditioner,
     tolerance: Array,
-    method_state: Array | None,
-    sample: Sample | None,
+    stiffness: Array | None,
     *,
     intercept: bool,
 ) -> Step:
     """Take a proximal gradient step, then Newton's among the parameters that are not 0.
 
-    The method's state is the stiffness with which the last proximal step descended.
+    The stiffness is that with which the last proximal step descended, None before the first.
     """
     first = proximal.shrink(
-        problem, link, point, gradient, tolerance, method_state, intercept=intercept
+        problem, link, point, gradient, tolerance, stiffness, intercept=intercept
     )
     second = proximal.step_on_face(
         problem, link, first.point, first.gradient, preconditioner, tolerance, intercept=intercept
@@ -152,11 +127,4 @@ def _step_along(
     end, length = line_search.minimize_along(problem, link, point, d, dz)
     decrement = -0.5 * jnp.sum(gradient * d, (1, 2))
     end_gradient = problems.gradient(problem, end, intercept=intercept)
-    return Step(end, end_gradient, length, decrement, jnp.asarray(products + 2), None)
-
-
-METHODS: dict[str, Callable[..., Step]] = {
-    "newton-cg": newton_cg,
-    "lbfgs": l_bfgs,
-    "proximal": proximal_newton,
-}
+    return Step(end, end_gradient, length, decrement, jnp.asarray(products + 2))
