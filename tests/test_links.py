@@ -167,6 +167,19 @@ def test_infinite_and_missing_logits(transform: Callable) -> None:
     np.testing.assert_array_equal(total, [-inf, inf, inf, nan, nan, -half])
 
 
+def test_derivatives_of_row_links_are_exact(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 5, (200, 10)).astype(dtype)
+    tangents = rng.normal(size=logits.shape).astype(dtype)
+    p, v = oracles.softmax(logits), tangents.astype(oracles.extended)
+    mean, size = (p * v).sum(-1), (p * np.abs(v)).sum(-1)
+    product, largest = oracles.softmax_hessian_product(logits, tangents)
+    found = {name: jax.jvp(link, (logits,), (tangents,))[1] for name, link in ROW_LINKS.items()}
+    assert_ulps(found["softmax"], product, scale=largest, limit=16)  # p and its factor, 8 each
+    assert_ulps(found["logsumexp"], mean, scale=size)
+    assert_ulps(found["log_softmax"], v - mean[:, None], scale=np.abs(v) + size[:, None])
+
+
 @pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 3e38])
 def test_where_hides_whatever_is_there(hidden: float) -> None:
     where = jnp.asarray([[True, False, True], [False, False, False]])
