@@ -180,7 +180,7 @@ def test_masks_and_bad_values(implementation: str):
         assert np.abs(gradient).max() > 0
 
 
-def test_weight_zero_silences(implementation: str):
+def test_weight_zero_ignores_a_label_out_of_range(implementation: str):
     x, w, labels = random_head(5, 3, 19)
     weights = jnp.array([1.0, 0.0, 2.0, 0.5, 1.0])
     options = {"tiles": TILES, "implementation": implementation}
@@ -189,6 +189,25 @@ def test_weight_zero_silences(implementation: str):
     got, want = run(x, w, bad), run(x, w, labels)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), got, want)
     assert np.isnan(linear_cross_entropy_sum(x, w, bad, **options))
+
+
+def test_weight_zero_ignores_an_infinite_loss(implementation: str):
+    x, w, labels = random_head(5, 3, 19)
+    weights = jnp.array([1.0, 0.0, 2.0, 0.5, 1.0])
+    options = {"tiles": TILES, "implementation": implementation}
+    bias = jnp.zeros(19).at[labels[1]].set(-INF)
+    labels = jnp.where(labels == labels[1], (labels + 1) % 19, labels).at[1].set(labels[1])
+    run = partial(linear_cross_entropy_sum, bias=bias, **options)
+    rest = jnp.array([0, 2, 3, 4])
+    want = run(x[rest], w, labels[rest], weights=weights[rest])
+    np.testing.assert_allclose(run(x, w, labels, weights=weights), want, rtol=1e-6)
+    assert run(x, w, labels) == INF
+
+    targets = jax.nn.one_hot(labels, 19)
+    run = partial(linear_binary_cross_entropy_sum, bias=bias, **options)
+    want = run(x[rest], w, targets[rest], weights=weights[rest])
+    np.testing.assert_allclose(run(x, w, targets, weights=weights), want, rtol=1e-6)
+    assert run(x, w, targets) == INF
 
 
 def test_infinite_logits_share_the_mass(implementation: str):
