@@ -36,8 +36,6 @@ from jaxsoftmax.kernels import (
 )
 from jaxsoftmax.kernels.gpu import blackwell, hopper
 
-pytestmark = pytest.mark.usefixtures("unoptimized")  # the interpreter's rounding is no GPU's
-
 SCRIPT = Path(__file__).parent.parent / "experiments" / "gpu_head.py"
 INF, NAN = np.inf, np.nan
 OPTIONS = {"tiles": TILES, "implementation": "mosaic_gpu"}

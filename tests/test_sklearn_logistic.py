@@ -18,13 +18,15 @@ def test_scikit_learns_own_tests_pass_but_for_the_listed_ones(tmp_path: Path) ->
     if not sklearn.__version__.startswith(f"{LISTED}."):
         pytest.skip(f"the exceptions are listed for scikit-learn {LISTED}")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    # Their data sets are small, and most of the time is compilation.
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     options = "-q -p no:cacheprovider -p logistic_adapter -c pytest.ini --junitxml results.xml"
     tests = "--rootdir . --pyargs sklearn.linear_model.tests.test_logistic"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options.split(), *tests.split()],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | quick | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
     )
