@@ -89,7 +89,7 @@ def test_fit_digits_with_defaults() -> None:
     assert test["loss"] == pytest.approx(rest.mean(), rel=1e-5)
     assert schema == digits.schema
     low, high = test["accuracy_interval"]
-    assert f"test accuracy {test['accuracy']:.2%}, 95 % interval {low:.2%} to {high:.2%}" in (
+    assert f"test accuracy {test['accuracy']:.2%}, 95% interval {low:.2%} to {high:.2%}" in (
         result.output
     )
     for method in metrics("runs/digits-softmax")["calibration"].values():
@@ -240,7 +240,7 @@ def test_two_classes_from_a_file_to_predictions() -> None:
     assert figures["accuracy"] == pytest.approx(hits)
     assert figures["examples"] == 50
     assert [one["name"] for one in figures["per_class"]] == ["iris", "rose"]
-    for words in (f"accuracy {hits:.2%}", "ROC-AUC", "95 % interval", "iris", "precision"):
+    for words in (f"accuracy {hits:.2%}", "ROC-AUC", "95% interval", "iris", "precision"):
         assert " ".join(words.split()) in " ".join(result.output.split()), words
 
 

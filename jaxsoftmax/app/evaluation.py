@@ -181,7 +181,7 @@ def compute_metrics(
         rankings: whether to compute roc_auc and average_precision, which sort all scores of one
             class after another.
         intervals: whether to add accuracy_interval and nll_interval (or mse_interval), each two
-            numbers: the 95 % bootstrap interval from 1,000 resamples (fewer for more than 200,000
+            numbers: the 95% bootstrap interval from 1,000 resamples (fewer for more than 200,000
             examples, at least 200), the same at each call.
 
     Returns:

@@ -319,7 +319,7 @@ def _draw_color_key(
 def reliability_diagram(before: Reliability, *, after: Reliability | None = None) -> Figure:
     """Frequencies against probabilities and, below, the distribution of the probabilities.
 
-    In the upper panel the points of a calibrated model lie on the diagonal. Each point has its 95 %
+    In the upper panel the points of a calibrated model lie on the diagonal. Each point has its 95%
     interval (Wilson's), which shows whether its distance from the diagonal exceeds chance. The
     lower panel has the share of the examples up to each probability, with a mark at the end of each
     bin.
@@ -380,7 +380,7 @@ def _draw_distribution(axes: Axes, result: Reliability, color: str, marker: str)
 
 
 def _wilson(share: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the 95 % interval of a share of `size` examples."""
+    """Return the ends of the 95% interval of a share of `size` examples."""
     z = 1.96
     middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)

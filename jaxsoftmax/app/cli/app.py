@@ -82,8 +82,8 @@ def fit(
     """Fit a linear model to DATA and save the run.
 
     The folder of the run holds the model (model.safetensors and
-    model.json), metrics.json, history.csv and report.html. 15 % of the
-    rows of a file are used for validation and 15 % for the test, the same
+    model.json), metrics.json, history.csv and report.html. 15% of the
+    rows of a file are used for validation and 15% for the test, the same
     rows each time. The same command with the same seed gives the same
     model. Ctrl-C ends the fit after the current epoch and saves the best
     model so far.

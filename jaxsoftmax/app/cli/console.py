@@ -226,12 +226,12 @@ def format_headline(metrics: Mapping[str, Any]) -> str:
     Example:
         >>> from jaxsoftmax.app.cli import console
         >>> console.format_headline({"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]})
-        'test accuracy 50.00%, 95 % interval 40.00% to 60.00%'
+        'test accuracy 50.00%, 95% interval 40.00% to 60.00%'
     """
     name = "accuracy" if "accuracy" in metrics else "mse"
     low, high = (format_metric(name, end) for end in metrics[f"{name}_interval"])
     value = format_metric(name, metrics[name])
-    return f"test {TITLES[name]} {value}, 95 % interval {low} to {high}"
+    return f"test {TITLES[name]} {value}, 95% interval {low} to {high}"
 
 
 _SPLIT_METRICS = {
@@ -282,7 +282,7 @@ def make_metrics_tables(metrics: Mapping[str, Any]) -> list[Table | str]:
         [1, 1]
     """
     overall, items = separate_items(metrics)
-    table = _make_table("", "", "95 % interval")
+    table = _make_table("", "", "95% interval")
     for name, value in overall.items():
         if name in TITLES:
             ends = overall.get(f"{name}_interval")

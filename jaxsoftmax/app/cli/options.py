@@ -72,7 +72,7 @@ Test = Annotated[
     typer.Option(
         metavar="FILE",
         help="File of test examples.",
-        show_default="15 % of DATA",
+        show_default="15% of DATA",
         rich_help_panel=DATA,
     ),
 ]

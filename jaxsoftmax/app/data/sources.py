@@ -45,7 +45,7 @@ def load(
     (`assign_folds`). Of every five digits, three are for training, the fourth for validation and
     the fifth for testing. Of every ten training images of the others, the tenth is for validation;
     they have their own test images. Any other name has its own `validation` and `test` splits where
-    the data set has them; a missing split is 15 % of `train` (`splits.assign_splits`, seed 0).
+    the data set has them; a missing split is 15% of `train` (`splits.assign_splits`, seed 0).
 
     Args:
         name: the name of the data set.
