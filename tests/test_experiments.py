@@ -22,6 +22,7 @@ EXPERIMENTS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

@@ -39,6 +39,7 @@ def compiled(target: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])[target]
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 @pytest.mark.parametrize("target", CASES)
 def test_memory_and_products(target: str) -> None:

@@ -99,6 +99,7 @@ def test_what_is_refused() -> None:
             linear_probe.grid(*ends, 3)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["probe", "digits", "--points", "3", "--folds", "2", "--gap", "1e-4"]

@@ -8,6 +8,7 @@ import sys
 import process_cases
 
 
+@pytest.mark.slow
 def test_arrays_may_span_processes() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
