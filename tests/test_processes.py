@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import process_cases
+import pytest
 
 
 @pytest.mark.slow
