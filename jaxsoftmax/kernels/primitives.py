@@ -1,6 +1,6 @@
 """Building blocks that the implementations share: products, exponentials, row losses and sums."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxsoftmax import placement
-from jaxsoftmax.kernels.types import LSEParts, Model, Precision
+from jaxsoftmax import placement, validation
+from jaxsoftmax.kernels.types import Head, LSEParts, Model, Options, Precision
 
 # Up to this many classes, a product over rows is computed with the classes outermost.
 FEW_CLASSES_LIMIT = 32
@@ -97,6 +97,15 @@ def row_loss(parts: LSEParts) -> tuple[Array, Array]:
     leads = parts.label_logit == maximum
     leading = jnp.log1p(parts.sum_exp_rest / jnp.where(leads & ~is_masked, e_y, 1))
     return jnp.where(leads, leading, jnp.log(total) + (maximum - parts.label_logit)), total
+
+
+def valid_row_losses(
+    forward: Callable[[Head, Options], LSEParts], head: Head, valid: Array | None, options: Options
+) -> Array:
+    """Return the loss of each row from a forward pass, 0 for a row that is not valid."""
+    if valid is not None:
+        head = head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
+    return validation.zero_ignored(row_loss(forward(head, options))[0], valid)
 
 
 def log1p(e: Array) -> Array:

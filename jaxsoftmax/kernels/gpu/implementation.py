@@ -369,10 +369,8 @@ def value_and_gradients(
     The loss of a row that is not valid is 0.
     """
     if not any(needs_grad):
-        if valid is not None:
-            head = head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
-        nll, _ = primitives.row_loss(forward(head, options))
-        return validation.zero_ignored(nll, valid), ModelCotangents(None, None, None)
+        nll = primitives.valid_row_losses(forward, head, valid, options)
+        return nll, ModelCotangents(None, None, None)
     shape, head = head.w.shape, _pad_head(head)
 
     def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
