@@ -40,6 +40,7 @@ from jaxsoftmax.losses import (
     squared_error,
     weighted_mean,
 )
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.solvers import Solution, solve, solve_path
 from jaxsoftmax.training import (
     FitResult,
@@ -103,6 +104,7 @@ __all__ = [
     "evaluate",
     "TrainState",
     "FitResult",
+    "Shards",
     # the certified optimum of a linear model
     "solve",
     "solve_path",

@@ -27,6 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from jaxsoftmax import (  # noqa: E402
+    Shards,
     binary_cross_entropy,
     calibration,
     cross_entropy,
@@ -228,7 +229,7 @@ def state(params: linear.LinearParams = PARAMS) -> training.TrainState:
 def epoch(x: Any, t: Any, w: Any, params: Any = PARAMS, batch_size: int = 24) -> tuple:
     loss = SOFTMAX if t.ndim == 1 else SIGMOID
     how = {"loss": loss, "optimizer": OPTIMIZER, "batch_size": batch_size, "weights": w}
-    end, means = training.train_epoch(state(params), x, t, **how)
+    end, means = training.train_epoch(state(params), x, t, order="global", **how)
     return end.params, means, training.evaluate(end.params, x, t, loss=loss, weights=w)
 
 
@@ -322,6 +323,7 @@ def own_model(put: Callable[[np.ndarray], Any], batch_size: int) -> tuple:
         weights=w,
         validation=(x, t, w),
         patience=2,
+        order="global",
     )
     return result.params, result.history, result.best_epoch
 
@@ -349,6 +351,169 @@ def epoch_by_shard() -> None:
     by_shard(lambda p, x, t, w: f(x, t, w, p), (PARAMS,), (FEATURES, LABELS, WEIGHTS))
 
 
+@functools.cache
+def in_one_stratum_each(batch_size: int, weighted: bool) -> tuple:
+    """Eight strata on one device: the truth for eight devices."""
+    data = FEATURES, LABELS, WEIGHTS if weighted else None
+    return jax.device_get(stratified(*data, batch_size, virtual_shards=8))
+
+
+def stratified(x: Any, t: Any, w: Any, batch_size: int, **division: Any) -> tuple:
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch_size, "weights": w}
+    start, _ = training.train_epoch(state(), x, t, **how, **division)
+    end, means = training.train_epoch(start, x, t, **how, **division)
+    return end.params, means, end.key
+
+
+def stratified_epoch(
+    mesh: Mesh, batch_size: int, weighted: bool, context: bool = True, **division: Any
+) -> None:
+    data = (place(a, mesh, "r") for a in (FEATURES, LABELS, WEIGHTS))
+    x, t, w = data
+    with jax.set_mesh(mesh) if context else nullcontext():
+        got = stratified(x, t, w if weighted else None, batch_size, **division)
+    same(got, in_one_stratum_each(batch_size, weighted))
+
+
+ROWS = Shards(rows="r")
+for size in (16, 24, N):  # 24 leaves a last part in each shard
+    explicit = {"order": "stratified"} if size == N else {}
+    CASES[f"stratified_explicit_{size}"] = functools.partial(
+        stratified_epoch, EXPLICIT, size, True, **explicit
+    )
+    CASES[f"stratified_auto_{size}"] = functools.partial(
+        stratified_epoch, AUTO, size, False, shards=ROWS
+    )
+CASES["stratified_without_context"] = functools.partial(
+    stratified_epoch, EXPLICIT, 24, True, context=False
+)
+CASES["stratified_auto_without_context"] = functools.partial(
+    stratified_epoch, AUTO, 24, True, context=False, shards=ROWS
+)
+
+
+@case
+def stratified_over_rows_of_a_square() -> None:
+    """The classes are sharded over the other axis of the mesh."""
+    params = linear.LinearParams(
+        *(place(a, SQUARE, *s) for a, s in zip(PARAMS, ((None, "c"), ("c",)), strict=True))
+    )
+    x, t = place(FEATURES, SQUARE, "r"), place(LABELS, SQUARE, "r")
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": 16}
+    with within(SQUARE):
+        end, means = training.train_epoch(state(params), x, t, **how)
+    alone, wanted = training.train_epoch(state(), FEATURES, LABELS, virtual_shards=2, **how)
+    same((end.params, means), (alone.params, wanted))
+
+
+@case
+def stratified_in_shard_map() -> None:
+    """Each device holds its rows, and all devices fit one model."""
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": 24, "shards": ROWS}
+
+    def local(start: Any, x: Any, t: Any, w: Any) -> Any:
+        end, _ = training.train_epoch(start, x, t, weights=w, **how)
+        end, means = training.train_epoch(end, x, t, weights=w, **how)
+        evaluated = [
+            training.evaluate(end.params, x, t, loss=SOFTMAX, weights=weights, shards=ROWS)
+            for weights in (w, None)
+        ]
+        return (end.params, means, end.key), evaluated
+
+    specs = P(), P("r"), P("r"), P("r")
+    f = jax.jit(jax.shard_map(local, mesh=AUTO, in_specs=specs, out_specs=P()))
+    got, evaluated = f(state(), FEATURES, LABELS, WEIGHTS)
+    same(got, in_one_stratum_each(24, True))
+    for weights, means in zip((WEIGHTS, None), evaluated, strict=True):
+        same(means, training.evaluate(got[0], FEATURES, LABELS, loss=SOFTMAX, weights=weights))
+
+
+@case
+def stratified_bits_are_the_same_on_any_number_of_devices() -> None:
+    wanted = in_one_stratum_each(24, True)
+    for count in (1, 2, 4, 8):
+        part = Mesh(np.array(jax.devices()[:count]), ("r",), axis_types=(AxisType.Explicit,))
+        data = [place(a, part, "r") for a in (FEATURES, LABELS, WEIGHTS)]
+        with jax.set_mesh(part):
+            got = jax.device_get(stratified(*data, 24, virtual_shards=8))
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@case
+def stratified_shard_of_ignored_rows() -> None:
+    """A shard without any valid row, whose rows hold what would poison a sum."""
+    w = WEIGHTS.copy()
+    w[8:16] = 0
+    x, t = np.where(w[:, None] > 0, FEATURES, np.nan), np.where(w > 0, LABELS, -100)
+    for batch_size in (24, N):
+        how = {"batch_size": batch_size, "order": "stratified"}
+        wanted = stratified(x, t, w, virtual_shards=8, **how)
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(wanted))
+        with within(EXPLICIT):
+            got = stratified(*(place(a, EXPLICIT, "r") for a in (x, t, w)), **how)
+        same(got, wanted)
+
+
+@case
+def stratified_lanes() -> None:
+    how = {
+        "make_optimizer": optax.adam,
+        "hyperparams": jnp.array([0.01, 0.1]),
+        "keys": jax.random.split(jax.random.key(0), 2),
+        "epochs": 2,
+        "batch_size": 16,
+    }
+    wanted = training.sweep(SOFTMAX, FEATURES, LABELS, weights=WEIGHTS, virtual_shards=8, **how)
+    x, t, w = (place(a, EXPLICIT, "r") for a in (FEATURES, LABELS, WEIGHTS))
+    with within(EXPLICIT):
+        got = training.sweep(SOFTMAX, x, t, weights=w, **how)
+        again = training.sweep(SOFTMAX, x, t, weights=w, virtual_shards=8, **how)
+    same((got.params, got.history), (wanted.params, wanted.history))
+    jax.tree.map(np.testing.assert_array_equal, again.params, wanted.params)
+
+
+@case
+def stratified_line_search() -> None:
+    """An optimizer that evaluates the loss at other parameters, and its gradient."""
+    how = {"optimizer": optax.lbfgs(), "key": jax.random.key(0), "epochs": 3, "batch_size": N}
+    wanted = training.fit(SOFTMAX, FEATURES, LABELS, **how)
+    x, t = (place(a, EXPLICIT, "r") for a in (FEATURES, LABELS))
+    with within(EXPLICIT):
+        for division in ({"order": "stratified"}, {"virtual_shards": 8}):
+            got = training.fit(SOFTMAX, x, t, **how, **division)
+            same(got.history, wanted.history, rtol=1e-4)
+
+
+@case
+def stratified_sends_gradients_alone() -> None:
+    """Of a minibatch, nothing crosses between devices but the sums of gradients and means."""
+    n, batch = 512, 128
+    x = place(np.ones((n, D), np.float32), EXPLICIT, "r")
+    t = place(np.zeros(n, np.int32), EXPLICIT, "r")
+    with within(EXPLICIT):
+        text = lowered_epoch(x, t, batch, 0, training.strata.Division()).compile().as_text()
+    found = list(collectives(text))
+    assert {kind for kind, _ in found} == {"all-reduce"}, found
+    assert max(size for _, size in found) <= D * K, found
+    shapes = re.findall(r"= f32\[([\d,]*)\]\S* dot\(", text)
+    assert shapes, text
+    assert not any(str(batch) in shape.split(",") for shape in shapes), shapes
+
+
+@case
+def stratified_falls_back_where_it_cannot_be() -> None:
+    """A model sharded over the rows' axis, and a batch that the shards do not divide."""
+    w = place(PARAMS.w, EXPLICIT, None, "r")
+    over_rows = linear.LinearParams(w, place(PARAMS.bias, EXPLICIT, "r"))
+    for params, batch_size in ((over_rows, 24), (PARAMS, 20)):
+        how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch_size}
+        wanted, _ = training.train_epoch(state(), FEATURES, LABELS, **how)
+        x, t = (place(a, EXPLICIT, "r") for a in (FEATURES, LABELS))
+        with within(EXPLICIT):
+            got, _ = training.train_epoch(state(params), x, t, **how)
+        same(got.params, wanted.params)
+
+
 def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
     """Each device computes its part of a minibatch, and of all dots none takes more rows."""
     n, batch = 512, 128
@@ -363,10 +528,20 @@ def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
     assert largest <= batch * D, largest
 
 
-def lowered_epoch(x: Any, t: Any, batch: int, lanes: int) -> Any:
+GLOBAL = training.strata.Division(order="global")
+
+
+def lowered_epoch(
+    x: Any, t: Any, batch: int, lanes: int, division: training.strata.Division = GLOBAL
+) -> Any:
     how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch}
     return jitted_train_epoch.lower(
-        state(), Examples(x, t, None), score=training.accuracy, replace_ignored=False, **how
+        state(),
+        Examples(x, t, None),
+        score=training.accuracy,
+        division=division,
+        replace_ignored=False,
+        **how,
     )
 
 
@@ -377,7 +552,7 @@ def lowered_sweep(x: Any, t: Any, batch: int, lanes: int) -> Any:
     start = sweeping.init_lanes(params, rates, make_optimizer=optax.adam, key=key)
     how = {"make_optimizer": optax.adam, "batch_size": batch, "loss": SOFTMAX}
     return sweeping.jitted_sweep_epoch.lower(
-        start, rates, Examples(x, t, None), score=training.accuracy, **how
+        start, rates, Examples(x, t, None), score=training.accuracy, division=GLOBAL, **how
     )
 
 
@@ -399,6 +574,7 @@ def fitted(put: Callable[[Any], Any]) -> tuple:
         weights=w,
         validation=(x, t),
         patience=2,
+        order="global",
     )
     return result.params, result.history, result.best_epoch
 
@@ -416,6 +592,7 @@ def swept(put: Callable[[Any], Any]) -> tuple:
         batch_size=16,
         weights=w,
         validation=(x, t),
+        order="global",
     )
     return result.params, result.history, result.best_epoch
 

@@ -28,6 +28,13 @@ def cases() -> dict[str, Callable[[Any, Any], Any]]:
     def fitted(x: Any, y: Any) -> Any:
         return training.fit(loss, x, y, optimizer=optax.sgd(0.1), **how).history
 
+    def fitted_in_strata(x: Any, y: Any) -> Any:
+        division = {"virtual_shards": 4}
+        if isinstance(x, jax.Array):
+            division |= {"shards": js.Shards(rows="rows")}
+        result = training.fit(loss, x, y, optimizer=optax.sgd(0.1), **how, **division)
+        return jax.tree.map(lambda a: np.asarray(a).view(np.uint32), result.params)
+
     def swept(x: Any, y: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), 2)
         rates = {"make_optimizer": optax.sgd, "hyperparams": jnp.array([0.1, 1.0]), "keys": keys}
@@ -44,6 +51,7 @@ def cases() -> dict[str, Callable[[Any, Any], Any]]:
         "check_labels": lambda x, y: js.check_labels(y, K),
         "check_labels names a label": bad_label,
         "fit": fitted,
+        "fit, each shard in its own order, to the same bits": fitted_in_strata,
         "sweep": swept,
         "solve": lambda x, y: js.solve(x, y, C=1.0, gap=1e-8).params,
     }

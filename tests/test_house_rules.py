@@ -22,6 +22,7 @@ FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(inspect
 # Lower imports nothing from higher; modules of one rank do not import each other.
 RANKS = {
     "placement": 0,
+    "sharding": 0,
     "exponential": 1,
     "validation": 1,
     "calls": 2,

@@ -1106,3 +1106,26 @@ def test_a_type_checker_refuses_a_misspelled_keyword(tmp_path):
     said = checked("wrong.py").stdout
     assert 'Unexpected keyword argument "bath_size" for "train_epoch"' in said
     assert 'Unexpected keyword argument "weight" for "evaluate"' in said
+
+
+@pytest.mark.parametrize(
+    ("division", "message"),
+    [
+        ({"order": "shuffled"}, 'order must be "stratified", "global" or None, got'),
+        ({"order": "stratified"}, "needs sharded rows: an Explicit mesh or shards="),
+        ({"virtual_shards": 3}, "virtual_shards must be a power of two, got 3"),
+        ({"virtual_shards": 0}, "virtual_shards must be a power of two, got 0"),
+        ({"virtual_shards": 2, "order": "global"}, 'virtual_shards needs order="stratified"'),
+        ({"virtual_shards": 8}, "features must have a number of rows that 8 shards divide, got 12"),
+        ({"virtual_shards": 4}, "batch_size must have a number of rows that 4 shards .*, got 6"),
+        (
+            {"shards": jaxsoftmax.Shards(rows="data")},
+            r"shards must name axes of the mesh, \(\), got 'data'",
+        ),
+    ],
+)
+def test_strata_that_do_not_exist(division: dict, message: str) -> None:
+    x, y = np.ones((12, 2), np.float32), np.arange(12, dtype=np.int32) % 3
+    how = {"optimizer": optax.sgd(0.1), "key": jax.random.key(0), "epochs": 1, "batch_size": 6}
+    with pytest.raises(ValueError, match=message):
+        training.fit(training.on_logits(jaxsoftmax.cross_entropy), x, y, **how, **division)

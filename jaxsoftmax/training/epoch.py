@@ -4,19 +4,28 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 
 from jaxsoftmax import placement
 from jaxsoftmax.losses import weighted_mean
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checks import check_at_least_one
-from jaxsoftmax.training.evaluation import named_scores, values_per_example, weighted_means
+from jaxsoftmax.training.evaluation import named_scores
+from jaxsoftmax.training.means import mean_over, total_weight, weighted_means
 from jaxsoftmax.training.minibatches import scan_minibatches
 from jaxsoftmax.training.models import accuracy
 from jaxsoftmax.training.state import TrainState
-from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
+from jaxsoftmax.training.strata import (
+    UNDIVIDED,
+    Division,
+    Order,
+    choose_strata,
+    run_on_strata,
+    scan_strata,
+)
+from jaxsoftmax.training.types import Examples, Loss, Metrics, Score, Strata
 from jaxsoftmax.training.weights import run_on_valid, with_float_weights
 from jaxsoftmax.validation import ArrayLike
 
@@ -31,6 +40,9 @@ def train_epoch(
     batch_size: int,
     weights: ArrayLike | None = None,
     score: Score | None = accuracy,
+    shards: Shards | None = None,
+    order: Order | None = None,
+    virtual_shards: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch: a scan over shuffled minibatches, compiled as one program.
 
@@ -55,6 +67,18 @@ def train_epoch(
         score: a function that is reported beside the loss, or None. The default is the accuracy
             of the model of an `on_logits` loss, or of `LinearParams`. It is left out for float
             targets, and for a loss and parameters of any other kind.
+        shards: the mesh axes over which the rows are sharded, as `Shards(rows="data")`. None reads
+            them from the types on an Explicit mesh. On an Auto mesh, whose types do not name them,
+            None is the global order, and the compiler divides the work.
+        order: "stratified": each shard shuffles its own rows, a minibatch has B / shards rows of
+            each, and only sums cross between devices: the gradient and the means. "global": all
+            rows are shuffled together, so that the minibatches are those of one device, and the
+            rows of each minibatch cross between devices. None is "stratified" where the rows are
+            known to be sharded, B is less than N, and the shards divide B, else "global".
+        virtual_shards: V, a power of two that is a multiple of the number of shards and divides N
+            and B. There are V strata in place of one for each shard, on one device too. Gradients
+            and means are summed over them in a fixed order, so that devices of one kind give the
+            same bits whatever their number. Each device computes its strata one after another.
 
     Returns:
         The new state, and the weighted means over the epoch's examples, each evaluated at the
@@ -63,7 +87,8 @@ def train_epoch(
 
     Raises:
         ValueError: if loss or score does not return one value per example, if there is not one
-            weight per example, or if batch_size is below 1.
+            weight per example, if batch_size is below 1, if shards name no axes of the mesh, or if
+            strata that are asked for do not divide N and B.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -84,6 +109,7 @@ def train_epoch(
         optimizer=optimizer,
         batch_size=batch_size,
         score=score,
+        division=Division(shards, order, virtual_shards),
         # Minibatches take other rows in place of the ignored ones by themselves.
         replace_ignored=weights is not None and batch_size >= np.shape(features)[0],
     )
@@ -91,17 +117,27 @@ def train_epoch(
 
 @partial(
     jax.jit,
-    static_argnames=("loss", "optimizer", "batch_size", "score", "replace_ignored"),
+    static_argnames=("loss", "optimizer", "batch_size", "score", "division", "replace_ignored"),
     donate_argnames="state",
 )
 def jitted_train_epoch(
-    state: TrainState, examples: Examples, *, replace_ignored: bool, **options: Any
+    state: TrainState,
+    examples: Examples,
+    *,
+    batch_size: int,
+    division: Division = UNDIVIDED,
+    replace_ignored: bool,
+    **options: Any,
 ) -> tuple[TrainState, Metrics]:
-    """Run one epoch, after a replacement of ignored rows on demand."""
+    """Run one epoch on the devices that hold the rows, after a replacement of ignored ones."""
+    examples = with_float_weights(examples)
+    strata = choose_strata(division, examples, state.params, batch_size)
 
-    def run(examples: Examples) -> tuple[TrainState, Metrics]:
-        return run_epoch(state, examples, **options)
+    def run(examples: Examples, state: TrainState = state) -> tuple[TrainState, Metrics]:
+        return run_epoch(state, examples, batch_size=batch_size, strata=strata, **options)
 
+    if strata is not None:
+        return run_on_strata(run, strata, examples, state)
     return run_on_valid(run, examples) if replace_ignored else run(examples)
 
 
@@ -113,24 +149,32 @@ def run_epoch(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     score: Score | None,
+    strata: Strata | None,
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch; the traced body of `train_epoch` and of one lane of `sweep`."""
-    examples = with_float_weights(examples)
     take_step = partial(
         _take_step,
         loss=loss,
         scores=named_scores(score, loss, state.params, examples.targets),
         optimizer=optax.with_extra_args_support(optimizer),
+        strata=strata,
     )
+
+    def place(carry: _Carry) -> _Carry:
+        return _place_like(carry, examples) if strata is None else carry
 
     def step(carry: _Carry, batch: Examples) -> tuple[_Carry, tuple[Metrics, Array]]:
         carry, out = take_step(carry, batch)
-        return _place_like(carry, examples), out
+        return place(carry), out
 
+    scan = (
+        partial(scan_minibatches, batch_size=batch_size)
+        if strata is None
+        else partial(scan_strata, strata=strata)
+    )
     order_key, next_key = jax.random.split(jax.random.wrap_key_data(state.key))
-    carry = _place_like((state.params, state.opt_state), examples)
-    (params, opt_state), (means, totals) = scan_minibatches(
-        step, carry, examples, batch_size=batch_size, key=order_key
+    (params, opt_state), (means, totals) = scan(
+        step, place((state.params, state.opt_state)), examples, key=order_key
     )
     new_state = TrainState(
         params=params,
@@ -152,20 +196,20 @@ def _take_step(
     loss: Loss,
     scores: dict[str, Score],
     optimizer: optax.GradientTransformationExtraArgs,
+    strata: Strata | None,
 ) -> tuple[_Carry, tuple[Metrics, Array]]:
     """Return the carry after one update, the minibatch's means, and its total weight."""
     params, opt_state = carry
-    assert batch.weights is not None
 
     def mean_loss(params: Any) -> Array:
-        return weighted_mean(values_per_example(loss, params, batch), weights=batch.weights)
+        return mean_over(loss, params, batch, strata)
 
     value, grad = jax.value_and_grad(mean_loss)(params)
-    means = {"loss": value} | weighted_means(scores, params, batch)
+    means = {"loss": value} | weighted_means(scores, params, batch, strata)
     updates, opt_state = optimizer.update(
         grad, opt_state, params, value=value, grad=grad, value_fn=mean_loss
     )
-    return (optax.apply_updates(params, updates), opt_state), (means, jnp.sum(batch.weights))
+    return (optax.apply_updates(params, updates), opt_state), (means, total_weight(batch, strata))
 
 
 def _place_like(carry: _Carry, examples: Examples) -> _Carry:

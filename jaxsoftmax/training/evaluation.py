@@ -8,9 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.losses import weighted_mean
+from jaxsoftmax.sharding import Shards
+from jaxsoftmax.training.means import weighted_means
 from jaxsoftmax.training.models import LossOnLogits, accuracy
+from jaxsoftmax.training.strata import local_stratum
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
+from jaxsoftmax.training.weights import replace_ignored as replace_rows
 from jaxsoftmax.training.weights import run_on_valid, with_float_weights
 from jaxsoftmax.validation import ArrayLike
 
@@ -23,6 +26,7 @@ def evaluate(
     loss: Loss,
     weights: ArrayLike | None = None,
     score: Score | None = accuracy,
+    shards: Shards | None = None,
 ) -> Metrics:
     """Return the weighted means of loss and score over all examples, computed in one batch.
 
@@ -33,6 +37,8 @@ def evaluate(
         loss: returns values `[N]`.
         weights: as in `train_epoch`.
         score: as in `train_epoch`.
+        shards: inside a `jax.shard_map`, the axes over which the rows are sharded: the means are
+            then those of the rows of all devices. Elsewhere the compiler divides the work.
 
     Returns:
         "loss", and "accuracy" if there is a score: float scalars.
@@ -55,43 +61,33 @@ def evaluate(
         Examples(features, targets, weights),  # type: ignore[arg-type]
         loss=loss,
         score=score,
+        shards=shards,
         replace_ignored=weights is not None,
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "score", "replace_ignored"))
+@partial(jax.jit, static_argnames=("loss", "score", "shards", "replace_ignored"))
 def jitted_evaluate(
-    params: Any, examples: Examples, *, loss: Loss, score: Score | None, replace_ignored: bool
+    params: Any,
+    examples: Examples,
+    *,
+    loss: Loss,
+    score: Score | None,
+    shards: Shards | None = None,
+    replace_ignored: bool,
 ) -> Metrics:
     """Return the metrics of the examples, after a replacement of ignored rows on demand."""
+    examples = with_float_weights(examples)
+    strata = local_stratum(shards, examples)
 
     def means(examples: Examples) -> Metrics:
-        examples = with_float_weights(examples)
         functions = {"loss": loss} | named_scores(score, loss, params, examples.targets)
-        return weighted_means(functions, params, examples)
+        return weighted_means(functions, params, examples, strata)
 
-    return run_on_valid(means, examples) if replace_ignored else means(examples)
-
-
-def weighted_means(functions: dict[str, Loss], params: Any, examples: Examples) -> Metrics:
-    """Return the weighted mean over the examples of each function."""
-    return {
-        name: weighted_mean(
-            values_per_example(function, params, examples), weights=examples.weights
-        )
-        for name, function in functions.items()
-    }
-
-
-def values_per_example(function: Loss, params: Any, examples: Examples) -> Array:
-    """Return a loss or score of each example, after a check of its shape."""
-    x, targets, _ = examples
-    values = function(params, x, targets)
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"loss and score must return one value per example, {x.shape[:1]}, got {values.shape}"
-        )
-    return values
+    if not replace_ignored:
+        return means(examples)
+    # Devices must not differ in whether they take part in a sum, as branches of a condition would.
+    return means(replace_rows(examples)) if strata is not None else run_on_valid(means, examples)
 
 
 def named_scores(score: Score | None, loss: Loss, params: Any, targets: Array) -> dict[str, Score]:

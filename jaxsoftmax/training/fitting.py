@@ -7,6 +7,7 @@ import jax
 import optax
 from jax import Array
 
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checks import check_at_least_one, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import jitted_train_epoch
@@ -15,6 +16,7 @@ from jaxsoftmax.training.loop import run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import TrainState, init_state
+from jaxsoftmax.training.strata import Division, Order
 from jaxsoftmax.training.types import Loss, Metrics, Score
 from jaxsoftmax.validation import ArrayLike
 
@@ -34,6 +36,9 @@ def fit(
     patience: int | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     score: Score | None = accuracy,
+    shards: Shards | None = None,
+    order: Order | None = None,
+    virtual_shards: int | None = None,
 ) -> FitResult:
     """Fit a linear model, or one of your own, by minibatches.
 
@@ -71,6 +76,9 @@ def fit(
             and its metrics as floats, named as in the history. An exception that it raises ends
             the fit.
         score: as in `train_epoch`.
+        shards: as in `train_epoch`.
+        order: as in `train_epoch`.
+        virtual_shards: as in `train_epoch`.
 
     Returns:
         A `FitResult`. The training metrics in its history are running means, in which each example
@@ -121,7 +129,12 @@ def fit(
 
     def train(state: TrainState) -> tuple[TrainState, Metrics]:
         return jitted_train_epoch(
-            state, examples, optimizer=optimizer, batch_size=batch_size, **options
+            state,
+            examples,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            division=Division(shards, order, virtual_shards),
+            **options,
         )
 
     def validate(params: Any) -> Metrics:

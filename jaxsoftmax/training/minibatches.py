@@ -36,21 +36,21 @@ def scan_minibatches(
     def take(a: Array, rows: Array) -> Array:
         return placement.take_rows(a, rows, features, row_axes, mode="promise_in_bounds")
 
-    def step_on_rows(carry: Any, batch: _RowBatch) -> tuple[Any, Any]:
+    def step_on_rows(carry: Any, batch: RowBatch) -> tuple[Any, Any]:
         weights = placement.shard_rows(batch.weights, features, row_axes)
         return step(carry, Examples(take(features, batch.rows), take(targets, batch.rows), weights))
 
-    return jax.lax.scan(step_on_rows, carry, _row_batches(size, weights, batch_size, key))
+    return jax.lax.scan(step_on_rows, carry, row_batches(size, weights, batch_size, key))
 
 
-class _RowBatch(NamedTuple):
+class RowBatch(NamedTuple):
     """The rows of a minibatch and their weights, 0 for padding."""
 
     rows: Array
     weights: Array
 
 
-def _row_batches(size: int, weights: Array | None, batch_size: int, key: Array) -> _RowBatch:
+def row_batches(size: int, weights: Array | None, batch_size: int, key: Array) -> RowBatch:
     """Return all minibatches of an epoch, `[steps, batch_size]`."""
     steps = -(-size // batch_size)
     padding = steps * batch_size - size
@@ -62,7 +62,7 @@ def _row_batches(size: int, weights: Array | None, batch_size: int, key: Array) 
     row_weights = jnp.pad(row_weights, (0, padding)).reshape(steps, batch_size)
     if weights is not None:
         rows = jnp.where(row_weights != 0, rows, first_valid(weights))  # see replace_ignored
-    return _RowBatch(rows, row_weights)
+    return RowBatch(rows, row_weights)
 
 
 def permutation(key: Array, size: int) -> Array:

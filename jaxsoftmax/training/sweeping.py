@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checks import check_at_least_one, check_lanes, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import run_epoch
@@ -20,6 +21,7 @@ from jaxsoftmax.training.loop import run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import TrainState, init_state
+from jaxsoftmax.training.strata import UNDIVIDED, Division, Order, choose_strata, run_on_strata
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
 from jaxsoftmax.validation import ArrayLike
 
@@ -42,6 +44,9 @@ def sweep(
     validation: tuple[ArrayLike, ...] | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     score: Score | None = accuracy,
+    shards: Shards | None = None,
+    order: Order | None = None,
+    virtual_shards: int | None = None,
 ) -> FitResult:
     """Fit L models at once, one lane per setting: `fit` under vmap, as one compiled program.
 
@@ -66,6 +71,9 @@ def sweep(
         validation: as in `fit`.
         callback: as in `fit`; each metric is a list of L floats.
         score: as in `train_epoch`.
+        shards: as in `train_epoch`.
+        order: as in `train_epoch`.
+        virtual_shards: as in `train_epoch`.
 
     Returns:
         A `FitResult` with a leading axis of lanes: `params.w: [L, D, K]`, history `[L, epochs]`,
@@ -107,6 +115,7 @@ def sweep(
             examples,
             make_optimizer=make_optimizer,
             batch_size=batch_size,
+            division=Division(shards, order, virtual_shards),
             **options,
         )
 
@@ -139,7 +148,7 @@ def init_lanes(
 
 @partial(
     jax.jit,
-    static_argnames=("loss", "make_optimizer", "batch_size", "score"),
+    static_argnames=("loss", "make_optimizer", "batch_size", "score", "division"),
     donate_argnames="state",
 )
 def jitted_sweep_epoch(
@@ -148,14 +157,24 @@ def jitted_sweep_epoch(
     examples: Examples,
     *,
     make_optimizer: MakeOptimizer,
+    batch_size: int,
+    division: Division = UNDIVIDED,
     **options: Any,
 ) -> tuple[TrainState, Metrics]:
-    """Run one epoch in all lanes."""
+    """Run one epoch in all lanes, on the devices that hold the rows."""
+    strata = choose_strata(division, examples, state.params, batch_size)
 
-    def run_lane(state: TrainState, lane_hyperparams: Any) -> tuple[TrainState, Metrics]:
-        return run_epoch(state, examples, optimizer=make_optimizer(lane_hyperparams), **options)
+    def run(examples: Examples, state: TrainState, hyperparams: Any) -> tuple[TrainState, Metrics]:
+        def run_lane(state: TrainState, lane_hyperparams: Any) -> tuple[TrainState, Metrics]:
+            optimizer = make_optimizer(lane_hyperparams)
+            how = {"optimizer": optimizer, "batch_size": batch_size, "strata": strata}
+            return run_epoch(state, examples, **how, **options)
 
-    return jax.vmap(run_lane, in_axes=(_LANES, 0), out_axes=(_LANES, 0))(state, hyperparams)
+        return jax.vmap(run_lane, in_axes=(_LANES, 0), out_axes=(_LANES, 0))(state, hyperparams)
+
+    if strata is None:
+        return run(examples, state, hyperparams)
+    return run_on_strata(run, strata, examples, state, hyperparams)
 
 
 @partial(jax.jit, static_argnames=("loss", "score"))

@@ -27,3 +27,12 @@ class Examples(NamedTuple):
     features: Array
     targets: Array
     weights: Array | None
+
+
+class Strata(NamedTuple):
+    """How the rows of an epoch are divided."""
+
+    axes: tuple[str, ...]  # mesh axes over which the strata are divided; none for one device
+    per_device: int  # number of strata on each device
+    batch_size: int  # rows that a minibatch takes from each stratum
+    in_fixed_order: bool  # whether sums have the same bits for any number of devices

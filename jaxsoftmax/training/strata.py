@@ -1,0 +1,229 @@
+"""Epochs over sharded rows: each shard shuffles its own rows, and only sums cross devices.
+
+The rows of an epoch are divided into strata of one size, and every minibatch takes equally many
+rows from each. A stratum is the rows of one shard. With virtual shards it is an equal part of them,
+and sums are taken in an order that does not depend on the number of devices.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from jaxsoftmax import placement
+from jaxsoftmax.sharding import Shards
+from jaxsoftmax.training.minibatches import RowBatch, row_batches
+from jaxsoftmax.training.types import Examples, Strata
+from jaxsoftmax.training.weights import first_valid
+
+type Order = Literal["stratified", "global"]
+"""Whether each shard shuffles its own rows, or all rows are shuffled together."""
+
+
+class Division(NamedTuple):
+    """The arguments that choose the strata, as in `train_epoch`."""
+
+    shards: Shards | None = None
+    order: Order | None = None
+    virtual_shards: int | None = None
+
+
+UNDIVIDED = Division()
+
+
+def choose_strata(
+    division: Division, examples: Examples, params: Any, batch_size: int
+) -> Strata | None:
+    """Return the strata, or None for one shuffle of all rows.
+
+    Without a request, rows that an Explicit mesh shards are stratified where that is possible.
+    """
+    shards, order, virtual_shards = division
+    x = examples.features
+    if order not in (None, "stratified", "global"):
+        raise ValueError(f'order must be "stratified", "global" or None, got {order!r}')
+    if virtual_shards is not None:
+        _check_virtual_shards(virtual_shards, order)
+    if order == "global":
+        return None
+    axes = placement.axis_names(placement.partition_spec(x)[0] if shards is None else shards.rows)
+    devices = _count_devices(axes, x)
+    if division == UNDIVIDED:
+        is_possible = axes and batch_size < x.shape[0] and not batch_size % devices
+        if not is_possible or _is_sharded_over(axes, params):
+            return None
+    if not axes and virtual_shards is None:
+        raise ValueError(
+            'order="stratified" needs sharded rows: an Explicit mesh or shards=Shards(rows=...)'
+        )
+    count = virtual_shards or devices
+    rows = x.shape[0] * (devices if _is_manual(axes, x) else 1)
+    _check_sizes(count, devices, rows, min(batch_size, rows))
+    return Strata(
+        axes, count // devices, min(batch_size, rows) // count, virtual_shards is not None
+    )
+
+
+def local_stratum(shards: Shards | None, examples: Examples) -> Strata | None:
+    """Return the rows of a device inside a shard_map over their axes, or None elsewhere."""
+    axes = () if shards is None else placement.axis_names(shards.rows)
+    _count_devices(axes, examples.features)
+    if not _is_manual(axes, examples.features):
+        return None
+    return Strata(axes, 1, examples.features.shape[0], in_fixed_order=False)
+
+
+def _check_virtual_shards(virtual_shards: int, order: Order | None) -> None:
+    if virtual_shards < 1 or virtual_shards & (virtual_shards - 1):
+        raise ValueError(f"virtual_shards must be a power of two, got {virtual_shards}")
+    if order == "global":
+        raise ValueError('virtual_shards needs order="stratified", got order="global"')
+
+
+def _check_sizes(count: int, devices: int, rows: int, batch_size: int) -> None:
+    if count % devices:
+        raise ValueError(f"virtual_shards must be a multiple of {devices} shards, got {count}")
+    for name, size in (("features", rows), ("batch_size", batch_size)):
+        if size % count:
+            raise ValueError(
+                f"{name} must have a number of rows that {count} shards divide, got {size}"
+            )
+
+
+def run_on_strata(
+    function: Callable[..., Any], strata: Strata, examples: Examples, *replicated: Any
+) -> Any:
+    """Return function(examples, *replicated), called on each device with the rows that it holds.
+
+    Inside a shard_map over these axes that is the function itself.
+    """
+    x = examples.features
+    if not strata.axes or _is_manual(strata.axes, x):
+        return function(examples, *replicated)
+    examples = jax.tree.map(lambda a: placement.shard_rows(a, x, strata.axes), examples)
+    replicated = jax.tree.map(
+        lambda a: placement.reshard(a, x, *placement.partition_spec(a)), replicated
+    )
+    rows, whole = PartitionSpec(strata.axes), PartitionSpec()
+    return jax.shard_map(
+        function,
+        mesh=_mesh_of(x),
+        axis_names=set(strata.axes),
+        in_specs=(rows, *(whole for _ in replicated)),
+        out_specs=whole,
+    )(examples, *replicated)
+
+
+def scan_strata(
+    step: Callable[[Any, Examples], tuple[Any, Any]],
+    carry: Any,
+    examples: Examples,
+    *,
+    strata: Strata,
+    key: Array,
+) -> tuple[Any, Any]:
+    """Return `jax.lax.scan` of a step over minibatches, each with rows of every stratum.
+
+    The arrays of a minibatch are `[strata, rows, ...]`, or `[rows, ...]` for one stratum. The order
+    of a stratum's rows depends on the key and on its position among all strata.
+    """
+    count = strata.per_device
+    replacement = None if examples.weights is None else _replacement(examples, strata.axes)
+    split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), examples)
+    size = split.features.shape[1]
+
+    def run(carry: Any, features: Array, targets: Array, weights: Array) -> tuple[Any, Any]:
+        batch = Examples(features, targets, weights)
+        if replacement is not None:
+            batch = _replace_ignored(batch, replacement)
+        return step(carry, batch if strata.in_fixed_order else jax.tree.map(_merge, batch))
+
+    if strata.batch_size >= size:
+        weights = jnp.ones((count, size), jnp.float32) if split.weights is None else split.weights
+        carry, out = run(carry, split.features, split.targets, weights)
+        return carry, jax.tree.map(lambda leaf: leaf[None], out)
+
+    def take(a: Array, rows: Array) -> Array:
+        return jax.vmap(lambda a, rows: a.at[rows].get(mode="promise_in_bounds"))(a, rows)
+
+    def step_on_rows(carry: Any, batch: RowBatch) -> tuple[Any, Any]:
+        features, targets = (take(a, batch.rows) for a in split[:2])
+        return run(carry, features, targets, batch.weights)
+
+    first = lax.axis_index(strata.axes) * count if strata.axes else 0
+    keys = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(count))
+
+    def draw(key: Array, weights: Array | None) -> RowBatch:
+        return row_batches(size, weights, strata.batch_size, key)
+
+    # A None has no axis to map.
+    batches = jax.vmap(draw, out_axes=1)(keys, split.weights)
+    return lax.scan(step_on_rows, carry, batches)
+
+
+def _merge(a: Array) -> Array:
+    return a.reshape(-1, *a.shape[2:])
+
+
+def _replacement(examples: Examples, axes: tuple[str, ...]) -> tuple[Array, Array]:
+    """Return features and targets of a valid row, the first one of the first device that has any.
+
+    A shard may hold no valid row at all. A row of zeros would not do: see `replace_ignored`.
+    """
+    features, targets, weights = examples
+    assert weights is not None
+    row = first_valid(weights)
+    found = jnp.any(weights != 0), features[row], targets[row]
+    if not axes:
+        return found[1:]
+    has_valid, x, t = (lax.all_gather(a, axes, to="invarying") for a in found)
+    device = jnp.argmax(has_valid)
+    return x[device], t[device]
+
+
+def _replace_ignored(batch: Examples, replacement: tuple[Array, Array]) -> Examples:
+    """Return the minibatch with a valid row in place of each row of weight 0."""
+    features, targets, weights = batch
+    assert weights is not None
+
+    def replace(a: Array, row: Array) -> Array:
+        return jnp.where((weights != 0).reshape(weights.shape + (1,) * row.ndim), a, row)
+
+    return Examples(replace(features, replacement[0]), replace(targets, replacement[1]), weights)
+
+
+def _mesh_of(x: Array) -> AbstractMesh:
+    """Return the mesh of an array, or the one of `jax.set_mesh` if it has none."""
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
+
+
+def _count_devices(axes: tuple[str, ...], x: Array) -> int:
+    sizes = _mesh_of(x).shape
+    for name in axes:
+        if name not in sizes:
+            raise ValueError(f"shards must name axes of the mesh, {tuple(sizes)}, got {name!r}")
+    return math.prod(sizes[name] for name in axes)
+
+
+def _is_manual(axes: tuple[str, ...], x: Array) -> bool:
+    """Return whether this is inside a shard_map over the axes, where arrays are local."""
+    mesh = _mesh_of(x)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return bool(axes) and all(kinds[name] == AxisType.Manual for name in axes)
+
+
+def _is_sharded_over(axes: tuple[str, ...], params: Any) -> bool:
+    """Return whether an Explicit mesh shards any of the parameters over any of the axes."""
+    used = {
+        name
+        for a in jax.tree.leaves(params)
+        for entry in placement.partition_spec(a)
+        for name in placement.axis_names(entry)
+    }
+    return bool(used & {*axes})
