@@ -1,6 +1,6 @@
 """Every document's record and figure again, one after the other, then the tables and the gallery.
 
-Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, 35 minutes on two
+Command: `python experiments/run_all.py [--data-dir DIR] [--torch-python PATH]`, 45 minutes on two
 cores. DIR holds MNIST, Fashion-MNIST and CIFAR-10 as TensorFlow Datasets prepares them (by default
 ../shared/tfds beside the repository), PATH is an interpreter that has PyTorch; the files of the
 Kaggle tasks are read from ../shared/data. It continues after a document that fails, and reports it
@@ -34,7 +34,10 @@ TIMED = (
     "data_parallel",
     "training_speed",
     "main_job",
+    "language_model_cost",
 )
+TO_COPY = ("train_minibatch", "train_large_head", "finetune_head", "distill", "serve")
+LANGUAGE_MODELS = ("language_model_flax", "language_model_equinox")
 
 
 def main() -> None:
@@ -44,12 +47,11 @@ def main() -> None:
     small = ["--smoke"] if options.smoke else []
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     torch = ["--torch-python", options.torch_python] if options.torch_python else []
-    for name in (*TIMED, *gallery.DOCUMENTS):
+    for name in (*TIMED, *gallery.DOCUMENTS, *LANGUAGE_MODELS):
         more = small + (data if name in DATA else []) + (torch if name in TORCH else [])
         if not run(name, more):
             failed.append(name)
-    scripts = ("train_minibatch", "train_large_head")
-    for name in (*scripts, *(() if options.smoke else ("tables", "gallery"))):
+    for name in (*TO_COPY, *(() if options.smoke else ("tables", "gallery"))):
         if not run(name, []):
             failed.append(name)
     if failed:
