@@ -1,4 +1,4 @@
-"""Two processes with two CPU devices each: `python tests/process_cases.py RANK PORT`.
+"""Two processes with two CPU devices each: `python tests/process_cases.py RANK PORT FOLDER`.
 
 Rank 0 prints a line "PASS name" or "FAIL name: reason" for each function of the host that is given
 arrays of which each process holds a part. The truth is the same function of the whole arrays.
@@ -20,7 +20,7 @@ from jaxsoftmax import training
 N, D, K = 256, 6, 4
 
 
-def cases() -> dict[str, Callable[[Any, Any], Any]]:
+def cases(folder: str) -> dict[str, Callable[[Any, Any], Any]]:
     """Functions of features and labels."""
     loss = training.on_logits(js.cross_entropy)
     how = {"key": jax.random.key(0), "epochs": 2, "batch_size": 64}
@@ -34,6 +34,13 @@ def cases() -> dict[str, Callable[[Any, Any], Any]]:
             division |= {"shards": js.Shards(rows="rows")}
         result = training.fit(loss, x, y, optimizer=optax.sgd(0.1), **how, **division)
         return jax.tree.map(lambda a: np.asarray(a).view(np.uint32), result.params)
+
+    def resumed(x: Any, y: Any) -> Any:
+        how_long = how | {"batch_size": 64, "optimizer": optax.sgd(0.1)}
+        if isinstance(x, jax.Array):
+            training.fit(loss, x, y, checkpoint=folder, **how_long | {"epochs": 1})
+            how_long |= {"checkpoint": folder, "resume": True}
+        return training.fit(loss, x, y, **how_long).history
 
     def swept(x: Any, y: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), 2)
@@ -52,6 +59,7 @@ def cases() -> dict[str, Callable[[Any, Any], Any]]:
         "check_labels names a label": bad_label,
         "fit": fitted,
         "fit, each shard in its own order, to the same bits": fitted_in_strata,
+        "fit, resumed": resumed,
         "sweep": swept,
         "solve": lambda x, y: js.solve(x, y, C=1.0, gap=1e-8).params,
     }
@@ -67,7 +75,7 @@ def difference(found: Any, truth: Any) -> str | None:
     return None
 
 
-def main(rank: int, port: str) -> None:
+def main(rank: int, port: str, folder: str) -> None:
     """Run all, in the same order on both processes."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_num_cpu_devices", 2)
@@ -79,11 +87,11 @@ def main(rank: int, port: str) -> None:
     parts = [
         jax.make_array_from_callback(a.shape, rows, lambda place, a=a: a[place]) for a in (x, y)
     ]
-    for name, function in cases().items():
+    for name, function in cases(folder).items():
         reason = difference(function(*parts), function(x, y))
         if rank == 0:
             print(f"FAIL {name}: {reason}" if reason else f"PASS {name}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

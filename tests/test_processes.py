@@ -4,13 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import process_cases
 import pytest
 
 
 @pytest.mark.slow
-def test_arrays_may_span_processes() -> None:
+def test_arrays_may_span_processes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -18,7 +19,9 @@ def test_arrays_may_span_processes() -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [
         subprocess.Popen(
-            [sys.executable, process_cases.__file__, str(rank), port], env=environment, **pipes
+            [sys.executable, process_cases.__file__, str(rank), port, str(tmp_path)],
+            env=environment,
+            **pipes,
         )
         for rank in range(2)
     ]
@@ -29,4 +32,4 @@ def test_arrays_may_span_processes() -> None:
             process.kill()
     assert [process.returncode for process in both] == [0, 0], errors + more
     lines = [line for line in printed.splitlines() if line.startswith(("PASS", "FAIL"))]
-    assert lines == [f"PASS {name}" for name in process_cases.cases()]
+    assert lines == [f"PASS {name}" for name in process_cases.cases(str(tmp_path))]

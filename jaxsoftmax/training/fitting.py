@@ -1,6 +1,7 @@
 """`fit`: the training of one model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from jax import Array
 
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints
 from jaxsoftmax.training.checks import check_at_least_one, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import jitted_train_epoch
@@ -39,6 +41,9 @@ def fit(
     shards: Shards | None = None,
     order: Order | None = None,
     virtual_shards: int | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_interval: float = 60.0,
 ) -> FitResult:
     """Fit a linear model, or one of your own, by minibatches.
 
@@ -79,6 +84,15 @@ def fit(
         shards: as in `train_epoch`.
         order: as in `train_epoch`.
         virtual_shards: as in `train_epoch`.
+        checkpoint: a folder for checkpoints (Orbax; `pip install 'jaxsoftmax[scale]'`), written
+            after an epoch in the background, and after the last one. On several processes it is
+            a folder that all of them see.
+        resume: continue the run whose checkpoints the folder holds, or start it. The arguments are
+            those of that run, on any number of devices; only `epochs` may be larger. On as many
+            devices of the same kind, the result has the bits of an uninterrupted run; with
+            `virtual_shards`, on any number.
+        checkpoint_interval: the least number of seconds between two checkpoints. If the process is
+            killed, what was computed since the newest one is lost.
 
     Returns:
         A `FitResult`. The training metrics in its history are running means, in which each example
@@ -90,7 +104,9 @@ def fit(
         ValueError: if shapes do not match, data are empty or not finite, a label is out of range,
             or too large for every class up to it to occur among so few examples, weights are
             negative or all 0, an argument that counts is below 1, there is patience without
-            validation, or a model of your own without params.
+            validation, a model of your own without params, or a checkpoint folder of another run,
+            or of this one without resume.
+        ModuleNotFoundError: if there is a checkpoint folder and Orbax is not installed.
         Interrupted: a KeyboardInterrupt, at Ctrl-C, which carries the result up to that point.
 
     Example:
@@ -126,6 +142,7 @@ def fit(
     check_model(loss, params, examples, validation_examples)
     # prepare_examples has already replaced the ignored rows.
     options: dict[str, Any] = {"loss": loss, "score": score, "replace_ignored": False}
+    division = Division(shards, order, virtual_shards)
 
     def train(state: TrainState) -> tuple[TrainState, Metrics]:
         return jitted_train_epoch(
@@ -133,18 +150,23 @@ def fit(
             examples,
             optimizer=optimizer,
             batch_size=batch_size,
-            division=Division(shards, order, virtual_shards),
+            division=division,
             **options,
         )
 
     def validate(params: Any) -> Metrics:
         return jitted_evaluate(params, validation_examples, **options)
 
-    return run_epochs(
-        init_state(params, optimizer=optimizer, key=order_key),
-        train,
-        None if validation_examples is None else validate,
-        epochs=epochs,
-        patience=patience,
-        callback=callback,
-    )
+    settings = describe_run(examples, key=order_key, batch_size=batch_size, division=division)
+    with open_checkpoints(
+        checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
+    ) as checkpoints:
+        return run_epochs(
+            init_state(params, optimizer=optimizer, key=order_key),
+            train,
+            None if validation_examples is None else validate,
+            epochs=epochs,
+            patience=patience,
+            callback=callback,
+            checkpoints=checkpoints,
+        )

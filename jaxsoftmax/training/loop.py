@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsoftmax.training.checkpoint import Checkpoint, Checkpoints
 from jaxsoftmax.training.results import FitResult, Interrupted, make_result
 from jaxsoftmax.training.state import TrainState
 from jaxsoftmax.training.types import Metrics
@@ -23,10 +24,11 @@ def run_epochs(
     epochs: int,
     patience: int | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> FitResult:
     """Run epochs until the last one, or until the validation loss stops improving.
 
-    Without a callback and patience, nothing in the loop waits for the device.
+    Without a callback, patience and checkpoints, nothing in the loop waits for the device.
 
     Args:
         state: the state before the first epoch.
@@ -35,24 +37,32 @@ def run_epochs(
         epochs: the maximum number of epochs.
         patience: as in `fit`; it needs `validate`.
         callback: as in `fit`.
+        checkpoints: where to save the run, and to continue it from the newest checkpoint.
 
     Raises:
         Interrupted: at a KeyboardInterrupt, with the result of the finished epochs.
+        ValueError: if there is a checkpoint of a later epoch than the last one.
     """
-    history: list[Metrics] = []
-    finished: _Finished | None = None  # assigned as a whole, so that no interrupt splits it
-    stopping = _EarlyStopping(patience)
+    # `finished` is assigned as a whole, so that no interrupt splits it.
+    state, finished, history = _resume(checkpoints, state, epochs)
+    stopping, has_stopped = _EarlyStopping(patience), False
+    for epoch, metrics in enumerate(history, 1):
+        has_stopped = stopping.should_stop(epoch, metrics)
     try:
-        for epoch in range(1, epochs + 1):
+        for epoch in range(len(history) + 1, 1 if has_stopped else epochs + 1):
             state, metrics = train(state)
             if validate is not None:
                 means = validate(state.params)
                 metrics = metrics | {f"validation_{name}": means[name] for name in means}
             history.append(metrics)
             finished = _Finished(epoch, _best_so_far(finished, metrics, state.params))
+            has_stopped = stopping.should_stop(epoch, metrics)
+            if checkpoints is not None:
+                run = Checkpoint(state, finished.best.params, history)
+                checkpoints.save(run, is_last=has_stopped or epoch == epochs)
             if callback is not None:
                 callback({"epoch": epoch} | _as_floats(metrics))
-            if stopping.should_stop(epoch, metrics):
+            if has_stopped:
                 break
     except KeyboardInterrupt as interrupt:
         result = None
@@ -78,6 +88,23 @@ class _Finished(NamedTuple):
 
     epochs: int
     best: _Candidate
+
+
+def _resume(
+    checkpoints: Checkpoints | None, state: TrainState, epochs: int
+) -> tuple[TrainState, _Finished | None, list[Metrics]]:
+    """Return where to start: after the newest checkpoint, if there is one."""
+    found = None if checkpoints is None else checkpoints.restore(state)
+    if found is None:
+        return state, None, []
+    finished = len(found.history)
+    if finished > epochs:
+        raise ValueError(
+            f"epochs must be at least {finished}, the number in the checkpoint, got {epochs}"
+        )
+    losses = [np.asarray(metrics.get("validation_loss", np.inf)) for metrics in found.history]
+    smallest = jnp.asarray(np.fmin.reduce(losses, initial=np.inf), jnp.float32)
+    return found.state, _Finished(finished, _Candidate(smallest, found.best_params)), found.history
 
 
 def _best_so_far(finished: _Finished | None, metrics: Metrics, params: Any) -> _Candidate:

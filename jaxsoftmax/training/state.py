@@ -49,11 +49,11 @@ def init_state(params: Any, *, optimizer: optax.GradientTransformation, key: Arr
         0 0
     """
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(params, optimizer.init(params), _key_data(key), zero, zero)
+    state = TrainState(params, optimizer.init(params), key_data(key), zero, zero)
     return jax.tree.map(jnp.copy, state)
 
 
-def _key_data(key: Array) -> Array:
+def key_data(key: Array) -> Array:
     """Return the raw data of a random key, which may also be given as raw data."""
     is_typed_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     data = jax.random.key_data(key) if is_typed_key else key

@@ -5,6 +5,7 @@ Parameters and optimizer state have a leading axis of lanes; all lanes share the
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import optax
 from jax import Array
 
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints
 from jaxsoftmax.training.checks import check_at_least_one, check_lanes, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import run_epoch
@@ -47,6 +49,9 @@ def sweep(
     shards: Shards | None = None,
     order: Order | None = None,
     virtual_shards: int | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_interval: float = 60.0,
 ) -> FitResult:
     """Fit L models at once, one lane per setting: `fit` under vmap, as one compiled program.
 
@@ -74,6 +79,9 @@ def sweep(
         shards: as in `train_epoch`.
         order: as in `train_epoch`.
         virtual_shards: as in `train_epoch`.
+        checkpoint: as in `fit`.
+        resume: as in `fit`.
+        checkpoint_interval: as in `fit`.
 
     Returns:
         A `FitResult` with a leading axis of lanes: `params.w: [L, D, K]`, history `[L, epochs]`,
@@ -107,6 +115,7 @@ def sweep(
     check_lanes(len(keys), hyperparams=hyperparams, params=params)
     check_model(loss, jax.tree.map(lambda leaf: leaf[0], params), examples, validation_examples)
     options: dict[str, Any] = {"loss": loss, "score": score}
+    division = Division(shards, order, virtual_shards)
 
     def train(state: TrainState) -> tuple[TrainState, Metrics]:
         return jitted_sweep_epoch(
@@ -115,20 +124,25 @@ def sweep(
             examples,
             make_optimizer=make_optimizer,
             batch_size=batch_size,
-            division=Division(shards, order, virtual_shards),
+            division=division,
             **options,
         )
 
     def validate(params: Any) -> Metrics:
         return _evaluate_lanes(params, validation_examples, **options)
 
-    return run_epochs(
-        init_lanes(params, hyperparams, make_optimizer=make_optimizer, key=order_keys[0]),
-        train,
-        None if validation_examples is None else validate,
-        epochs=epochs,
-        callback=callback,
-    )
+    settings = describe_run(examples, key=order_keys[0], batch_size=batch_size, division=division)
+    with open_checkpoints(
+        checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
+    ) as checkpoints:
+        return run_epochs(
+            init_lanes(params, hyperparams, make_optimizer=make_optimizer, key=order_keys[0]),
+            train,
+            None if validation_examples is None else validate,
+            epochs=epochs,
+            callback=callback,
+            checkpoints=checkpoints,
+        )
 
 
 # The axes of a state under vmap.

@@ -1,0 +1,173 @@
+"""Checkpoints of `fit` and `sweep`, which Orbax writes in the background.
+
+A checkpoint holds the state after an epoch, the best parameters so far, and the history, so that a
+resumed run returns what an uninterrupted one returns. It is complete or absent: Orbax writes it
+under another name and renames it at the end.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import SingleDeviceSharding
+
+from jaxsoftmax.training.state import TrainState, key_data
+from jaxsoftmax.training.strata import Division
+from jaxsoftmax.training.types import Examples, Metrics
+
+_KEPT = 2  # the one before the newest outlives a disk that loses the newest
+
+
+class Checkpoint(NamedTuple):
+    """A run after an epoch: the state, the best parameters, and the metrics of each epoch."""
+
+    state: TrainState
+    best_params: Any
+    history: list[Metrics]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        manager: an Orbax CheckpointManager of the folder.
+        settings: what has to be the same in a resumed run, by the name of the argument.
+    """
+
+    def __init__(self, manager: Any, settings: Mapping[str, Any]) -> None:
+        self._manager = manager
+        self._settings = dict(settings)
+
+    def save(self, checkpoint: Checkpoint, *, is_last: bool) -> None:
+        """Save a checkpoint if the interval has passed since the previous one, and the last one.
+
+        It waits for the epoch, and returns when the arrays are copied, so that they may be donated.
+        """
+        import orbax.checkpoint as ocp
+
+        state, best_params, history = checkpoint
+        jax.block_until_ready(state)
+        epoch = len(history)
+        if not (is_last or self._manager.should_save(epoch)):
+            return
+        record = {"settings": self._settings, "history": [*map(_to_json, jax.device_get(history))]}
+        items = {
+            "state": ocp.args.StandardSave(state),
+            "best_params": ocp.args.StandardSave(best_params),
+            "record": ocp.args.JsonSave(record),
+        }
+        self._manager.save(epoch, args=ocp.args.Composite(**items), force=is_last)
+
+    def restore(self, like: TrainState) -> Checkpoint | None:
+        """Return the newest checkpoint, placed like this state, or None if there is none.
+
+        Raises:
+            ValueError: if the checkpoint is of a run with other settings.
+        """
+        import orbax.checkpoint as ocp
+
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        # The settings first: arrays of other shapes would be an error of Orbax's own.
+        only_record = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = self._manager.restore(epoch, args=only_record)["record"]
+        self._check_settings(record["settings"], epoch)
+        items = {
+            name: ocp.args.StandardRestore(jax.tree.map(_restored_type, tree))
+            for name, tree in {"state": like, "best_params": like.params}.items()
+        }
+        arrays = self._manager.restore(epoch, args=ocp.args.Composite(**items))
+        state, best_params = (jax.tree.map(jnp.asarray, arrays[name]) for name in items)
+        return Checkpoint(state, best_params, [*map(_from_json, record["history"])])
+
+    def _check_settings(self, saved: Mapping[str, Any], epoch: int) -> None:
+        for name, value in self._settings.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"{name} must be {saved.get(name)}, as in the checkpoint after epoch {epoch} "
+                    f"in {self._manager.directory}, got {value}"
+                )
+
+
+@contextmanager
+def open_checkpoints(
+    folder: str | Path | None, *, resume: bool, interval: float, settings: Mapping[str, Any]
+) -> Iterator[Checkpoints | None]:
+    """Open the checkpoints of a folder, and wait at the end until all are written.
+
+    Args:
+        folder: the folder, which is created; None for no checkpoints.
+        resume: whether the folder may hold checkpoints already.
+        interval: the least number of seconds between two checkpoints.
+        settings: as in `Checkpoints`.
+
+    Raises:
+        ModuleNotFoundError: if Orbax is not installed.
+        ValueError: if the folder holds checkpoints and `resume` is False.
+    """
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint=, a folder, got None")
+        yield None
+        return
+    try:
+        import orbax.checkpoint as ocp
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "checkpoint needs Orbax: pip install 'jaxsoftmax[scale]'", name="orbax"
+        ) from error
+    from orbax.checkpoint import checkpoint_managers as managers
+
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=_KEPT,
+        save_decision_policy=managers.ContinuousCheckpointingPolicy(minimum_interval_secs=interval),
+    )
+    with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
+        epoch = manager.latest_step()
+        if epoch is not None and not resume:
+            raise ValueError(
+                f"checkpoint must be a folder without checkpoints, got {folder}, which holds one "
+                f"after epoch {epoch}; pass resume=True to continue that run"
+            )
+        yield Checkpoints(manager, settings)
+
+
+def describe_run(
+    examples: Examples, *, key: Array, batch_size: int, division: Division
+) -> dict[str, Any]:
+    """Return the settings that a resumed run has in common with the saved one, as JSON holds them.
+
+    The number of devices is not among them.
+    """
+    return {
+        "features' shape": [*examples.features.shape],
+        "targets' shape": [*examples.targets.shape],
+        "batch_size": batch_size,
+        "order": division.order,
+        "virtual_shards": division.virtual_shards,
+        "key": np.asarray(key_data(key)).tolist(),
+    }
+
+
+def _to_json(metrics: Metrics) -> dict[str, Any]:
+    return {name: [str(value.dtype), value.tolist()] for name, value in metrics.items()}
+
+
+def _from_json(metrics: dict[str, Any]) -> Metrics:
+    return {name: np.asarray(value, dtype) for name, (dtype, value) in metrics.items()}  # type: ignore[misc]
+
+
+def _restored_type(a: Any) -> Any:
+    """Return the type in which to restore an array.
+
+    An array on one device is not committed to it: the examples decide where it goes.
+    """
+    if isinstance(a.sharding, SingleDeviceSharding):
+        return np.empty(a.shape, a.dtype)
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
