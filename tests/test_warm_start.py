@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsoftmax.solvers import driver, prepare, solve_path, steps
+from jaxsoftmax.solvers import driver, host, prepare, solve_path, steps
 from jaxsoftmax.solvers import problem as problems
-from jaxsoftmax.solvers.driver import Outcome, RoundedScores
+from jaxsoftmax.solvers.outcome import Outcome, RoundedScores
 from jaxsoftmax.solvers.warm_start import WarmStart
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -24,7 +24,7 @@ def test_it_starts_on_the_line_through_two_stages_with_the_scores_of_the_line() 
     x, theta = rng.normal(size=(7, 4)), rng.normal(size=(3, 2, 3, 5))
     theta[:, 1, 2, -1] = -np.inf  # a class that the lane does not have
     with jax.enable_x64():
-        path = WarmStart(jnp.asarray(theta[0]), smooth=True)
+        path = WarmStart(theta[0], smooth=True)
         start, scores = path.start(0.1)
         np.testing.assert_array_equal(start, theta[0])
         assert scores is None
@@ -50,6 +50,7 @@ def test_scores_are_computed_anew_before_rounding_counts(monkeypatch: pytest.Mon
         known.append(scores is not None)
         return whole(problem, link, theta, scores, intercept=intercept)
 
+    monkeypatch.setattr(host, "suits", lambda *_: False)
     monkeypatch.setattr(steps, "point_and_gradient", point_and_gradient)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 6)), rng.permutation(np.arange(90) % 3)

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
-from jaxsoftmax.solvers import driver, prepare, shared_preconditioner
-from jaxsoftmax.solvers.driver import Callback, Outcome, SolverConfig
+from jaxsoftmax.solvers import driver, host, prepare, shared_preconditioner
+from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
 from jaxsoftmax.solvers.warm_start import WarmStart
@@ -75,9 +74,11 @@ def solve(
         Each row of probabilities must sum to 1, within 1e-3 or its dtype's rounding, and is divided
         by its sum; use weights to make a row count for more or less. Probabilities stay in memory,
         in float64 if they were passed in float64 or class_weights are given and in float32
-        otherwise: 4 or 8 N K bytes beside the scores, which take as much. Products run at HIGHEST
-        precision. The certificate is evaluated in float64 at the params that are returned; float64
-        is enabled inside this function only.
+        otherwise: 4 or 8 N K bytes beside the scores, which take as much. Dense features of up to
+        2^24 / K entries are fitted on the host in float64, by NumPy and SciPy, without a compiled
+        program, unless l1_ratio is above 0; others by compiled programs, whose products run at
+        HIGHEST precision. The certificate is evaluated in float64 at the params that are returned;
+        float64 is enabled inside this function only.
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape
@@ -115,6 +116,10 @@ def solve(
     l2, l1 = prepare.prepare_penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
     theta = _initial_theta(data, s, t, bias, init)
     config = _make_config(data, gaps, l1_ratio, bias, max_iterations, memory)
+    if host.suits(data, config):
+        lane = host.Lane.create(data, s[0], t[0], theta[0], bias=bias).penalized(l2[0])
+        outcome = host.minimize(lane, theta[0], config, callback=report)
+        return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
     with jax.enable_x64():
         problem = prepare.prepare_lanes(data, s, t, l2, l1)
         pre = shared_preconditioner.build(problem.features, problem.weights[0], memory)
@@ -148,7 +153,7 @@ def solve_path(
     r"""Fit a whole grid: every C, fold and label set, in lockstep over the same features.
 
     Folds and label sets are lanes of one compiled program, which share each product with the
-    features. C goes from the strongest penalty to the weakest, and each stage starts from the
+    features; a problem that `solve` fits on the host is fitted there, lane by lane. C goes from the strongest penalty to the weakest, and each stage starts from the
     solutions of the stages before it.
 
     Args:
@@ -203,37 +208,81 @@ def solve_path(
     ]
     theta = _initial_theta(data, lanes.weights, lanes.targets, bias, None)
     configs = [_make_config(data, each, l1_ratio, bias, max_iterations, memory) for each in gaps]
-    with jax.enable_x64():
-        zeros = np.zeros(len(lanes.weights))
-        problem = prepare.prepare_lanes(data, lanes.weights, lanes.targets, zeros, zeros)
-        outcomes = _solve_stages(
-            problem, theta, C, penalties, configs, report, smooth=l1_ratio == 0
-        )
+    if host.suits(data, configs[0]):
+        engine = _on_host(data, lanes, theta, bias)
+    else:
+        engine = _on_device(data, lanes, memory)
+    outcomes = _solve_stages(engine, theta, C, penalties, configs, report)
     axes = (len(C), *lanes.axes)
     return _make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
 
 
+# Minimizes all lanes: (l2, l1, theta, scores of theta, config) -> outcome.
+type _Engine = Callable[
+    [np.ndarray, np.ndarray, np.ndarray, RoundedScores | None, SolverConfig], Outcome
+]
+
+
+def _on_host(data: prepare.Data, lanes: "_Lanes", theta: np.ndarray, bias: bool) -> _Engine:
+    """Return the engine for small problems, which takes one lane after another."""
+    targets = np.broadcast_to(lanes.targets, (len(theta), *lanes.targets.shape[1:]))
+    prepared = [
+        host.Lane.create(data, *each, bias=bias)
+        for each in zip(lanes.weights, targets, theta, strict=True)
+    ]
+
+    def minimize(
+        l2: np.ndarray, _l1: Any, theta: np.ndarray, _scores: Any, config: SolverConfig
+    ) -> Outcome:
+        return Outcome.concatenate([
+            host.minimize(lane.penalized(strength), first, config)
+            for lane, strength, first in zip(prepared, l2, theta, strict=True)
+        ])  # fmt: skip
+
+    return minimize
+
+
+def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
+    """Return the compiled engine, which takes all lanes in lockstep."""
+    with jax.enable_x64():
+        zeros = np.zeros(len(lanes.weights))
+        problem = prepare.prepare_lanes(data, lanes.weights, lanes.targets, zeros, zeros)
+        mean_weights = jnp.mean(problem.weights, 0)
+        pre = shared_preconditioner.build(problem.features, mean_weights, memory)
+
+    def minimize(
+        l2: np.ndarray,
+        l1: np.ndarray,
+        theta: np.ndarray,
+        scores: RoundedScores | None,
+        config: SolverConfig,
+    ) -> Outcome:
+        with jax.enable_x64():
+            penalized = problem._replace(l2=jnp.asarray(l2), l1=jnp.asarray(l1))
+            padded = _pad_columns(theta, problem)
+            outcome = driver.minimize(penalized, pre, padded, config, scores=scores)
+        columns = data.features.shape[1]
+        return outcome._replace(theta=np.delete(outcome.theta, np.s_[columns:-1], -1))
+
+    return minimize
+
+
 def _solve_stages(
-    problem: Problem,
+    engine: _Engine,
     theta: np.ndarray,
     C: np.ndarray,
     penalties: list[tuple[np.ndarray, np.ndarray]],
     configs: list[SolverConfig],
     report: Callback | None,
-    *,
-    smooth: bool,
 ) -> list[Outcome]:
     """Return the outcome of each C, solved from the strongest penalty to the weakest."""
-    mean_weights, memory = jnp.mean(problem.weights, 0), configs[0].memory
-    pre = shared_preconditioner.build(problem.features, mean_weights, memory)
-    warm_start = WarmStart(_pad_columns(theta, problem), smooth=smooth)
+    warm_start = WarmStart(theta, smooth=configs[0].smooth)
     outcomes: dict[int, Outcome] = {}
     for stage, i in enumerate(np.argsort(C, kind="stable").tolist()):
-        l2, l1 = map(jnp.asarray, penalties[i])
-        first, scores = warm_start.start(C[i])
-        outcomes[i] = driver.minimize(
-            problem._replace(l2=l2, l1=l1), pre, first, configs[i], scores=scores
-        )
+        with jax.enable_x64():
+            first, scores = warm_start.start(C[i])
+        l2, l1 = penalties[i]
+        outcomes[i] = engine(l2, l1, first, scores, configs[i])
         warm_start.add(C[i], outcomes[i])
         if report is not None:
             report(
@@ -374,11 +423,11 @@ def _pack_init(data: prepare.Data, bias: bool, init: LinearParams) -> np.ndarray
     return np.concatenate([w.T, np.where(np.isfinite(b), b, 0)[:, None]], 1)
 
 
-def _pad_columns(theta: np.ndarray, problem: Problem) -> Array:
+def _pad_columns(theta: np.ndarray, problem: Problem) -> np.ndarray:
     """Return parameters with zeros for the problem's columns of padding."""
     columns = theta.shape[-1] - 1
     padding = problem.features.shape[1] - columns
-    return jnp.asarray(np.insert(theta, [columns] * padding, 0, -1))
+    return np.insert(theta, [columns] * padding, 0, -1)
 
 
 def _make_solution(

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxsoftmax.solvers.driver import Outcome, RoundedScores
+from jaxsoftmax.solvers.outcome import Outcome, RoundedScores
 
 
 class _Stage(NamedTuple):
     log_strength: float
-    theta: Array
+    theta: np.ndarray
     scores: RoundedScores | None
 
 
@@ -28,17 +29,17 @@ class WarmStart:
         smooth: whether to extrapolate; an objective with l1 is not smooth enough for it.
     """
 
-    def __init__(self, theta: Array, *, smooth: bool) -> None:
+    def __init__(self, theta: np.ndarray, *, smooth: bool) -> None:
         self.theta, self.smooth = theta, smooth
         self.stages: list[_Stage] = []
 
     def add(self, C: float, outcome: Outcome) -> None:
         """Append the outcome of a stage."""
-        self.theta = jnp.asarray(outcome.theta)
+        self.theta = outcome.theta
         stage = _Stage(math.log(C), self.theta, outcome.scores)
         self.stages = [*self.stages[-1:], stage]
 
-    def start(self, C: float) -> tuple[Array, RoundedScores | None]:
+    def start(self, C: float) -> tuple[np.ndarray, RoundedScores | None]:
         """Return the parameters that a stage starts from, and their scores if they are known."""
         if len(self.stages) < 2 or not self.smooth:
             return self.theta, self.stages[-1].scores if self.stages else None
@@ -48,15 +49,20 @@ class WarmStart:
         reach = min(
             1.0, (math.log(C) - second.log_strength) / (second.log_strength - first.log_strength)
         )
-        theta = _extrapolate(first.theta, second.theta, reach)
+        with np.errstate(invalid="ignore"):
+            theta = np.where(
+                np.isfinite(second.theta),
+                second.theta + reach * (second.theta - first.theta),
+                second.theta,
+            )
         if first.scores is None or second.scores is None:
             return theta, None
-        values = _extrapolate(first.scores.values, second.scores.values, reach)
+        values = _extrapolate_scores(first.scores.values, second.scores.values, reach)
         rounding = (1 + reach) * second.scores.rounding + reach * first.scores.rounding + 1
         return theta, RoundedScores(values, rounding)
 
 
 @jax.jit
-def _extrapolate(first: Array, second: Array, reach: float) -> Array:
+def _extrapolate_scores(first: Array, second: Array, reach: float) -> Array:
     """Return second + reach (second - first); -inf stays -inf."""
     return jnp.where(jnp.isfinite(second), second + reach * (second - first), second)

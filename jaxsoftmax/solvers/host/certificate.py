@@ -1,0 +1,181 @@
+r"""The certificate of `solvers.certificate` for one lane on the host, with an l2 penalty.
+
+    F(w, b) - min F <= sum_i s_i KL(q_i || p_i) + 1 / (2 l2) ||G + l2 w||^2
+
+for any probabilities q that meet the intercept's condition sum_i s_i (q_i - y_i) = 0, and G =
+sum_i s_i (q_i - y_i) x_i'. q is the prediction p of a predictor, tilted by the next Newton step
+beta of its intercepts, q = p (1 + beta - p beta), which meets the condition exactly; what rounding
+or a step that is too long leaves is met by moving probability between the outcomes. All arithmetic
+is in the user's own coordinates, at the parameters that are returned.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxsoftmax.solvers.certificate import (
+    MAX_INTERCEPT_DECREMENT,
+    MAX_INTERCEPT_STEPS,
+    MAX_ROUNDING,
+)
+from jaxsoftmax.solvers.host import problem as problems
+from jaxsoftmax.solvers.host import products
+from jaxsoftmax.solvers.host.problem import HostProblem, Point
+
+EPS = float(np.finfo(float).eps)
+
+
+class Certificate(NamedTuple):
+    """Parameters with the best intercept for their weights, and what is proven about them."""
+
+    theta: np.ndarray  # [K, P], rounded to the dtype that was asked for
+    value: float  # F
+    gap: float  # bound on F - min F, inf without a penalty
+    floor: float  # by how much rounding may have changed the gap
+    gradient_norm: float
+    products: int
+
+
+class _Predictions(NamedTuple):
+    """q, and q - y with the relative accuracy of its terms, by outcome: [O, M, N].
+
+    The K classes of a softmax are outcomes and M is 1; sigmoids have two outcomes and M is K.
+    """
+
+    log_q: np.ndarray
+    difference: np.ndarray
+
+
+def certify(problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtype) -> Certificate:
+    """Bound F at theta rounded to dtype.
+
+    The bound is that of theta's own predictions, or better. If it is above the goal, the intercepts
+    are replaced by the best ones for the rounded weights.
+    """
+    predictor = problems.point_at(problem, theta)
+    rounded = theta.astype(dtype).astype(float)
+    exact = np.array_equal(rounded, theta)
+    point = predictor if exact else problems.point_at(problem, rounded)
+    found = _certify_point(problem, point, predictor, 2 if exact else 3)
+    if found.gap <= goal or not problem.intercept or problem.l2 == 0:
+        return found
+    predictor = _center_intercepts(problem, predictor)
+    moved = _center_intercepts(problem, point).theta.astype(dtype).astype(float)
+    point = predictor if exact else problems.point_at(problem, moved)
+    better = _certify_point(problem, point, predictor, found.products + (1 if exact else 2))
+    return better if better.gap < found.gap else found._replace(products=better.products)
+
+
+def _certify_point(problem: HostProblem, point: Point, predictor: Point, spent: int) -> Certificate:
+    """Return the certificate at a point by the predictions of another one."""
+    norm = float(np.linalg.norm(problems.gradient(problem, point)))
+    if problem.l2 == 0:
+        return Certificate(point.theta, point.value, np.inf, 0.0, norm, spent)
+    q = own = _predictions(problem, predictor)
+    if problem.intercept:
+        q = _meet_intercept_condition(problem, q, _intercept_step(problem, predictor))
+    residual = q.difference[:, 0] if problem.link == "softmax" else q.difference[0]
+    g = products.apply_transpose(problem.columns, problem.weights * residual)
+    slope = problems.weight_part(problem, problems.add_ridge(problem, g, point.theta))
+    log_p = own.log_q if point is predictor else _predictions(problem, point).log_q
+    divergence = _divergence(problem.weights, q.log_q, log_p)
+    gap = divergence + float(np.sum(slope**2)) / (2 * problem.l2)
+    floor = _rounding_floor(problem, point, problem.weights * q.difference)
+    return Certificate(point.theta, point.value, gap, floor, norm, spent)
+
+
+def _predictions(problem: HostProblem, point: Point) -> _Predictions:
+    """Return the predictions of a point."""
+    z, r = point.scores, point.residual
+    if problem.link == "softmax":
+        shifted = z - z.max(0)
+        log_p = shifted - np.log(np.exp(shifted).sum(0))
+        return _Predictions(log_p[:, None], r[:, None])
+    smooth = np.log1p(np.exp(-np.abs(z)))
+    log_p = np.stack([np.minimum(z, 0) - smooth, np.minimum(-z, 0) - smooth])
+    return _Predictions(log_p, np.stack([r, -r]))
+
+
+def _intercept_step(problem: HostProblem, point: Point) -> np.ndarray:
+    """Return Newton's step of the intercepts by outcome, `[O, M, 1]`."""
+    s, p = problem.weights, point.probability
+    excess = point.residual @ s
+    if problem.link == "sigmoid":
+        beta = -excess / ((p * point.complement) @ s + EPS)
+        return np.stack([beta, np.zeros_like(beta)])[..., None]
+    hessian = -(p * s) @ p.T
+    np.fill_diagonal(hessian, 0)
+    # The Hessian's rows sum to 0, and this sum of the others is without cancellation.
+    np.fill_diagonal(hessian, EPS - hessian.sum(1))
+    # Equal shifts of all classes change nothing: the added constant makes that direction stiff.
+    hessian += np.trace(hessian) / len(p) ** 2
+    beta = np.linalg.solve(hessian, -excess)
+    return np.where(np.isfinite(beta), beta, 0)[:, None, None]
+
+
+def _center_intercepts(problem: HostProblem, point: Point) -> Point:
+    """Return the point after Newton's steps of its intercepts."""
+    for _ in range(MAX_INTERCEPT_STEPS):
+        step = _intercept_step(problem, point)
+        beta = step[:, 0, 0] if problem.link == "softmax" else step[0, :, 0]
+        excess = point.residual @ problem.weights
+        if -beta @ excess <= MAX_INTERCEPT_DECREMENT * abs(point.value):
+            break
+        b = np.clip(beta, -1, 1)[:, None]
+        theta = point.theta.copy()
+        theta[:, -1:] += b
+        point = problems.point_at(problem, theta, point.scores + b)
+    return point
+
+
+def _meet_intercept_condition(
+    problem: HostProblem, predictions: _Predictions, beta: np.ndarray
+) -> _Predictions:
+    """Return predictions with sum_i s_i (q_i - y_i) = 0, near those given."""
+    log_q, difference = predictions
+    q = np.exp(log_q)
+    tilt = beta - np.sum(q * beta, 0)
+    # Where Newton's method is still far, a longer step than half would not leave probabilities.
+    largest = np.abs(tilt).max(axis=(0, 2), keepdims=True)
+    tilt *= np.minimum(1, 0.5 / np.where(largest > 0, largest, 1))
+    tilted = _Predictions(log_q + np.log1p(tilt), difference + q * tilt)
+    excess = tilted.difference @ problem.weights
+    if np.all(np.abs(excess) <= MAX_ROUNDING * EPS):
+        return tilted
+    return _move_excess(problem.weights, tilted, excess[..., None])
+
+
+def _move_excess(s: np.ndarray, given: _Predictions, excess: np.ndarray) -> _Predictions:
+    """Return predictions after probability has moved from outcomes with too much to the others."""
+    q = np.exp(given.log_q)
+    over, under = np.maximum(excess, 0), np.maximum(-excess, 0)
+    mass = (q @ s)[..., None]
+    loss = np.where(over > 0, over / np.where(mass > 0, mass, 1), 0)
+    moved = np.sum(loss * q, 0)
+    total = under.sum(0)
+    gain = moved * (under / np.where(total > 0, total, 1))
+    log_gained = np.logaddexp(given.log_q, np.log(gain))
+    log_q = np.where(gain > 0, log_gained, given.log_q + np.log1p(-loss))
+    return _Predictions(log_q, given.difference + gain - loss * q)
+
+
+def _divergence(s: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> float:
+    """Return sum_i s_i KL(q_i || p_i) as a sum of terms q log(q / p) - q + p, none negative."""
+    p, q = np.exp(log_p), np.exp(log_q)
+    d = np.where(q > 0, log_q - log_p, 0)
+    series = 0.5 + d * (1 / 3 + d * (1 / 8 + d * (1 / 30 + d * (1 / 144 + d / 840))))
+    terms = np.where(np.abs(d) < 0.01, p * d * d * series, q * d - q + p)
+    return float(np.sum(np.where(q > 0, terms, p) @ s))
+
+
+def _rounding_floor(problem: HostProblem, point: Point, difference: np.ndarray) -> float:
+    """Return an estimate of what rounding may have done to the gap; see `solvers.certificate`."""
+    w = problems.weight_part(problem, point.theta)
+    column_max_abs = np.abs(problem.columns[: w.shape[1]]).max(1)
+    terms = np.sum(np.abs(difference).sum(-1) ** 2) * np.sum(column_max_abs**2)
+    terms += problem.l2**2 * np.sum(w**2)
+    violation = np.abs(difference.sum(-1)).sum() if problem.intercept else 0.0
+    intercept_size = 1 + np.abs(point.theta[:, -1]).max(initial=0)
+    return float(
+        4 * EPS**2 * terms / problem.l2 + 4 * EPS * abs(point.value) + violation * intercept_size
+    )

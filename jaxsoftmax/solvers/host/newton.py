@@ -1,0 +1,132 @@
+r"""Newton's direction: conjugate gradients with a preconditioner that is made better as it pays.
+
+A preconditioner of the current point costs as much as some Hessian products, one of an earlier
+point nothing. So conjugate gradients begin with the one at hand, and once they have taken as many
+products as a better one costs, that one is built: the same level at the current point, or the next
+level. The time is then at most about twice that of the best choice. An exact preconditioner ends
+them at once, which is Newton's method by Cholesky's.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from jaxsoftmax.solvers.host import preconditioner as preconditioners
+from jaxsoftmax.solvers.host import problem as problems
+from jaxsoftmax.solvers.host.preconditioner import Level, Preconditioner
+from jaxsoftmax.solvers.host.problem import HostProblem, Point
+
+MAX_PRODUCTS = 500  # Hessian products with one preconditioner
+MAX_EXACT_PRODUCTS = 12  # with an exact one, when more do not help against rounding
+CHEAP = 4.0  # products: a preconditioner that costs less is built at each point
+
+
+class Choice(NamedTuple):
+    """The preconditioner at hand, and those that may be built."""
+
+    levels: list[Level]
+    costs: list[float]  # in Hessian products
+    exact: bool  # whether the last level is the Hessian
+    at: int = 0  # which of the levels is at hand
+    current: Preconditioner | None = None
+    fresh: bool = False  # whether it was built at the current point
+
+    @classmethod
+    def initial(cls, problem: HostProblem, classes: int, memory: int) -> Self:
+        """Return the choice before any preconditioner is built."""
+        levels = preconditioners.levels(problem, classes, memory)
+        product = preconditioners.product_seconds(problem, classes)
+        costs = [preconditioners.seconds(problem, classes, level) / product for level in levels]
+        return cls(levels, costs, levels[-1] == preconditioners.exact_level(problem, classes))
+
+    @property
+    def is_best(self) -> bool:
+        """Whether no better preconditioner exists."""
+        return self.fresh and self.at + 1 == len(self.levels)
+
+    @property
+    def allowance(self) -> int:
+        """The products that may be taken before a better preconditioner is built."""
+        if self.is_best:
+            return MAX_EXACT_PRODUCTS if self.exact else MAX_PRODUCTS
+        if self.fresh:
+            return int(min(self.costs[self.at + 1], MAX_PRODUCTS))
+        cost = self.costs[self.at]
+        return 0 if self.current is None or cost <= CHEAP else int(min(cost, MAX_PRODUCTS))
+
+    def improve(self, problem: HostProblem, point: Point) -> Self:
+        """Return the choice with a better preconditioner."""
+        at = self.at + 1 if self.fresh else self.at
+        built = preconditioners.build(problem, point, self.levels[at])
+        return self._replace(at=at, current=built, fresh=True)
+
+
+class _Iterate(NamedTuple):
+    """An iterate of conjugate gradients on H d = -g."""
+
+    d: np.ndarray
+    r: np.ndarray  # the residual -g - H d
+    products: int
+
+
+def direction(
+    problem: HostProblem, point: Point, g: np.ndarray, tolerance: float, choice: Choice
+) -> tuple[np.ndarray, int, Choice]:
+    """Return d with ||H d + g|| <= tolerance, the number of Hessian products, and the choice."""
+    choice = choice._replace(fresh=False)
+    last = _Iterate(np.zeros_like(g), -g, 0)
+    norm = _residual_norm(problem, point)
+    while norm(last.r) > tolerance:
+        if choice.is_best:
+            last = _conjugate_gradients(problem, point, choice, last, norm, tolerance)
+            break
+        if choice.allowance >= 1:
+            last = _conjugate_gradients(problem, point, choice, last, norm, tolerance)
+            if norm(last.r) <= tolerance:
+                break
+        choice = choice.improve(problem, point)
+    return last.d, last.products, choice
+
+
+def _residual_norm(problem: HostProblem, point: Point) -> Callable[[np.ndarray], float]:
+    """Return the norm of residuals, in which that of an intercept has its weight in the gap.
+
+    An intercept's residual r counts in the gap as r^2 / c, for its mean curvature c, a weight's as
+    r^2 / l2.
+    """
+    if not problem.intercept:
+        return lambda r: float(np.linalg.norm(r))
+    c = (point.probability * point.complement) @ problem.weights
+    c = np.full_like(c, c.mean()) if problem.link == "softmax" else c
+    excess = np.maximum(problem.l2 / np.where(c > 0, c, np.inf) - 1, 0)
+    return lambda r: float(np.sqrt(np.vdot(r, r) + excess @ r[:, -1] ** 2))
+
+
+def _conjugate_gradients(
+    problem: HostProblem,
+    point: Point,
+    choice: Choice,
+    start: _Iterate,
+    norm: Callable[[np.ndarray], float],
+    tolerance: float,
+) -> _Iterate:
+    """Iterate from `start` to the tolerance, or until a better preconditioner pays."""
+    assert choice.current is not None
+    d, r, products = start
+    p, rz = np.zeros_like(r), np.inf
+    for _ in range(choice.allowance):
+        z = preconditioners.apply(problem, choice.current, r)
+        last, rz = rz, float(np.vdot(r, z))
+        if not rz > 0:  # nothing is left but rounding
+            break
+        p = z + (rz / last) * p
+        h = problems.hessian_product(problem, point, p)
+        products += 1
+        curvature = float(np.vdot(p, h))
+        if not curvature > 0:
+            break
+        d, r = d + (rz / curvature) * p, r - (rz / curvature) * h
+        if norm(r) <= tolerance:
+            break
+    return _Iterate(d, r, products)

@@ -1,0 +1,251 @@
+"""The engine for small problems: its parts against finite differences, mpmath and SciPy."""
+
+import jax
+import mpmath
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+
+from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
+from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.solvers import solve, solve_path
+from jaxsoftmax.solvers.host import coordinates, line_search, newton, products
+from jaxsoftmax.solvers.host import preconditioner as preconditioners
+from jaxsoftmax.solvers.host import problem as problems
+from jaxsoftmax.solvers.host.newton import Choice
+from jaxsoftmax.solvers.host.preconditioner import Level
+from jaxsoftmax.solvers.host.problem import HostProblem, Point
+
+Array = np.ndarray
+
+
+def standing(
+    link: problems.Link = "softmax", *, n: int = 80, d: int = 5, classes: int = 4, size: float = 1.0
+) -> tuple[HostProblem, Point]:
+    """A problem with an intercept and distributions as targets, at random parameters."""
+    rng = np.random.default_rng(7)
+    columns = np.concatenate([rng.normal(size=(d, n)), np.ones((1, n))])
+    t = rng.dirichlet(np.ones(classes), n).T
+    s = rng.random(n) + 0.1
+    problem = HostProblem(columns, t, s / s.sum(), 0.03, link, True)
+    return problem, problems.point_at(problem, size * rng.normal(size=(classes, d + 1)))
+
+
+def hessian(problem: HostProblem, point: Point) -> Array:
+    units = np.eye(point.theta.size).reshape(-1, *point.theta.shape)
+    return np.stack([problems.hessian_product(problem, point, u).ravel() for u in units])
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_gradient_and_hessian_are_the_derivatives(link: problems.Link) -> None:
+    problem, point = standing(link)
+    v = np.random.default_rng(1).normal(size=point.theta.shape)
+    ends = [problems.point_at(problem, point.theta + h * v) for h in (-1e-5, 1e-5)]
+    slope = (ends[1].value - ends[0].value) / 2e-5
+    np.testing.assert_allclose(np.sum(problems.gradient(problem, point) * v), slope, rtol=1e-8)
+    first, last = (problems.gradient(problem, end) for end in ends)
+    np.testing.assert_allclose(
+        problems.hessian_product(problem, point, v), (last - first) / 2e-5, rtol=1e-6, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_confident_examples_lose_no_digits(link: problems.Link) -> None:
+    columns = np.ones((1, 1))
+    t = np.array([0]) if link == "softmax" else np.array([[1.0], [0.0]])
+    problem = HostProblem(columns, t, np.ones(1), 0.0, link, False)
+    point = problems.point_at(problem, np.array([[40.0], [-45.0]]))
+    with mpmath.workdps(50):
+        if link == "softmax":
+            rest = [mpmath.exp(-85) / (1 + mpmath.exp(-85))] * 2
+            value = mpmath.log1p(mpmath.exp(-85))
+        else:
+            rest = [mpmath.exp(-a) / (1 + mpmath.exp(-a)) for a in (40, 45)]
+            value = sum(mpmath.log1p(mpmath.exp(-a)) for a in (40, 45))
+    np.testing.assert_allclose(point.value, float(value), rtol=1e-15)
+    np.testing.assert_allclose(point.residual[:, 0], [-float(rest[0]), float(rest[1])], rtol=1e-15)
+    curvature = problems.directional_curvature(problem, point, np.array([[1.0], [0.0]]))
+    np.testing.assert_allclose(curvature, float(rest[0]), rtol=1e-15)
+
+
+@pytest.mark.parametrize("columns", [4, preconditioners.MAX_PAIRED_COLUMNS + 1])
+def test_the_last_level_is_the_hessian(columns: int) -> None:
+    for link, classes in (("softmax", 4), ("softmax", 2), ("sigmoid", 3), ("sigmoid", 1)):
+        problem, point = standing(link, d=columns, classes=classes)
+        level = preconditioners.exact_level(problem, classes)
+        built = preconditioners.build(problem, point, level)
+        v = np.random.default_rng(1).normal(size=point.theta.shape)
+        if link == "softmax":
+            v[:, -1] -= v[:, -1].mean()  # a shift of all intercepts changes nothing
+        h = problems.hessian_product(problem, point, v)
+        np.testing.assert_allclose(preconditioners.apply(problem, built, h), v, rtol=1e-9)
+
+
+def test_of_equal_probabilities_the_shared_level_is_the_hessian() -> None:
+    problem, point = standing(size=0.0)
+    built = preconditioners.build(problem, point, Level.SHARED)
+    v = np.random.default_rng(1).normal(size=point.theta.shape)
+    v[:, -1] -= v[:, -1].mean()
+    h = problems.hessian_product(problem, point, v)
+    np.testing.assert_allclose(preconditioners.apply(problem, built, h), v, rtol=1e-9)
+
+
+def test_a_singular_matrix_is_factorized_all_the_same() -> None:
+    a = np.ones((3, 3)) * [1e8, 1, 1e-8] * np.array([[1e8], [1], [1e-8]])
+    r = np.array([1e8, 1.0, 1e-8])  # in its range
+    found = preconditioners.factorize(a.copy()).solve(r)
+    np.testing.assert_allclose(a @ found, r, rtol=1e-6)
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_the_direction_is_newtons_whatever_it_costs(
+    link: problems.Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, point = standing(link)
+    g = problems.gradient(problem, point)
+    wanted = np.linalg.lstsq(hessian(problem, point), -g.ravel())[0].reshape(g.shape)
+    for cheap, price in ((np.inf, 0.0), (0.0, 3.0), (0.0, 1e9)):
+        monkeypatch.setattr(newton, "CHEAP", cheap)
+        monkeypatch.setattr(preconditioners, "seconds", lambda *_, price=price: price)
+        monkeypatch.setattr(preconditioners, "product_seconds", lambda *_: 1.0)
+        choice = Choice.initial(problem, len(g), 2**30)._replace(
+            levels=[*Level][: 3 - (link == "sigmoid")], costs=[price] * 3
+        )
+        for _ in range(2):  # with no preconditioner, and with one that has grown old
+            d, spent, choice = newton.direction(problem, point, g, 1e-13, choice)
+            np.testing.assert_allclose(d, wanted, rtol=1e-9, atol=1e-11)
+            assert spent > 0
+
+
+def test_memory_and_cost_decide_the_levels() -> None:
+    problem, _ = standing(n=20_000, d=50, classes=8)
+    assert preconditioners.levels(problem, 8, 2**30) == [*Level]
+    full = preconditioners.num_bytes(problem, 8, Level.FULL)
+    assert preconditioners.levels(problem, 8, full - 1) == [Level.SHARED, Level.BLOCKS]
+    small, _ = standing()
+    assert preconditioners.levels(small, 4, 2**30) == [Level.FULL]  # costs little more
+    binary, _ = standing(classes=2)
+    assert preconditioners.levels(binary, 2, 2**30) == [Level.SHARED]
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("n", [30, 4])
+def test_reduced_coordinates_keep_scores_and_lengths(n: int, intercept: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, s = rng.normal(size=(n, 9)) + 5, rng.random(n)
+    columns = np.concatenate([x.T, np.ones((1, n))]) if intercept else x.T
+    fewer, maps = coordinates.reduce_features(columns, s / s.sum(), intercept=intercept)
+    assert len(fewer) == min(n, 9) + intercept
+    theta = rng.normal(size=(3, len(fewer)))
+    expanded = maps.expand(theta)
+    np.testing.assert_allclose(expanded @ columns, theta @ fewer, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(maps.reduce(expanded), theta, rtol=1e-12)
+    kept = slice(None, -1) if intercept else slice(None)
+    np.testing.assert_allclose(
+        np.linalg.norm(expanded[:, kept]), np.linalg.norm(theta[:, kept]), rtol=1e-12
+    )
+
+
+def test_products_in_parts_are_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    columns, v, r, h = (rng.random(size) for size in ((5, 107), (3, 5), (3, 107), 107))
+    for limit in (1, 2**12, 2**20):
+        monkeypatch.setattr(products, "SINGLE_THREAD", limit)
+        np.testing.assert_allclose(products.apply(columns, v), v @ columns, rtol=1e-13)
+        np.testing.assert_allclose(products.apply_transpose(columns, r), r @ columns.T, rtol=1e-13)
+        np.testing.assert_allclose(products.gram(columns, h), columns * h @ columns.T, rtol=1e-13)
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
+def test_the_search_ends_where_the_line_is_nearly_flat(length: float) -> None:
+    problem, point = standing()
+    g = problems.gradient(problem, point)
+    end = line_search.minimize_along(problem, point, -length * g, g)
+    slope = np.sum(problems.gradient(problem, end) * g)
+    assert abs(slope) <= line_search.MAX_SLOPE_RATIO * np.sum(g * g)
+    assert end.value < point.value
+    np.testing.assert_allclose(end.scores, end.theta @ problem.columns, rtol=1e-12, atol=1e-12)
+    for d in (g, 0 * g, np.nan * g):
+        assert line_search.minimize_along(problem, point, d, g) is point
+
+
+def test_a_search_that_finds_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, point = standing()
+    g = problems.gradient(problem, point)
+    monkeypatch.setattr(line_search, "MAX_TRIALS", 1)
+    assert line_search.minimize_along(problem, point, -1e3 * g, g) is point
+
+
+def exact_objective(params: LinearParams, x: Array, y: Array, C: float) -> mpmath.mpf:
+    """F with 50 digits."""
+    with mpmath.workdps(50):
+        total = mpmath.mpf(0)
+        for row, label in zip(x, y, strict=True):
+            z = [
+                mpmath.fdot(map(float, row), map(float, column)) + float(b)
+                for column, b in zip(params.w.T, params.bias, strict=True)
+            ]
+            total += mpmath.log(mpmath.fsum(mpmath.exp(each - z[label]) for each in z))
+        square = mpmath.fsum(mpmath.mpf(float(each)) ** 2 for each in params.w.ravel())
+        return (total + square / (2 * mpmath.mpf(C))) / len(y)
+
+
+@pytest.mark.parametrize("C", [1e-2, 1e2, 1e8])
+def test_certificates_are_true_to_fifty_digits(C: float) -> None:
+    x, y = load_iris(return_X_y=True)
+    x, y = x[::3], y[::3]
+    best = solve(x, y, C=C, gap=1e-14)
+    least = exact_objective(best.params, x, y, C) * (1 - best.gap - best.gap_floor)
+    for gap in (1e-1, 1e-4, 1e-8):
+        found = solve(x, y, C=C, gap=gap)
+        value = exact_objective(found.params, x, y, C)
+        assert abs(found.objective / value - 1) < 1e-13
+        assert value / least - 1 <= found.gap + found.gap_floor + 2e-14
+        assert found.gap <= gap
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fewer_examples_than_features(dtype: type, bias: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (3 + rng.normal(size=(12, 300))).astype(dtype), np.arange(12) % 3
+    first = LinearParams(rng.normal(size=(300, 3)), np.zeros(3) if bias else None)
+    wide = np.linalg.qr(rng.normal(size=(300, 300)))[0]
+    found = solve(x, y, C=10.0, gap=1e-9, init=first, bias=bias)
+    turned = solve(x.astype(float) @ wide, y, C=10.0, gap=1e-12, bias=bias)
+    assert found.converged, found.reason
+    assert found.params.w.dtype == dtype
+    np.testing.assert_allclose(found.objective, turned.objective, rtol=1e-8)
+
+
+def test_nothing_is_compiled() -> None:
+    events: list[str] = []
+
+    def listener(event: str, *_: object, **__: object) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(37, 3)), np.arange(37) % 3  # a shape of no other test
+    weights = np.arange(37) % 4
+    for C in (1e-4, 1e4):
+        for gap in (1e-6, 0.0):
+            solve(x, y, C=C, gap=gap, weights=weights)
+    solve(x, y == 1, C=1.0, loss=binary_cross_entropy, class_weights=[1.0, 2.0])
+    solve(x, np.eye(3)[y], C=1.0, loss=soft_cross_entropy, bias=False)
+    solve(x, y, alpha=0.0, max_iterations=1)
+    path = solve_path(x, [y, 2 - y], C=[0.1, 1.0, 10.0], folds=np.arange(37) % 2)
+    assert path.converged.all()
+    assert not events
+    jax.jit(lambda a: a * 37)(x)
+    assert events
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_every_single_class_has_an_optimum_of_zero() -> None:
+    x = np.ones((4, 2))
+    for loss, t in ((cross_entropy, np.zeros(4, int)), (binary_cross_entropy, np.ones(4))):
+        found = solve(x, t, C=1.0, loss=loss, init=LinearParams(np.ones((2, 1)), np.zeros(1)))
+        assert found.converged
+        assert found.objective == 0
+        assert not found.params.w.any()
