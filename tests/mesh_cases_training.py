@@ -500,6 +500,27 @@ def stratified_sends_gradients_alone() -> None:
     assert not any(str(batch) in shape.split(",") for shape in shapes), shapes
 
 
+def streamed(**division: Any) -> training.FitResult:
+    rows = [*zip(FEATURES, LABELS, strict=True)][:60]  # which no number of devices divides
+    source = training.RecordSource(rows, lambda row: row, block_size=7, window=32)
+    how = {"optimizer": OPTIMIZER, "key": jax.random.key(0), "batch_size": 16, "epochs": 2}
+    return training.fit(SOFTMAX, source, params=linear.init(D, K), **how, **division)
+
+
+@case
+def streamed_over_devices() -> None:
+    wanted = streamed(virtual_shards=8)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        for count in (2, 8):
+            part = Mesh(np.array(jax.devices()[:count]), ("r",), axis_types=(kind,))
+            with jax.set_mesh(part):
+                got = streamed(shards=ROWS, virtual_shards=8)
+                alike = streamed(shards=ROWS)
+            jax.tree.map(np.testing.assert_array_equal, got, wanted)
+            # One process reads all rows in one order, on any number of devices.
+            same((alike.params, alike.history), (lambda r: (r.params, r.history))(streamed()))
+
+
 @case
 def stratified_falls_back_where_it_cannot_be() -> None:
     """A model sharded over the rows' axis, and a batch that the shards do not divide."""

@@ -9,6 +9,7 @@ from jaxsoftmax.training.evaluation import evaluate
 from jaxsoftmax.training.fitting import fit
 from jaxsoftmax.training.models import accuracy, on_logits, weight_decay_mask
 from jaxsoftmax.training.results import FitResult, Interrupted
+from jaxsoftmax.training.source import ParquetSource, RecordSource, Source
 from jaxsoftmax.training.state import TrainState, init_state
 from jaxsoftmax.training.sweeping import sweep
 from jaxsoftmax.training.types import Logits, Loss, Metrics, Score
@@ -19,7 +20,10 @@ __all__ = [
     "Logits",
     "Loss",
     "Metrics",
+    "ParquetSource",
+    "RecordSource",
     "Score",
+    "Source",
     "TrainState",
     "accuracy",
     "evaluate",

@@ -24,11 +24,12 @@ _KEPT = 2  # the one before the newest outlives a disk that loses the newest
 
 
 class Checkpoint(NamedTuple):
-    """A run after an epoch: the state, the best parameters, and the metrics of each epoch."""
+    """A run after an epoch, or after a part of one."""
 
     state: TrainState
     best_params: Any
-    history: list[Metrics]
+    history: list[Metrics]  # of each finished epoch
+    part_metrics: Metrics | None  # of the epoch that has begun
 
 
 class Checkpoints:
@@ -43,25 +44,28 @@ class Checkpoints:
         self._manager = manager
         self._settings = dict(settings)
 
-    def save(self, checkpoint: Checkpoint, *, is_last: bool) -> None:
+    def save(self, checkpoint: Checkpoint, *, is_last: bool = False) -> None:
         """Save a checkpoint if the interval has passed since the previous one, and the last one.
 
-        It waits for the epoch, and returns when the arrays are copied, so that they may be donated.
+        It returns when the arrays are computed and copied, so that they may be donated.
         """
         import orbax.checkpoint as ocp
 
-        state, best_params, history = checkpoint
-        jax.block_until_ready(state)
-        epoch = len(history)
-        if not (is_last or self._manager.should_save(epoch)):
+        state, best_params, history, part_metrics = jax.block_until_ready(checkpoint)
+        step = int(state.step)
+        if not (is_last or self._manager.should_save(step)):
             return
-        record = {"settings": self._settings, "history": [*map(_to_json, jax.device_get(history))]}
+        record = {
+            "settings": self._settings,
+            "history": [*map(_to_json, history)],
+            "part_metrics": None if part_metrics is None else _to_json(part_metrics),
+        }
         items = {
             "state": ocp.args.StandardSave(state),
             "best_params": ocp.args.StandardSave(best_params),
             "record": ocp.args.JsonSave(record),
         }
-        self._manager.save(epoch, args=ocp.args.Composite(**items), force=is_last)
+        self._manager.save(step, args=ocp.args.Composite(**items), force=is_last)
 
     def restore(self, like: TrainState) -> Checkpoint | None:
         """Return the newest checkpoint, placed like this state, or None if there is none.
@@ -71,27 +75,30 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        epoch = self._manager.latest_step()
-        if epoch is None:
+        step = self._manager.latest_step()
+        if step is None:
             return None
         # The settings first: arrays of other shapes would be an error of Orbax's own.
         only_record = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = self._manager.restore(epoch, args=only_record)["record"]
-        self._check_settings(record["settings"], epoch)
+        record = self._manager.restore(step, args=only_record)["record"]
+        self._check_settings(record["settings"])
         items = {
             name: ocp.args.StandardRestore(jax.tree.map(_restored_type, tree))
             for name, tree in {"state": like, "best_params": like.params}.items()
         }
-        arrays = self._manager.restore(epoch, args=ocp.args.Composite(**items))
+        arrays = self._manager.restore(step, args=ocp.args.Composite(**items))
         state, best_params = (jax.tree.map(jnp.asarray, arrays[name]) for name in items)
-        return Checkpoint(state, best_params, [*map(_from_json, record["history"])])
+        history, part_metrics = [*map(_from_json, record["history"])], record["part_metrics"]
+        return Checkpoint(
+            state, best_params, history, None if part_metrics is None else _from_json(part_metrics)
+        )
 
-    def _check_settings(self, saved: Mapping[str, Any], epoch: int) -> None:
+    def _check_settings(self, saved: Mapping[str, Any]) -> None:
         for name, value in self._settings.items():
             if saved.get(name) != value:
                 raise ValueError(
-                    f"{name} must be {saved.get(name)}, as in the checkpoint after epoch {epoch} "
-                    f"in {self._manager.directory}, got {value}"
+                    f"{name} must be {saved.get(name)}, as in the checkpoint in "
+                    f"{self._manager.directory}, got {value}"
                 )
 
 
@@ -129,25 +136,30 @@ def open_checkpoints(
         save_decision_policy=managers.ContinuousCheckpointingPolicy(minimum_interval_secs=interval),
     )
     with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
-        epoch = manager.latest_step()
-        if epoch is not None and not resume:
+        step = manager.latest_step()
+        if step is not None and not resume:
             raise ValueError(
                 f"checkpoint must be a folder without checkpoints, got {folder}, which holds one "
-                f"after epoch {epoch}; pass resume=True to continue that run"
+                f"after step {step}; pass resume=True to continue that run"
             )
         yield Checkpoints(manager, settings)
 
 
 def describe_run(
-    examples: Examples, *, key: Array, batch_size: int, division: Division
+    shapes: dict[str, Any], *, key: Array, batch_size: int, division: Division
 ) -> dict[str, Any]:
     """Return the settings that a resumed run has in common with the saved one, as JSON holds them.
 
     The number of devices is not among them.
+
+    Args:
+        shapes: numbers and lists that describe the examples, by name.
+        key: as in `init_state`.
+        batch_size: as in `fit`.
+        division: as in `fit`.
     """
     return {
-        "features' shape": [*examples.features.shape],
-        "targets' shape": [*examples.targets.shape],
+        **shapes,
         "batch_size": batch_size,
         "order": division.order,
         "virtual_shards": division.virtual_shards,
@@ -155,8 +167,15 @@ def describe_run(
     }
 
 
+def shapes_of(examples: Examples) -> dict[str, Any]:
+    """Return the shapes of examples in memory."""
+    arrays = {"features": examples.features, "targets": examples.targets}
+    return {f"shape of {name}": [*a.shape] for name, a in arrays.items()}
+
+
 def _to_json(metrics: Metrics) -> dict[str, Any]:
-    return {name: [str(value.dtype), value.tolist()] for name, value in metrics.items()}
+    arrays = jax.device_get(metrics)
+    return {name: [str(value.dtype), value.tolist()] for name, value in arrays.items()}
 
 
 def _from_json(metrics: dict[str, Any]) -> Metrics:

@@ -40,10 +40,10 @@ def check_model(
         if data is None:
             continue
         x, targets, _ = data
-        num_classes = _num_classes(loss, params, x, prefix=prefix)
-        if num_classes and targets.ndim == 1 and jnp.issubdtype(targets.dtype, jnp.integer):
+        classes = num_classes(loss, params, x, prefix=prefix)
+        if classes and targets.ndim == 1 and jnp.issubdtype(targets.dtype, jnp.integer):
             # One score separates two classes.
-            num_labels = max(2, num_classes)
+            num_labels = max(2, classes)
             check_labels(targets, num_labels, valid=valid_rows(data), name=f"{prefix}targets")
 
 
@@ -56,16 +56,18 @@ def _check_params(params: Any) -> None:
             )
 
 
-def _num_classes(loss: Loss, params: Any, x: Array, *, prefix: str) -> int | None:
+def num_classes(
+    loss: Loss, params: Any, x: Array | jax.ShapeDtypeStruct, *, prefix: str
+) -> int | None:
     """Return K, or None for a loss of the user's own, which does not show its scores."""
     if is_linear_model(loss, params):
-        num_features, num_classes = params.w.shape
+        num_features, count = params.w.shape
         if x.shape[1] != num_features:
             raise ValueError(
                 f"{prefix}features must have {num_features} columns, as w has rows, "
                 f"got {x.shape[1]}"
             )
-        return num_classes
+        return count
     if isinstance(loss, LossOnLogits):
         return jax.eval_shape(partial(model_logits, loss.logits), params, x).shape[-1]
     return None

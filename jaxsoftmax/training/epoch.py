@@ -152,8 +152,8 @@ def run_epoch(
     strata: Strata | None,
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch; the traced body of `train_epoch` and of one lane of `sweep`."""
-    take_step = partial(
-        _take_step,
+    update = partial(
+        take_step,
         loss=loss,
         scores=named_scores(score, loss, state.params, examples.targets),
         optimizer=optax.with_extra_args_support(optimizer),
@@ -164,7 +164,7 @@ def run_epoch(
         return _place_like(carry, examples) if strata is None else carry
 
     def step(carry: _Carry, batch: Examples) -> tuple[_Carry, tuple[Metrics, Array]]:
-        carry, out = take_step(carry, batch)
+        carry, out = update(carry, batch)
         return place(carry), out
 
     scan = (
@@ -189,7 +189,7 @@ def run_epoch(
 type _Carry = tuple[Any, Any]  # parameters, optimizer state
 
 
-def _take_step(
+def take_step(
     carry: _Carry,
     batch: Examples,
     *,

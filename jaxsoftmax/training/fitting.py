@@ -1,6 +1,7 @@
 """`fit`: the training of one model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,32 @@ import optax
 from jax import Array
 
 from jaxsoftmax.sharding import Shards
-from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints
+from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import check_at_least_one, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import jitted_train_epoch
 from jaxsoftmax.training.evaluation import jitted_evaluate
-from jaxsoftmax.training.loop import run_epochs
+from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
-from jaxsoftmax.training.state import TrainState, init_state
+from jaxsoftmax.training.source import Source
+from jaxsoftmax.training.state import init_state
 from jaxsoftmax.training.strata import Division, Order
+from jaxsoftmax.training.streaming import (
+    check_rows,
+    check_source_arguments,
+    open_stream,
+    shapes_of_stream,
+    train_on_stream,
+)
 from jaxsoftmax.training.types import Loss, Metrics, Score
 from jaxsoftmax.validation import ArrayLike
 
 
 def fit(
     loss: Loss,
-    features: ArrayLike,
-    targets: ArrayLike,
+    features: ArrayLike | Source,
+    targets: ArrayLike | None = None,
     *,
     optimizer: optax.GradientTransformation,
     key: Array,
@@ -60,7 +69,10 @@ def fit(
     Args:
         loss: `on_logits` of a loss of one example, with `logits=` for a model of your own, or any
             `Loss`.
-        features: `[N, D]`, float and finite; for a model of your own `[N, ...]` of any dtype.
+        features: `[N, D]`, float and finite; for a model of your own `[N, ...]` of any dtype. Or a
+            `Source`, such as `ParquetSource`, for data larger than memory: targets and weights are
+            its own, `params` are given, and a window of its rows is in memory and is shuffled. On
+            several devices or processes `shards` are given, and each process reads its own rows.
         targets: `[N]` labels (integers) or numbers (floats), or `[N, K]`; for a model of your own
             `[N, ...]`. Only labels of rank 1 must be in range: some pixels may be left out.
         optimizer: any Optax optimizer. The same object is compiled once.
@@ -134,30 +146,36 @@ def fit(
     if patience is not None and validation is None:
         raise ValueError("patience needs validation=(features, targets), got None")
     is_linear = is_linear_model(loss, params)
-    examples = prepare_examples(features, targets, weights, is_linear=is_linear)
     validation_examples = prepare_validation(validation, is_linear=is_linear)
     init_key, order_key = jax.random.split(key)
-    if params is None:
-        params = init_params(examples, key=init_key)
-    check_model(loss, params, examples, validation_examples)
-    # prepare_examples has already replaced the ignored rows.
-    options: dict[str, Any] = {"loss": loss, "score": score, "replace_ignored": False}
     division = Division(shards, order, virtual_shards)
-
-    def train(state: TrainState) -> tuple[TrainState, Metrics]:
-        return jitted_train_epoch(
-            state,
-            examples,
-            optimizer=optimizer,
-            batch_size=batch_size,
-            division=division,
-            **options,
+    options: dict[str, Any] = {"loss": loss, "score": score}
+    train: TrainEpoch
+    if isinstance(features, Source):
+        check_source_arguments(targets, weights, params)
+        stream = open_stream(features, division, batch_size)
+        check = partial(check_rows, loss, params)
+        train = partial(train_on_stream, stream, check=check, optimizer=optimizer, **options)
+        shapes = shapes_of_stream(stream)
+    elif targets is None:
+        raise ValueError("targets must be given with features that are arrays, got None")
+    else:
+        examples = prepare_examples(features, targets, weights, is_linear=is_linear)
+        params = init_params(examples, key=init_key) if params is None else params
+        check_model(loss, params, examples, validation_examples)
+        options |= {"optimizer": optimizer, "batch_size": batch_size, "division": division}
+        # prepare_examples has already replaced the ignored rows.
+        train = in_one_part(
+            partial(jitted_train_epoch, examples=examples, replace_ignored=False, **options)
         )
+        shapes = shapes_of(examples)
 
     def validate(params: Any) -> Metrics:
-        return jitted_evaluate(params, validation_examples, **options)
+        return jitted_evaluate(
+            params, validation_examples, loss=loss, score=score, replace_ignored=False
+        )
 
-    settings = describe_run(examples, key=order_key, batch_size=batch_size, division=division)
+    settings = describe_run(shapes, key=order_key, batch_size=batch_size, division=division)
     with open_checkpoints(
         checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
     ) as checkpoints:

@@ -1,6 +1,6 @@
 """The loop over epochs on the host: validation, early stopping, interrupts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,12 +13,24 @@ from jax import Array
 from jaxsoftmax.training.checkpoint import Checkpoint, Checkpoints
 from jaxsoftmax.training.results import FitResult, Interrupted, make_result
 from jaxsoftmax.training.state import TrainState
-from jaxsoftmax.training.types import Metrics
+from jaxsoftmax.training.types import EpochPart, Metrics
+
+type TrainEpoch = Callable[[TrainState, Metrics | None], Iterator[EpochPart]]
+"""From a state, and the metrics of the previous part of the epoch if there is one."""
+
+
+def in_one_part(train: Callable[[TrainState], tuple[TrainState, Metrics]]) -> TrainEpoch:
+    """Return an epoch that has one part, from a function that runs all of it."""
+
+    def run(state: TrainState, _: Metrics | None) -> Iterator[EpochPart]:
+        yield EpochPart(*train(state), is_last=True)
+
+    return run
 
 
 def run_epochs(
     state: TrainState,
-    train: Callable[[TrainState], tuple[TrainState, Metrics]],
+    train: TrainEpoch,
     validate: Callable[[Any], Metrics] | None,
     *,
     epochs: int,
@@ -32,7 +44,7 @@ def run_epochs(
 
     Args:
         state: the state before the first epoch.
-        train: returns the state after one more epoch, and its metrics.
+        train: yields the parts of one more epoch.
         validate: returns the validation metrics of parameters, or None without validation.
         epochs: the maximum number of epochs.
         patience: as in `fit`; it needs `validate`.
@@ -44,13 +56,18 @@ def run_epochs(
         ValueError: if there is a checkpoint of a later epoch than the last one.
     """
     # `finished` is assigned as a whole, so that no interrupt splits it.
-    state, finished, history = _resume(checkpoints, state, epochs)
+    state, finished, history, part_metrics = _resume(checkpoints, state, epochs)
     stopping, has_stopped = _EarlyStopping(patience), False
     for epoch, metrics in enumerate(history, 1):
         has_stopped = stopping.should_stop(epoch, metrics)
     try:
         for epoch in range(len(history) + 1, 1 if has_stopped else epochs + 1):
-            state, metrics = train(state)
+            for part in train(state, part_metrics):
+                state, metrics = part.state, part.metrics
+                if checkpoints is not None and not part.is_last:
+                    best_params = state.params if finished is None else finished.best.params
+                    checkpoints.save(Checkpoint(state, best_params, history, metrics))
+            part_metrics = None
             if validate is not None:
                 means = validate(state.params)
                 metrics = metrics | {f"validation_{name}": means[name] for name in means}
@@ -58,7 +75,7 @@ def run_epochs(
             finished = _Finished(epoch, _best_so_far(finished, metrics, state.params))
             has_stopped = stopping.should_stop(epoch, metrics)
             if checkpoints is not None:
-                run = Checkpoint(state, finished.best.params, history)
+                run = Checkpoint(state, finished.best.params, history, None)
                 checkpoints.save(run, is_last=has_stopped or epoch == epochs)
             if callback is not None:
                 callback({"epoch": epoch} | _as_floats(metrics))
@@ -92,19 +109,22 @@ class _Finished(NamedTuple):
 
 def _resume(
     checkpoints: Checkpoints | None, state: TrainState, epochs: int
-) -> tuple[TrainState, _Finished | None, list[Metrics]]:
+) -> tuple[TrainState, _Finished | None, list[Metrics], Metrics | None]:
     """Return where to start: after the newest checkpoint, if there is one."""
     found = None if checkpoints is None else checkpoints.restore(state)
     if found is None:
-        return state, None, []
-    finished = len(found.history)
-    if finished > epochs:
+        return state, None, [], None
+    state, best_params, history, part_metrics = found
+    finished = len(history)
+    if finished + (part_metrics is not None) > epochs:
         raise ValueError(
-            f"epochs must be at least {finished}, the number in the checkpoint, got {epochs}"
+            f"epochs must be at least {finished + (part_metrics is not None)}, the number in the "
+            f"checkpoint, got {epochs}"
         )
-    losses = [np.asarray(metrics.get("validation_loss", np.inf)) for metrics in found.history]
+    losses = [np.asarray(metrics.get("validation_loss", np.inf)) for metrics in history]
     smallest = jnp.asarray(np.fmin.reduce(losses, initial=np.inf), jnp.float32)
-    return found.state, _Finished(finished, _Candidate(smallest, found.best_params)), found.history
+    best = _Finished(finished, _Candidate(smallest, best_params)) if finished else None
+    return state, best, history, part_metrics
 
 
 def _best_so_far(finished: _Finished | None, metrics: Metrics, params: Any) -> _Candidate:

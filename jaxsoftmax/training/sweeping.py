@@ -14,12 +14,12 @@ import optax
 from jax import Array
 
 from jaxsoftmax.sharding import Shards
-from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints
+from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import check_at_least_one, check_lanes, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import run_epoch
 from jaxsoftmax.training.evaluation import jitted_evaluate
-from jaxsoftmax.training.loop import run_epochs
+from jaxsoftmax.training.loop import in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import TrainState, init_state
@@ -131,13 +131,15 @@ def sweep(
     def validate(params: Any) -> Metrics:
         return _evaluate_lanes(params, validation_examples, **options)
 
-    settings = describe_run(examples, key=order_keys[0], batch_size=batch_size, division=division)
+    settings = describe_run(
+        shapes_of(examples), key=order_keys[0], batch_size=batch_size, division=division
+    )
     with open_checkpoints(
         checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
     ) as checkpoints:
         return run_epochs(
             init_lanes(params, hyperparams, make_optimizer=make_optimizer, key=order_keys[0]),
-            train,
+            in_one_part(train),
             None if validation_examples is None else validate,
             epochs=epochs,
             callback=callback,

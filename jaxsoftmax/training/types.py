@@ -29,6 +29,17 @@ class Examples(NamedTuple):
     weights: Array | None
 
 
+class EpochPart(NamedTuple):
+    """A part of an epoch that has been run: all of it, or some of its minibatches.
+
+    The metrics are means at the end of the epoch, and before it whatever the next part needs.
+    """
+
+    state: Any
+    metrics: Metrics
+    is_last: bool
+
+
 class Strata(NamedTuple):
     """How the rows of an epoch are divided."""
 

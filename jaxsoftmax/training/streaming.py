@@ -1,0 +1,235 @@
+"""Epochs over a source: one compiled scan for each window of minibatches."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxsoftmax import placement
+from jaxsoftmax.losses import check_labels
+from jaxsoftmax.training.checks import num_classes
+from jaxsoftmax.training.epoch import take_step
+from jaxsoftmax.training.evaluation import named_scores
+from jaxsoftmax.training.source import Block, Source
+from jaxsoftmax.training.state import TrainState
+from jaxsoftmax.training.strata import Division, run_on_strata
+from jaxsoftmax.training.types import EpochPart, Examples, Loss, Metrics, Score, Strata
+from jaxsoftmax.training.windows import Plan, Window, read_windows
+
+
+class Stream(NamedTuple):
+    """A source, the plan of its epochs, and the devices that its rows go to."""
+
+    source: Source
+    plan: Plan
+    sharding: NamedSharding | None  # of the rows; None for the default device
+    strata: Strata | None
+
+
+def open_stream(source: Source, division: Division, batch_size: int) -> Stream:
+    """Return the stream of a source: its rows over the axes of `shards`, if there are any.
+
+    Raises:
+        ValueError: if the shards, virtual shards or processes do not divide the batch size, or if
+            there are several processes and no shards.
+    """
+    shards, order, virtual_shards = division
+    if order == "global":
+        raise ValueError('order must be "stratified" or None for a source, got "global"')
+    rows = sum(source.block_sizes)
+    axes = () if shards is None else placement.axis_names(shards.rows)
+    sharding, devices = None, 1
+    if axes:
+        mesh = jax.sharding.get_mesh()
+        if missing := [name for name in axes if name not in mesh.shape]:
+            raise ValueError(
+                f"shards must name axes of the mesh of jax.set_mesh, {tuple(mesh.shape)}, "
+                f"got {missing[0]!r}"
+            )
+        sharding = NamedSharding(mesh, PartitionSpec(axes))
+        devices = int(np.prod([mesh.shape[name] for name in axes]))
+    elif jax.process_count() > 1:
+        raise ValueError("shards must be given for a source on several processes, got None")
+    parts = virtual_shards or jax.process_count()
+    count = virtual_shards or devices
+    if count % devices or batch_size % count or parts % jax.process_count():
+        raise ValueError(
+            f"batch_size must be a multiple of the number of shards, {count}, which must be a "
+            f"multiple of {devices} devices and {jax.process_count()} processes, got {batch_size}"
+        )
+    strata = None
+    if axes or virtual_shards:
+        strata = Strata(axes, count // devices, batch_size // count, virtual_shards is not None)
+    steps = max(1, source.window // batch_size)
+    return Stream(source, Plan(rows, batch_size, steps, parts), sharding, strata)
+
+
+def check_source_arguments(targets: Any, weights: Any, params: Any) -> None:
+    """Check that what a source holds is not given beside it, and that parameters are."""
+    for name, value in (("targets", targets), ("weights", weights)):
+        if value is not None:
+            raise ValueError(f"{name} must be None beside a source, which has its own")
+    if params is None:
+        raise ValueError("params must be given for a source, such as linear.init(D, K), got None")
+
+
+def check_rows(loss: Loss, params: Any, rows: Block, block: int) -> None:
+    """Raise an error for rows of a block that cannot be trained on."""
+    x, targets, weights = rows
+    prefix = f"block {block}: "
+    if targets.shape[:1] != x.shape[:1] or (weights is not None and weights.shape != x.shape[:1]):
+        raise ValueError(f"{prefix}features, targets and weights must be of equally many rows")
+    if weights is not None and not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(f"{prefix}weights must be finite and at least 0")
+    valid = np.ones(len(x), bool) if weights is None else weights > 0
+    if x.dtype.kind == "f" and not np.isfinite(x[valid]).all():
+        raise ValueError(f"{prefix}features must be finite")
+    classes = num_classes(loss, params, jax.ShapeDtypeStruct(x.shape, x.dtype), prefix=prefix)
+    if classes and targets.ndim == 1 and targets.dtype.kind in "iu":
+        check_labels(targets, max(2, classes), valid=valid, name=f"{prefix}targets")
+
+
+def shapes_of_stream(stream: Stream) -> dict[str, Any]:
+    """Return what a resumed run has in common with the saved one."""
+    plan = stream.plan
+    return {
+        "rows": plan.rows,
+        "number of blocks": len(stream.source.block_sizes),
+        "steps of a window": plan.steps,
+        "parts of a minibatch": plan.parts,
+    }
+
+
+def train_on_stream(
+    stream: Stream,
+    state: TrainState,
+    sums: Metrics | None,
+    *,
+    check: Callable[[Block, int], None],
+    **options: Any,
+) -> Iterator[EpochPart]:
+    """Train for the rest of an epoch, and yield after each window.
+
+    Args:
+        stream: where the examples come from.
+        state: after any window of the epoch; its number of steps says which.
+        sums: those of the part before it, or None at the start of the epoch.
+        check: raises an error for rows of a block that cannot be trained on.
+        options: loss, optimizer and score.
+    """
+    plan = stream.plan
+    first = (int(state.step) - int(state.epoch) * plan.total_steps) // plan.steps
+    seed = np.asarray(state.key).tolist()
+    processes, rank = jax.process_count(), jax.process_index()
+    parts = range(plan.parts * rank // processes, plan.parts * (rank + 1) // processes)
+    source = _Checked(stream.source, check)
+    windows = read_windows(source, plan, seed=seed, first=first, parts=parts)
+    for number, window in enumerate(windows, first + 1):
+        is_last = number == plan.windows
+        state, sums = jitted_train_window(
+            state, sums, _place(window, stream), strata=stream.strata, is_last=is_last, **options
+        )
+        yield EpochPart(state, sums, is_last)
+
+
+class _Checked:
+    """A source whose blocks are checked when they are read."""
+
+    def __init__(self, source: Source, check: Callable[[Block, int], None]) -> None:
+        self._source, self._check = source, check
+        self.block_sizes, self.window = source.block_sizes, source.window
+
+    def read(self, block: int) -> Block:
+        rows = self._source.read(block)
+        self._check(rows, block)
+        return rows
+
+
+def _place(window: Window, stream: Stream) -> Examples:
+    """Return the window on the devices, each with its rows of every minibatch."""
+    if stream.sharding is None:
+        return Examples(*jax.device_put(window))
+    rows = stream.plan.batch_size
+    return Examples(
+        *(
+            jax.make_array_from_process_local_data(stream.sharding, a, (rows, *a.shape[1:]))
+            for a in window
+        )
+    )
+
+
+@partial(
+    jax.jit,
+    static_argnames=("strata", "is_last", "loss", "optimizer", "score"),
+    donate_argnames="state",
+)
+def jitted_train_window(
+    state: TrainState,
+    sums: Metrics | None,
+    window: Examples,
+    *,
+    strata: Strata | None,
+    is_last: bool,
+    **options: Any,
+) -> tuple[TrainState, Metrics]:
+    """Train on a window, and return the state and the weighted sums of the epoch so far.
+
+    After the last window they are the means.
+    """
+
+    def run(window: Examples, state: TrainState) -> tuple[TrainState, Metrics]:
+        return _run_window(window, state, strata=strata, **options)
+
+    if strata is None:
+        state, new = run(window, state)
+    else:
+        state, new = run_on_strata(run, strata, window, state)
+    sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+    if not is_last:
+        return state, sums
+    _, next_key = jax.random.split(jax.random.wrap_key_data(state.key))
+    state = state._replace(key=jax.random.key_data(next_key), epoch=state.epoch + 1)
+    weight = sums["weight"]
+    means = {name: total / weight for name, total in sums.items() if name != "weight"}
+    return state, means
+
+
+def _run_window(
+    window: Examples,
+    state: TrainState,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    score: Score | None,
+    strata: Strata | None,
+) -> tuple[TrainState, Metrics]:
+    """Return the state after a step on each minibatch, and the weighted sums of the metrics."""
+    step = partial(
+        take_step,
+        loss=loss,
+        scores=named_scores(score, loss, state.params, window.targets[:, 0]),
+        optimizer=optax.with_extra_args_support(optimizer),
+        strata=strata,
+    )
+
+    def split(a: Array) -> Array:
+        in_order = strata is not None and strata.in_fixed_order
+        return a.reshape(strata.per_device, -1, *a.shape[1:]) if strata and in_order else a
+
+    def step_on_column(carry: Any, i: Array) -> tuple[Any, Any]:
+        batch = jax.tree.map(lambda a: split(lax.dynamic_index_in_dim(a, i, 1, False)), window)
+        return step(carry, batch)
+
+    steps = window.features.shape[1]
+    (params, opt_state), (means, totals) = lax.scan(
+        step_on_column, (state.params, state.opt_state), jnp.arange(steps)
+    )
+    state = state._replace(params=params, opt_state=opt_state, step=state.step + steps)
+    sums = {name: jnp.sum(mean * totals) for name, mean in means.items()}
+    return state, sums | {"weight": jnp.sum(totals)}
