@@ -594,7 +594,8 @@ def test_options_that_are_for_names(option: tuple[str, ...]) -> None:
 
 
 def test_what_has_no_logarithm_is_told_with_its_file() -> None:
-    counts = flowers() | {"petal": range(200), "sepal": range(200), "noise": range(200)}
+    whole = [number // 2 for number in range(200)]
+    counts = flowers() | {"petal": whole, "sepal": whole, "noise": whole}
     negative = counts | {"noise": [1] * 199 + [-2]}
     fault = "row no. 199, column 'noise': log1p needs values above -1, got -2"
     write("counts.csv", **counts)
@@ -644,8 +645,10 @@ def test_errors_of_predict() -> None:
     np.save("wide.npy", np.ones((5, 4), np.float32))
     assert "3 features, got 4" in error("wide.npy")
     assert "expected 3 features, got 64" in error("digits")
-    change(petal=[float("nan")] * 20)
-    assert "petal" in error("more.csv")
+    change(petal=["1"] * 19 + ["wide"], noise=["0"] * 19 + ["loud"])
+    shown = error("more.csv")
+    assert "row 20 (line 21), column 'petal': 'wide' is not a number" in shown
+    assert "row 20 (line 21), column 'noise': 'loud' is not a number" in shown
     change()
     assert "output must end in .csv or .parquet" in error("more.csv", "--output", "p.txt")
     assert "there is no folder nowhere" in error("more.csv", "--output", "nowhere/p.csv")
@@ -654,7 +657,7 @@ def test_errors_of_predict() -> None:
         Path("run/model.json").write_text(json.dumps(header | {"loss": loss}))
         assert "run/model.json: loss must be softmax or" in error("more.csv")
     Path("run/model.json").write_text(json.dumps(header | {"format_version": 9}))
-    assert "format_version 2, got 9" in error("more.csv")
+    assert "format_version 3, got 9" in error("more.csv")
     assert "holds no run" in call("predict", "elsewhere", "more.csv").output
 
 

@@ -19,12 +19,15 @@ import pyarrow.parquet
 import pytest
 
 from jaxsoftmax.app import data
+from jaxsoftmax.app.data.column_learning import ColumnOptions
 from jaxsoftmax.app.data.dataset import Dataset, Split, Task
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("JAXSOFTMAX_SHARED_DATA", ROOT / "../shared/data"))
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "validation", "test")
+STRICT = ColumnOptions(numeric_only=True)
+KEEP_A = ColumnOptions(keep=("a",))
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -124,7 +127,7 @@ def test_types_of_number_columns(tmp_path: Path) -> None:
     }
     dataset = data.load_file(table(tmp_path / "x.parquet", columns), label="y")
     assert dataset.schema.columns == (
-        *("half", "long", "unsigned", "flag", "money", "coded"),
+        *("half", "long", "unsigned", "flag=true", "money", "coded"),
         *("fixed[0]", "fixed[1]", "vector[0]", "vector[1]", "vector[2]", "large[0]"),
     )
     i = np.arange(count)
@@ -450,7 +453,7 @@ def test_labels_are_joined_by_id(tmp_path: Path) -> None:
     names = [f"n{i}" for i in order] + ["more", "and more", "and more"]
     kinds = [("p", "q")[i % 2] for i in order] + ["never"] * 3
     y = table(tmp_path / "y.parquet", {"kind": kinds, "Id": names})
-    dataset = data.load_file(x, labels=y, label="kind", id="id")
+    dataset = data.load_file(x, labels=y, label="kind", id="id", options=KEEP_A)
     assert dataset.schema.columns == ("a",)  # no column of the label's name is a feature
     assert dataset.schema.classes == ("p", "q")
     assert "without the 3 rows that match no example" in dataset.source
@@ -458,7 +461,8 @@ def test_labels_are_joined_by_id(tmp_path: Path) -> None:
         split = getattr(dataset, name)
         np.testing.assert_array_equal(split.targets, split.features[:, 0] % 2)
         assert split.ids.tolist() == [f"n{i:.0f}" for i in split.features[:, 0]]
-    assert data.load_file(x, labels=y, id="ID", drop=("Kind",)).schema.target == ("kind",)
+    again = data.load_file(x, labels=y, id="ID", drop=("Kind",), options=KEEP_A)
+    assert again.schema.target == ("kind",)
     more = data.read(x, dataset.schema, targets=True, labels=y)
     np.testing.assert_array_equal(more.targets, np.arange(count) % 2)
 
@@ -490,7 +494,9 @@ def test_joins_that_fail(tmp_path: Path, names: list[str], message: str) -> None
 
 def test_a_join_needs_an_id(tmp_path: Path) -> None:
     x, y = write(tmp_path / "x.csv", "i,a\n1,2\n"), write(tmp_path / "y.csv", "i,y\n1,2\n")
-    with pytest.raises(ValueError, match=r"joins them \(id\); the first has 'i', 'a', the second"):
+    with pytest.raises(
+        ValueError, match=r"joins them \(--id\); the first has 'i', 'a', the second"
+    ):
         data.load_file(x, labels=y, label="y")
     with pytest.raises(ValueError, match=r"x.csv has no 'no', which should be the id; it has 'i'"):
         data.load_file(x, labels=y, label="y", id="no")
@@ -575,7 +581,7 @@ def test_lists_keep_their_length(tmp_path: Path) -> None:
     more = table(tmp_path / "more.parquet", {"v": [[3.0, 4.0]]})
     np.testing.assert_array_equal(data.read(more, schema, targets=False).features, [[3, 4]])
     more = table(tmp_path / "more.parquet", {"v": [[3.0, 4.0, 5.0]]})
-    with pytest.raises(ValueError, match="expected 2 features, got 3"):
+    with pytest.raises(ValueError, match=r"row 1, column 'v': expected 2 numbers .* got 3"):
         data.read(more, schema, targets=False)
     flat = table(tmp_path / "flat.csv", {"v[1]": [4.0], "v[0]": [3.0]})
     np.testing.assert_array_equal(data.read(flat, schema, targets=False).features, [[3, 4]])
@@ -618,8 +624,8 @@ def test_named_data_are_read_for_a_model() -> None:
         ("a,b,a,y\n1,2,3,0\n", r"x.csv: its header has the name 'a' twice"),
         ("a,y\n1,0\n2\n3,1\n", r"row 2 \(line 3\): expected 2 cells, .* got 1: '2'"),
         ('a,y\n"1\n",0\n2,1,7\n', r"row 2 \(line 4\): expected 2 .* got 3: '2,1,7'"),
-        ("a;y\n1;0\n", r"one column is called 'a;y': columns must be separated by"),
-        ("a\ty\n1\t0\n", r"one column is called 'a\\ty': .* or tabs \(.tsv\)"),
+        ("a;y\n1;0\n", r"x.csv: expected at least 3 examples, got 1"),
+        ("a\ty\n1\t0\n", r"x.csv: expected at least 3 examples, got 1"),
         ("a,y\n1,0\n,1\n3,0\n4,1\n", r"x.csv, row 2 \(line 3\), column 'a': no value"),
         ("a,y\n1,0\n\n\nNA,1\n3,0\n4,1\n", r"x.csv, row 2 \(line 5\), column 'a': no value"),
         ("a,y\n1,0\ninf,1\n3,0\n4,1\n", r"row 2 \(line 3\), column 'a': inf is not finite"),
@@ -628,23 +634,29 @@ def test_named_data_are_read_for_a_model() -> None:
             r"row 3 \(line 4\), column 'a': -1e\+39 is beyond float32",
         ),
         ("a,y\n1,0\n1e400,1\n3,0\n4,1\n", r"row 2 \(line 3\), column 'a': inf is not finite"),
-        ("a,b,y\n1,x,0\n1,y,1\n3,z,0\n", r"row 1 .*column 'b': 'x' is not a number; leave .*drop"),
-        ("a,y\n1,0\n2,1\n3x,0\n", r"row 3 \(line 4\), column 'a': '3x' is not a number"),
-        ('a,b,y\n1,"p\nq",0\n2,r,1\n', r"row 1 \(line 3\), column 'b': 'p\\nq' is not a number"),
-        ("a,y\n2020-01-01,0\n2020-01-01,1\n", r"row 1 .*column 'a': 2020-01-01 is not a number"),
-        ("a,y\n,0\n,1\n,0\n", r"column 'a': no value, as in all rows; drop it"),
-        (",y\n0,0\n1,1\n2,0\n", r"column 1 has no name in the header; name it, or .*drop ''"),
+        ("a,b,y\n1,x,0\n1,y,1\n3,z,0\n4,z,1\n", r"row 1 .*'b': 'x' is not a number; leave .*drop"),
+        ("a,y\n1,0\n2,1\n3x,0\n4,1\n", r"row 3 \(line 4\), column 'a': '3x' is not a number"),
+        (
+            'a,b,y\n1,"p\nq",0\n2,r,1\n3,r,0\n4,r,1\n',
+            r"row 1 \(line 3\), column 'b': 'p\\nq' is not",
+        ),
+        (
+            "a,y\n" + "2020-01-01,0\n2020-01-01,1\n" * 2,
+            r"row 1 .*'a': '2020-01-01' is not a number",
+        ),
+        ("a,y\n,0\n,1\n,0\n,1\n", r"column 'a': no value, as in all rows; leave .*--drop"),
+        (",y\n0,0\n1,1\n2,0\n3,1\n", r"a column has no name in the header; name it, or .*drop ''"),
         ("a,y\n1,0\n2,\n3,1\n", r"row 2 \(line 3\), column 'y': the label is missing"),
         ("a,y\n1,p\n2,\n3,q\n", r"row 2 \(line 3\), column 'y': the label is missing"),
         ("a,y\n1,p\n2,p\n3,p\n", r"x.csv: column 'y' has only one class, 'p'"),
-        ("y\np\nq\np\n", r"x.csv has no column that could be a feature"),
+        ("y\np\nq\np\nq\n", r"x.csv has no column that could be a feature"),
         ("a,z\n1,0\n2,1\n3,0\n", r"x.csv has no 'y', which should be the label; it has 'a', 'z'"),
         ("a,y\n1,1.5\n2,nan\n3,0\n", r"row 2 \(line 3\), column 'y': the label is missing"),
         ("a,y\n1,1.5\n2,inf\n3,0\n", r"row 2 \(line 3\), column 'y': inf is not finite"),
         ("a,y\n1,p\n2,q\n3,r\n", r"3 examples of 3 classes leave too few to hold out"),
         # Cells longer than the standard library reads, and a quote that makes one.
         (f"a,b,y\n1,2,{'z' * 140_000}\n,2,q\n" + "3,2,q\n" * 5, r"row 2, column 'a': no value"),
-        (f"a,y\n{'z' * 140_000},q\n", r"x.csv, row 1, column 'a': 'zz.* is not a number"),
+        (f"a,y\n{'z' * 140_000},q\n1,p\n2,q\n3,p\n", r"x.csv, row 1, column 'a': 'zz.* is not a n"),
         ('"a,y\n' + "1,p\n" * 40_000, r"x.csv, line \d+: field larger .* a quote never closed"),
         ('a,y\n"1,p\n' + "1,q\n" * 40_000, r"x.csv, line \d+: field larger .* never closed"),
         ('a,y\n"1,p\n' + "1,q\n" * 5_000_000, r"x.csv: a row exceeds 8 MB; is a quote never"),
@@ -653,15 +665,15 @@ def test_named_data_are_read_for_a_model() -> None:
 def test_refused(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "x.csv", text)
     with pytest.raises(ValueError, match=message):
-        data.load_file(path, label="y")
+        data.load_file(path, label="y", options=STRICT)
 
 
 @pytest.mark.parametrize(
     ("column", "message"),
     [
         ([1.0, None, 2.0], r"x.parquet, row 2, column 'a': no value"),
-        ([1.0, np.nan, 2.0], r"x.parquet, row 2, column 'a': nan is not finite"),
-        (["1", "2", "3"], r"x.parquet, row 1, column 'a': '1' is not a number"),
+        ([1.0, np.nan, 2.0], r"x.parquet, row 2, column 'a': no value"),
+        (["1", "2", "a"], r"x.parquet, row 3, column 'a': 'a' is not a number"),
         (["1", None, "3x"], r"x.parquet, row 3, column 'a': '3x' is not a number"),
         ([[1.0], [1.0, 2.0], [1.0]], r"row 2, column 'a': expected 1 numbers .* got 2"),
         ([[1.0, 0.0], [1.0, None], [1.0, 0.0]], r"row 2, column 'a\[1\]': no value"),
@@ -670,13 +682,13 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ([[], [1.0], []], r"row 1, column 'a': a list without numbers"),
         ([[1.0, 0.0], [1.0, -np.inf], [1.0, 0.0]], r"row 2, column 'a\[1\]': -inf is not finite"),
         ([["x"], ["y"], ["z"]], r"row 1, column 'a': \['x'\] is not a number"),
-        ([None, None, None], r"row 1, column 'a': no value, as in all rows"),
+        ([None, None, None], r"row 1, column 'a': no value, as in all rows; leave"),
     ],
 )
 def test_refused_in_parquet(tmp_path: Path, column: list[Any], message: str) -> None:
     path = table(tmp_path / "x.parquet", {"a": column * 2, "y": [0, 1, 0] * 2})
     with pytest.raises(ValueError, match=message):
-        data.load_file(path, label="y")
+        data.load_file(path, label="y", options=STRICT)
 
 
 def test_a_fault_far_down_is_named(tmp_path: Path) -> None:
@@ -684,14 +696,13 @@ def test_a_fault_far_down_is_named(tmp_path: Path) -> None:
     x[4_321, 77] = np.nan
     columns = {f"x{j}": x[:, j] for j in range(150)} | {"y": np.arange(5_000) % 2}
     path = table(tmp_path / "x.parquet", columns)
-    with pytest.raises(ValueError, match="row 4322, column 'x77': nan is not finite"):
-        data.load_file(path, label="y")
+    with pytest.raises(ValueError, match="row 4322, column 'x77': no value"):
+        data.load_file(path, label="y", options=STRICT)
 
 
 @pytest.mark.parametrize(
     ("columns", "task", "message"),
     [
-        ({"y": [0.5, 1.0, 2.0]}, Task.classes, r"row 1, column 'y': 0.5 is a number, not a class"),
         ({"y": ["a", "b", "a"]}, Task.numbers, "column 'y' holds string, where numbers"),
         ({"y": [0, 1, 2]}, Task.labels, "row 3, column 'y': a label is 0 or 1, got 2"),
         ({"y": [0, 1, 0], "z": [0, 1, 1]}, Task.classes, "from one column, got 'y', 'z'"),
@@ -699,9 +710,8 @@ def test_a_fault_far_down_is_named(tmp_path: Path) -> None:
         ({"y": [["a"], None, ["b"]]}, None, "row 2, column 'y': the label is missing"),
         ({"y": [["a"], ["b", None], ["b"]]}, None, "row 2, column 'y': the label is missing"),
         ({"y": [[], [], []]}, None, "x.parquet: column 'y' has no label in any row"),
-        ({"y": [[1.0], [], [2.0, 0.5]]}, None, "row 3, column 'y': 0.5 is a number, not a class"),
-        ({"y": [0.0, 1.0, np.nan]}, Task.classes, "row 3, column 'y': nan is a number"),
-        ({"y": [0.0, np.inf, 1.0]}, None, "row 2, column 'y': inf is a number"),
+        ({"y": [0.0, 1.0, np.nan]}, Task.classes, "row 3, column 'y': the label is missing"),
+        ({"y": [0.0, np.inf, 1.0]}, None, "row 2, column 'y': inf is not a class"),
         ({"y": [1e300, 0.5, 0.1]}, None, r"row 1, column 'y': 1e\+300 is beyond float32"),
         (
             {"y": [[0, 1], [1, 1], [0, 0]]},
@@ -795,7 +805,9 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=rf"{name}: no such file"):
             data.load_file(tmp_path / name, label="y")
     path = write(tmp_path / "x.xlsx", "PK")
-    with pytest.raises(ValueError, match=r"x.xlsx: expected a file that ends in .csv, .tsv, .parq"):
+    with pytest.raises(
+        ValueError, match=r"x.xlsx: expected a file that ends in .csv, .tsv, .txt, .data, .parq"
+    ):
         data.load_file(path, label="y")
     assert data.is_file(path)
     assert not data.is_file("mnist")
@@ -850,7 +862,7 @@ def test_arrays_of_labels_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.zeros((9, 2)), y=[0, 1, 2] * 3, labels=[0, 1, 2] * 3)
     with pytest.raises(
-        ValueError, match=r"name the array of labels \(label\); .* 'x \(9, 2\)', 'y"
+        ValueError, match=r"name the array of labels \(--label\); .* 'x \(9, 2\)', 'y"
     ):
         data.load_file(path)
     with pytest.raises(ValueError, match=r"has no 'no', which should be the label"):
@@ -867,7 +879,7 @@ def test_arrays_of_labels_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x.npz: 'y' is not text in UTF-8"):
         data.load_file(path)
     np.save(tmp_path / "x.npy", np.zeros((9, 2)))
-    with pytest.raises(ValueError, match=r"x.npy: name the file of its labels \(labels\)"):
+    with pytest.raises(ValueError, match=r"x.npy: name the file of its labels \(--labels\)"):
         data.load_file(tmp_path / "x.npy")
     np.savez(path, x=np.zeros((9, 2)), y=np.zeros((9, 2, 2)))
     with pytest.raises(ValueError, match=r"'y' must be \[N\] or \[N, K\] .* got shape \(9, 2, 2\)"):
@@ -878,9 +890,9 @@ def test_options_that_name_nothing(tmp_path: Path) -> None:
     path = table(tmp_path / "x.csv", flowers())
     with pytest.raises(ValueError, match="has no 'no' to drop; it has 'petal', 'kind', 'leaves'"):
         data.load_file(path, label="kind", drop=("no",))
-    with pytest.raises(ValueError, match=r"name the label column \(label\) of 'petal'"):
+    with pytest.raises(ValueError, match=r"name the label column \(--label\) of 'petal'"):
         data.load_file(path)
-    with pytest.raises(ValueError, match=r"features names an array of .npz"):
+    with pytest.raises(ValueError, match=r"--features names an array of .npz"):
         data.load_file(path, label="kind", features="petal")
 
 
@@ -955,11 +967,11 @@ def test_yeast() -> None:
 
 def test_toxic() -> None:
     (path,) = shared("toxic/comments.parquet")
-    with pytest.raises(ValueError, match=r"row 1, column 'comment_text': .* is not a number"):
+    with pytest.raises(ValueError, match=r"row 1, column 'comment_text': text of about 67 words"):
         data.load_file(path, label="toxic", id="id")
 
 
 def test_paths_stand_in_errors_as_they_were_given(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "a,y\n1,0\n,1\n3,0\n4,1\n")
     with pytest.raises(ValueError, match=re.escape(f"{path}, row 2")):
-        data.load_file(str(path), label="y")
+        data.load_file(str(path), label="y", options=STRICT)

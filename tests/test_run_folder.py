@@ -409,8 +409,8 @@ def rewrite(folder: Path, **change: object) -> None:
     ("change", "message"),
     [
         ({"format": "another"}, "must have format 'jaxsoftmax-linear'"),
-        ({"format_version": 1}, "must have format_version 2, got 1; it was written by another"),
-        ({"format_version": 3}, "must have format_version 2, got 3; it was written by another"),
+        ({"format_version": 1}, "must have format_version 3, got 1; it was written by another"),
+        ({"format_version": 4}, "must have format_version 3, got 4; it was written by another"),
         ({"schema": {}}, "no schema or preprocessing"),
         ({"schema": {**SCHEMA.to_json(), "task": "dance"}}, "no schema or preprocessing"),
         ({"schema": {**SCHEMA.to_json(), "shape": [6]}}, r"must hold w: \(6, 3\).*\(5, 3\)"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxsoftmax import losses, solvers
 from jaxsoftmax.app import defaults
-from jaxsoftmax.app.data.dataset import Dataset, Split, Task
+from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.app.data.splits import assign_folds
 from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.linear import LinearParams
@@ -66,6 +66,34 @@ def grid(strongest: float, weakest: float, points: int) -> np.ndarray:
             f"C: expected 0 < strongest <= weakest, got strongest {strongest}, weakest {weakest}"
         )
     return np.geomspace(strongest, weakest, points)
+
+
+def choose_loss(schema: Schema, loss: LossName | None = None) -> LossName:
+    """Return the loss of a probe, or refuse data that have none.
+
+    Args:
+        schema: the schema of the data.
+        loss: the loss that is asked for, or None for the default of the task.
+
+    Raises:
+        ValueError: if the targets are numbers, or if the loss has no certified solver.
+
+    Example:
+        >>> from jaxsoftmax.app import data, linear_probe
+        >>> linear_probe.choose_loss(data.load("digits").schema).value
+        'softmax'
+    """
+    if schema.task is Task.numbers:
+        names = ", ".join(map(repr, schema.classes))
+        raise ValueError(
+            f"probe is for classes and labels, and {names} holds numbers: use fit, or --task "
+            "classes if they are classes"
+        )
+    loss = loss or defaults.default_loss(schema)
+    if loss not in _SOLVED_LOSSES or loss not in defaults.TASK_LOSSES[schema.task]:
+        expected = "sigmoid" if schema.task is Task.labels else "softmax or sigmoid"
+        raise ValueError(f"--loss must be {expected} for a probe of {schema.task}, got {loss}")
+    return loss
 
 
 def cross_validate(

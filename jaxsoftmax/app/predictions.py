@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from jaxsoftmax.app import atomic_files, evaluation
+from jaxsoftmax.app.data.cells import is_text
 from jaxsoftmax.app.data.dataset import Schema, Task
 from jaxsoftmax.app.defaults import LossName
 
@@ -66,24 +68,47 @@ def make_table(
     return pa.table(dict(columns))
 
 
-def write(path: Path, predictions: pa.Table) -> None:
+def write(path: Path, predictions: pa.Table, *, keep_formulas: bool = False) -> None:
     r"""Write a table as CSV or Parquet, completely or not at all.
+
+    A spreadsheet would run text that begins with =, +, -, @, a tab or a carriage return as a
+    formula. In a CSV such text, unless it is a number, has an apostrophe before it.
 
     Args:
         path: a path that ends in .csv or .parquet. An existing file is replaced in one step.
         predictions: a table from `make_table`.
+        keep_formulas: whether to write all text as it is.
 
     Example:
         >>> import pathlib, tempfile, pyarrow as pa
         >>> from jaxsoftmax.app import predictions
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "predictions.csv"
-        ...     predictions.write(path, pa.table({"row": [1], "label": ["a"]}))
+        ...     predictions.write(path, pa.table({"row": [1, 2], "label": ["a", "=1+1"]}))
         ...     path.read_text()
-        '"row","label"\n1,"a"\n'
+        '"row","label"\n1,"a"\n2,"\'=1+1"\n'
     """
-    write_table = pa.csv.write_csv if path.suffix.lower() == ".csv" else pa.parquet.write_table
+    is_csv = path.suffix.lower() == ".csv"
+    if is_csv and not keep_formulas:
+        predictions = _escape_formulas(predictions)
+    write_table = pa.csv.write_csv if is_csv else pa.parquet.write_table
     atomic_files.write(path, lambda partial: write_table(predictions, partial))
+
+
+def _escape_formulas(table: pa.Table) -> pa.Table:
+    columns = [
+        _escape_texts(column) if is_text(column.type) else column for column in table.columns
+    ]
+    names = _escape_texts(pa.array(table.column_names)).to_pylist()
+    return pa.table(columns, names)
+
+
+def _escape_texts(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    is_formula = pc.and_(
+        pc.match_substring_regex(texts, r"^[=+\-@\t\r]"),
+        pc.invert(pc.match_substring_regex(texts, r"^[+-]?[\d.]+$")),
+    )
+    return pc.if_else(is_formula, pc.binary_join_element_wise("'", texts, ""), texts)
 
 
 def _predicted_columns(scores: np.ndarray, schema: Schema) -> list[tuple[str, pa.Array]]:

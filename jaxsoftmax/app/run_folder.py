@@ -29,7 +29,7 @@ from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.linear import LinearParams
 
 FORMAT = "jaxsoftmax-linear"
-VERSION = 2
+VERSION = 3
 HEADER, MODEL, METRICS, HISTORY, REPORT = (
     "model.json",
     "model.safetensors",
@@ -252,6 +252,7 @@ def load(folder: Path) -> Model:
         raise ValueError(f"{path} cannot be read: {error}") from error
     schema, log1p = _parse_schema(folder / HEADER, header)
     _check_shapes(path, arrays, schema)
+    _check_values(path, arrays)
     bias = arrays.get("bias")
     params = LinearParams(jnp.asarray(arrays["w"]), None if bias is None else jnp.asarray(bias))
     preprocessing = Preprocessing(log1p, arrays.get("mean"), arrays.get("scale"))
@@ -391,6 +392,16 @@ def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], schema: Schema) 
     raise ValueError(
         f"{path} must hold w: ({num_features}, {num_classes}) and what belongs to it, got {shapes}"
     )
+
+
+def _check_values(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Check for finite floats, of float32 where they are parameters."""
+    for name, array in arrays.items():
+        expected = "float64" if name in ("mean", "scale") else "float32"
+        if array.dtype.name not in (expected, "float64"):
+            raise ValueError(f"{path}: {name} must be {expected}, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} must be finite, and holds NaN or infinity")
 
 
 # File names. Generation 1 has plain names; those of generation 2 are like model.2.safetensors.

@@ -19,10 +19,11 @@ from jaxsoftmax.app import (
     predictions,
     run_folder,
 )
-from jaxsoftmax.app.cli import console, errors, inputs, new_run, options
+from jaxsoftmax.app.cli import console, errors, inputs, new_run, options, repeat
 from jaxsoftmax.app.cli.inputs import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset, Task
+from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.app.pipeline import Choices
 
@@ -62,6 +63,16 @@ def fit(
     features: options.Features = None,
     task: options.TaskOption = None,
     test: options.Test = None,
+    skip_unlabeled: options.SkipUnlabeled = False,
+    category: options.Category = None,
+    text: options.TextColumn = None,
+    keep: options.Keep = None,
+    missing: options.Missing = None,
+    numeric_only: options.NumericOnly = False,
+    delimiter: options.Delimiter = None,
+    decimal: options.Decimal = None,
+    encoding: options.Encoding = None,
+    header: options.Header = None,
     log1p: options.LogOnePlus = False,
     standardize: options.Standardize = False,
     loss: options.Loss = None,
@@ -96,9 +107,19 @@ def fit(
         "features": features,
         "task": task or (Task.numbers if loss is LossName.squared_error else None),
         "test": test,
+        "skip_unlabeled": skip_unlabeled,
+        "category": category,
+        "text": text,
+        "keep": keep,
+        "missing": missing,
+        "numeric_only": numeric_only,
+        "delimiter": delimiter,
+        "decimal": decimal,
+        "encoding": encoding,
+        "header": header,
     }
     screen = console.make_console(quiet=quiet)
-    data_options = DataOptions(name, file_options, log1p, standardize, data_dir, download)
+    data_options = DataOptions("fit", name, file_options, log1p, standardize, data_dir, download)
     run_options = RunOptions(output, overwrite, no_report, quiet)
     with errors.exit_on_error():
         prepared = inputs.prepare(screen, data_options)
@@ -117,7 +138,7 @@ def fit(
         screen.print(console.format_settings(settings))
         with new_run.start(run_options, f"{prepared.dataset.name}-{choices.loss}") as run:
             fitted = _train(screen, run, prepared.dataset, choices)
-            command = new_run.format_command("fit", name, data_options.to_dict() | settings)
+            command = repeat.format_command("fit", name, data_options.to_dict() | settings)
             saved = new_run.save(screen, run, prepared, fitted, settings, command)
         new_run.show(screen, run, saved, run_options)
 
@@ -132,6 +153,16 @@ def probe(
     features: options.Features = None,
     task: options.TaskOption = None,
     test: options.Test = None,
+    skip_unlabeled: options.SkipUnlabeled = False,
+    category: options.Category = None,
+    text: options.TextColumn = None,
+    keep: options.Keep = None,
+    missing: options.Missing = None,
+    numeric_only: options.NumericOnly = False,
+    delimiter: options.Delimiter = None,
+    decimal: options.Decimal = None,
+    encoding: options.Encoding = None,
+    header: options.Header = None,
     log1p: options.LogOnePlus = False,
     standardize: options.Standardize = False,
     loss: options.ProbeLoss = None,
@@ -163,14 +194,24 @@ def probe(
         "features": features,
         "task": task,
         "test": test,
+        "skip_unlabeled": skip_unlabeled,
+        "category": category,
+        "text": text,
+        "keep": keep,
+        "missing": missing,
+        "numeric_only": numeric_only,
+        "delimiter": delimiter,
+        "decimal": decimal,
+        "encoding": encoding,
+        "header": header,
     }
     screen = console.make_console(quiet=quiet)
-    data_options = DataOptions(name, file_options, log1p, standardize, data_dir, download)
+    data_options = DataOptions("probe", name, file_options, log1p, standardize, data_dir, download)
     run_options = RunOptions(output, overwrite, no_report, quiet)
     with errors.exit_on_error():
         C = linear_probe.grid(strongest, weakest, points)
         prepared = inputs.prepare(screen, data_options)
-        loss = loss or defaults.default_loss(prepared.dataset.schema)
+        loss = linear_probe.choose_loss(prepared.dataset.schema, loss)
         settings = {
             "loss": loss,
             "strongest": strongest,
@@ -183,7 +224,7 @@ def probe(
             fitted = _sweep_and_refit(
                 screen, run, prepared.dataset, loss=loss, C=C, folds=folds, gap=gap
             )
-            command = new_run.format_command("probe", name, given)
+            command = repeat.format_command("probe", name, given)
             saved = new_run.save(screen, run, prepared, fitted, settings, command)
         new_run.show(screen, run, saved, run_options)
 
@@ -195,6 +236,11 @@ def predict(
     output: options.TableOutput = Path("predictions.csv"),
     split: options.Split = "test",
     data_dir: options.MoreDataDir = None,
+    delimiter: options.Delimiter = None,
+    decimal: options.Decimal = None,
+    encoding: options.Encoding = None,
+    header: options.Header = None,
+    keep_formulas: options.KeepFormulas = False,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -212,12 +258,18 @@ def predict(
         model = run_folder.load(run)
         loss = _read_loss(run, model)
         examples, scores = inputs.read(
-            screen, name, model, targets=False, split=split, data_dir=data_dir
+            screen,
+            name,
+            model,
+            targets=False,
+            split=split,
+            data_dir=data_dir,
+            dialect=Dialect(delimiter, decimal, encoding, header),
         )
         table = predictions.make_table(
             scores, examples.ids, model.schema, loss=loss, identifier=examples.identifier
         )
-        predictions.write(output, table)
+        predictions.write(output, table, keep_formulas=keep_formulas)
         if model.schema.task is not Task.numbers and table.num_columns < 3:
             screen.print(f"no probabilities: a model fitted with {loss} does not give any")
         typer.echo(output if quiet else f"{table.num_rows:,} predictions: {output}")
@@ -230,6 +282,10 @@ def evaluate(
     labels: options.MoreLabels = None,
     split: options.Split = "test",
     data_dir: options.MoreDataDir = None,
+    delimiter: options.Delimiter = None,
+    decimal: options.Decimal = None,
+    encoding: options.Encoding = None,
+    header: options.Header = None,
     output: options.MetricsOutput = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -248,7 +304,14 @@ def evaluate(
         if labels is not None and not data.is_file(name):
             raise ValueError(f"--labels is for files; {name} is the name of a data set")
         examples, scores = inputs.read(
-            screen, name, model, targets=True, labels=labels, split=split, data_dir=data_dir
+            screen,
+            name,
+            model,
+            targets=True,
+            labels=labels,
+            split=split,
+            data_dir=data_dir,
+            dialect=Dialect(delimiter, decimal, encoding, header),
         )
         metrics = evaluation.compute_metrics(
             scores, examples.targets, model.schema, loss=loss, intervals=True

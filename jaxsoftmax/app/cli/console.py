@@ -157,7 +157,8 @@ def describe(dataset: Dataset) -> str:
     sizes = ", ".join(f"{len(split.features):,} {name}" for name, split in splits.items())
     features = _count(schema.num_features, "feature", "features")
     targets = _count(len(schema.classes), _SINGULAR[schema.task], schema.task)
-    return f"{dataset.name}: {dataset.source}\n{sizes} examples of {features}, {targets}"
+    origin = replace_unprintable(f"{dataset.name}: {dataset.source}")
+    return f"{origin}\n{sizes} examples of {features}, {targets}"
 
 
 _SINGULAR = {Task.classes: "class", Task.labels: "label", Task.numbers: "number"}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import typer
 
 from jaxsoftmax.app.cli import interrupts
+from jaxsoftmax.app.text import replace_unprintable
 
 
 @contextmanager
@@ -19,7 +20,8 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        typer.echo(f"jaxsoftmax: {error}", err=True)
+        # A file's name or a cell may hold characters that control a terminal.
+        typer.echo(f"jaxsoftmax: {replace_unprintable(str(error), keep='\n')}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
     except KeyboardInterrupt as interrupt:
         typer.echo("jaxsoftmax: interrupted, nothing was saved", err=True)

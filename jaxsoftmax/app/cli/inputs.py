@@ -1,6 +1,7 @@
 """The data of a command: loading, checks and preprocessing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,24 @@ import numpy as np
 from rich.console import Console
 
 from jaxsoftmax.app import data, defaults, evaluation, pipeline, run_folder
-from jaxsoftmax.app.cli import console, errors
+from jaxsoftmax.app.cli import console, errors, repeat
+from jaxsoftmax.app.data.column_learning import ColumnOptions
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
+from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.data.preprocessing import Preprocessing
+from jaxsoftmax.app.data.tables import ColumnsError
+from jaxsoftmax.app.text import replace_unprintable
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """The options of `fit` and `probe` that select and preprocess the data.
 
-    `file_options` has those that are for files, by their names on the command line, and the task.
+    `verb` is the command. `file_options` has the options that are for files, by their names on the
+    command line, and the task.
     """
 
+    verb: str
     name: str
     file_options: Mapping[str, Any]
     log1p: bool
@@ -32,6 +39,22 @@ class DataOptions:
         """Return the options that a command needs to read and preprocess the same data."""
         preprocessing = {"log1p": self.log1p, "standardize": self.standardize}
         return {**self.file_options, **preprocessing, "data_dir": self.data_dir}
+
+    def load_options(self) -> dict[str, Any]:
+        """Return the options of `data.load_file` that differ from its defaults."""
+        given = dict(self.file_options)
+        dialect = Dialect(*(given.pop(name) for name in _DIALECT_OPTIONS))
+        columns = ColumnOptions(*(_freeze(given.pop(name)) for name in _COLUMN_OPTIONS))
+        roles = {name: value for name, value in given.items() if value}
+        return {**roles, "dialect": dialect, "options": columns}
+
+
+_DIALECT_OPTIONS = ("delimiter", "decimal", "encoding", "header")
+_COLUMN_OPTIONS = ("numeric_only", "category", "text", "keep", "missing")
+
+
+def _freeze(value: Any) -> Any:
+    return value if isinstance(value, bool) else tuple(value or ())
 
 
 @dataclass
@@ -62,6 +85,8 @@ def prepare(screen: Console, options: DataOptions) -> PreparedData:
     """
     dataset = _load(screen, options)
     screen.print(console.describe(dataset))
+    for note in dataset.notes:
+        screen.print(replace_unprintable(note))
     with errors.naming(options.name):
         preprocessing = pipeline.preprocess(
             dataset, log1p=options.log1p, standardize=options.standardize
@@ -102,17 +127,33 @@ def read(
 
 def _load(screen: Console, options: DataOptions) -> Dataset:
     name, data_dir, download = options.name, options.data_dir, options.download
-    given = {option: value for option, value in options.file_options.items() if value}
+    given = [option for option, value in options.file_options.items() if value not in (None, False)]
     with console.reading_progress(screen, name) as progress:
         if data.is_file(name):
             if data_dir is not None or download:
                 option = "--download" if download else "--data-dir"
                 raise ValueError(f"{option} is for names of data sets; {name} is a file")
-            return data.load_file(name, **given, progress=progress)
+            with _naming_command(options):
+                return data.load_file(name, **options.load_options(), progress=progress)
         for option in given:
             if option != "task":
-                raise ValueError(f"--{option} is for files; {name} is the name of a data set")
+                flag = option.replace("_", "-")
+                raise ValueError(f"--{flag} is for files; {name} is the name of a data set")
         return data.load(name, data_dir=data_dir, download=download, progress=progress)
+
+
+@contextmanager
+def _naming_command(options: DataOptions) -> Iterator[None]:
+    """Add to an error of several columns the command that leaves them out."""
+    try:
+        yield
+    except ColumnsError as error:
+        if not error.columns:
+            raise
+        given = options.to_dict()
+        given["drop"] = [*(given["drop"] or ()), *error.columns]
+        command = repeat.format_command(options.verb, options.name, given)
+        raise ValueError(f"{error}\nto leave out what cannot be used: {command}") from error
 
 
 def _check_features(split: Split, name: str, preprocessing: Preprocessing, schema: Schema) -> None:

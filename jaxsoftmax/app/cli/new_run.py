@@ -1,6 +1,5 @@
 """A new run of `fit` or `probe`: its folder, the time and interrupts of its fit, and its result."""
 
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -171,33 +170,6 @@ def show(screen: Console, run: NewRun, saved: SavedRun, options: RunOptions) -> 
         typer.echo(saved.folder if options.quiet else f"run: {saved.folder}")
     if is_interrupted:
         raise typer.Exit(interrupts.EXIT_STATUS)
-
-
-def format_command(verb: str, name: str, options: Mapping[str, Any]) -> str:
-    """Format the command that repeats a run.
-
-    Args:
-        verb: the command.
-        name: the data.
-        options: values by option, with every default that a later version might change.
-
-    Returns:
-        A line for a shell.
-
-    Example:
-        >>> from jaxsoftmax.app.cli import new_run
-        >>> new_run.format_command("fit", "my data.csv", {"label": ["a", "b"], "log1p": True})
-        "jaxsoftmax fit 'my data.csv' --label a --label b --log1p"
-    """
-    words = ["jaxsoftmax", verb, name]
-    for option, value in options.items():
-        flag = f"--{option.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            values = value if isinstance(value, list) else [value]
-            words += [word for item in values for word in (flag, str(item))]
-    return shlex.join(words)
 
 
 def _make_folder(options: RunOptions, default: Path) -> Path:

@@ -9,7 +9,7 @@ from jaxsoftmax.app import data
 from jaxsoftmax.app.data.dataset import Task
 from jaxsoftmax.app.defaults import LossName, OptimizerName
 
-DATA, FIT, RUN = "Data", "Fit", "Run"  # the panels of `fit --help`
+DATA, TABLE, FIT, RUN = "Data", "Tables", "Fit", "Run"  # the panels of `fit --help`
 
 # The data.
 
@@ -17,8 +17,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A file (.csv, .tsv, .parquet, .npz, .npy), or a name: "
-        f"{', '.join(data.names())}, or any other in TensorFlow Datasets.",
+        help="A file (.csv, .tsv, .txt, .csv.gz, .parquet, .npz, .npy), - for standard input, or a "
+        f"name: {', '.join(data.names())}, or any other in TensorFlow Datasets.",
     ),
 ]
 Label = Annotated[
@@ -108,6 +108,98 @@ Download = Annotated[
         "--download",
         help="Download and prepare a named data set if it is missing.",
         rich_help_panel=DATA,
+    ),
+]
+
+SkipUnlabeled = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unlabeled", help="Leave out rows whose label is missing.", rich_help_panel=DATA
+    ),
+]
+
+# The columns of a table.
+
+Category = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Column of numbers to take as categories, one feature for each. May be repeated.",
+        rich_help_panel=TABLE,
+    ),
+]
+TextColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        metavar="COLUMN",
+        help="Column of text whose words to hash to features. May be repeated.",
+        rich_help_panel=TABLE,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Column of different integers to keep as a feature. May be repeated.",
+        rich_help_panel=TABLE,
+    ),
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text that stands for a missing value, besides none, NA and NaN, and besides ? among "
+        "numbers. May be repeated.",
+        rich_help_panel=TABLE,
+    ),
+]
+NumericOnly = Annotated[
+    bool,
+    typer.Option(
+        "--numeric-only",
+        help="Refuse columns that are not numbers, and missing values.",
+        rich_help_panel=TABLE,
+    ),
+]
+
+# The dialect of a file of text, for all commands.
+
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHARACTER",
+        help="What separates the columns of a text file: one character, or tab.",
+        show_default="detected",
+        rich_help_panel=TABLE,
+    ),
+]
+Decimal = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MARK",
+        help="The decimal mark of a text file, a point or a comma.",
+        show_default="detected",
+        rich_help_panel=TABLE,
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The encoding of a text file, such as latin-1 or utf-16.",
+        show_default="utf-8, or as the file states",
+        rich_help_panel=TABLE,
+    ),
+]
+Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="Whether the first row of a text file has the names of the columns. Without names, "
+        "they are numbered from 1.",
+        show_default="detected",
+        rich_help_panel=TABLE,
     ),
 ]
 
@@ -293,6 +385,14 @@ MoreDataDir = Annotated[
 ]
 TableOutput = Annotated[
     Path, typer.Option(metavar="FILE", help="Table to write: .csv or .parquet.")
+]
+KeepFormulas = Annotated[
+    bool,
+    typer.Option(
+        "--keep-formulas",
+        help="Write text that a spreadsheet would take for a formula as it is; by default a CSV "
+        "has an apostrophe before it.",
+    ),
 ]
 MetricsOutput = Annotated[
     Path | None, typer.Option(metavar="FILE", help="File to write the metrics to as well: .json.")

@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jaxsoftmax.app.data.row_blocks import (
-    FeatureReader,
-    apply_divisor,
-    describe_invalid,
-    rows_per_block,
-)
+from jaxsoftmax.app.data.cells import describe_invalid
+from jaxsoftmax.app.data.row_blocks import FeatureReader, apply_divisor, rows_per_block
 from jaxsoftmax.app.data.tables import format_names
 
 SUFFIXES = (".npy", ".npz")
@@ -46,7 +42,7 @@ class ArrayFile:
             return self.names[0]
         if len(found) != 1:
             raise ValueError(
-                f"{self.path}: name the array of labels (label); "
+                f"{self.path}: name the array of labels (--label); "
                 f"the arrays are {self._describe_arrays()}"
             )
         return found[0]
@@ -136,7 +132,7 @@ class ArrayFile:
             if len(others) == 1:
                 return next(iter(others.values()))
             raise ValueError(
-                f"{self.path}: name the array of features (features); "
+                f"{self.path}: name the array of features (--features); "
                 f"the arrays are {self._describe_arrays()}"
             )
         return found[0]

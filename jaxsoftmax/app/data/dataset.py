@@ -1,11 +1,14 @@
 """Data sets: examples in three splits, and the schema that a model keeps of them."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+
+from jaxsoftmax.app.data.column_learning import ColumnSummary
+from jaxsoftmax.app.data.table_schema import TableSchema
 
 type Progress = Callable[[int, int], object]
 """A function that is called with the number of examples read so far and their total number."""
@@ -53,6 +56,8 @@ class Schema:
         divisor: the number that stored values were divided by to give the features; 1 for tables.
         target: the names of the columns or arrays that hold the targets.
         identifier: the name of the column that holds the ids, or None.
+        table: the columns of the table that the model was fitted to, and what they become, or None
+            for arrays.
     """
 
     task: Task
@@ -62,6 +67,7 @@ class Schema:
     divisor: float = 1.0
     target: tuple[str, ...] = ()
     identifier: str | None = None
+    table: TableSchema | None = None
 
     @property
     def num_features(self) -> int:
@@ -70,14 +76,16 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema in JSON's types, for a model's header."""
-        return {**asdict(self), "task": str(self.task)}
+        table = None if self.table is None else self.table.to_json()
+        return {**asdict(replace(self, table=None)), "task": str(self.task), "table": table}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """Read the result of `to_json`; lists become tuples.
 
         Raises:
-            TypeError: if an entry is missing or has another type.
+            TypeError: if an entry has another type.
+            KeyError: if an entry of a column is missing.
             ValueError: if the task is unknown.
         """
         if not isinstance(content, dict):
@@ -85,6 +93,8 @@ class Schema:
         frozen: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
         }
+        table = frozen.get("table")
+        frozen["table"] = None if table is None else TableSchema.from_json(table)
         schema = cls(**{**frozen, "task": Task(str(frozen.get("task")))})
         schema._check_types()
         return schema
@@ -102,6 +112,8 @@ class Schema:
             raise TypeError(f"divisor must be a number, got {self.divisor!r}")
         if not isinstance(self.identifier, str | None):
             raise TypeError(f"identifier must be text, got {self.identifier!r}")
+        if self.table is not None and self.table.features != self.columns:
+            raise TypeError("the columns must be the features of the table")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +127,8 @@ class Dataset:
         test: the examples that results are reported on.
         schema: the layout of the examples.
         source: the origin of the data and, if it is known, their license, in one line.
+        columns: a summary of each column of a table, for a reader.
+        notes: what was guessed or learned about a file, in a line each.
     """
 
     name: str
@@ -123,3 +137,5 @@ class Dataset:
     test: Split
     schema: Schema
     source: str
+    columns: tuple[ColumnSummary, ...] = ()
+    notes: tuple[str, ...] = ()

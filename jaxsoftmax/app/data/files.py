@@ -9,21 +9,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from jaxsoftmax.app.data import arrays, tables
+from jaxsoftmax.app.data import arrays, tables, text_files
 from jaxsoftmax.app.data.arrays import ArrayFile
+from jaxsoftmax.app.data.column_learning import (
+    DEFAULT,
+    ColumnOptions,
+    ColumnSummary,
+    describe,
+    learn_table,
+)
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.app.data.dialects import DETECT, Dialect
 from jaxsoftmax.app.data.row_blocks import FeatureReader, read_splits
 from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, assign_splits
+from jaxsoftmax.app.data.table_schema import TableSchema
 from jaxsoftmax.app.data.tables import TableFile, format_names
-from jaxsoftmax.app.data.targets import encode, infer
+from jaxsoftmax.app.data.targets import describe_guess, encode, find_unlabeled, infer
 
 SUFFIXES = (*tables.SUFFIXES, *arrays.SUFFIXES)
 
 
 def is_file(source: str | Path) -> bool:
-    """Return whether a data source names a file: by its suffix, or because the file exists."""
+    """Return whether a data source names a file: by its suffix, or because the file exists.
+
+    `-` is standard input, and a named pipe is read as text.
+    """
     path = Path(source)
-    return path.suffix.lower() in SUFFIXES or path.is_file()
+    return tables.is_table(path) or path.suffix.lower() in arrays.SUFFIXES or path.is_file()
 
 
 def load_file(
@@ -36,6 +48,9 @@ def load_file(
     drop: Sequence[str] = (),
     task: Task | None = None,
     test: str | Path | None = None,
+    skip_unlabeled: bool = False,
+    dialect: Dialect = DETECT,
+    options: ColumnOptions = DEFAULT,
     validation_share: float = 0.15,
     test_share: float = 0.15,
     seed: int = 0,
@@ -43,10 +58,11 @@ def load_file(
 ) -> Dataset:
     r"""Read a data set from a file and split it.
 
-    A CSV (.csv, .tsv) or Parquet file has a column for each feature, or one column of lists of
-    numbers, and label columns. In an .npz file features and labels are arrays; the labels of an
-    .npy file are in a second file. Features become float32, so that integers beyond 2^24 lose
-    digits. Bytes of rank 3 or more are images and are divided by 255.
+    A file of text (.csv, .tsv, .txt, .data, packed or not) or Parquet has columns of features and
+    of labels. The columns of features become numbers (`column_learning`). In an .npz file features
+    and labels are arrays; the labels of an .npy file are in a second file. Features become float32,
+    so that integers beyond 2^24 lose digits. Bytes of rank 3 or more are images and are divided by
+    255.
 
     The task is inferred from the labels (`targets.infer`). The split of classes is stratified
     (`splits.assign_splits`); the split of labels or numbers is random.
@@ -64,6 +80,9 @@ def load_file(
         drop: columns to leave out.
         task: the task, if it is not to be inferred.
         test: a file of the same kind that is the test split.
+        skip_unlabeled: whether to leave out rows without a label, which are an error otherwise.
+        dialect: what is known of the dialect of files of text.
+        options: what is known of the columns of a table.
         validation_share: the share of the examples for validation.
         test_share: the share of the examples for testing; ignored where `test` is given.
         seed: the seed of the split.
@@ -87,13 +106,32 @@ def load_file(
         >>> flowers.schema.classes, [len(s.ids) for s in (flowers.train, flowers.test)]
         (('iris', 'rose'), [14, 3])
     """
-    files = _open_files(path, labels, id)
+    files = _open_files(path, labels, id, dialect)
     label_names = _find_label_names(files, [label] if isinstance(label, str) else label)
+    _check_roles(files, label_names, drop, options)
     columns = files.read_labels(label_names)
-    reader = _open_features(files, label_names, drop, features)
-    _check_num_examples(files, reader, at_least=2 if test else 3)
-    targets = infer(columns, files.describe_row, task)
-    _check_num_labels(files, targets.values, reader)
+    num_labels = len(next(iter(columns.values())))
+    arrays_reader = _open_arrays(files, label_names, drop, features)
+    file = arrays_reader or files.feature_file
+    assert isinstance(file, FeatureReader | TableFile)
+    _check_num_labels(files, num_labels, file.num_rows)
+    rows = _find_rows(columns, files) if skip_unlabeled else np.arange(num_labels)
+    columns = {name: column.take(pa.array(rows)) for name, column in columns.items()}
+    _check_num_examples(files, len(rows), at_least=2 if test else 3)
+    targets = infer(columns, lambda row: files.describe_row(_select(rows, row)), task)
+    split_of_rows = assign_splits(
+        targets.values if targets.task is Task.classes else np.zeros(len(rows), int),
+        validation_share=validation_share,
+        test_share=0 if test else test_share,
+        seed=seed,
+    )
+    assignment = np.full(num_labels, -1, np.int8)
+    assignment[rows] = split_of_rows
+    if arrays_reader is None:
+        opened = _learn_features(files, label_names, drop, assignment == TRAIN, options)
+    else:
+        opened = _Features(arrays_reader)
+    reader = opened.reader
     schema = Schema(
         task=targets.task,
         classes=targets.classes,
@@ -102,23 +140,27 @@ def load_file(
         divisor=reader.divisor,
         target=tuple(label_names),
         identifier=files.identifier,
+        table=opened.table,
     )
-    assignment = assign_splits(
-        targets.values if targets.task is Task.classes else np.zeros(reader.num_rows, int),
-        validation_share=validation_share,
-        test_share=0 if test else test_share,
-        seed=seed,
-    )
-    splits = _read_splits(files, reader, targets.values, assignment, progress)
+    values = np.zeros((num_labels, *targets.values.shape[1:]), targets.values.dtype)
+    values[rows] = targets.values
+    splits = _read_splits(files, reader, values, assignment, progress)
     if test is not None:
-        splits[TEST] = read_file(test, schema, targets=True, labels=labels, progress=progress)
+        splits[TEST] = read_file(
+            test, schema, targets=True, labels=labels, dialect=dialect, progress=progress
+        )
+    notes = [*files.notes, *(describe_guess(columns, targets) if task is None else ())]
+    if len(rows) < num_labels:
+        notes.append(f"left out {num_labels - len(rows):,} rows without a label")
     return Dataset(
-        name=Path(path).stem,
+        name=_name_dataset(Path(path)),
         train=splits[TRAIN],
         validation=splits[VALIDATION],
         test=splits[TEST],
         schema=schema,
         source=files.description + (f", test examples of {test}" if test else ""),
+        columns=opened.summaries,
+        notes=(*notes, *describe(opened.summaries)),
     )
 
 
@@ -128,11 +170,13 @@ def read_file(
     *,
     targets: bool,
     labels: str | Path | None = None,
+    dialect: Dialect = DETECT,
     progress: Progress | None = None,
 ) -> Split:
     """Read all examples of a file for a fitted model, in the order of the file.
 
-    Columns are found by name, in any order, and others are ignored. Where the features of the file
+    Columns are found by name, in any order, and others are ignored. What they hold is what the
+    schema says, in whatever types and dialect the file has them. Where the features of the file
     or of the model have no names, they are taken in order and must agree in number. Integers are
     divided as the training data were.
 
@@ -141,6 +185,7 @@ def read_file(
         schema: the schema of the model.
         targets: whether to read labels too; if not, the targets have length 0.
         labels: a second file with the labels, as in `load_file`.
+        dialect: what is known of the dialect of files of text.
         progress: called with the number of rows read and the total number.
 
     Returns:
@@ -151,15 +196,24 @@ def read_file(
         ValueError: if features are missing or differ in number, or if a label is not one of the
             model's; names the file, the row and the column.
     """
-    files = _open_files(path, labels if targets else None, schema.identifier, require_id=False)
+    names = _names_of_model(schema)
+    files = _open_files(
+        path, labels if targets else None, schema.identifier, dialect, names, require_id=False
+    )
     reader = _open_model_features(files, schema)
     values = np.empty(0, np.int32)
     if targets:
         columns = files.read_labels(_find_model_label_names(files, schema))
         values = encode(columns, files.describe_row, schema.task, schema.classes)
-        _check_num_labels(files, values, reader)
+        _check_num_labels(files, len(values), reader.num_rows)
     (features,) = read_splits(reader, np.zeros(reader.num_rows, np.int8), 1, progress)
     return Split(features, values, files.read_ids(reader.num_rows), files.identifier)
+
+
+def _name_dataset(path: Path) -> str:
+    if str(path) == text_files.STDIN:
+        return "stdin"
+    return path.with_suffix("").stem if path.suffix.lower() == ".gz" else path.stem
 
 
 class _Files(NamedTuple):
@@ -189,6 +243,12 @@ class _Files(NamedTuple):
         if self.num_unmatched:
             text += f" without the {self.num_unmatched} rows that match no example"
         return text
+
+    @property
+    def notes(self) -> list[str]:
+        """What was detected about files of text."""
+        files = {id(file): file for file in (self.feature_file, self.label_file)}.values()
+        return [note for file in files if isinstance(file, TableFile) for note in file.notes]
 
     def read_labels(self, names: Sequence[str]) -> dict[str, pa.Array]:
         """Read columns of labels in the order of the features."""
@@ -221,11 +281,10 @@ class _Files(NamedTuple):
         return ids
 
 
-def _open(path: Path, identifier: str | None) -> TableFile | ArrayFile:
-    suffix = path.suffix.lower()
-    if suffix in tables.SUFFIXES:
-        return TableFile(path, identifier)
-    if suffix in arrays.SUFFIXES:
+def _open(path: Path, dialect: Dialect, names: Sequence[str]) -> TableFile | ArrayFile:
+    if tables.is_table(path):
+        return TableFile(path, dialect, names)
+    if path.suffix.lower() in arrays.SUFFIXES:
         return ArrayFile(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -233,19 +292,25 @@ def _open(path: Path, identifier: str | None) -> TableFile | ArrayFile:
 
 
 def _open_files(
-    path: str | Path, labels: str | Path | None, identifier: str | None, *, require_id: bool = True
+    path: str | Path,
+    labels: str | Path | None,
+    identifier: str | None,
+    dialect: Dialect,
+    names: Sequence[str] = (),
+    *,
+    require_id: bool = True,
 ) -> _Files:
-    feature_file = _open(Path(path), identifier)
+    feature_file = _open(Path(path), dialect, names)
     feature_id = _find_identifier(feature_file, identifier, required=require_id)
     if labels is None:
         return _Files(feature_file, feature_file, feature_id)
-    label_file = _open(Path(labels), identifier)
+    label_file = _open(Path(labels), dialect, () if identifier is None else (identifier,))
     if not (isinstance(feature_file, TableFile) and isinstance(label_file, TableFile)):
         return _Files(feature_file, label_file, feature_id)
     if identifier is None:
         remedy = "name" if require_id else "to evaluate them, fit with the name of"
         raise ValueError(
-            f"{path} and {labels}: {remedy} the column that joins them (id); the first has "
+            f"{path} and {labels}: {remedy} the column that joins them (--id); the first has "
             f"{format_names(feature_file.names)}, the second {format_names(label_file.names)}"
         )
     label_id = _find_identifier(label_file, identifier)
@@ -253,6 +318,11 @@ def _open_files(
     assert feature_id is not None
     assert label_id is not None
     return _join(feature_file, feature_id, label_file, label_id)
+
+
+def _names_of_model(schema: Schema) -> tuple[str, ...]:
+    """Return the columns that a file for a model has, by which its header is recognized."""
+    return () if schema.table is None else tuple(column.name for column in schema.table.columns)
 
 
 def _find_identifier(
@@ -273,6 +343,8 @@ def _read_id_column(file: TableFile | ArrayFile, name: str) -> pa.Array:
     if len(columns) != 1:
         raise ValueError(f"{file.path}: ids must be [N], got {len(columns)} columns of {name!r}")
     (column,) = columns.values()
+    if isinstance(file, TableFile) and types.is_string(column.type):
+        column = _to_integers_if_exact(column)
     column = column.cast(pa.int64() if types.is_integer(column.type) else pa.large_string())
     is_text = types.is_large_string(column.type)
     is_missing = pc.fill_null(pc.equal(column, ""), True) if is_text else column.is_null()
@@ -280,6 +352,15 @@ def _read_id_column(file: TableFile | ArrayFile, name: str) -> pa.Array:
     if row >= 0:
         raise ValueError(f"{file.describe_row(row)}, column {name!r}: the id is missing")
     return column
+
+
+def _to_integers_if_exact(text: pa.Array) -> pa.Array:
+    """Convert text to integers if nothing is lost: 7, but not 007."""
+    try:
+        numbers = text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return text
+    return numbers if numbers.cast(pa.string()).equals(text) else text
 
 
 def _join(feature_file: TableFile, feature_id: str, label_file: TableFile, label_id: str) -> _Files:
@@ -322,13 +403,25 @@ def _read_splits(
 # The roles of columns and arrays
 
 
+def _find_rows(columns: dict[str, pa.Array], files: _Files) -> np.ndarray:
+    """Return the rows that have a label."""
+    rows = np.flatnonzero(~find_unlabeled(columns))
+    if not rows.size:
+        raise ValueError(f"{files.describe_row(None)}: the label is missing in all rows")
+    return rows
+
+
+def _select(rows: np.ndarray, row: int | None) -> int | None:
+    return None if row is None else int(rows[row])
+
+
 def _find_label_names(files: _Files, label: Sequence[str]) -> list[str]:
     """Return the given names, or the only possible ones."""
     if label:
         return list(label)
     if isinstance(files.label_file, ArrayFile):
         if files.is_single and files.feature_file.path.suffix.lower() == ".npy":
-            raise ValueError(f"{files.feature_file.path}: name the file of its labels (labels)")
+            raise ValueError(f"{files.feature_file.path}: name the file of its labels (--labels)")
         return [files.label_file.find_label()]
     names = files.label_file.names
     if not files.is_single:
@@ -337,8 +430,40 @@ def _find_label_names(files: _Files, label: Sequence[str]) -> list[str]:
         if len(others) == 1:
             return others
     raise ValueError(
-        f"{files.label_file.path}: name the label column (label) of {format_names(names)}"
+        f"{files.label_file.path}: name the label column (--label) of {format_names(names)}"
     )
+
+
+def _check_roles(
+    files: _Files, label_names: Sequence[str], drop: Sequence[str], options: ColumnOptions
+) -> None:
+    """Check that columns exist, and that none is named twice or for two things at once."""
+    file = files.feature_file
+    named = {
+        "label": label_names,
+        "drop": drop,
+        "category": options.categories,
+        "text": options.texts,
+        "keep": options.keep,
+    }
+    for flag, names in named.items():
+        repeated = [name for i, name in enumerate(names) if name in names[:i]]
+        if repeated:
+            raise ValueError(f"--{flag} {repeated[0]} is given twice")
+        unknown = [name for name in names if flag != "label" and name not in file.names]
+        if unknown:
+            purpose = {"drop": " to drop", "keep": " to keep"}.get(flag, f" (--{flag})")
+            raise ValueError(
+                f"{file.path} has no {', '.join(map(repr, unknown))}{purpose}; "
+                f"it has {format_names(file.names)}"
+            )
+        both = [name for name in names if name == files.identifier]
+        if both:
+            raise ValueError(f"--{flag} {both[0]} and --id {both[0]} contradict each other")
+    for flag in ("drop", "category", "text", "keep") if files.is_single else ():
+        both = [name for name in named[flag] if name in label_names]
+        if both:
+            raise ValueError(f"--{flag} {both[0]} and --label {both[0]} contradict each other")
 
 
 def _find_model_label_names(files: _Files, schema: Schema) -> Sequence[str]:
@@ -350,24 +475,43 @@ def _find_model_label_names(files: _Files, schema: Schema) -> Sequence[str]:
     return schema.target
 
 
-def _open_features(
+class _Features(NamedTuple):
+    """A reader of features, and for a table what its columns become."""
+
+    reader: FeatureReader
+    table: TableSchema | None = None
+    summaries: tuple[ColumnSummary, ...] = ()
+
+
+def _open_arrays(
     files: _Files, label_names: Sequence[str], drop: Sequence[str], features: str | None
-) -> FeatureReader:
-    """Return a reader of all columns that have no other role."""
+) -> FeatureReader | None:
+    """Open the array of features, or return None for a table."""
     file = files.feature_file
-    for name in drop:
-        if name not in file.names:
-            raise ValueError(
-                f"{file.path} has no {name!r} to drop; it has {format_names(file.names)}"
-            )
     exclude = [*drop, *_find_other_roles(files, label_names)]
     if isinstance(file, ArrayFile):
         if features in exclude:
             raise ValueError(f"{file.path}: {features!r} cannot be features as well")
         return file.open_features(features, exclude=exclude)
     if features is not None:
-        raise ValueError(f"features names an array of .npz; {file.path} has columns")
-    return file.open_features(exclude=exclude)
+        raise ValueError(f"--features names an array of .npz; {file.path} has columns")
+    return None
+
+
+def _learn_features(
+    files: _Files,
+    label_names: Sequence[str],
+    drop: Sequence[str],
+    is_train: np.ndarray,
+    options: ColumnOptions,
+) -> _Features:
+    """Learn what all columns of a table that have no other role become, and open them."""
+    file = files.feature_file
+    assert isinstance(file, TableFile)
+    exclude = {*drop, *_find_other_roles(files, label_names)}
+    names = [name for name in file.names if name not in exclude]
+    learned = learn_table(file, names, is_train, options)
+    return _Features(file.open_features(learned.schema), learned.schema, learned.summaries)
 
 
 def _find_other_roles(files: _Files, label_names: Sequence[str]) -> list[str]:
@@ -395,10 +539,10 @@ def _open_model_features(files: _Files, schema: Schema) -> FeatureReader:
         reader = file.open_features(
             exclude=exclude, width=schema.num_features, divisor=schema.divisor
         )
-    elif schema.columns is None:
-        reader = file.open_features(exclude=exclude, divisor=schema.divisor)
     else:
-        reader = file.open_features(only=schema.columns, divisor=schema.divisor)
+        reader = file.open_features(
+            schema.table or file.strict_schema(exclude), divisor=schema.divisor
+        )
     if reader.width != schema.num_features:
         raise ValueError(
             f"{file.path}: expected {schema.num_features} features, got {reader.width}"
@@ -406,17 +550,16 @@ def _open_model_features(files: _Files, schema: Schema) -> FeatureReader:
     return reader
 
 
-def _check_num_examples(files: _Files, reader: FeatureReader, *, at_least: int) -> None:
-    if reader.num_rows < at_least:
+def _check_num_examples(files: _Files, num_rows: int, *, at_least: int) -> None:
+    if num_rows < at_least:
         raise ValueError(
-            f"{files.feature_file.path}: expected at least {at_least} examples, "
-            f"got {reader.num_rows}"
+            f"{files.feature_file.path}: expected at least {at_least} examples, got {num_rows}"
         )
 
 
-def _check_num_labels(files: _Files, values: np.ndarray, reader: FeatureReader) -> None:
-    if len(values) != reader.num_rows:
+def _check_num_labels(files: _Files, num_labels: int, num_rows: int) -> None:
+    if num_labels != num_rows:
         raise ValueError(
-            f"{files.label_file.path}: expected {reader.num_rows} labels, one for each row of "
-            f"{files.feature_file.path}, got {len(values)}"
+            f"{files.label_file.path}: expected {num_rows} labels, one for each row of "
+            f"{files.feature_file.path}, got {num_labels}"
         )

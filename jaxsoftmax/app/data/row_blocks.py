@@ -53,14 +53,14 @@ def read_splits(
 
     Args:
         reader: the features in a file.
-        assignment: integer `[N]`, the split of each row, in 0 to num_splits - 1.
+        assignment: integer `[N]`, the split of each row, in 0 to num_splits - 1; -1 for none.
         num_splits: the number of splits.
         progress: called with the number of rows read and the total number.
 
     Returns:
         One float32 array `[N_s, D]` for each split s.
     """
-    sizes = np.bincount(assignment, minlength=num_splits)
+    sizes = np.bincount(assignment[assignment >= 0], minlength=num_splits)
     arrays = [empty_aligned(size, reader.width) for size in sizes.tolist()]
     filled = [0] * num_splits
     rows_read = 0
@@ -86,13 +86,6 @@ def empty_aligned(num_rows: int, width: int) -> np.ndarray:
     buffer = np.empty(4 * size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
     return buffer[start : start + 4 * size].view(np.float32).reshape(num_rows, width)
-
-
-def describe_invalid(value: float) -> str:
-    """Describe why a stored number has no finite value in float32."""
-    if np.isfinite(value):
-        return f"{value} is beyond float32"
-    return f"{value} is not finite"
 
 
 def apply_divisor(block: np.ndarray, divisor: float, *, is_integer: bool, path: object) -> None:

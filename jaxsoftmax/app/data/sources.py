@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from jaxsoftmax.app.data import prepared
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.app.data.dialects import DETECT, Dialect
 from jaxsoftmax.app.data.files import is_file, read_file
 from jaxsoftmax.app.data.splits import assign_folds
 from jaxsoftmax.app.data.targets import encode
@@ -94,6 +95,7 @@ def read(
     labels: str | Path | None = None,
     split: str = "test",
     data_dir: str | Path | None = None,
+    dialect: Dialect = DETECT,
     progress: Progress | None = None,
 ) -> Split:
     """Read more data for a fitted model.
@@ -106,6 +108,7 @@ def read(
         labels: a second file with the labels of a file.
         split: the split of a named data set: train, validation or test as `load` splits it.
         data_dir: as in `load`.
+        dialect: what is known of the dialect of a file of text.
         progress: called with the number of rows read and the total number.
 
     Returns:
@@ -122,7 +125,9 @@ def read(
         (355, 64)
     """
     if is_file(source):
-        return read_file(source, schema, targets=targets, labels=labels, progress=progress)
+        return read_file(
+            source, schema, targets=targets, labels=labels, dialect=dialect, progress=progress
+        )
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be train, validation or test, got {split!r}")
     dataset = load(str(source), data_dir=data_dir, progress=progress)

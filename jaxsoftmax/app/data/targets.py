@@ -8,17 +8,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from jaxsoftmax.app.data.dataset import Task
-from jaxsoftmax.app.data.row_blocks import describe_invalid
-from jaxsoftmax.app.data.tables import (
+from jaxsoftmax.app.data.cells import (
+    MISSING_NUMBER,
     decode,
-    format_names,
+    describe_invalid,
+    find_missing,
     is_list_type,
     is_numeric_type,
-    to_numpy,
+    is_text,
+    match_names,
+    to_decimal,
+    to_numbers,
+    to_text,
 )
+from jaxsoftmax.app.data.column_kinds import abbreviate
+from jaxsoftmax.app.data.dataset import Task
+from jaxsoftmax.app.data.tables import format_names
 
 type Columns = Mapping[str, pa.Array]
+MAX_CLASSES, MAX_FLOAT_CLASSES, MIN_EXAMPLES = 100, 20, 50
+"""Of more different whole numbers with fewer examples each, a column holds amounts."""
+
 type DescribeRow = Callable[[int | None], str]
 """A function that describes a row, counted from 0, to a reader; the file where it is given None."""
 
@@ -34,10 +44,12 @@ class Targets(NamedTuple):
 def infer(columns: Columns, describe_row: DescribeRow, task: Task | None = None) -> Targets:
     """Infer the task and the classes from columns of labels, and encode their values.
 
-    One column of text, integers, Booleans or whole numbers holds classes; one column of other
-    numbers holds a number, and one column of lists holds labels. Several columns hold labels where
-    all values are 0 or 1, and otherwise numbers. Classes are sorted as numbers where they are
-    numbers, and otherwise as text.
+    One column of text, Booleans or whole numbers holds classes, and one column of lists holds
+    labels. One column of numbers holds a number if some have fractions, or if there are many
+    different ones: more than 100, or 20 that are written with a point, and less than 50 examples
+    for each. Several columns hold labels where all values are 0 or 1, and otherwise numbers. The
+    name of a class is the text in its cell. Classes are sorted as numbers where all are numbers,
+    and otherwise as text.
 
     Args:
         columns: one or more, by name.
@@ -100,22 +112,61 @@ def encode(
 
 
 def _infer_task(columns: Columns, describe_row: DescribeRow) -> Task:
-    name, column = next(iter(columns.items()))
     if len(columns) == 1:
+        (column,) = columns.values()
         if is_list_type(column.type):
             return Task.labels
-        if types.is_floating(column.type) or types.is_decimal(column.type):
-            values = _to_float64(column)
-            return Task.classes if (np.floor(values) == values).all() else Task.numbers
-        return Task.classes
+        return Task.numbers if _holds_amounts(column) else Task.classes
     for name, column in columns.items():
-        if not is_numeric_type(column.type):
+        if not _is_numeric(column):
             raise ValueError(
                 f"{describe_row(None)}: several label columns must be labels (0 or 1) or numbers, "
                 f"but {name!r} holds {column.type}"
             )
-    is_binary = all(np.isin(_to_float64(column), (0, 1)).all() for column in columns.values())
-    return Task.labels if is_binary else Task.numbers
+    values = [to_numbers(column).values for column in columns.values()]
+    return Task.labels if all(np.isin(v, (0, 1)).all() for v in values) else Task.numbers
+
+
+def _holds_amounts(column: pa.Array) -> bool:
+    """Return whether a column holds numbers to predict rather than classes."""
+    if types.is_boolean(column.type) or not _is_numeric(column):
+        return False
+    values = to_numbers(column).values
+    if (values != np.floor(values)).any():
+        return True
+    is_written_as_float = types.is_floating(column.type) or (
+        is_text(column.type) and pc.any(pc.match_substring_regex(column, "[.eE]")).as_py()
+    )
+    num_values = len(np.unique(values))
+    limit = MAX_FLOAT_CLASSES if is_written_as_float else MAX_CLASSES
+    return num_values > limit and len(values) < MIN_EXAMPLES * num_values
+
+
+def describe_guess(columns: Columns, targets: Targets) -> list[str]:
+    """Describe in a line what was inferred of the task where it could be wrong, else in none."""
+    if targets.task is not Task.numbers or len(columns) > 1:
+        return []
+    (name,) = columns
+    count = len(np.unique(targets.values))
+    return [
+        f"label {name!r} has {count:,} different numbers, so this is a regression "
+        "(--task classes if they are classes)"
+    ]
+
+
+def find_unlabeled(columns: Columns) -> np.ndarray:
+    """Return which rows have a missing label, bool `[N]`.
+
+    A missing label is null, NaN or no text, and among numbers any text that stands for a missing
+    value, such as NA. Elsewhere NA may be the name of a class.
+    """
+    is_missing = [np.zeros(0, bool)]
+    for column in columns.values():
+        if is_text(column.type) and not _is_numeric(column):
+            is_missing.append(np.asarray(pc.fill_null(pc.equal(column, ""), True)))
+        else:
+            is_missing.append(find_missing(column, (MISSING_NUMBER,)))
+    return np.any(is_missing[1:], 0)
 
 
 def _infer_classes(columns: Columns, describe_row: DescribeRow, task: Task) -> tuple[str, ...]:
@@ -144,38 +195,38 @@ def _infer_classes(columns: Columns, describe_row: DescribeRow, task: Task) -> t
 
 def _check_missing(columns: Columns, describe_row: DescribeRow) -> None:
     for name, column in columns.items():
-        if not column.null_count and not _is_text(column.type):
-            continue
-        is_missing = column.is_null()
-        if _is_text(column.type):
-            is_missing = pc.or_(is_missing, pc.fill_null(pc.equal(column, ""), True))
-        row = is_missing.index(True).as_py()
-        if row >= 0:
-            raise ValueError(f"{describe_row(row)}, column {name!r}: the label is missing")
+        rows = np.flatnonzero(find_unlabeled({name: column}))
+        if rows.size:
+            others = f", as in {len(rows) - 1:,} more rows" if len(rows) > 1 else ""
+            raise ValueError(
+                f"{describe_row(int(rows[0]))}, column {name!r}: the label is missing{others}; "
+                "fit without such rows by --skip-unlabeled"
+            )
 
 
 def _find_classes(name: str, column: pa.Array, describe_row: DescribeRow) -> tuple[str, ...]:
-    """Return the distinct values, sorted as numbers if they are numbers, and otherwise as text."""
-    _check_can_name_classes(name, column, describe_row)
-    values = column.dictionary_encode().dictionary
-    names = set(_to_class_names(name, column, values, describe_row))
-    return tuple(sorted(names, key=int if _is_number(column.type) else None))
+    """Return the distinct values, sorted as numbers if all are numbers, and otherwise as text."""
+    names = _to_class_names(name, column, describe_row).unique().to_pylist()
+    numbers = {name: to_decimal(name) for name in names}
+    if None in numbers.values():
+        return tuple(sorted(names))
+    return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
 def _encode_classes(
     name: str, column: pa.Array, describe_row: DescribeRow, classes: tuple[str, ...]
 ) -> np.ndarray:
     """Return the class of each value; each distinct value is looked up once."""
-    _check_can_name_classes(name, column, describe_row)
-    encoded = column.dictionary_encode()
-    index = {class_name: i for i, class_name in enumerate(classes)}
-    names = _to_class_names(name, column, encoded.dictionary, describe_row)
-    codes = np.array([index.get(class_name, -1) for class_name in names], np.int32)
+    encoded = _to_class_names(name, column, describe_row).dictionary_encode()
+    codes = match_names(encoded.dictionary.to_pylist(), classes)
     labels = codes[encoded.indices.to_numpy(zero_copy_only=False)]
-    if (labels < 0).any():
-        row = int(np.flatnonzero(labels < 0)[0])
+    rows = np.flatnonzero(labels < 0)
+    if rows.size:
+        unknown = column.take(pa.array(rows)).unique().to_pylist()
+        shown = ", ".join(map(abbreviate, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        verb = "is none" if len(unknown) == 1 else "are none"
         raise ValueError(
-            f"{describe_row(row)}, column {name!r}: {column[row].as_py()!r} is none of the classes "
+            f"{describe_row(int(rows[0]))}, column {name!r}: {shown} {verb} of the classes "
             f"that the model was fitted to, {format_names(classes)}"
         )
     return labels
@@ -191,23 +242,13 @@ def _encode_label_lists(
     return has_label
 
 
-def _to_class_names(
-    name: str, column: pa.Array, values: pa.Array, describe_row: DescribeRow
-) -> list[str]:
-    """Convert values to the names of classes: 3 and 3.0 to '3', true to 'true'."""
-    dtype = values.type
-    if types.is_floating(dtype) or types.is_decimal(dtype):
-        numbers = _to_float64(column)
-        bad = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.floor(numbers)))
-        if bad.size:
-            row = int(bad[0])
-            raise ValueError(
-                f"{describe_row(row)}, column {name!r}: {numbers[row]} is a number, not a class"
-            )
-        return [str(int(value)) for value in values.to_pylist()]
-    if types.is_boolean(dtype):
-        return [str(value).lower() for value in values.to_pylist()]
-    return [str(value) for value in values.to_pylist()]
+def _to_class_names(name: str, column: pa.Array, describe_row: DescribeRow) -> pa.Array:
+    """Convert values to the names of classes: text as it is, 3 and 3.0 to '3', true to 'true'."""
+    _check_can_name_classes(name, column, describe_row)
+    if types.is_floating(column.type):
+        for row in np.flatnonzero(~np.isfinite(to_numbers(column).values))[:1].tolist():
+            raise ValueError(f"{describe_row(row)}, column {name!r}: {column[row]} is not a class")
+    return to_text(column)
 
 
 def _to_binary(name: str, column: pa.Array, describe_row: DescribeRow) -> np.ndarray:
@@ -223,17 +264,19 @@ def _to_binary(name: str, column: pa.Array, describe_row: DescribeRow) -> np.nda
 
 
 def _to_float32(name: str, column: pa.Array, describe_row: DescribeRow) -> np.ndarray:
-    if not is_numeric_type(column.type):
+    numbers = to_numbers(column)
+    if numbers.is_bad.all():
         raise ValueError(
             f"{describe_row(None)}: column {name!r} holds {column.type}, where numbers are expected"
         )
-    stored = _to_float64(column)
+    for row in np.flatnonzero(numbers.is_bad)[:1].tolist():
+        value = abbreviate(column[row].as_py())
+        raise ValueError(f"{describe_row(row)}, column {name!r}: {value} is not a number")
     with np.errstate(over="ignore"):
-        values = stored.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        row = int(bad[0])
-        raise ValueError(f"{describe_row(row)}, column {name!r}: {describe_invalid(stored[row])}")
+        values = numbers.values.astype(np.float32)
+    for row in np.flatnonzero(~np.isfinite(values))[:1].tolist():
+        problem = describe_invalid(numbers.values[row])
+        raise ValueError(f"{describe_row(row)}, column {name!r}: {problem}")
     return values
 
 
@@ -253,10 +296,7 @@ def _flatten(
 def _check_can_name_classes(name: str, column: pa.Array, describe_row: DescribeRow) -> None:
     dtype = column.type
     if not (
-        _is_text(dtype)
-        or is_numeric_type(dtype)
-        or types.is_temporal(dtype)
-        or types.is_null(dtype)
+        is_text(dtype) or is_numeric_type(dtype) or types.is_temporal(dtype) or types.is_null(dtype)
     ):
         raise ValueError(
             f"{describe_row(None)}: column {name!r} holds {dtype}: labels must be text or numbers"
@@ -277,13 +317,9 @@ def _check_not_indicators(
         )
 
 
-def _to_float64(column: pa.Array) -> np.ndarray:
-    return to_numpy(column).astype(np.float64)
-
-
-def _is_text(dtype: pa.DataType) -> bool:
-    return types.is_string(dtype) or types.is_large_string(dtype)
-
-
-def _is_number(dtype: pa.DataType) -> bool:
-    return types.is_integer(dtype) or types.is_floating(dtype) or types.is_decimal(dtype)
+def _is_numeric(column: pa.Array) -> bool:
+    """Return whether all values are numbers, as text or not."""
+    if is_numeric_type(column.type):
+        return True
+    numbers = to_numbers(column)
+    return not numbers.is_bad.any() and not numbers.is_missing.all()
