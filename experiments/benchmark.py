@@ -45,10 +45,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import document
+import figures
 import jax
 import jax.numpy as jnp
 import measure
 import optax
+from figures import BLUE, GREEN, ORANGE, PURPLE
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from jaxsoftmax import kernels
 
@@ -110,9 +115,7 @@ def main() -> None:
             show(f"{text} {dtype}", entry)
     if not arguments.smoke:
         name = arguments.name or f"benchmark_{jax.default_backend()}"
-        path = measure.write_record(name, {"ceilings": ceilings, "shapes": found})
-        figure(found, ceilings, path.with_suffix(".png"))
-        print("written:", path.name)
+        document.publish(name, {"ceilings": ceilings, "shapes": found}, draw, smoke=False)
 
 
 def parsed(text: str) -> Shape:
@@ -309,32 +312,49 @@ def show(title: str, entry: dict[str, Any]) -> None:
         )
 
 
-def figure(found: dict[str, Any], ceilings: dict[str, float], path: Path) -> None:
-    """Draw a roofline: operations per second over operations per byte, under both ceilings."""
-    import matplotlib
+LOOKS = {
+    "sum": (BLUE, "o"),
+    "optax": (ORANGE, "s"),
+    "torch": (PURPLE, "^"),
+    "torch fused": (GREEN, "D"),
+}
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    peak = max(entry["square product"] for entry in found.values())
-    slope = ceilings["copy bytes per second"]
-    intensity = [2.0**i for i in range(-1, 11)]
-    axes.loglog(intensity, [min(peak, slope * i) / 1e9 for i in intensity], color="0.6")
-    for marker, name in zip("osd^vx", FUNCTIONS, strict=True):
-        points = [
-            (e["operations per second"][name] * e["seconds"][name]["median"] / e["bytes"],
-             e["operations per second"][name] / 1e9)
-            for e in found.values()
-            if name in e["operations per second"]
-        ]  # fmt: skip
-        if points:
-            axes.loglog(*zip(*points, strict=True), marker, label=name, fillstyle="none")
-    axes.set_xlabel("useful operations per byte of features, weights and gradients")
-    axes.set_ylabel("useful GFLOP/s")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def draw(record: dict[str, Any]) -> Figure:
+    """Draw each alternative's time over that of the sum, and temporary memory, at every shape."""
+    figure, axes = figures.slide(
+        "The fused loss is as fast as a dense one, and with many classes needs less memory",
+        columns=2, height=4.2, sharey=True, width_ratios=(1.2, 1),
+    )  # fmt: skip
+    speed, memory = axes[0]
+    shapes = sorted(record["shapes"], key=lambda name: parsed(name.split()[0]).k)
+    for row, of in enumerate(record["shapes"][name] for name in shapes):
+        for name, (color, mark) in LOOKS.items():
+            times, needed = of["speed of the baseline over each"], of["temporary_bytes"]
+            if name in times:
+                speed.plot(times[name], row, mark, color=color, markersize=7, alpha=0.85)
+            if name in needed:
+                memory.plot(needed[name] / 1e6, row, mark, color=color, markersize=7, alpha=0.85)
+    figures.rows_of(speed, map(readable, shapes))
+    for name, at, lift in (("sum", 1, -0.4), ("torch", 1.63, -0.75), ("torch fused", 4, -0.4)):
+        text = "this library" if name == "sum" else name
+        figures.label(speed, text, (at, lift), LOOKS[name][0], ha="center")
+    figures.label(speed, "Optax", (1.15, 0.42), ORANGE)
+    speed.set(xscale="log", xlim=(0.8, 25), ylim=(len(shapes) - 0.5, -1.1))
+    speed.set_xticks((1, 2, 4, 8, 16), ("1", "2", "4", "8", "16"))
+    memory.set(xscale="log", xlabel="temporary memory, MB")
+    memory.set_xticks((10, 100), ("10", "100"))
+    for panel in axes[0]:
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    speed.set(xlabel="time over this library's, on two cores")
+    return figure
+
+
+def readable(name: str) -> str:
+    """Return a shape as rows x features x classes."""
+    shape = parsed(name.split()[0])
+    text = f"{shape.n:,} x {shape.d}\nx {shape.k:,} classes"
+    return text if shape.wanted == "all" else text + ", w alone"
 
 
 # -- The table of tiles.py --

@@ -1,36 +1,32 @@
-"""Shared parts of the documents: command line, data, choice of a rate, and style of the figures.
+"""Shared parts of the documents: command line, data, choice of a rate, and what they write.
 
 A document computes a record, which is written to results/NAME.json, and draws a figure from it,
-results/NAME.png. A smoke run does both on little data and writes neither.
+results/NAME.png, in the style of figures.py. A smoke run does both on little data and writes
+neither.
 """
 
 import argparse
 import importlib.util
-import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import figures
 import jax
 import matplotlib.style
 import measure
 import numpy as np
 import optax
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from jaxsoftmax import LinearParams, training
 from jaxsoftmax.app import data
 from jaxsoftmax.app.data.dataset import Dataset
-from jaxsoftmax.app.plots import PALETTE, STYLE
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PREPARED = SHARED / "tfds"
-INK, MUTED, GRID = (PALETTE[name] for name in ("ink", "muted", "grid"))
-# Distinguishable for color-blind readers and in gray; a document uses them in this order.
-BLUE, ORANGE, GREEN, PURPLE = PALETTE["blue"], PALETTE["orange"], "#1b9e77", "#a6519c"
 
 
 def arguments(
@@ -109,30 +105,29 @@ def tuned(
     }
 
 
-def publish(name: str, record: dict[str, Any], draw: Callable[[], Figure], *, smoke: bool) -> None:
-    """Draw the figure, and write figure and record unless it is a smoke run."""
-    pixels = io.BytesIO()
-    with matplotlib.style.context(STYLE):
-        draw().savefig(pixels, dpi=140)
+def publish(
+    name: str, record: dict[str, Any], draw: Callable[[dict[str, Any]], Figure], *, smoke: bool
+) -> None:
+    """Draw the figure from the record, and write both unless it is a smoke run."""
+    figure = drawn(draw, json.loads(json.dumps(record, sort_keys=True)))  # as it will be read again
     if smoke:
         print("smoke run: nothing is written")
         return
     path = measure.write_record(name, record)
-    # 256 colors show no difference and halve the file, which names no version of matplotlib either.
-    image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(path.with_suffix(".png"), optimize=True)
+    figures.save(figure, path.with_suffix(".png"))
     print(f"written: {path.name} and {path.with_suffix('.png').name}")
 
 
-def panels(rows: int, columns: int, *, height: float, width: float = 9.6, **how: Any) -> tuple:
-    """Return a figure and its axes, an array of `[rows, columns]`."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **how)
+def recorded(name: str) -> dict[str, Any]:
+    """Return a document's record, without where it was taken."""
+    record = json.loads((measure.RESULTS / f"{name}.json").read_text())
+    return {key: value for key, value in record.items() if key != "environment"}
 
 
-def note(axes: Axes, text: str, at: tuple[float, float], **how: Any) -> None:
-    """Write a short note into a panel, at data coordinates."""
-    axes.text(*at, text, color=how.pop("color", MUTED), fontsize=how.pop("fontsize", 8), **how)
+def drawn(draw: Callable[..., Figure], *arguments: Any) -> Figure:
+    """Return a figure in the documents' style."""
+    with matplotlib.style.context(figures.STYLE):
+        return draw(*arguments)
 
 
 def show(rows: dict[str, dict[str, float]], form: str = "10.4g") -> None:

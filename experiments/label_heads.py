@@ -1,4 +1,4 @@
-"""Shared parts of the multi-label documents: a head for each label, thresholds, and a figure.
+"""Shared parts of the multi-label documents: a head for each label, thresholds, and panels.
 
 A head whose label is rare hardly ever predicts it at one half. There are two remedies: a weight for
 the label's positives in training, with which they count as much as all its negatives (pos_weight),
@@ -8,11 +8,11 @@ and a separate threshold for each label, chosen after training for the best F1 o
 from typing import Any, NamedTuple
 
 import document
+import figures
 import jax
 import numpy as np
-from document import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from figures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
@@ -24,7 +24,6 @@ HALF, WEIGHTED, CHOSEN, BOTH, SKLEARN = (
 )  # fmt: skip
 COLORS = {HALF: BLUE, WEIGHTED: ORANGE, CHOSEN: GREEN, BOTH: INK, SKLEARN: PURPLE}
 MARKS = {HALF: "o", WEIGHTED: "^", CHOSEN: "s", BOTH: "D", SKLEARN: "o"}
-DRAWN = (HALF, WEIGHTED, CHOSEN)
 
 
 class Part(NamedTuple):
@@ -107,8 +106,8 @@ def thresholds(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def study(
     train: Part, validation: Part, test: Part, *, strengths: np.ndarray, names: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fit each way and choose C by validation ROC-AUC; return the record, and the test scores."""
+) -> dict[str, Any]:
+    """Fit each way and choose C by validation ROC-AUC; return the record."""
     kinds = {
         HALF: fitted(train, strengths),
         WEIGHTED: balanced(train, strengths),
@@ -141,7 +140,7 @@ def study(
         "macro F1 of saying all labels always": always(test.targets),
         "test": {name: measured(*way, test.targets) for name, way in ways.items()},
     }  # fmt: skip
-    return document.rounded(record), z
+    return document.rounded(record)
 
 
 def mean_auc(z: np.ndarray, targets: np.ndarray) -> float:
@@ -203,63 +202,29 @@ def show(record: dict[str, Any]) -> None:
 
 
 def f1_of_labels(axes: Axes, record: dict[str, Any]) -> None:
-    """Draw F1 of each label for three ways, the rarest first."""
+    """Draw F1 of each label at one half and with its threshold, the rarest first."""
     share = np.array(record["share of training examples"])
     order = share.argsort()
-    for shift, name in zip((-0.27, 0, 0.27), DRAWN, strict=True):
-        values = np.array(record["test"][name]["F1"])[order]
-        axes.barh(np.arange(len(order)) + shift, values, 0.25, color=COLORS[name], label=name)
-    axes.set_yticks(range(len(order)), [f"{record['labels'][k]}, {share[k]:.1%}" for k in order])
-    axes.set(ylim=(len(order) - 0.5, -0.5), xlabel="F1 on test data", xlim=(0, 1))
-    axes.grid(visible=False, axis="y")
-    axes.set_title("label, and its share of the training data")
+    before, after = (np.array(record["test"][name]["F1"])[order] for name in (HALF, CHOSEN))
+    for row, (start, end) in enumerate(zip(before, after, strict=True)):
+        figures.move(axes, row, start, end, color=BLUE)
+    figures.rows_of(axes, (f"{record['labels'][k]}, {share[k]:.1%}" for k in order))
+    axes.set(xlabel="F1 on test data: hollow at one\nhalf, full with a threshold")
+    axes.set(xlim=(-0.04, 1.04))
+    axes.set_title("label and its share")
 
 
 def macro_f1_of_ways(axes: Axes, record: dict[str, Any]) -> None:
     """Draw macro F1 with its 95% interval, and without a model."""
     nothing = record["macro F1 of saying all labels always"]
     axes.axvline(nothing, color=MUTED, linewidth=1, linestyle=":")
-    document.note(axes, " all labels always", (nothing, len(record["test"]) - 0.6))
-    for row, (name, of) in enumerate(record["test"].items()):
-        axes.plot(of["interval of the macro F1"], (row, row), color=COLORS[name])
-        axes.plot(of["macro F1"], row, MARKS[name], color=COLORS[name], markersize=5)
-        at = sum(of["interval of the macro F1"]) / 2, row - 0.2
-        document.note(axes, name, at, ha="center", color=COLORS[name])
-    axes.set(yticks=[], ylim=(len(record["test"]) - 0.5, -0.7))
-    axes.margins(x=0.25)
-    axes.set_title("macro F1 on test data, with 95% intervals")
-
-
-def operating_points(
-    axes: Axes, z: dict[str, np.ndarray], targets: np.ndarray, record: dict[str, Any], label: int
-) -> None:
-    """Draw precision against recall of a label's test scores, with the point of each way."""
-    for name, style in ((HALF, "-"), (WEIGHTED, "--")):
-        t = targets[np.argsort(-z[name][:, label], kind="stable"), label]
-        recall, precision = t.cumsum() / t.sum(), t.cumsum() / np.arange(1, len(t) + 1)
-        axes.plot(recall, precision, style, color=COLORS[name], linewidth=1, alpha=0.7)
-    for name in DRAWN:
+    figures.label(axes, " every label always", (nothing, len(record["test"]) - 0.55))
+    for row, name in enumerate(COLORS):
         of = record["test"][name]
-        at = of["recall"][label], of["precision"][label]
-        axes.plot(*at, MARKS[name], color=COLORS[name], markersize=7, clip_on=False, zorder=3)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(f"{record['labels'][label]}: each way on its curve")
-
-
-def most_helped(record: dict[str, Any]) -> int:
-    """Return the label whose F1 gains most from a threshold."""
-    gain = np.subtract(*(record["test"][name]["F1"] for name in (CHOSEN, HALF)))
-    return int(gain.argmax())
-
-
-def figure(record: dict[str, Any], z: dict[str, np.ndarray], targets: np.ndarray) -> Figure:
-    """Draw F1 of the labels; beside it the means, and one label's precision and recall."""
-    drawn = Figure(figsize=(9.6, 6.2), layout="constrained")
-    left, right = drawn.subfigures(1, 2, width_ratios=(1.15, 1))
-    panel = left.subplots()
-    f1_of_labels(panel, record)
-    panel.legend(loc="upper right", fontsize=8)
-    above, below = right.subplots(2, 1)
-    macro_f1_of_ways(above, record)
-    operating_points(below, z, targets, record, most_helped(record))
-    return drawn
+        axes.plot(of["interval of the macro F1"], (row, row), color=COLORS[name])
+        axes.plot(of["macro F1"], row, MARKS[name], color=COLORS[name], markersize=6)
+        at = sum(of["interval of the macro F1"]) / 2, row - 0.2
+        figures.label(axes, name, at, COLORS[name], ha="center")
+    axes.set(yticks=[], ylim=(len(record["test"]) - 0.4, -0.7), xlabel="macro F1")
+    axes.margins(x=0.5)
+    axes.set_title("mean over the labels, 95% intervals")

@@ -116,7 +116,7 @@ def publish(folder: Path, record: dict[str, Any]) -> None:
     document.publish(
         "own_data",
         record,
-        lambda: plots.confusion_matrix(counts, model.schema.classes),
+        lambda _: plots.confusion_matrix(counts, model.schema.classes),
         smoke=False,
     )
 

@@ -13,28 +13,36 @@ Do automatic differentiation of the textbook formula and finite differences agre
 row sum to 0? And what does it look like on real images while a model trains (SGD, rate 0.1,
 minibatches of 256, from zeros), where the gradient of a weight is a mean of images?
 
-Findings: In float64, over 10,000 test images, the closed form differs from p - e by at most
-2.2e-16, automatic differentiation of the textbook formula by 5.6e-16 and central differences by
-8.3e-11, and each row sums to 0 within 2.4e-16. The mean of |p - e|, summed over classes, falls from
-1.80 at the start to 1.39 after 10 updates, 0.84 after 100 and 0.48 after 4,000; it is twice the
-probability that the label lacks. A shirt that looks like a coat keeps half of its pull, one that
-looks like trousers keeps all of it, and the boot no longer pulls. The first step of the weights of
-each class is already a picture of the class, minus the mean of all images.
+Findings: The derivative of cross-entropy in the scores is the predicted probabilities minus the
+true answer, and nothing else.
+
+- In float64, over 10,000 test images, the closed form equals p - e within 2.2e-16; automatic
+  differentiation of the textbook formula within 5.6e-16, and central differences within 8.3e-11.
+- The pull |p - e| shrinks as the model learns: its mean, summed over the classes, falls from 1.80
+  at the start to 0.84 after 100 updates and 0.48 after 4,000.
+- The first step of the weights of each class is already a picture of the class, minus the mean of
+  all images.
+
+Each row of the gradient sums to 0 within 2.4e-16. The mean of |p - e| is 1.39 after 10 updates; it
+is twice the probability that the label lacks. A shirt that looks like a coat keeps half of its
+pull, one that looks like trousers keeps all of it, and the boot no longer pulls.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import document
+import figures
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from document import BLUE, INK, ORANGE
+from figures import BLUE, INK, ORANGE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsoftmax import LinearParams, cross_entropy, cross_entropy_gradient, linear, softmax
+from jaxsoftmax.app import data
 from jaxsoftmax.app.data.dataset import Dataset
 
 SGD = optax.sgd(0.1)
@@ -60,7 +68,7 @@ def main() -> None:
     print("mean |p - e| by updates:", record["mean |p - e|, summed over classes"])
     document.publish(
         "prediction_minus_truth", document.rounded(record, 4),
-        lambda: draw(record["images"], dataset, rows, first_gradient(stages[0], dataset)),
+        lambda record: draw(record, dataset),
         smoke=options.smoke,
     )  # fmt: skip
 
@@ -166,31 +174,48 @@ def first_gradient(params: LinearParams, dataset: Dataset) -> np.ndarray:
 # The figure
 
 
-def draw(
-    images: list[dict[str, Any]], dataset: Dataset, rows: list[int], gradient: np.ndarray
-) -> Figure:
-    """Draw a row for each image with its p - e while training; below, the first gradient in W."""
-    figure = Figure(figsize=(9.6, 7.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3.4, 1))
-    stages = len(images[0]["p - e by updates"])
-    axes = above.subplots(3, stages + 1, width_ratios=(0.8, *[1] * stages), sharex="col")
-    for line, image, row in zip(axes, images, rows, strict=True):
+def drawn_beside() -> tuple[Dataset]:
+    """Return what the figure shows beside the record."""
+    return (data.load("fashion_mnist", data_dir=document.PREPARED),)
+
+
+def draw(record: dict[str, Any], dataset: Dataset) -> Figure:
+    """Draw a row for each image with its p - e while training; below, the first step of W."""
+    figure = Figure(figsize=(figures.WIDTH, 6.6), layout="constrained")
+    figures.entitle(
+        figure, "Each score is pushed down by its predicted probability, and the label's up by 1"
+    )
+    above, below = figure.subfigures(2, 1, height_ratios=(3.6, 1))
+    images = record["images"]
+    stages = [n for n in images[0]["p - e by updates"] if n != "10"]
+    axes = above.subplots(3, len(stages) + 1, width_ratios=(0.7, *[1] * len(stages)), sharex="col")
+    for line, image in zip(axes, images, strict=True):
+        row = int(np.flatnonzero(dataset.test.ids == image["test image"])[0])
         picture(line[0], dataset.test.features[row], dataset)
-        line[0].set_title(f"{image['label']},\ntest image {image['test image']}")
-        for panel, values in zip(line[1:], image["p - e by updates"].values(), strict=True):
-            bars(panel, values, dataset)
+        line[0].set_title(image["label"])
+        for panel, n in zip(line[1:], stages, strict=True):
+            bars(panel, image["p - e by updates"][n], dataset)
             panel.tick_params(labelleft=panel is line[1])
-    for panel, n in zip(axes[0, 1:], images[0]["p - e by updates"], strict=True):
+    for panel, n in zip(axes[0, 1:], stages, strict=True):
         panel.set_title(f"p - e after {int(n):,} updates")
-    templates = below.subplots(1, len(dataset.schema.classes))
-    limit = abs(gradient).max()
-    for k, panel in enumerate(templates):
-        shape = dataset.schema.shape[:2]
-        panel.imshow(-gradient[:, k].reshape(shape), cmap="PuOr_r", vmin=-limit, vmax=limit)
-        panel.set_title(dataset.schema.classes[k], fontsize=7.5, loc="center")
-        panel.set_axis_off()
-    below.suptitle("the first step of each class's weights: the mean of x (e - p)", fontsize=9)
+    templates(below, dataset)
     return figure
+
+
+def templates(figure: Any, dataset: Dataset) -> None:
+    """Draw the first step of each class's weights, from zeros, where every p is 1 / K."""
+    zeros = linear.init(dataset.schema.num_features, len(dataset.schema.classes))
+    step = -first_gradient(zeros, dataset)
+    limit, shape = abs(step).max(), dataset.schema.shape[:2]
+    panels = figure.subplots(1, step.shape[1])
+    for panel, weights, name in zip(panels, step.T, dataset.schema.classes, strict=True):
+        image = panel.imshow(weights.reshape(shape), cmap="PuOr_r", vmin=-limit, vmax=limit)
+        panel.set_title(str(name).replace(" ", "\n").replace("/", "/\n"), fontsize=8, loc="center")
+        panel.set_axis_off()
+    bar = figure.colorbar(image, ax=panels, fraction=0.03, ticks=(-limit, 0, limit))
+    bar.ax.set_yticklabels(("against", "0", "for"), fontsize=8)
+    figure.suptitle("The first step of each class's weights, the mean of x (e - p)", x=0.012,
+                    ha="left", fontsize=10)  # fmt: skip
 
 
 def picture(axes: Axes, pixels: np.ndarray, dataset: Dataset) -> None:
@@ -204,7 +229,7 @@ def bars(axes: Axes, values: np.ndarray, dataset: Dataset) -> None:
     axes.bar(range(len(values)), values, color=np.where(np.asarray(values) < 0, ORANGE, BLUE))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(ylim=(-1.05, 1.05))
-    axes.set_xticks(range(len(values)), dataset.schema.classes, rotation=90, fontsize=7.5)
+    axes.set_xticks(range(len(values)), dataset.schema.classes, rotation=90, fontsize=8)
     axes.grid(visible=False, axis="x")
 
 

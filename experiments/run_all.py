@@ -35,6 +35,7 @@ TIMED = (
     "training_speed",
     "main_job",
     "language_model_cost",
+    "head_by_classes",
 )
 TO_COPY = ("train_minibatch", "train_large_head", "finetune_head", "distill", "serve")
 LANGUAGE_MODELS = ("language_model_flax", "language_model_equinox")

@@ -170,6 +170,35 @@ def own_data() -> list[str]:
     return [*lines, "```"]
 
 
+def language_model() -> list[str]:
+    """Return the table of a language model's step with and without its logits."""
+    found = record("language_model_cost")
+    rows = []
+    for name in ("Flax NNX", "Equinox"):
+        memory, ratio = found[name]["temporary MB"], found[name][RATIO]
+        cells = (f"{memory[head]:,.0f} MB" for head in ("without logits", "dense"))
+        rows.append([name, *cells, f"{ratio:.1f}"])
+    heads = ("16,384 words, 2,048 a step", "temporary memory", "with a dense head",
+             "times as many words per second")  # fmt: skip
+    return markdown(heads, rows)
+
+
+def on_h200() -> list[str]:
+    """Return the table of a large head's milliseconds and memory on an H200, by library."""
+    found = record("h200_prototypes")[H200_HEAD]
+    names = {
+        "dense": "Optax, dense, logits in bfloat16",
+        "sum": '`linear_cross_entropy_sum`, `"mosaic_gpu"`',
+        "torch": f"torch {found['versions']['torch']}, dense",
+        "sum, xla": '`linear_cross_entropy_sum`, `"xla_chunked"`',
+        "cut": f"cut-cross-entropy {found['versions']['cut']}",
+        "tokamax": f"tokamax {found['versions']['tokamax']}, chunked",
+        "liger": f"Liger {found['versions']['liger']}",
+    }
+    rows = [[text, f"{found['milliseconds'][name]:.1f}"] for name, text in names.items()]
+    return markdown(("value and gradients, 2048 x 4096 x 128256", "ms"), rows)
+
+
 def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return a Markdown table; numbers are aligned right."""
     heads = list(heads)
@@ -177,11 +206,15 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (heads, rule, *rows)]
 
 
+RATIO = "time of dense over time without logits"
+H200_HEAD = "head, 2048 x 4096 x 128256"
 TABLES = {
     "exactness": exactness,
     "price": price,
     "training": training,
+    "language model": language_model,
     "fused": fused,
+    "h200": on_h200,
     "data parallel": data_parallel,
     "solver": solver,
     "main job": main_job,

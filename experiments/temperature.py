@@ -10,25 +10,31 @@ images of a model of MNIST? And can a model train through it: at each T, with th
 |softmax(z / T) - e|^2 or -log softmax(z / T)_y, with the best of 13 learning rates, and through the
 argmax itself?
 
-Findings: No temperature changes the accuracy (92.15%), and the loss is lowest at the temperature of
-training: 0.277 at T = 1, 1.64 at T = 0.1, 1.54 at T = 10. The mean entropy goes from 0.002 bits at
-T = 0.01 to 3.32 of 3.32 at T = 100. The median derivative is largest near T = 2.5 (0.12) and
-vanishes towards the argmax (1e-17 at T = 0.1), whose gradient is exactly 0: training through the
-argmax stays at the initial 9.8% at every rate. A small T does not prevent training, however, but
-changes the unit of the rate: from zeros, T and a rate proportional to T^2 follow the same path, and
-every T reaches the same 92.15% with cross-entropy and 92.30% with squared error. What stalls is a T
-that is lowered after training.
+Findings: A temperature changes how sure softmax is, from the argmax to a uniform guess, but never
+which class it picks.
+
+- No temperature changes the accuracy, 92.15%; the loss is lowest at the temperature of training:
+  0.277 at T = 1, 1.64 at T = 0.1 and 1.54 at T = 10.
+- The gradient vanishes towards the argmax (the median derivative is 0.12 near T = 2.5 and 1e-17 at
+  T = 0.1), and training through the argmax itself stays at the initial 9.8% at every rate.
+- A small T does not prevent training from zeros, but changes the unit of the rate: T and a rate
+  proportional to T^2 follow the same path, and every T reaches the same 92.15%.
+
+The mean entropy goes from 0.002 bits at T = 0.01 to 3.32 of 3.32 at T = 100. With squared error
+every T reaches 92.30%. What stalls is a T that is lowered after training.
 """
 
 from typing import Any
 
 import document
+import figures
 import jax
 import jax.numpy as jnp
 import numpy as np
-from document import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from figures import BLUE, GREEN, MUTED, ORANGE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from jaxsoftmax import brier, cross_entropy, entropy, linear, metrics, on_logits, softmax
 from jaxsoftmax.app.data.dataset import Dataset
@@ -68,10 +74,7 @@ def main() -> None:
         )
     for name in ("trained through the argmax", "gradient through the argmax"):
         print(f"{name}:", record[name])
-    document.publish(
-        "temperature", document.rounded(record, 5), lambda: draw(record, dataset),
-        smoke=options.smoke,
-    )  # fmt: skip
+    document.publish("temperature", document.rounded(record, 5), draw, smoke=options.smoke)
 
 
 def at(temperature: float, scores: jax.Array, labels: np.ndarray) -> dict[str, float]:
@@ -139,56 +142,45 @@ def trained(loss: Any, temperature: float, dataset: Dataset, epochs: int) -> dic
 # The figure
 
 
-def draw(record: dict[str, Any], dataset: Dataset) -> Figure:
-    """Draw an image's probabilities, the means over the test images, and training."""
-    figure, axes = document.panels(2, 2, height=6.4)
-    one_image(axes[0, 0], record["example"], dataset)
-    curves = record["curves"]
-    lines = (("loss", BLUE, "-"), ("entropy, bits", ORANGE, "--"), ("accuracy", MUTED, ":"))
-    for name, color, style in lines:
-        axes[0, 1].plot(TEMPERATURES, curves[name], style, color=color, label=name)
-    axes[0, 1].set_ylim(0, 6)
-    axes[0, 1].legend()
-    axes[0, 1].set_title("means over the test images")
-    axes[1, 0].plot(TEMPERATURES, np.maximum(curves["derivative"], 1e-12), color=BLUE)
-    axes[1, 0].set_yscale("log")
-    axes[1, 0].set_ylim(1e-12, 1)
-    axes[1, 0].set_title("size of d softmax(z / T) / dz, median test image")
-    training(axes[1, 1], record)
-    for panel in axes.flat[:3]:
-        panel.set(xscale="log", xlabel="temperature")
+def draw(record: dict[str, Any]) -> Figure:
+    """Draw an image's probabilities, and mean confidence beside accuracy, by temperature."""
+    figure, axes = figures.slide(
+        "A temperature changes how sure softmax is, never which class it picks",
+        columns=2, height=3.5,
+    )  # fmt: skip
+    one_image(axes[0, 0], record["example"])
+    confidence(axes[0, 1], record["curves"])
+    for panel in axes[0]:
+        panel.set(xscale="log", xlabel="temperature T", xlim=(0.01, 100), ylim=(0, 1.04))
+        panel.set_xticks((0.01, 0.1, 1, 10, 100), ("0.01", "0.1", "1", "10", "100"))
+        panel.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
-def one_image(axes: Axes, example: dict[str, Any], dataset: Dataset) -> None:
-    """Draw the probability of each class by temperature, and the image."""
+def one_image(axes: Axes, example: dict[str, Any]) -> None:
+    """Draw the probability of each class of one image."""
     p = np.asarray(example["p by temperature"])
     order = np.argsort(-p[len(p) // 2])
-    for k in order[3:]:
-        axes.plot(TEMPERATURES, p[:, k], color=MUTED, linewidth=0.7)
+    axes.plot(TEMPERATURES, p[:, order[3:]], color=MUTED, linewidth=0.8)
     for k, color, style in zip(order[:3], (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True):
-        name = f"class {dataset.schema.classes[k]}"
-        axes.plot(TEMPERATURES, p[:, k], style, color=color, label=name)
-    axes.set_ylim(0, 1.02)
-    axes.legend(loc="center right")
+        axes.plot(TEMPERATURES, p[:, k], style, color=color)
+    figures.label(axes, f"class {order[0]}", (0.012, 0.93), BLUE)
+    figures.label(axes, f"class {order[1]}", (0.075, 0.34), ORANGE)
+    figures.label(axes, f"class {order[2]}", (0.2, 0.13), GREEN, ha="right")
+    figures.label(axes, "the other seven", (0.012, 0.02), MUTED, va="bottom")
     axes.set_title(f"softmax(z / T) of test image {example['test image']}")
-    inset = axes.inset_axes((0.72, 0.68, 0.28, 0.32))
-    pixels = dataset.test.features[example["test image"] - 1]
-    inset.imshow(pixels.reshape(dataset.schema.shape[:2]), cmap="Greys")
-    inset.set_axis_off()
 
 
-def training(axes: Axes, record: dict[str, Any]) -> None:
-    """Draw accuracy by learning rate, trained at each temperature."""
-    runs = record["trained"]["cross-entropy"]
-    styles = ((ORANGE, "--"), (PURPLE, "-."), (BLUE, "-"), (GREEN, ":"), (MUTED, (0, (4, 1, 1, 1))))
-    for (name, run), (color, style) in zip(runs.items(), styles, strict=False):
-        axes.plot(RATES, run["accuracy by rate"], linestyle=style, color=color, label=name)
-    hard = record["trained through the argmax"]["accuracy by rate"]
-    axes.plot(RATES, hard, color=INK, linewidth=3, label="argmax")
-    axes.set(xscale="log", xlabel="learning rate", ylim=(0, 1))
-    axes.legend(fontsize=8, loc="center right")
-    axes.set_title("validation accuracy, trained at a temperature")
+def confidence(axes: Axes, curves: dict[str, Any]) -> None:
+    """Draw the mean of the largest probability, and accuracy."""
+    axes.plot(TEMPERATURES, curves["largest probability"], color=BLUE)
+    axes.plot(TEMPERATURES, curves["accuracy"], "--", color=ORANGE)
+    axes.axvline(1, color=MUTED, linewidth=1, linestyle=":")
+    accuracy = curves["accuracy"][0]
+    figures.label(axes, f"accuracy, {accuracy:.1%} at every T", (0.012, 0.85), ORANGE)
+    figures.label(axes, "mean largest\nprobability", (5.5, 0.42), BLUE)
+    figures.label(axes, "T = 1 of\ntraining", (0.85, 0.05), MUTED, ha="right", va="bottom")
+    axes.set_title("10,000 test images")
 
 
 if __name__ == "__main__":

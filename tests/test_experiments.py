@@ -15,7 +15,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "experiments"
 RESULTS = FOLDER / "results"
 PATIENCE = 1800  # seconds: for what hangs, not for what a busy machine makes slow
-SHARED = ("document", "run_all", "words")
+SHARED = ("document", "run_all", "words", "figures")
 # Programs to copy: their arguments, the number that shows that they learn, and its range.
 TO_COPY = {
     "train_minibatch": ([], r"test accuracy ([\d.]+)%", (95, 100)),
@@ -94,6 +94,23 @@ def test_findings_are_in_the_record(path: Path) -> None:
         form = f",.{places}{'e' if 'e' in claim else 'f'}"
         shown = {format(value * (100 if percent else 1), form) for value in recorded}
         assert claim in shown, f"{claim}{percent} is not in the record"
+
+
+def test_documents_have_a_claim_few_findings_and_a_figure_of_the_record() -> None:
+    code = """
+import document, gallery, importlib
+names = list(gallery.DOCUMENTS)
+for name in names:
+    page = gallery.page(name)
+    assert page.claim[0].isupper() and page.claim.endswith(".") and len(page.claim) < 200, name
+    assert 1 <= len(page.findings) <= 3, name
+    assert set(gallery.DOCUMENTS[name]) <= set(names[: names.index(name)]), name
+for name in (*names, "benchmark_cpu", "head_by_classes_cpu"):
+    module = importlib.import_module(name.removesuffix("_cpu"))
+    if not hasattr(module, "drawn_beside"):  # it shows images too
+        document.drawn(module.draw, document.recorded(name))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.png")), ids=lambda path: path.stem)
