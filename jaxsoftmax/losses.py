@@ -83,7 +83,17 @@ def cross_entropy(
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
     """
-    return _cross_entropy(*softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid))
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    return _label_losses(logits, rows, where)
+
+
+def _label_losses(logits: ArrayLike, rows: LabeledRows, where: ArrayLike | None) -> Array:
+    """Return the cross-entropy of prepared rows, by a kernel on a GPU where that is faster."""
+    logits = jnp.asarray(logits)
+    kernels = softmax_core.find_kernels(logits, rows.axis)
+    if kernels is None:
+        return _cross_entropy(*rows)
+    return kernels.losses(logits, rows, is_masked=where is not None)
 
 
 CPU_BLOCK_ENTRIES = 2**20  # 4 MB of exponentials, which stay in a CPU's cache
@@ -195,30 +205,47 @@ def smoothed_cross_entropy(
         part too.
     """
     rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
-    return _smoothed_values(rows, smoothing, class_weights)[0]
+    return _smoothed_values(logits, rows, smoothing, class_weights, where)[0]
 
 
 def _smoothed_values(
-    rows: LabeledRows, smoothing: float | Array, class_weights: ArrayLike | None
+    logits: ArrayLike,
+    rows: LabeledRows,
+    smoothing: float | Array,
+    class_weights: ArrayLike | None,
+    where: ArrayLike | None,
 ) -> tuple[Array, Array]:
     """Return the losses, and the class weight of each label."""
     z, axis = rows.z, rows.axis
     a = validation.as_scalar(smoothing, "smoothing", z.dtype)
     if not isinstance(smoothing, Array) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}")
-    c, label_weights = None, jnp.ones_like(rows.labels, z.dtype)
-    if class_weights is not None:
-        c = validation.as_numbers(class_weights, "class_weights").astype(z.dtype)
-        validation.check_shape(c, (z.shape[axis],), "class_weights", "one per class")
-        label_weights = _take_label_weights(c, rows)
-    if not isinstance(smoothing, Array) and smoothing == 0:
-        values = _cross_entropy(*rows)
+    c, label_weights = _prepare_class_weights(class_weights, rows)
+    if _is_zero(smoothing):
+        values = _label_losses(logits, rows, where)
         if c is not None:
             values = softmax_core.weighted_term(label_weights, values)
         return values, label_weights
     t = _smooth_targets(rows, a, c)
     z, t, valid, axis = _prepare_soft(z, t, axis, None, rows.valid)
     return validation.zero_ignored(_soft_cross_entropy(z, t, axis), valid), label_weights
+
+
+def _is_zero(smoothing: float | Array) -> bool:
+    """Return whether there is no smoothing, as is known when the call is traced."""
+    return not isinstance(smoothing, Array) and smoothing == 0
+
+
+def _prepare_class_weights(
+    class_weights: ArrayLike | None, rows: LabeledRows
+) -> tuple[Array | None, Array]:
+    """Return the class weights, `[K]` or None, and that of each row's label."""
+    z, axis = rows.z, rows.axis
+    if class_weights is None:
+        return None, jnp.ones_like(rows.labels, z.dtype)
+    c = validation.as_numbers(class_weights, "class_weights").astype(z.dtype)
+    validation.check_shape(c, (z.shape[axis],), "class_weights", "one per class")
+    return c, _take_label_weights(c, rows)
 
 
 def _take_label_weights(class_weights: Array, rows: LabeledRows) -> Array:
@@ -819,7 +846,12 @@ def _ratio(values: Array, weights: Array, denominators: Array) -> Array:
     """
     total = jnp.sum(denominators)
     values = select((weights == 0) & ~jnp.isfinite(values), 0, values)
-    return jnp.sum(weights * values) / select(total == 0, 1, total)
+    return jnp.sum(weights * values) / _nonzero(total)
+
+
+def _nonzero(total: Array) -> Array:
+    """Return a total weight, and 1 in place of 0."""
+    return select(total == 0, 1, total)
 
 
 @calls.compiled("axis", constant="smoothing")
@@ -884,7 +916,14 @@ def mean_cross_entropy(
         # are numbers, its value stays, for the gradient in the weight.
         is_sound = rows.in_range & jnp.all(rows.z < jnp.inf, rows.axis)
         rows = rows._replace(valid=rows.valid & (is_sound | (w != 0)))
-    values, label_weights = _smoothed_values(rows, smoothing, class_weights)
+    kernels = softmax_core.find_kernels(jnp.asarray(logits), rows.axis)
+    if kernels is not None and _is_zero(smoothing):
+        # Value and gradient in one pass over the logits, since the weights are known before it.
+        w = w * _prepare_class_weights(class_weights, rows)[1]
+        mean_weights = w / _nonzero(jnp.sum(w))
+        is_masked = where is not None
+        return kernels.weighted_sum(jnp.asarray(logits), rows, mean_weights, is_masked=is_masked)
+    values, label_weights = _smoothed_values(logits, rows, smoothing, class_weights, where)
     return _ratio(values, w, w * label_weights)
 
 

@@ -4,6 +4,8 @@ Cross-entropy and softmax(z) - onehot(y) are computed from the same exponentials
 """
 
 import functools
+from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -43,6 +45,18 @@ def prepare_labeled_rows(
     valid = jnp.ones_like(in_range) if valid is None else valid
     per_row = (placement.shard_like_rows(a, z, axis) for a in (index, in_range, valid))
     return LabeledRows._make((*placement.match_varying_axes(z, *per_row), axis))
+
+
+def find_kernels(logits: Array, axis: int) -> ModuleType | None:
+    """Return the row kernels if the program is traced for a GPU on which they are faster.
+
+    They are imported by name at their first use: importing Pallas is slow, and they are built on
+    this module.
+    """
+    if import_module("jaxsoftmax.kernels.target").current().platform != "gpu":
+        return None
+    kernels = import_module("jaxsoftmax.kernels.gpu.rows")
+    return kernels if kernels.unsupported(logits, axis) is None else None
 
 
 def label_mask(z: Array, labels: Array, axis: int) -> Array:

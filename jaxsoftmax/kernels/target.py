@@ -24,6 +24,14 @@ class Target:
     interpret: bool = False
     kind: str | None = None  # the kind of device to interpret; elsewhere JAX knows it
 
+    @property
+    def device_kind(self) -> str:
+        """The kind of device: that of the abstract mesh or, without one, of this machine."""
+        if self.interpret:
+            return self.kind or ""
+        abstract = jax.sharding.get_abstract_mesh().abstract_device
+        return (abstract or jax.devices()[0]).device_kind
+
 
 _assumed: ContextVar[Target | None] = ContextVar("target", default=None)
 
@@ -31,6 +39,14 @@ _assumed: ContextVar[Target | None] = ContextVar("target", default=None)
 def current() -> Target:
     """Return the device that a program traced now will run on."""
     return _assumed.get() or Target(jax.default_backend())
+
+
+def core_count() -> int:
+    """Return how many blocks of a GPU's kernel run at once on that device; 2 where interpreted."""
+    if current().interpret:
+        return 2
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    return abstract.num_cores if abstract else jax.devices()[0].core_count
 
 
 @contextmanager

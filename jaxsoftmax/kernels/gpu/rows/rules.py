@@ -1,0 +1,253 @@
+"""Where the row kernels run, and the derivatives of the loss that they compute.
+
+    a value                 the kernel without the gradient
+    grad of the losses      the kernel with the gradient, weighted by the cotangents, in the
+                            reverse pass: it reads the logits again and rounds the gradient once
+    grad of a weighted sum  the same kernel in the forward pass, with the weights as cotangents:
+                            one read and one write for value and gradient
+    jvp, jacfwd, Hessians   XLA's form, `softmax_core.value_and_gradient`
+    vmap                    the rows of all lanes, in one call
+
+On other platforms than CUDA's, for which the same program may be lowered, it is XLA's form too.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+
+from jaxsoftmax import placement, softmax_core
+from jaxsoftmax.kernels import target
+from jaxsoftmax.kernels.gpu import hopper
+from jaxsoftmax.kernels.gpu.rows import implementation, plans
+from jaxsoftmax.kernels.gpu.rows.pipeline import IGNORED, MASKED, UNDEFINED
+from jaxsoftmax.kernels.linear_map import linear_map
+from jaxsoftmax.softmax_core import LabeledRows
+
+DTYPES = ("bfloat16", "float16", "float32")
+MAX_UNALIGNED_ENTRIES = 2**31  # of an array, whose entries are counted in int32
+
+
+class Settings(NamedTuple):
+    """What is known when a program is traced."""
+
+    tuning: plans.Tuning
+    cores: int
+    interpret: bool
+
+    def plan(self, logits: Array) -> plans.Plan:
+        """Return the chunks of the rows."""
+        return plans.plan(logits.shape[-1], logits.dtype.itemsize, self.tuning)
+
+
+def unsupported(logits: Array, axis: int) -> str | None:
+    """Return why XLA's form computes the loss of these logits, or None."""
+    # The interpreter is a Hopper GPU unless its target names another one.
+    kind = target.current().device_kind or hopper.DEVICES[0]
+    if not any(name in kind for name in hopper.DEVICES):
+        return f"nothing was measured on this GPU, {kind!r}"
+    if logits.dtype.name not in DTYPES:
+        return f"it needs one of {DTYPES}, got {logits.dtype}"
+    if logits.ndim < 2 or axis != logits.ndim - 1:
+        return f"it needs rows whose classes are the last axis, got axis {axis} of {logits.shape}"
+    if not placement.is_static(*logits.shape):
+        return f"it needs sizes that are numbers, got {logits.shape}"
+    if placement.count_devices(logits) > 1:
+        return "the compiler cannot divide a kernel among devices"
+    return _unsupported_sizes(logits)
+
+
+def _unsupported_sizes(logits: Array) -> str | None:
+    k = logits.shape[-1]
+    tuning = plans.choose(k, logits.dtype.itemsize)
+    if tuning is None:
+        return f"no kernel was measured to be faster at {k} classes in {logits.dtype}"
+    plan = plans.plan(k, logits.dtype.itemsize, tuning)
+    rows, least = logits.size // k, plan.fewest_rows(target.core_count())
+    if rows < least:
+        return f"it needs {least} rows to keep the device busy, got {rows}"
+    if not plan.is_aligned and logits.size >= MAX_UNALIGNED_ENTRIES:
+        return f"it needs fewer than 2^31 logits, or a multiple of 16 bytes in a row, got {k}"
+    return None
+
+
+def losses(logits: Array, rows: LabeledRows, *, is_masked: bool) -> Array:
+    """Return the losses of rows that are supported.
+
+    Args:
+        logits: `[..., K]`, as they were given.
+        rows: the same logits after masking, and the labels.
+        is_masked: whether there is a mask. Its gradient needs no pass of its own, since a
+            probability of 0 is a gradient of 0, but at a label that is masked.
+    """
+    return _losses(*_flatten(logits, rows, is_masked), _settings(logits)).reshape(rows.labels.shape)
+
+
+def weighted_sum(logits: Array, rows: LabeledRows, weights: Array, *, is_masked: bool) -> Array:
+    """Return the weighted sum of the losses; an infinite loss with weight 0 is ignored."""
+    flat = _flatten(logits, rows, is_masked)
+    return _weighted_sum(*flat, weights.reshape(-1), _settings(logits))
+
+
+def _settings(logits: Array) -> Settings:
+    tuning = plans.choose(logits.shape[-1], logits.dtype.itemsize)
+    assert tuning is not None  # as `unsupported` finds
+    return Settings(tuning, target.core_count(), target.current().interpret)
+
+
+def _flatten(logits: Array, rows: LabeledRows, is_masked: bool) -> tuple[Array, Array, Array]:
+    """Return the logits, what the mask leaves of them, and labels as a kernel takes them."""
+    z = rows.z.astype(logits.dtype) if is_masked else logits
+    labels = rows.labels
+    if is_masked:
+        is_lost = softmax_core.label_logit(rows.z, rows.labels, rows.axis) == -jnp.inf
+        labels = jnp.where(is_lost, MASKED - labels, labels)
+    labels = jnp.where(rows.in_range, labels, UNDEFINED)
+    labels = jnp.where(rows.valid, labels, IGNORED)
+    k = logits.shape[-1]
+    return logits.reshape(-1, k), z.reshape(-1, k), labels.reshape(-1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _losses(logits: Array, z: Array, labels: Array, settings: Settings) -> Array:
+    """Return the losses of rows, `[N, K]`, where z has what a mask leaves of the logits."""
+    run = partial(_run_losses, settings)
+    return _on_gpu(settings, run, _xla_losses, z, labels)
+
+
+@_losses.defjvp
+def _losses_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    _, z, labels = primals
+
+    def pull(residuals: tuple[Array, Array], cotangents: Array) -> Array:
+        return _both(*residuals, cotangents, settings)[1]
+
+    tangent = linear_map(_directional_derivatives, pull, (z, labels), tangents[0])
+    return _losses(*primals, settings), tangent
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _weighted_sum(
+    logits: Array, z: Array, labels: Array, weights: Array, settings: Settings
+) -> Array:
+    return jnp.sum(softmax_core.weighted_term(weights, _losses(logits, z, labels, settings)))
+
+
+@_weighted_sum.defjvp
+def _weighted_sum_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    _, z, labels, weights = primals
+    losses, gradient = _both(z, labels, weights, settings)
+
+    def push(residuals: tuple[Array, ...], dlogits: Array) -> Array:
+        _, weights, *rows = residuals
+        return jnp.vdot(weights, _directional_derivatives(rows, dlogits))
+
+    def pull(residuals: tuple[Array, ...], cotangent: Array) -> Array:
+        gradient = residuals[0]
+        return (gradient.astype(cotangent.dtype) * cotangent).astype(gradient.dtype)
+
+    residuals = gradient, weights, z, labels
+    tangent = linear_map(push, pull, residuals, tangents[0])
+    total, dtotal = jax.jvp(
+        lambda weights: jnp.sum(softmax_core.weighted_term(weights, losses)),
+        (weights,),
+        (tangents[3],),
+    )
+    return total, tangent + dtotal
+
+
+def _directional_derivatives(rows: Sequence[Array], dlogits: Array) -> Array:
+    z, labels = rows
+    gradient = _xla_gradient(z, labels)
+    dz = dlogits.astype(gradient.dtype)
+    return softmax_core.directional_derivative(gradient, dz, labels != IGNORED, 1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _both(z: Array, labels: Array, weights: Array, settings: Settings) -> tuple[Array, Array]:
+    """Return the losses, and the gradient of their weighted sum."""
+    return _on_gpu(settings, partial(_run_both, settings), _xla_weighted, z, labels, weights)
+
+
+@_both.defjvp
+def _both_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    z, labels, weights = primals
+    _, found = jax.jvp(
+        lambda z, weights: _xla_weighted(z, labels, weights),
+        (z, weights),
+        (tangents[0], tangents[2]),
+    )
+    return _both(*primals, settings), found
+
+
+# -- The kernels --
+
+
+def _on_gpu(
+    settings: Settings, kernel: Callable[..., Any], plain: Callable[..., Any], *arrays: Array
+) -> Any:
+    """Return the kernel's result, and that of XLA's form on any other platform than CUDA's."""
+    stacked = _stack_lanes(kernel)
+    if settings.interpret:
+        return stacked(*arrays)
+    return lax.platform_dependent(*arrays, cuda=stacked, default=plain)
+
+
+def _stack_lanes(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel with a rule for vmap, under which the lanes' rows are rows of one call."""
+    function = custom_vmap(kernel)
+
+    @function.def_vmap
+    def _(size: int, is_batched: Any, *arrays: Array) -> tuple[Any, Any]:
+        pairs = zip(arrays, is_batched, strict=True)
+        lanes = [a if batched else jnp.broadcast_to(a, (size, *a.shape)) for a, batched in pairs]
+        found = function(*(a.reshape(-1, *a.shape[2:]) for a in lanes))
+        split = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), found)
+        return split, jax.tree.map(lambda _: True, found)
+
+    return function
+
+
+def _run_losses(settings: Settings, z: Array, labels: Array) -> Array:
+    return implementation.losses(z, labels, settings.plan(z), settings.cores, settings.interpret)
+
+
+def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+    plan = settings.plan(z)
+    # Not in place: XLA would copy the logits first wherever anything else reads them, such as the
+    # losses of a pass before, or where they are an argument that is not donated.
+    return implementation.losses_and_gradient(
+        z, labels, weights, plan, settings.cores, settings.interpret
+    )
+
+
+# -- XLA's form --
+
+
+def _xla_losses(z: Array, labels: Array) -> Array:
+    return _xla_both(z, labels)[0]
+
+
+def _xla_weighted(z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the losses, and the gradient of their weighted sum."""
+    values, gradient = _xla_both(z, labels)
+    return values, (gradient * jnp.expand_dims(weights, 1)).astype(z.dtype)
+
+
+def _xla_gradient(z: Array, labels: Array) -> Array:
+    return _xla_both(z, labels)[1]
+
+
+def _xla_both(z: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the losses, and their gradient in float32, which is 0 at a label that is masked."""
+    is_masked, valid = labels <= MASKED, labels != IGNORED
+    index = jnp.where(is_masked, MASKED - labels, jnp.maximum(labels, 0))
+    is_defined = is_masked | (labels >= 0)
+    z = z.astype(jnp.float32)
+    values, gradient = softmax_core.value_and_gradient(z, index, is_defined, valid, 1)
+    is_lost = jnp.expand_dims(is_masked, 1) & (z == -jnp.inf)
+    return values, jnp.where(is_lost, 0, gradient)

@@ -1,0 +1,360 @@
+"""The row kernels: interpreted against exact values, compiled for GPUs that are only described.
+
+A block of entries has 1,024, a vector 4 or 8; the shapes lie on both sides of each, and the tunings
+are those of `plans` in every choice that they make, with fewer warpgroups and smaller chunks.
+Blocks that share a row are interpreted with one warpgroup each: the interpreter needs a thread for
+every warpgroup that waits.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import adversaries
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax import export
+from jax.sharding import PartitionSpec as P
+
+import jaxsoftmax as js
+from jaxsoftmax.kernels import target
+from jaxsoftmax.kernels.gpu import rows
+from jaxsoftmax.kernels.gpu.rows import implementation, plans
+from jaxsoftmax.kernels.gpu.rows.pipeline import IGNORED, UNDEFINED
+from jaxsoftmax.kernels.gpu.rows.plans import Tuning
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+SCRIPT = Path(__file__).parent.parent / "experiments" / "gpu_rows.py"
+INF, NAN = np.inf, np.nan
+HALF_ULP = 0.51  # of the format of a gradient in half precision
+SHAPES = {
+    # A warpgroup for each row; less than a block of entries, whole vectors; several waves.
+    "short rows": ((9, 1000), jnp.bfloat16, Tuning(1, 1, False, 3, 2, 4096), False),
+    # Unaligned rows of which the last ends within a vector.
+    "unaligned": ((9, 1029), jnp.float32, Tuning(1, 1, True, 1, 2, 4096), False),
+    # Two warpgroups for each row, two chunks each, one of which is empty; in place.
+    "empty chunk": ((12, 3000), jnp.float16, Tuning(2, 1, True, 1, 2, 2048, 5), True),
+    # The last entry alone is in a chunk of its own.
+    "edge": ((12, 4097), jnp.float32, Tuning(2, 1, False, 1, 2, 4096, 7), True),
+    "two blocks": ((12, 2055), jnp.bfloat16, Tuning(1, 2, False, 1, 1, 4096), True),
+    "two blocks, overlapping": ((12, 2048), jnp.float32, Tuning(1, 2, True, 1, 1, 4096), False),
+}
+
+
+# -- The kernels --
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_kind_of_row(name: str):
+    (n, k), dtype, tuning, in_place = SHAPES[name]
+    z, labels = rows_of_all_kinds(n, k, dtype)
+    if name == "unaligned":
+        adversarial = adversaries.logits(k, np.float32).astype(np.float64)
+        z = np.concatenate([z, adversarial])
+        labels = np.int32(np.concatenate([labels, np.arange(len(adversarial)) * 17 % k]))
+        n = len(z)
+    cotangents = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+    plan = plans.plan(k, jnp.dtype(dtype).itemsize, tuning)
+    values, gradient = jax.jit(
+        partial(
+            implementation.losses_and_gradient,
+            plan=plan, cores=2, interpret=True, in_place=in_place,
+        )
+    )(jnp.asarray(z, dtype), jnp.asarray(labels), jnp.asarray(cotangents))  # fmt: skip
+    want, slope = truth(z, labels)
+    oracles.assert_ulps(values, want)
+    weighted = slope * cotangents.astype(oracles.extended)[:, None]
+    assert_rounded(gradient, weighted, 8 if dtype == jnp.float32 else HALF_ULP)
+    if name == "short rows":
+        alone = jax.jit(partial(implementation.losses, plan=plan, cores=2, interpret=True))
+        np.testing.assert_array_equal(alone(jnp.asarray(z, dtype), jnp.asarray(labels)), values)
+
+
+def rows_of_all_kinds(n: int, k: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are confident, shifted, far from 0, infinite, masked, NaN, ignored or undefined."""
+    rng = np.random.default_rng(k)
+    z, labels = 3 * rng.standard_normal((n, k)), rng.integers(0, k, n)
+    far = 6e4 if dtype == jnp.float16 else 2e6
+    kinds: list[Callable[[int], None]] = [
+        lambda r: put(r, slice(None), 30 * z[r], k - 1),
+        lambda r: put(r, labels[r], z[r, labels[r]] + 60),
+        lambda r: put(r, slice(None), z[r] + 1e3, 0),
+        lambda r: put(r, slice(None), z[r] - far, k // 2),
+        lambda r: put(r, slice(None), z[r] + far),
+        lambda r: put(r, [1, 5, k - 1], INF, 5),
+        lambda r: put(r, [0, k - 1], INF, 3),
+        lambda r: put(r, slice(None), -INF),
+        lambda r: put(r, k // 3, NAN),
+        lambda r: put(r, slice(None), NAN, IGNORED),
+        lambda r: put(r, 7, 2.0, UNDEFINED),
+        lambda r: put(r, labels[r], -INF),
+    ]
+
+    def put(r: int, where: object, value: object, label: int | None = None) -> None:
+        z[r, where] = value
+        labels[r] = labels[r] if label is None else label
+
+    for r in range(n):
+        # Nine rows have every second kind, and then some of the others.
+        kinds[r * (1 if n == len(kinds) else 5) % len(kinds)](r)
+    return np.float64(jnp.asarray(z, dtype)), np.int32(labels)
+
+
+def truth(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Exact losses and gradients, with what bad labels mean."""
+    is_class, ignored = labels >= 0, labels == IGNORED
+    y = np.where(is_class, labels, 0)
+    known = np.where(ignored[:, None] | np.isnan(z).any(1)[:, None], 0, z)
+    with np.errstate(invalid="ignore"):
+        values = oracles.cross_entropy(known, y)
+        gradient = oracles.cross_entropy_gradient(known, y)
+    # Infinite logits share the mass.
+    share = (known == INF) / np.maximum((known == INF).sum(1), 1)[:, None]
+    infinite = share.any(1)
+    own = np.take_along_axis(share, y[:, None], 1)[:, 0]
+    with np.errstate(divide="ignore"):
+        values = np.where(infinite, -np.log(own.astype(oracles.extended)), values)
+    shared = share - oracles.onehot(y, z.shape[1])
+    gradient = np.where(infinite[:, None], shared, gradient)
+    lost = (~is_class & ~ignored) | (np.isnan(z).any(1) & ~ignored)
+    values = np.where(lost, NAN, np.where(ignored, 0, values))
+    return values, np.where(lost[:, None], NAN, np.where(ignored[:, None], 0, gradient))
+
+
+def assert_rounded(got: jax.Array, true: np.ndarray, limit: float) -> None:
+    """Entries are within a share of an ulp of their format, or of its smallest normal number."""
+    info = jnp.finfo(got.dtype)
+    size = np.where(np.isfinite(true), np.maximum(np.abs(true), float(info.tiny)), 1)
+    unit = np.ldexp(oracles.extended(1), np.frexp(size)[1] - 1 - info.nmant)
+    found = np.asarray(got.astype(jnp.float32), oracles.extended)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(true))
+    error = np.where(np.isfinite(true), np.abs(found - true) / unit, 0)
+    # Below the normal numbers the device gives 0.
+    error = np.where(np.abs(true) < 2 * float(info.tiny), np.minimum(error, limit), error)
+    assert np.nanmax(error) <= limit
+
+
+# -- Plans --
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_plans_cover_each_row_once(itemsize: int):
+    limits = [limit // itemsize for limit, *_ in plans.MEASURED]
+    sizes = {768, 1000, 1009, 4096, 32_000, 50_257, 65_536, 128_256, 131_072}
+    sizes |= {limit + d for limit in limits for d in (-1, 0, 1)}
+    for k in sizes:
+        tuning = plans.choose(k, itemsize)
+        if tuning is None:
+            assert k * itemsize > 380 * 1024
+            continue
+        plan = plans.plan(k, itemsize, tuning)
+        assert plan.fits
+        vector = plan.vector
+        assert plan.chunks <= plan.parts * plan.steps
+        for low, high in ((0, plan.window), (vector, k // vector * vector)):
+            covered = np.zeros(plan.window, int)
+            for first, last, begin, length in plan.spans(low, high):
+                assert begin * itemsize % 16 == length * itemsize % 16 == 0
+                for q in range(first, last + 1):
+                    covered[q * plan.chunk + begin : q * plan.chunk + begin + length] += 1
+            np.testing.assert_array_equal(np.flatnonzero(covered == 1), np.arange(low, high))
+            assert covered.max() == 1
+
+
+def test_where_no_kernel_was_measured_to_be_faster():
+    for k, itemsize, nearest in ((767, 2, 768), (98_305, 4, 98_304), (262_145, 2, 262_144)):
+        assert plans.choose(k, itemsize) is None
+        assert plans.choose(nearest, itemsize) is not None
+
+
+# -- Behind the public functions --
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Programs traced here run the kernels, of blocks with one warpgroup: 8 rows are enough."""
+    # A program that was traced for the CPU must not be found instead.
+    jax.clear_caches()
+    measured = ((4096, Tuning(1, 1, False, 1, 1, 4096), 1.0),)
+    with pytest.MonkeyPatch.context() as patch, target.assumed("gpu", interpret=True):
+        patch.setattr(plans, "MEASURED", measured)
+        yield
+    jax.clear_caches()
+
+
+K = 800
+
+
+def logits_and_labels() -> tuple[jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0))
+    z = (3 * jax.random.normal(keys[0], (2, 4, K))).astype(jnp.bfloat16)
+    return z, jax.random.randint(keys[1], z.shape[:2], -1, K)
+
+
+def derivatives(z: jax.Array, labels: jax.Array) -> dict[str, object]:
+    """Every transformation of the public losses, of masked and ignored examples."""
+    where = jnp.arange(K) % 5 != 0
+    valid = labels % 3 != 0
+    cotangents = jnp.cos(jnp.arange(labels.size, dtype=jnp.float32)).reshape(labels.shape)
+    dz = jnp.flip(z, 0)
+
+    def weighted(z: jax.Array) -> jax.Array:
+        return jnp.vdot(cotangents, js.cross_entropy(z, labels, where=where, valid=valid))
+
+    def mean(z: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.float32(3) * js.mean_cross_entropy(z, labels, valid=valid, weights=weights)
+
+    weights = jnp.abs(cotangents)
+    return {
+        "losses": jax.value_and_grad(weighted)(z),
+        "mean": jax.value_and_grad(mean, (0, 1))(z, weights),
+        "Hessian product": jax.jvp(jax.grad(weighted), (z,), (dz,))[1],
+        "jvp of the mean": jax.jvp(partial(mean, weights=weights), (z,), (dz,)),
+        "vmap of the gradient": jax.vmap(jax.grad(js.mean_cross_entropy))(
+            jnp.stack([z, 2 * z]), jnp.stack([labels, jnp.flip(labels, 1)])
+        ),
+    }
+
+
+def test_the_public_losses_are_those_of_the_other_form():
+    z, labels = logits_and_labels()
+    with interpreting():
+        assert "callback" in str(jax.make_jaxpr(js.cross_entropy)(z, labels))
+        found = jax.jit(derivatives)(z, labels)
+    want = jax.jit(derivatives)(z, labels)
+    for name, b in want.items():
+        for one, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(b), strict=True):
+            assert one.dtype == other.dtype, name
+            a, b = np.float32(one), np.float32(other)
+            # Both round a gradient of half precision, and one of them in two steps.
+            rtol = 4e-6 if one.dtype == jnp.float32 else float(jnp.finfo(one.dtype).eps)
+            largest = np.nanmax(np.abs(b))
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6 * largest, err_msg=name)
+
+
+def test_rows_of_one_device_in_shard_map():
+    z, labels = (a.reshape(-1, *a.shape[2:]) for a in logits_and_labels())
+    z, labels = jnp.tile(z, (2, 1)), jnp.tile(labels, 2)
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def total(z: jax.Array, labels: jax.Array) -> jax.Array:
+        return jax.lax.psum(js.mean_cross_entropy(z, labels, valid=labels >= 0), "rows")
+
+    def gradient(z: jax.Array, labels: jax.Array) -> jax.Array:
+        both = jax.shard_map(total, mesh=mesh, in_specs=P("rows"), out_specs=P())
+        return jax.grad(both)(z, labels)
+
+    with interpreting():
+        assert "callback" in str(jax.make_jaxpr(gradient)(z, labels))
+        found = jax.jit(gradient)(z, labels)
+    want = jax.jit(gradient)(z, labels)
+    np.testing.assert_allclose(np.float32(found), np.float32(want), rtol=2**-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("measured on this GPU", {"kind": "NVIDIA B200"}),
+        ("one of", {"dtype": jnp.float64}),
+        ("last axis", {"axis": 0}),
+        ("last axis", {"shape": (1000,)}),
+        ("faster at 512", {"shape": (4096, 512)}),
+        ("rows to keep", {"shape": (8, 1000)}),
+        ("fewer than 2^31", {"shape": (2**22, 1001)}),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_what_the_other_form_computes(reason: str, change: dict):
+    case = {"kind": "NVIDIA H200", "dtype": jnp.bfloat16, "shape": (4096, 1000), "axis": 1}
+    case |= change
+
+    def reasons(z: jax.Array) -> jax.Array:
+        assert reason in rows.unsupported(z, case["axis"])
+        return z
+
+    with (
+        jax.enable_x64(case["dtype"] == jnp.float64),
+        target.assumed("gpu", interpret=True, kind=case["kind"]),
+    ):
+        jax.eval_shape(reasons, jax.ShapeDtypeStruct(case["shape"], case["dtype"]))
+
+
+def test_a_size_that_is_a_symbol_and_a_mesh():
+    (b,) = export.symbolic_shape("b")
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    def reasons(z: jax.Array) -> jax.Array:
+        found = rows.unsupported(z, 1)
+        assert found is not None
+        assert "numbers" in found or "among devices" in found
+        return z
+
+    with target.assumed("gpu", interpret=True):
+        export.export(jax.jit(reasons))(jax.ShapeDtypeStruct((b, 1000), jnp.float32))
+        with jax.set_mesh(mesh):
+            z = jax.ShapeDtypeStruct((4096, 1000), jnp.float32)
+            sharded = z.update(sharding=jax.sharding.NamedSharding(mesh, P("rows")))
+            jax.eval_shape(reasons, sharded)
+
+
+@contextmanager
+def described(kind: str) -> Iterator[None]:
+    """Programs traced here are for a GPU that is absent."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform="cuda")
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((1,), ("one",), auto, abstract_device=device)
+    jax.clear_caches()
+    with target.assumed("gpu"), jax.sharding.use_abstract_mesh(mesh):
+        yield
+    jax.clear_caches()
+
+
+def test_a_program_has_the_kernel_on_cuda_alone():
+    z = jax.ShapeDtypeStruct((16_384, 1000), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct(z.shape[:1], jnp.int32)
+    grad = jax.jit(jax.value_and_grad(js.mean_cross_entropy))
+    for kind, platform, is_there in (
+        ("NVIDIA H200", "cuda", True),
+        ("NVIDIA H200", "cpu", False),
+        ("NVIDIA B200", "cuda", False),
+    ):
+        with described(kind):
+            text = grad.trace(z, labels).lower(lowering_platforms=(platform,)).as_text()
+        assert ("mosaic_gpu" in text) == is_there, (kind, platform)
+
+
+# -- Compiled without the device --
+
+
+@pytest.mark.parametrize("name", ["h100", "h200", "b200"])
+def test_compiled_without_the_device(name: str):
+    python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
+    if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
+        python = sys.executable
+    if python is None:
+        pytest.skip("no interpreter with jax[cuda13]; JAXSOFTMAX_CUDA_PYTHON may name one")
+    done = subprocess.run(
+        [python, str(SCRIPT), "--compile", name, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])[name]
+    assert len(found) >= 8
+    for title, program in found.items():
+        assert program["registers"] <= 128, title
+        assert program["shared_bytes"] <= 232_448, title
+        assert program["spilled_bytes"] == 0, title
+        # Losses and what they are made of, not the logits: 4 MB at most.
+        assert program["temporary_bytes"] <= 2**22, title
