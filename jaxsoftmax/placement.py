@@ -229,6 +229,15 @@ def sharding(like: Array, *axes: Any) -> NamedSharding:
     return NamedSharding(jax.typeof(like).sharding.mesh, PartitionSpec(*axes))
 
 
+def gather_devices(x: Array, axes: tuple[str, ...]) -> Array:
+    """Return the values of all devices along Manual axes, the same on all: `[devices, ...]`.
+
+    The new axis is there before the gather. JAX 0.12 would give the first of the old axes' entries
+    in the sharding over other axes of the mesh to it.
+    """
+    return lax.all_gather(x[None], axes, tiled=True, to="invarying")
+
+
 def row_axes(x: Array, count: int) -> Any:
     """Return the mesh axes over which to share the work on `count` rows taken from x, or None.
 

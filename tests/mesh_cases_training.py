@@ -32,6 +32,7 @@ from jaxsoftmax import (  # noqa: E402
     calibration,
     cross_entropy,
     linear,
+    linear_cross_entropy,
     metrics,
     training,
 )
@@ -401,9 +402,12 @@ def stratified_over_rows_of_a_square() -> None:
     x, t = place(FEATURES, SQUARE, "r"), place(LABELS, SQUARE, "r")
     how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": 16}
     with within(SQUARE):
-        end, means = training.train_epoch(state(params), x, t, **how)
-    alone, wanted = training.train_epoch(state(), FEATURES, LABELS, virtual_shards=2, **how)
+        end, means = training.train_epoch(state(params), x, t, order="stratified", **how)
+        how["virtual_shards"] = 2
+        again, _ = training.train_epoch(state(params), x, t, **how)
+    alone, wanted = training.train_epoch(state(), FEATURES, LABELS, **how)
     same((end.params, means), (alone.params, wanted))
+    same(again.params, alone.params)
 
 
 @case
@@ -508,6 +512,33 @@ def streamed(**division: Any) -> training.FitResult:
 
 
 @case
+def streamed_to_a_head_over_classes() -> None:
+    """A fused loss whose classes are sharded over the other axis of the mesh."""
+
+    def loss(head: Any, x: Any, t: Any) -> Any:
+        return linear_cross_entropy(x, head.w, t, bias=head.bias).nll
+
+    rows = [*zip(FEATURES, LABELS, strict=True)]
+    source = training.RecordSource(rows, lambda row: row, block_size=7, window=32)
+    how = {"optimizer": OPTIMIZER, "key": jax.random.key(0), "batch_size": 16, "epochs": 2}
+    wanted = training.fit(loss, source, params=PARAMS, score=None, **how)
+    axes = (None, "c"), ("c",)
+    with within(SQUARE):
+        head = linear.LinearParams(*map(lambda a, s: place(a, SQUARE, *s), PARAMS, axes))
+        got = training.fit(loss, source, params=head, score=None, shards=ROWS, **how)
+        data = (place(a, SQUARE, "r") for a in (FEATURES, LABELS))
+        epoch, _ = training.train_epoch(
+            training.init_state(head, optimizer=OPTIMIZER, key=jax.random.key(0)),
+            *data,
+            loss=loss,
+            optimizer=OPTIMIZER,
+            batch_size=16,
+        )
+    assert got.params.w.sharding.spec == P(None, "c") == epoch.params.w.sharding.spec
+    same((got.params, got.history), (wanted.params, wanted.history))
+
+
+@case
 def streamed_over_devices() -> None:
     wanted = streamed(virtual_shards=8)
     for kind in (AxisType.Auto, AxisType.Explicit):
@@ -523,7 +554,7 @@ def streamed_over_devices() -> None:
 
 @case
 def stratified_falls_back_where_it_cannot_be() -> None:
-    """A model sharded over the rows' axis, and a batch that the shards do not divide."""
+    """A sharded model, and a batch that the shards do not divide."""
     w = place(PARAMS.w, EXPLICIT, None, "r")
     over_rows = linear.LinearParams(w, place(PARAMS.bias, EXPLICIT, "r"))
     for params, batch_size in ((over_rows, 24), (PARAMS, 20)):

@@ -74,7 +74,8 @@ def train_epoch(
             each, and only sums cross between devices: the gradient and the means. "global": all
             rows are shuffled together, so that the minibatches are those of one device, and the
             rows of each minibatch cross between devices. None is "stratified" where the rows are
-            known to be sharded, B is less than N, and the shards divide B, else "global".
+            known to be sharded, the parameters are not, B is less than N, and the shards divide B,
+            else "global".
         virtual_shards: V, a power of two that is a multiple of the number of shards and divides N
             and B. There are V strata in place of one for each shard, on one device too. Gradients
             and means are summed over them in a fixed order, so that devices of one kind give the
@@ -161,7 +162,7 @@ def run_epoch(
     )
 
     def place(carry: _Carry) -> _Carry:
-        return _place_like(carry, examples) if strata is None else carry
+        return place_like(carry, examples) if strata is None else carry
 
     def step(carry: _Carry, batch: Examples) -> tuple[_Carry, tuple[Metrics, Array]]:
         carry, out = update(carry, batch)
@@ -212,7 +213,7 @@ def take_step(
     return (optax.apply_updates(params, updates), opt_state), (means, total_weight(batch, strata))
 
 
-def _place_like(carry: _Carry, examples: Examples) -> _Carry:
+def place_like(carry: _Carry, examples: Examples) -> _Carry:
     """Return the carry on the mesh of the examples, varying over the same axes of a shard_map.
 
     A model that is replicated in a shard_map becomes one model per device, because each device fits

@@ -112,7 +112,7 @@ def _over_each_stratum(
 def _sum_in_fixed_order(a: Array, axes: tuple[str, ...]) -> Array:
     """Return the sum over strata, `[strata on this device, ...]`, by a binary tree over all."""
     a = _sum_by_pairs(a)
-    return _sum_by_pairs(lax.all_gather(a, axes, to="invarying")) if axes else a
+    return _sum_by_pairs(placement.gather_devices(a, axes)) if axes else a
 
 
 def _sum_by_pairs(a: Array) -> Array:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsoftmax import placement
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.training.checks import num_classes
-from jaxsoftmax.training.epoch import take_step
+from jaxsoftmax.training.epoch import place_like, take_step
 from jaxsoftmax.training.evaluation import named_scores
 from jaxsoftmax.training.source import Block, Source
 from jaxsoftmax.training.state import TrainState
@@ -63,9 +63,10 @@ def open_stream(source: Source, division: Division, batch_size: int) -> Stream:
             f"batch_size must be a multiple of the number of shards, {count}, which must be a "
             f"multiple of {devices} devices and {jax.process_count()} processes, got {batch_size}"
         )
+    # Without a fixed order of sums the types of the arrays are enough, whatever shards the model.
     strata = None
-    if axes or virtual_shards:
-        strata = Strata(axes, count // devices, batch_size // count, virtual_shards is not None)
+    if virtual_shards:
+        strata = Strata(axes, count // devices, batch_size // count, in_fixed_order=True)
     steps = max(1, source.window // batch_size)
     return Stream(source, Plan(rows, batch_size, steps, parts), sharding, strata)
 
@@ -210,7 +211,7 @@ def _run_window(
     strata: Strata | None,
 ) -> tuple[TrainState, Metrics]:
     """Return the state after a step on each minibatch, and the weighted sums of the metrics."""
-    step = partial(
+    update = partial(
         take_step,
         loss=loss,
         scores=named_scores(score, loss, state.params, window.targets[:, 0]),
@@ -218,17 +219,20 @@ def _run_window(
         strata=strata,
     )
 
-    def split(a: Array) -> Array:
-        in_order = strata is not None and strata.in_fixed_order
-        return a.reshape(strata.per_device, -1, *a.shape[1:]) if strata and in_order else a
+    def place(carry: Any) -> Any:
+        return place_like(carry, window) if strata is None else carry
 
-    def step_on_column(carry: Any, i: Array) -> tuple[Any, Any]:
-        batch = jax.tree.map(lambda a: split(lax.dynamic_index_in_dim(a, i, 1, False)), window)
-        return step(carry, batch)
+    def take(a: Array, i: Array) -> Array:
+        a = lax.dynamic_index_in_dim(a, i, 1, False)
+        return a if strata is None else a.reshape(strata.per_device, -1, *a.shape[1:])
+
+    def step(carry: Any, i: Array) -> tuple[Any, Any]:
+        carry, out = update(carry, jax.tree.map(lambda a: take(a, i), window))
+        return place(carry), out
 
     steps = window.features.shape[1]
     (params, opt_state), (means, totals) = lax.scan(
-        step_on_column, (state.params, state.opt_state), jnp.arange(steps)
+        step, place((state.params, state.opt_state)), jnp.arange(steps)
     )
     state = state._replace(params=params, opt_state=opt_state, step=state.step + steps)
     sums = {name: jnp.sum(mean * totals) for name, mean in means.items()}
