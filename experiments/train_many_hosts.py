@@ -6,7 +6,7 @@ cluster each process runs the same command with `--cluster`: under Slurm
 jobs and on Cloud TPU, where `jax.distributed.initialize()` finds the other processes by itself.
 Both folders are ones that all processes see. A killed run continues when the command is repeated,
 on the same number of devices or on another one. `--smoke` writes SYNTHETIC data and trains in
-seconds. It needs `pip install 'jaxsoftmax[scale]'`.
+less than a minute. It needs `pip install 'jaxsoftmax[scale]'`.
 
 The mesh has an axis of rows, over which each minibatch is sharded, and an axis of classes, over
 which the head is. Each process reads its own rows of the files; between devices go a few numbers
