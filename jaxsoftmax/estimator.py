@@ -46,7 +46,7 @@ from jaxsoftmax.losses import binary_cross_entropy, cross_entropy
 from jaxsoftmax.solvers import Solution, solve, solve_path
 
 
-class _CertifiedClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
+class CertifiedClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
     """What the estimators share: validation, the certified solution, and predictions."""
 
     l1_ratio: float
@@ -279,7 +279,7 @@ class _CertifiedClassifier(ClassifierMixin, SparseCoefMixin, BaseEstimator):
             self.n_iter_ = np.array([max(1, solution.iterations)], np.int32)
 
 
-class SoftmaxClassifier(_CertifiedClassifier):
+class SoftmaxClassifier(CertifiedClassifier):
     """Logistic regression, binary, multi-class or multi-label, with a certificate.
 
     Args:
@@ -427,7 +427,7 @@ class SoftmaxClassifier(_CertifiedClassifier):
         return training.init_state(params, optimizer=optimizer, key=jax.random.key(seed))
 
 
-class SoftmaxClassifierCV(_CertifiedClassifier):
+class SoftmaxClassifierCV(CertifiedClassifier):
     """`SoftmaxClassifier` with C chosen by cross-validation: all C and folds in lockstep.
 
     Args:
