@@ -20,6 +20,7 @@ SHARED = ("document", "run_all", "words", "figures")
 TO_COPY = {
     "train_minibatch": ([], r"test accuracy ([\d.]+)%", (95, 100)),
     "train_large_head": ([], r"5: .*, accuracy ([\d.]+)%", (50, 100)),
+    "train_many_hosts": (["--smoke"], r"epoch 2: .*\ntest loss ([\d.]+)", (0, 2.5)),
     "finetune_head": ([], r"certified head: .* fine-tuning ([\d.]+)%", (80, 100)),
     "distill": ([], r"T = 4, .* ([\d.]+)%", (95, 100)),
     "serve": ([], r"355 images: accuracy ([\d.]+)%", (90, 100)),
