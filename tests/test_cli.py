@@ -791,3 +791,69 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:  # how Linux ends a terminal whose other side is closed
         return b""
+
+
+# Tables that are not as they should be.
+
+
+def test_what_cannot_be_used_is_told_with_the_command_that_leaves_it_out() -> None:
+    notes = [
+        f"a note of many words that says nothing about the flower number {i}" for i in range(200)
+    ]
+    write("flowers.csv", **flowers(), note=notes, odd=[*range(0, 398, 2), "none"])
+    result = call("fit", *FLOWERS)
+    assert result.exit_code == 2
+    lines = result.output.splitlines()
+    assert lines[0] == "jaxsoftmax: flowers.csv: 2 columns cannot be used"
+    assert lines[1].startswith("flowers.csv, row 1 (line 2), column 'note': text of about 11 words")
+    assert lines[2].startswith("flowers.csv, row 200 (line 201), column 'odd': 'none' is not a n")
+    words = shlex.split(lines[3].partition("to leave out what cannot be used: ")[2])
+    assert words == ["jaxsoftmax", "fit", "flowers.csv", "--label", "kind", "--id", "id",
+                     "--drop", "note", "--drop", "odd", "--standardize"]  # fmt: skip
+    done = call(*words[1:], "--epochs", "1", "--no-report", "--output", "run")
+    assert done.exit_code == 0, done.output
+    assert shlex.split(run_folder.load(Path("run")).header["command"])[:11] == words[:11]
+
+
+@pytest.mark.parametrize(("loss", "message"), [
+    (None, "probe is for classes and labels, and 'price' holds numbers: use fit, or --task"),
+    ("hinge", "--loss must be softmax or sigmoid for a probe of classes, got hinge"),
+])  # fmt: skip
+def test_probe_refuses_what_it_cannot_solve(loss: str | None, message: str) -> None:
+    write("houses.csv", rooms=[i % 7 for i in range(60)], price=[i / 7 for i in range(60)],
+          kind=["a", "b"] * 30)  # fmt: skip
+    label = ("--label", "kind", "--loss", loss) if loss else ("--label", "price")
+    result = call("probe", "houses.csv", *label)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(Path("runs").glob("*"))
+
+
+def test_no_option_of_a_table_is_for_names() -> None:
+    for option in ("--no-header", "--numeric-only", "--skip-unlabeled"):
+        result = call("fit", "digits", option)
+        assert result.exit_code == 2
+        assert " is for files; digits is the name of a data set" in result.output
+
+
+def test_the_dialect_is_in_the_command_and_for_all_commands() -> None:
+    rows = [f"{i % 7}:{1 + i % 2}" for i in range(60)]
+    Path("x.csv").write_text("\n".join(rows), encoding="utf-16-le")
+    options = ("--delimiter", ":", "--encoding", "utf-16-le", "--no-header")
+    fit("x.csv", "--label", "2", *options, "--epochs", "1")
+    command = run_folder.load(Path("run")).header["command"]
+    assert "--delimiter : --encoding utf-16-le --no-header" in command
+    for verb in ("predict", "evaluate"):
+        result = call(verb, "run", "x.csv", *options)
+        assert result.exit_code == 0, result.output
+
+
+def test_characters_that_steer_a_terminal_are_not_printed() -> None:
+    name = "\x1b[31mred\n.csv"
+    write(name, **flowers(), **{"\x1b[2Jrow": [*range(200)]})
+    shown = call("fit", name, *FLOWERS[1:], "--epochs", "1", "--no-report").output
+    assert "\x1b" not in shown
+    assert " [31mred .csv" in shown
+    assert [folder.name for folder in Path("runs").iterdir()] == ["_[31mred_-sigmoid"]
+    refused = call("fit", name, "--label", "\x1b[31m").output
+    assert "\x1b" not in refused

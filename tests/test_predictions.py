@@ -1,6 +1,11 @@
 """Tables of predictions: what a score that is no number says."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from jaxsoftmax.app import predictions
@@ -16,3 +21,18 @@ def test_scores_of_nan_predict_no_class() -> None:
     made = predictions.make_table(scores, ids, schema, loss="softmax", identifier="ID").to_pylist()
     assert [row["label"] for row in made] == [None, "y"]
     assert np.isnan(made[0]["p_x"])
+
+
+def test_formulas_are_escaped_in_csv_unless_they_are_kept(tmp_path: Path) -> None:
+    ids = ["=HYPERLINK(1)", "@SUM(1)", "+1", "-2.5", "-x", "\tx", "a=b", None]
+    made = pa.table({"=id": ids, "n": [-1.0] * len(ids)})
+    path = tmp_path / "p.csv"
+    predictions.write(path, made)
+    written = pa.csv.read_csv(path)
+    assert written.column_names == ["'=id", "n"]
+    escaped = ["'=HYPERLINK(1)", "'@SUM(1)", "+1", "-2.5", "'-x", "'\tx", "a=b", ""]
+    assert written["'=id"].to_pylist() == escaped
+    predictions.write(path, made, keep_formulas=True)
+    assert pa.csv.read_csv(path)["=id"].to_pylist()[:-1] == ids[:-1]
+    predictions.write(tmp_path / "p.parquet", made)
+    assert pa.parquet.read_table(tmp_path / "p.parquet").equals(made)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxsoftmax.app import evaluation, plots, report
+from jaxsoftmax.app.data.column_learning import ColumnSummary
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.report import Run, document, page
 from jaxsoftmax.app.text import shorten
@@ -479,3 +480,26 @@ def test_a_script_in_a_name_would_not_run(browser: Browser, tmp_path: Path) -> N
     browser.open(path)
     assert browser.run("return document.title") != "run"
     assert any("Content Security Policy" in error for error in browser.errors())
+
+
+def test_the_columns_of_a_table_have_a_page() -> None:
+    found = (
+        ColumnSummary("age", "number", 0.25, "the number", "median 3", counts=(4, 0, 8),
+                      edges=(0.0, 10.0, 20.0, 30.0)),
+        ColumnSummary("<b>kind", "category", 0.0, "one-hot: 2 values", counts=(3, 1),
+                      labels=("<i>", "rose")),
+        ColumnSummary("day", "date", 0.0, "year", counts=(1,), edges=(0.0, 365.0)),
+        ColumnSummary("id", "number", 0.0, "all different", is_omitted=True),
+    )  # fmt: skip
+    text = report.html(dataclasses.replace(contents.table(), columns=found))
+    assert "<b>" not in text
+    assert "<i>" not in text
+    parsed = Parsed(text)
+    section = text[text.index('<section id="columns">') : text.index('<section id="learning">')]
+    bars = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', section)]
+    assert bars == [14, 0, 28, 28, 9.3, 28]
+    words = " ".join(parsed.words)
+    for said in ("25.0%", "0 to 30", "the number; missing values: median 3, and a feature that",
+                 "1970-01-01 to 1971-01-01", "left out: all different"):  # fmt: skip
+        assert said in words, said
+    assert '<section id="columns">' not in report.html(contents.table())

@@ -494,3 +494,23 @@ def _sign_again(folder: Path) -> None:
     """As one who means to deceive would: the hash is no seal."""
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     rewrite(folder, files={"model.safetensors": {"name": "model.safetensors", "sha256": digest}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": np.full((5, 3), np.nan, np.float32)}, "w must be finite, and holds NaN or infinity"),
+        ({"bias": np.array([0, np.inf, 0], np.float32)}, "bias must be finite"),
+        ({"w": np.zeros((5, 3), np.int32)}, "w must be float32, got int32"),
+        ({"w": np.zeros((5, 3), np.float16)}, "w must be float32, got float16"),
+    ],
+)
+def test_parameters_that_are_no_numbers(
+    saved: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    """The hash may be right: whoever changes a file can change the header too."""
+    arrays = {"w": np.zeros((5, 3), np.float32), "bias": np.zeros(3, np.float32)} | change
+    save_file(arrays, saved / "model.safetensors")
+    _sign_again(saved)
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {message}"):
+        run_folder.load(saved)

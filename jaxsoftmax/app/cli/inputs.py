@@ -127,7 +127,8 @@ def read(
 
 def _load(screen: Console, options: DataOptions) -> Dataset:
     name, data_dir, download = options.name, options.data_dir, options.download
-    given = [option for option, value in options.file_options.items() if value not in (None, False)]
+    given = [option for option, value in options.file_options.items() if value]
+    given += ["no-header"] if options.file_options["header"] is False else []
     with console.reading_progress(screen, name) as progress:
         if data.is_file(name):
             if data_dir is not None or download:

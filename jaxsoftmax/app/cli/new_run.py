@@ -20,6 +20,7 @@ from jaxsoftmax.app.cli.inputs import PreparedData
 from jaxsoftmax.app.cli.interrupts import Interrupts
 from jaxsoftmax.app.data.dataset import Dataset
 from jaxsoftmax.app.pipeline import EvaluationResult
+from jaxsoftmax.app.text import replace_unprintable
 from jaxsoftmax.linear import LinearParams
 
 
@@ -89,7 +90,9 @@ def start(options: RunOptions, default_name: str) -> Iterator[NewRun]:
         ValueError: if --overwrite is given without --output.
     """
     with interrupts.handle_interrupts() as handled:
-        folder = _make_folder(options, Path("runs") / default_name)
+        # The name of a file may have characters that control a terminal.
+        printable = replace_unprintable(default_name, replacement="_")
+        folder = _make_folder(options, Path("runs") / printable)
         try:
             yield NewRun(folder, handled)
         except BaseException:
@@ -200,6 +203,7 @@ def _write_report(screen: Console, saved: SavedRun) -> None:
         calibration=saved.result.calibration,
         preprocessing=model.preprocessing,
         path=saved.fitted.path,
+        columns=saved.dataset.columns,
     )
     with console.status(screen, "writing the report"):
         path = run_folder.add(

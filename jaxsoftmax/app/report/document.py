@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from jaxsoftmax import links, metrics
 from jaxsoftmax.app import evaluation, plots
+from jaxsoftmax.app.data.column_learning import ColumnSummary
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.app.defaults import LossName
-from jaxsoftmax.app.report import mistakes, page
+from jaxsoftmax.app.report import columns, mistakes, page
 from jaxsoftmax.app.report.mistakes import Mistake
 from jaxsoftmax.app.text import shorten
 from jaxsoftmax.linear import LinearParams
@@ -48,6 +49,7 @@ class Run:
         calibration: the result of `evaluation.calibrate`, or None.
         preprocessing: the map that the model applies to features first.
         path: the result of `linear_probe.ProbePath.to_json` for a probe, or None.
+        columns: what was learned about the columns of a table.
     """
 
     header: Mapping[str, Any]
@@ -60,6 +62,7 @@ class Run:
     calibration: Mapping[str, Any] | None = None
     preprocessing: Preprocessing = IDENTITY
     path: Mapping[str, Any] | None = None
+    columns: Sequence[ColumnSummary] = ()
 
 
 def write(path: str | Path, run: Run) -> None:
@@ -73,7 +76,8 @@ def write(path: str | Path, run: Run) -> None:
         >>> import pathlib, tempfile
         >>> import numpy as np
         >>> from jaxsoftmax.app import report
-        >>> from jaxsoftmax.app.data.dataset import Schema, Split, Task
+        >>> from jaxsoftmax.app.data.column_learning import ColumnSummary
+    from jaxsoftmax.app.data.dataset import Schema, Split, Task
         >>> from jaxsoftmax.linear import LinearParams
         >>> x = np.ones((3, 1), np.float32)
         >>> run = report.Run(
@@ -304,6 +308,10 @@ def _describe_preprocessing(context: _Context) -> str:
     steps += ["logarithm of 1 + x"] if context.run.preprocessing.log1p else []
     steps += ["standardized with the training data"] if context.is_standardized else []
     return ", then ".join(steps) or "none"
+
+
+def _render_columns(context: _Context) -> str:
+    return columns.render(context.run.columns)
 
 
 def _render_learning_curves(context: _Context) -> str:
@@ -695,6 +703,7 @@ def _render_figure(figure: Figure, *, name: str, label: str, caption: str) -> st
 
 _SECTIONS = (
     ("data", "Data", _render_data),
+    ("columns", "Columns", _render_columns),
     ("learning", "Learning curves", _render_learning_curves),
     ("regularization", "Regularization", _render_regularization),
     ("metrics", "Metrics", _render_metrics),

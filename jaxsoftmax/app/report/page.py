@@ -19,6 +19,10 @@ _SVG_STYLE = {"svg.fonttype": "none", "svg.image_inline": True}
 _ISOLATE, _END_OF_ISOLATE = "\u2068", "\u2069"
 
 
+class Markup(str):
+    """HTML, which a table shows as it is."""
+
+
 def text(value: object) -> str:
     """Escape text for any place of a page, with unprintable characters replaced by spaces.
 
@@ -67,7 +71,8 @@ def table(
     Args:
         title: the heading above the table.
         headings: the headings of its columns.
-        rows: rows with one value per column; the first value names the row.
+        rows: rows with one value per column; the first value names the row. All are escaped but
+            `Markup`.
         align: a letter for each column: `l` for words, `r` for numbers, and `w` for a column so
             wide that a narrow page shows each row as a block, with headings before the values.
 
@@ -101,7 +106,8 @@ def table(
 
 def _cell(tag: str, value: object, side: str, heading: str = "") -> str:
     # <bdi> keeps the order of the row, whatever a name's direction of writing.
-    content = text(value) if side == "r" else f"<bdi>{text(value)}</bdi>"
+    shown = value if isinstance(value, Markup) else text(value)
+    content = shown if side == "r" else f"<bdi>{shown}</bdi>"
     attribute = f' data-heading="{text(heading)}"' if heading else ""
     return f"<{tag} class={side}{attribute}>{content}</{tag.partition(' ')[0]}>"
 
