@@ -797,15 +797,14 @@ def _read(terminal: int) -> bytes:
 
 
 def test_what_cannot_be_used_is_told_with_the_command_that_leaves_it_out() -> None:
-    notes = [
-        f"a note of many words that says nothing about the flower number {i}" for i in range(200)
-    ]
-    write("flowers.csv", **flowers(), note=notes, odd=[*range(0, 398, 2), "none"])
+    notes = [f"a note of many words that says nothing about flower number {i}" for i in range(200)]
+    odd = [*map(str, range(0, 398, 2)), "none"]
+    write("flowers.csv", **flowers(), note=notes, odd=odd)
     result = call("fit", *FLOWERS)
     assert result.exit_code == 2
     lines = result.output.splitlines()
     assert lines[0] == "jaxsoftmax: flowers.csv: 2 columns cannot be used"
-    assert lines[1].startswith("flowers.csv, row 1 (line 2), column 'note': text of about 11 words")
+    assert lines[1].startswith("flowers.csv, row 1 (line 2), column 'note': text of about 12 words")
     assert lines[2].startswith("flowers.csv, row 200 (line 201), column 'odd': 'none' is not a n")
     words = shlex.split(lines[3].partition("to leave out what cannot be used: ")[2])
     assert words == ["jaxsoftmax", "fit", "flowers.csv", "--label", "kind", "--id", "id",
