@@ -52,12 +52,9 @@ def train(
     """Train the head, and return its loss on the rows of test.parquet."""
     shape = jax.device_count() // class_shards, class_shards
     with jax.set_mesh(jax.make_mesh(shape, ("rows", "classes"))):
-        source = training.ParquetSource(
-            sorted(data.glob("train*.parquet")), features="x", targets="label"
-        )
-        test = pq.read_table(data / "test.parquet")
-        x = np.stack(test["x"].to_numpy()).astype(np.float32)
-        labels = test["label"].to_numpy()
+        files = sorted(data.glob("train*.parquet"))
+        source = training.ParquetSource(files, features="x", targets="label")
+        test = training.ParquetSource(data / "test.parquet", features="x", targets="label").read(0)
         result = training.fit(
             loss,
             source,
@@ -65,15 +62,15 @@ def train(
             key=jax.random.key(0),
             epochs=epochs,
             batch_size=batch_size,
-            params=initial_head(x.shape[1], classes),
+            params=initial_head(test.features.shape[1], classes),
             score=None,
             shards=Shards(rows="rows"),
             checkpoint=run,
             resume=True,
             callback=report,
         )
-        found = training.evaluate(result.params, x, labels, loss=loss, score=None)
-        return float(found["loss"])
+        means = training.evaluate(result.params, *test[:2], loss=loss, score=None)
+        return float(means["loss"])
 
 
 def report(metrics: dict[str, float]) -> None:
@@ -89,9 +86,8 @@ def write_synthetic(folder: Path, *, rows: int, features: int, classes: int) -> 
     for name in ("train-0", "train-1", "test"):
         labels = rng.integers(0, classes, rows).astype(np.int32)
         x = centers[labels] + rng.standard_normal((rows, features)).astype(np.float32)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), features)
-        table = pa.table({"x": lists, "label": labels})
-        pq.write_table(table, folder / f"{name}.parquet", row_group_size=1024)
+        x = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), features)
+        pq.write_table(pa.table({"x": x, "label": labels}), folder / f"{name}.parquet")
 
 
 def main() -> None:
@@ -104,20 +100,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--cluster", action="store_true", help="one of the processes of a cluster")
     parser.add_argument("--smoke", action="store_true", help="synthetic data, on eight CPU devices")
-    given = parser.parse_args()
-    if given.cluster:
+    given = vars(parser.parse_args())
+    if given.pop("cluster"):
         jax.distributed.initialize()
-    if not given.smoke:
-        how = {"classes": given.classes, "class_shards": given.class_shards, "epochs": given.epochs}
-        print("test loss", train(given.data, given.run, batch_size=BATCH_SIZE, **how))
+    if not given.pop("smoke"):
+        print("test loss", train(**given, batch_size=BATCH_SIZE))
         return
     jax.config.update("jax_num_cpu_devices", 8)
     with tempfile.TemporaryDirectory() as folder:
-        data, run = Path(folder), Path(folder) / "run"
+        data = Path(folder)
         write_synthetic(data, rows=2048, features=16, classes=64)
         for epochs in (1, 2):  # the second call continues the first
             how = {"classes": 64, "class_shards": 2, "epochs": epochs, "batch_size": 256}
-            print("test loss", f"{train(data, run, **how):.4f}")
+            print("test loss", f"{train(data, data / 'run', **how):.4f}")
 
 
 if __name__ == "__main__":
