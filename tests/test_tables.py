@@ -142,6 +142,20 @@ def test_rows_without_a_label(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(dataset).features[:, 0], [1, 2] * 5)
 
 
+def test_text_that_may_be_no_label_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "a,y\n" + "1,male\n5,NA\n2,female\n" * 5)
+    dataset = load(path)
+    assert dataset.schema.classes == ("NA", "female", "male")
+    assert "--missing NA --skip-unlabeled" in dataset.notes[0]
+    options = ColumnOptions(missing=("NA",))
+    with pytest.raises(ValueError, match=r"row 2 .* the label is missing, as in 4 more rows"):
+        data.load_file(path, label="y", options=options)
+    dataset = data.load_file(path, label="y", options=options, skip_unlabeled=True)
+    assert dataset.schema.classes == ("female", "male")
+    with pytest.raises(ValueError, match=r"has no 'Y', .*; did you mean 'y'\?"):
+        load(path, label="Y")
+
+
 # The task.
 
 

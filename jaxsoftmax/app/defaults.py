@@ -257,7 +257,7 @@ def make_loss(name: LossName, schema: Schema) -> Loss:
     """
     if name not in TASK_LOSSES[schema.task]:
         expected = " or ".join(TASK_LOSSES[schema.task])
-        raise ValueError(f"loss must be {expected} for a task of {schema.task}, got {name}")
+        raise ValueError(f"--loss must be {expected} for a task of {schema.task}, got {name}")
     if schema.task is Task.labels and name is LossName.hinge:
         return on_logits(losses.hinge)
     return on_logits(_LOSS_FUNCTIONS[name])

@@ -23,8 +23,8 @@ from jaxsoftmax.app.data.dialects import DETECT, Dialect
 from jaxsoftmax.app.data.row_blocks import FeatureReader, read_splits
 from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, assign_splits
 from jaxsoftmax.app.data.table_schema import TableSchema
-from jaxsoftmax.app.data.tables import TableFile, format_names
-from jaxsoftmax.app.data.targets import describe_guess, encode, find_unlabeled, infer
+from jaxsoftmax.app.data.tables import TableFile, format_names, suggest
+from jaxsoftmax.app.data.targets import check_labeled, describe_guess, encode, find_unlabeled, infer
 
 SUFFIXES = (*tables.SUFFIXES, *arrays.SUFFIXES)
 
@@ -115,7 +115,10 @@ def load_file(
     file = arrays_reader or files.feature_file
     assert isinstance(file, FeatureReader | TableFile)
     _check_num_labels(files, num_labels, file.num_rows)
-    rows = _find_rows(columns, files) if skip_unlabeled else np.arange(num_labels)
+    is_missing = find_unlabeled(columns, options.missing)
+    rows = np.flatnonzero(~is_missing) if skip_unlabeled else np.arange(num_labels)
+    if is_missing.any() and not skip_unlabeled:
+        check_labeled(columns, files.describe_row, options.missing)
     columns = {name: column.take(pa.array(rows)) for name, column in columns.items()}
     _check_num_examples(files, len(rows), at_least=2 if test else 3)
     targets = infer(columns, lambda row: files.describe_row(_select(rows, row)), task)
@@ -149,7 +152,7 @@ def load_file(
         splits[TEST] = read_file(
             test, schema, targets=True, labels=labels, dialect=dialect, progress=progress
         )
-    notes = [*files.notes, *(describe_guess(columns, targets) if task is None else ())]
+    notes = [*files.notes, *describe_guess(columns, targets, is_given=task is not None)]
     if len(rows) < num_labels:
         notes.append(f"left out {num_labels - len(rows):,} rows without a label")
     return Dataset(
@@ -257,6 +260,7 @@ class _Files(NamedTuple):
                 raise ValueError(
                     f"{self.label_file.path} has no {name!r}, which should be the label; "
                     f"it has {format_names(self.label_file.names)}"
+                    + suggest(name, self.label_file.names)
                 )
         columns = self.label_file.read_columns(names)
         if self.label_rows is None:
@@ -332,7 +336,7 @@ def _find_identifier(
     if name is not None and found is None and required:
         raise ValueError(
             f"{file.path} has no {name!r}, which should be the id; "
-            f"it has {format_names(file.names)}"
+            f"it has {format_names(file.names)}" + suggest(name, file.names)
         )
     return found
 
@@ -403,14 +407,6 @@ def _read_splits(
 # The roles of columns and arrays
 
 
-def _find_rows(columns: dict[str, pa.Array], files: _Files) -> np.ndarray:
-    """Return the rows that have a label."""
-    rows = np.flatnonzero(~find_unlabeled(columns))
-    if not rows.size:
-        raise ValueError(f"{files.describe_row(None)}: the label is missing in all rows")
-    return rows
-
-
 def _select(rows: np.ndarray, row: int | None) -> int | None:
     return None if row is None else int(rows[row])
 
@@ -455,7 +451,7 @@ def _check_roles(
             purpose = {"drop": " to drop", "keep": " to keep"}.get(flag, f" (--{flag})")
             raise ValueError(
                 f"{file.path} has no {', '.join(map(repr, unknown))}{purpose}; "
-                f"it has {format_names(file.names)}"
+                f"it has {format_names(file.names)}" + suggest(unknown[0], file.names)
             )
         both = [name for name in names if name == files.identifier]
         if both:

@@ -1,5 +1,6 @@
 """Tables in files of text, Parquet and Excel: whole columns by name, and features by blocks."""
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -253,6 +254,13 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             f"{path}: its header has the name {repeated[0]!r} twice; rename one of the columns, "
             "or use --no-header if these are values"
         )
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """Return a question for the names of which one may have been meant, or nothing."""
+    close = {n.casefold(): n for n in reversed(names)}
+    found = difflib.get_close_matches(name.casefold(), close, n=1, cutoff=0.7)
+    return f"; did you mean {close[found[0]]!r}?" if found else ""
 
 
 def format_names(names: Sequence[str], limit: int = 8) -> str:

@@ -1,6 +1,6 @@
 """Columns of labels as targets: the task that they pose, and the numbers that encode them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 
 from jaxsoftmax.app.data.cells import (
+    MISSING,
     MISSING_NUMBER,
     decode,
     describe_invalid,
@@ -69,7 +70,7 @@ def infer(columns: Columns, describe_row: DescribeRow, task: Task | None = None)
         >>> targets.infer({"kind": pa.array(["cat", "ant", "cat"])}, "row {}".format)
         Targets(task=<Task.classes: 'classes'>, classes=('ant', 'cat'), values=array([1, 0, 1], ...
     """
-    _check_missing(columns, describe_row)
+    check_labeled(columns, describe_row)
     task = _infer_task(columns, describe_row) if task is None else task
     classes = _infer_classes(columns, describe_row, task)
     return Targets(task, classes, encode(columns, describe_row, task, classes))
@@ -93,7 +94,7 @@ def encode(
         ValueError: if a value is missing, is not one of the model's classes, or does not suit the
             task; names the row and the column.
     """
-    _check_missing(columns, describe_row)
+    check_labeled(columns, describe_row)
     name, column = next(iter(columns.items()))
     if task is Task.classes:
         return _encode_classes(name, column, describe_row, classes)
@@ -142,11 +143,23 @@ def _holds_amounts(column: pa.Array) -> bool:
     return num_values > limit and len(values) < MIN_EXAMPLES * num_values
 
 
-def describe_guess(columns: Columns, targets: Targets) -> list[str]:
-    """Describe in a line what was inferred of the task where it could be wrong, else in none."""
-    if targets.task is not Task.numbers or len(columns) > 1:
+def describe_guess(columns: Columns, targets: Targets, *, is_given: bool) -> list[str]:
+    """Describe in a line what was inferred of labels where it could be wrong, else in none.
+
+    Args:
+        columns: the columns of labels.
+        targets: the result of `infer`.
+        is_given: whether the task was not inferred.
+    """
+    name = next(iter(columns))
+    absent = [c for c in targets.classes if c in MISSING] if targets.task is Task.classes else []
+    if absent:
+        return [
+            f"label {name!r}: {', '.join(absent)} is taken for a class (if it stands for a missing "
+            f"label: --missing {absent[0]} --skip-unlabeled)"
+        ]
+    if is_given or targets.task is not Task.numbers or len(columns) > 1:
         return []
-    (name,) = columns
     count = len(np.unique(targets.values))
     return [
         f"label {name!r} has {count:,} different numbers, so this is a regression "
@@ -154,18 +167,21 @@ def describe_guess(columns: Columns, targets: Targets) -> list[str]:
     ]
 
 
-def find_unlabeled(columns: Columns) -> np.ndarray:
+def find_unlabeled(columns: Columns, missing: Sequence[str] = ()) -> np.ndarray:
     """Return which rows have a missing label, bool `[N]`.
 
     A missing label is null, NaN or no text, and among numbers any text that stands for a missing
-    value, such as NA. Elsewhere NA may be the name of a class.
+    value, such as NA. Elsewhere NA may be the name of a class, unless it is one of `missing`.
     """
     is_missing = [np.zeros(0, bool)]
     for column in columns.values():
         if is_text(column.type) and not _is_numeric(column):
-            is_missing.append(np.asarray(pc.fill_null(pc.equal(column, ""), True)))
+            texts = pa.array(["", *missing], column.type)
+            is_missing.append(
+                np.asarray(pc.is_in(column, value_set=texts)) | np.asarray(column.is_null())
+            )
         else:
-            is_missing.append(find_missing(column, (MISSING_NUMBER,)))
+            is_missing.append(find_missing(column, (*missing, MISSING_NUMBER)))
     return np.any(is_missing[1:], 0)
 
 
@@ -193,9 +209,10 @@ def _infer_classes(columns: Columns, describe_row: DescribeRow, task: Task) -> t
     return tuple(columns)
 
 
-def _check_missing(columns: Columns, describe_row: DescribeRow) -> None:
+def check_labeled(columns: Columns, describe_row: DescribeRow, missing: Sequence[str] = ()) -> None:
+    """Raise a ValueError that names the first row without a label, if there is one."""
     for name, column in columns.items():
-        rows = np.flatnonzero(find_unlabeled({name: column}))
+        rows = np.flatnonzero(find_unlabeled({name: column}, missing))
         if rows.size:
             others = f", as in {len(rows) - 1:,} more rows" if len(rows) > 1 else ""
             raise ValueError(
@@ -289,7 +306,7 @@ def _flatten(
     def describe_element(element: int | None) -> str:
         return describe_row(None if element is None else rows[element].as_py())
 
-    _check_missing({name: elements}, describe_element)
+    check_labeled({name: elements}, describe_element)
     return elements, describe_element
 
 
