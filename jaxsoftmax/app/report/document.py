@@ -76,8 +76,7 @@ def write(path: str | Path, run: Run) -> None:
         >>> import pathlib, tempfile
         >>> import numpy as np
         >>> from jaxsoftmax.app import report
-        >>> from jaxsoftmax.app.data.column_learning import ColumnSummary
-    from jaxsoftmax.app.data.dataset import Schema, Split, Task
+        >>> from jaxsoftmax.app.data.dataset import Schema, Split, Task
         >>> from jaxsoftmax.linear import LinearParams
         >>> x = np.ones((3, 1), np.float32)
         >>> run = report.Run(
