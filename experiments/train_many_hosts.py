@@ -51,26 +51,22 @@ def train(
 ) -> float:
     """Train the head, and return its loss on the rows of test.parquet."""
     shape = jax.device_count() // class_shards, class_shards
+    columns = {"features": "x", "targets": "label"}
+    test = training.ParquetSource(data / "test.parquet", **columns)
     with jax.set_mesh(jax.make_mesh(shape, ("rows", "classes"))):
-        files = sorted(data.glob("train*.parquet"))
-        source = training.ParquetSource(files, features="x", targets="label")
-        test = training.ParquetSource(data / "test.parquet", features="x", targets="label").read(0)
         result = training.fit(
             loss,
-            source,
+            training.ParquetSource(sorted(data.glob("train*.parquet")), **columns),
             optimizer=optax.adam(RATE),
             key=jax.random.key(0),
             epochs=epochs,
-            batch_size=batch_size,
-            params=initial_head(test.features.shape[1], classes),
-            score=None,
-            shards=Shards(rows="rows"),
+            params=initial_head(test.read(0).features.shape[1], classes),
             checkpoint=run,
             resume=True,
             callback=report,
+            **(how := {"batch_size": batch_size, "score": None, "shards": Shards(rows="rows")}),
         )
-        means = training.evaluate(result.params, *test[:2], loss=loss, score=None)
-        return float(means["loss"])
+        return float(training.evaluate(result.params, test, loss=loss, **how)["loss"])
 
 
 def report(metrics: dict[str, float]) -> None:

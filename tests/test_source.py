@@ -227,6 +227,24 @@ def test_an_epoch_is_resumed_in_its_middle(tmp_path: Path) -> None:
         fit(records(window=32), epochs=4, checkpoint=tmp_path, resume=True)
 
 
+def test_evaluate_and_validation_read_a_source() -> None:
+    weights = (np.arange(50) % 4).astype(np.float32)
+    rows = [*zip(np.where(weights[:, None] > 0, X, np.nan), Y, weights, strict=True)]
+    source = training.RecordSource(rows, lambda row: row, block_size=7, window=16)
+    params = linear.LinearParams(X[:3, :2], X[3, :2])
+    for batch_size in (None, 8):
+        got = training.evaluate(params, source, loss=LOSS, batch_size=batch_size)
+        wanted = training.evaluate(params, X, Y, loss=LOSS, weights=weights)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, wanted)
+    result = fit(records(), validation=source, patience=1, epochs=3)
+    last = training.evaluate(result.state.params, X, Y, loss=LOSS, weights=weights)["loss"]
+    np.testing.assert_allclose(result.history["validation_loss"][-1], last, rtol=1e-5)
+    with pytest.raises(ValueError, match="targets must be given with features that are arrays"):
+        training.evaluate(params, X, loss=LOSS)
+    with pytest.raises(ValueError, match="targets must be None beside a source"):
+        training.evaluate(params, source, Y, loss=LOSS)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [

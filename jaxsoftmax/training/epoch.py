@@ -12,10 +12,9 @@ from jaxsoftmax import placement
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checks import check_at_least_one
-from jaxsoftmax.training.evaluation import named_scores
 from jaxsoftmax.training.means import mean_over, total_weight, weighted_means
 from jaxsoftmax.training.minibatches import scan_minibatches
-from jaxsoftmax.training.models import accuracy
+from jaxsoftmax.training.models import accuracy, named_scores
 from jaxsoftmax.training.state import TrainState
 from jaxsoftmax.training.strata import (
     UNDIVIDED,

@@ -4,14 +4,18 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import Array
 
-from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.means import weighted_means
-from jaxsoftmax.training.models import LossOnLogits, accuracy
-from jaxsoftmax.training.strata import local_stratum
+from jaxsoftmax.training.models import accuracy, named_scores
+from jaxsoftmax.training.source import Source
+from jaxsoftmax.training.strata import UNDIVIDED, local_stratum
+from jaxsoftmax.training.streaming import (
+    check_rows,
+    check_source_arguments,
+    evaluate_stream,
+    open_stream,
+)
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
 from jaxsoftmax.training.weights import replace_ignored as replace_rows
 from jaxsoftmax.training.weights import run_on_valid, with_float_weights
@@ -20,32 +24,37 @@ from jaxsoftmax.validation import ArrayLike
 
 def evaluate(
     params: Any,
-    features: ArrayLike,
-    targets: ArrayLike,
+    features: ArrayLike | Source,
+    targets: ArrayLike | None = None,
     *,
     loss: Loss,
     weights: ArrayLike | None = None,
     score: Score | None = accuracy,
     shards: Shards | None = None,
+    batch_size: int | None = None,
 ) -> Metrics:
     """Return the weighted means of loss and score over all examples, computed in one batch.
 
     Args:
         params: the model's parameters, `w: [D, K]` or any pytree of arrays.
-        features: `[N, ...]`, or `[N, D]` for a linear model.
+        features: `[N, ...]`, or `[N, D]` for a linear model. Or a `Source`, which is read once, a
+            window at a time; targets and weights are its own.
         targets: `[N, ...]`.
         loss: returns values `[N]`.
         weights: as in `train_epoch`.
         score: as in `train_epoch`.
         shards: inside a `jax.shard_map`, the axes over which the rows are sharded: the means are
-            then those of the rows of all devices. Elsewhere the compiler divides the work.
+            then those of the rows of all devices. Elsewhere the compiler divides the work. For a
+            source, as in `fit`.
+        batch_size: for a source, the number of rows that are evaluated together; None for all of a
+            window, and for arrays.
 
     Returns:
         "loss", and "accuracy" if there is a score: float scalars.
 
     Raises:
-        ValueError: if loss or score does not return one value per example, or if there is not one
-            weight per example.
+        ValueError: if loss or score does not return one value per example, if there is not one
+            weight per example, or if there are targets beside a source, or none for arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,6 +65,14 @@ def evaluate(
         >>> print(metrics["loss"], metrics["accuracy"])
         0.6931472 0.33333334
     """
+    if isinstance(features, Source):
+        check_source_arguments(targets, weights, params)
+        division = UNDIVIDED._replace(shards=shards)
+        stream = open_stream(features, division, batch_size or features.window)
+        check = partial(check_rows, loss, params)
+        return evaluate_stream(stream, params, check=check, loss=loss, score=score)
+    if targets is None:
+        raise ValueError("targets must be given with features that are arrays, got None")
     return jitted_evaluate(
         params,
         Examples(features, targets, weights),  # type: ignore[arg-type]
@@ -88,28 +105,3 @@ def jitted_evaluate(
         return means(examples)
     # Devices must not differ in whether they take part in a sum, as branches of a condition would.
     return means(replace_rows(examples)) if strata is not None else run_on_valid(means, examples)
-
-
-def named_scores(score: Score | None, loss: Loss, params: Any, targets: Array) -> dict[str, Score]:
-    """Return the score under its name in the metrics, with float values.
-
-    There is none if the score is the default and the targets or the model have no accuracy.
-    """
-    chosen = _model_accuracy(loss, params, targets) if score is accuracy else score
-    if chosen is None:
-        return {}
-
-    def float_score(params: Any, features: Array, targets: Array) -> Array:
-        values = chosen(params, features, targets)
-        return values.astype(jnp.promote_types(values.dtype, jnp.float32))
-
-    return {"accuracy": float_score}
-
-
-def _model_accuracy(loss: Loss, params: Any, targets: Array) -> Score | None:
-    """Return the accuracy of the loss's model, or None where it is not defined."""
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        return None
-    if isinstance(loss, LossOnLogits):
-        return partial(accuracy, logits=loss.logits)
-    return accuracy if isinstance(params, LinearParams) else None

@@ -14,7 +14,7 @@ from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shape
 from jaxsoftmax.training.checks import check_at_least_one, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.epoch import jitted_train_epoch
-from jaxsoftmax.training.evaluation import jitted_evaluate
+from jaxsoftmax.training.evaluation import evaluate, jitted_evaluate
 from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
@@ -43,7 +43,7 @@ def fit(
     batch_size: int,
     params: Any = None,
     weights: ArrayLike | None = None,
-    validation: tuple[ArrayLike, ...] | None = None,
+    validation: tuple[ArrayLike, ...] | Source | None = None,
     patience: int | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     score: Score | None = accuracy,
@@ -86,7 +86,7 @@ def fit(
         weights: `[N]`, or one number for all examples: at least 0, some above; None for ones. Rows
             of weight 0 may hold anything, so that `weights=labels >= 0` ignores labels of -100.
         validation: `(features, targets)` or `(features, targets, weights)`, evaluated after every
-            epoch, in one batch.
+            epoch, in one batch. Or a `Source`, whose rows are read again after every epoch.
         patience: stop when the validation loss has not improved for this number of epochs, and
             return the parameters of the best epoch. A loss of NaN is no improvement.
         callback: called after each epoch with a dictionary of its number "epoch", counted from 1,
@@ -146,7 +146,9 @@ def fit(
     if patience is not None and validation is None:
         raise ValueError("patience needs validation=(features, targets), got None")
     is_linear = is_linear_model(loss, params)
-    validation_examples = prepare_validation(validation, is_linear=is_linear)
+    validation_examples = None
+    if not isinstance(validation, Source):
+        validation_examples = prepare_validation(validation, is_linear=is_linear)
     init_key, order_key = jax.random.split(key)
     division = Division(shards, order, virtual_shards)
     options: dict[str, Any] = {"loss": loss, "score": score}
@@ -171,6 +173,10 @@ def fit(
         shapes = shapes_of(examples)
 
     def validate(params: Any) -> Metrics:
+        if isinstance(validation, Source):
+            return evaluate(
+                params, validation, loss=loss, score=score, shards=shards, batch_size=batch_size
+            )
         return jitted_evaluate(
             params, validation_examples, loss=loss, score=score, replace_ignored=False
         )
@@ -182,7 +188,7 @@ def fit(
         return run_epochs(
             init_state(params, optimizer=optimizer, key=order_key),
             train,
-            None if validation_examples is None else validate,
+            None if validation is None else validate,
             epochs=epochs,
             patience=patience,
             callback=callback,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxsoftmax import linear, placement, validation
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import inferred_classes
 from jaxsoftmax.training.data import valid_rows
-from jaxsoftmax.training.types import Examples, Logits, Loss
+from jaxsoftmax.training.types import Examples, Logits, Loss, Score
 
 
 @dataclass(frozen=True)
@@ -190,3 +191,28 @@ def init_params(examples: Examples, *, key: Array) -> LinearParams:
         num_classes = 1
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return linear.init(x.shape[1], num_classes, key=key, dtype=dtype)
+
+
+def named_scores(score: Score | None, loss: Loss, params: Any, targets: Array) -> dict[str, Score]:
+    """Return the score under its name in the metrics, with float values.
+
+    There is none if the score is the default and the targets or the model have no accuracy.
+    """
+    chosen = _model_accuracy(loss, params, targets) if score is accuracy else score
+    if chosen is None:
+        return {}
+
+    def float_score(params: Any, features: Array, targets: Array) -> Array:
+        values = chosen(params, features, targets)
+        return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+    return {"accuracy": float_score}
+
+
+def _model_accuracy(loss: Loss, params: Any, targets: Array) -> Score | None:
+    """Return the accuracy of the loss's model, or None where it is not defined."""
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return None
+    if isinstance(loss, LossOnLogits):
+        return partial(accuracy, logits=loss.logits)
+    return accuracy if isinstance(params, LinearParams) else None

@@ -1,6 +1,6 @@
 """Epochs over a source: one compiled scan for each window of minibatches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from jaxsoftmax import placement
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.training.checks import num_classes
 from jaxsoftmax.training.epoch import place_like, take_step
-from jaxsoftmax.training.evaluation import named_scores
+from jaxsoftmax.training.means import total_weight, weighted_means
+from jaxsoftmax.training.models import named_scores
 from jaxsoftmax.training.source import Block, Source
 from jaxsoftmax.training.state import TrainState
 from jaxsoftmax.training.strata import Division, run_on_strata
@@ -127,16 +128,40 @@ def train_on_stream(
     plan = stream.plan
     first = (int(state.step) - int(state.epoch) * plan.total_steps) // plan.steps
     seed = np.asarray(state.key).tolist()
-    processes, rank = jax.process_count(), jax.process_index()
-    parts = range(plan.parts * rank // processes, plan.parts * (rank + 1) // processes)
-    source = _Checked(stream.source, check)
-    windows = read_windows(source, plan, seed=seed, first=first, parts=parts)
+    windows = _read_placed(stream, check, seed=seed, first=first)
     for number, window in enumerate(windows, first + 1):
         is_last = number == plan.windows
         state, sums = jitted_train_window(
-            state, sums, _place(window, stream), strata=stream.strata, is_last=is_last, **options
+            state, sums, window, strata=stream.strata, is_last=is_last, **options
         )
         yield EpochPart(state, sums, is_last)
+
+
+def evaluate_stream(
+    stream: Stream,
+    params: Any,
+    *,
+    check: Callable[[Block, int], None],
+    loss: Loss,
+    score: Score | None,
+) -> Metrics:
+    """Return the weighted means of loss and score over all examples of a source."""
+    sums = None
+    for window in _read_placed(stream, check, seed=[0], first=0):
+        sums = _add(sums, _sum_window(params, window, loss=loss, score=score))
+    assert sums is not None
+    return _means(sums)
+
+
+def _read_placed(
+    stream: Stream, check: Callable[[Block, int], None], *, seed: Sequence[int], first: int
+) -> Iterator[Examples]:
+    """Yield windows on the devices, of which this process reads its parts."""
+    plan, processes, rank = stream.plan, jax.process_count(), jax.process_index()
+    parts = range(plan.parts * rank // processes, plan.parts * (rank + 1) // processes)
+    source = _Checked(stream.source, check)
+    for window in read_windows(source, plan, seed=seed, first=first, parts=parts):
+        yield _place(window, stream)
 
 
 class _Checked:
@@ -191,14 +216,21 @@ def jitted_train_window(
         state, new = run(window, state)
     else:
         state, new = run_on_strata(run, strata, window, state)
-    sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+    sums = _add(sums, new)
     if not is_last:
         return state, sums
     _, next_key = jax.random.split(jax.random.wrap_key_data(state.key))
     state = state._replace(key=jax.random.key_data(next_key), epoch=state.epoch + 1)
-    weight = sums["weight"]
-    means = {name: total / weight for name, total in sums.items() if name != "weight"}
-    return state, means
+    return state, _means(sums)
+
+
+def _add(sums: Metrics | None, new: Metrics) -> Metrics:
+    return new if sums is None else jax.tree.map(jnp.add, sums, new)
+
+
+def _means(sums: Metrics) -> Metrics:
+    """Return the means from sums and the sum of the weights."""
+    return {name: total / sums["weight"] for name, total in sums.items() if name != "weight"}
 
 
 def _run_window(
@@ -235,5 +267,22 @@ def _run_window(
         step, place((state.params, state.opt_state)), jnp.arange(steps)
     )
     state = state._replace(params=params, opt_state=opt_state, step=state.step + steps)
+    return state, _weighted_sums(means, totals)
+
+
+@partial(jax.jit, static_argnames=("loss", "score"))
+def _sum_window(params: Any, window: Examples, *, loss: Loss, score: Score | None) -> Metrics:
+    """Return the weighted sums of loss and score over a window, a minibatch at a time."""
+    functions = {"loss": loss} | named_scores(score, loss, params, window.targets[:, 0])
+
+    def step(_: None, i: Array) -> tuple[None, tuple[Metrics, Array]]:
+        batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 1, False), window)
+        return None, (weighted_means(functions, params, batch), total_weight(batch, None))
+
+    steps = window.features.shape[1]
+    return _weighted_sums(*lax.scan(step, None, jnp.arange(steps))[1])
+
+
+def _weighted_sums(means: Metrics, totals: Array) -> Metrics:
     sums = {name: jnp.sum(mean * totals) for name, mean in means.items()}
-    return state, sums | {"weight": jnp.sum(totals)}
+    return sums | {"weight": jnp.sum(totals)}
