@@ -29,6 +29,7 @@ that it removes.
 """
 
 import functools
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -165,6 +166,26 @@ def scaled_exp(z: Array, row: RowScale) -> Array:
     # to the bits of a NaN would turn it into a number.
     power = lax.bitcast_convert_type((n << form.mantissa_bits) + row.exponent_bits, z.dtype)
     return _scale_exp(t, row.factor, form) * power
+
+
+def recompute(e: Array, z: Array, row: RowScale) -> Array:
+    """Return e = scaled_exp(z, row) for another pass over memory: on a GPU it is computed again.
+
+    XLA for a GPU would store what two passes share: for half precision, exponentials twice as large
+    as the logits, which are written and read. Memory is the limit there, not arithmetic. A CPU
+    keeps them in the memory of the result.
+    """
+    return scaled_exp(again(z), row) if is_for_gpu() else e
+
+
+def again(z: Array) -> Array:
+    """Return z, on a GPU in a form whose functions XLA does not share with those of z."""
+    return z + lax.optimization_barrier(jnp.zeros((), z.dtype)) if is_for_gpu() else z
+
+
+def is_for_gpu() -> bool:
+    """Return whether the program is traced for a GPU."""
+    return import_module("jaxsoftmax.kernels.target").current().platform == "gpu"
 
 
 def sum_terms(terms: Array, row: RowScale, axis: int) -> Array:

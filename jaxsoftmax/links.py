@@ -268,6 +268,7 @@ def softmax_values(z: Array, valid: Array | None, axis: int) -> Array:
     row = exponential.prepare_rows(maximum)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
     total = exponential.sum_terms(e, row, axis)
+    e = exponential.recompute(e, z, row.expand_dims(axis))
     p = e * expand(_reciprocal(total, has_mass))
     return p if valid is None else jnp.where(expand(valid), p, 0)
 
@@ -353,7 +354,9 @@ def _sum_exponentials(z: Array, maximum: Array, axis: int) -> tuple[Array, Array
     e = exponential.scaled_exp(z, row.expand_dims(axis))
     ties = jnp.sum(leads, axis, dtype=z.dtype)
     lower = exponential.sum_terms(select(leads, 0, e), row, axis)
-    return e, exponential.sum_terms(e, row, axis), jnp.log1p(lower / top + (ties - 1))
+    total = exponential.sum_terms(e, row, axis)
+    e = exponential.recompute(e, z, row.expand_dims(axis))
+    return e, total, jnp.log1p(lower / top + (ties - 1))
 
 
 def _reciprocal(total: Array, has_mass: Array) -> Array:
@@ -411,4 +414,4 @@ def softplus_values(z: Array) -> Array:
 @softplus_values.defjvp
 def _softplus_values_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
-    return softplus_values(z), sigmoid_values(z) * dz
+    return softplus_values(z), sigmoid_values(exponential.again(z)) * dz

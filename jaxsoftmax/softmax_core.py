@@ -53,7 +53,7 @@ def find_kernels(logits: Array, axis: int) -> ModuleType | None:
     They are imported by name at their first use: importing Pallas is slow, and they are built on
     this module.
     """
-    if import_module("jaxsoftmax.kernels.target").current().platform != "gpu":
+    if not exponential.is_for_gpu():
         return None
     kernels = import_module("jaxsoftmax.kernels.gpu.rows")
     return kernels if kernels.unsupported(logits, axis) is None else None
@@ -97,7 +97,8 @@ def value_and_gradient(
     e_y = exponential.scaled_exp(z_y, row)
     # All entries of an ignored row are left out, NaN included.
     left_out = label_mask(z, labels, axis) | expand(~valid)
-    others = select(left_out, 0, exponential.scaled_exp(z, row.expand_dims(axis)))
+    per_entry = row.expand_dims(axis)
+    others = select(left_out, 0, exponential.scaled_exp(z, per_entry))
     # A row whose value and gradient are 0 is treated as one whose label leads and whose others sum
     # to 0. The sum is multiplied rather than replaced: the maximum of a row of NaNs may be -inf,
     # but their sum is NaN.
@@ -107,6 +108,7 @@ def value_and_gradient(
     excess = select(leads, s_o / e_y, total / exponential.exp_of_maximum(row) - 1)
     value = jnp.log1p(excess) + select(leads, 0, maximum - z_y)
     inverse = 1 / (total + select(is_zero, jnp.inf, jnp.zeros_like(total)))
+    others = exponential.recompute(others, z, per_entry)
     return value, jnp.where(left_out, expand(0 - s_o * inverse), others * expand(inverse))
 
 

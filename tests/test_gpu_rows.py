@@ -333,6 +333,40 @@ def test_a_program_has_the_kernel_on_cuda_alone():
         assert ("mosaic_gpu" in text) == is_there, (kind, platform)
 
 
+# -- What XLA computes on a GPU --
+
+
+def siblings(z: jax.Array, t: jax.Array) -> dict[str, object]:
+    """The functions whose exponentials a GPU computes again, with their gradients."""
+    labels = jnp.arange(z.shape[0]) % z.shape[1]
+    c = jnp.cos(jnp.arange(z.size, dtype=jnp.float32)).reshape(z.shape)
+    by_row: tuple[Callable, ...] = (
+        js.logsumexp,
+        partial(js.cross_entropy, labels=labels),
+        partial(js.soft_cross_entropy, targets=t),
+    )
+    by_entry: tuple[Callable, ...] = (
+        js.softmax,
+        js.log_softmax,
+        partial(js.binary_cross_entropy, targets=t),
+    )
+    found = [jax.value_and_grad(lambda z, f=f: jnp.vdot(c[:, 0], f(z)))(z) for f in by_row]
+    return found + [jax.value_and_grad(lambda z, f=f: jnp.vdot(c, f(z)))(z) for f in by_entry]
+
+
+def test_exponentials_are_computed_again_and_the_same():
+    z, t = jax.random.normal(jax.random.key(0), (2, 6, 40))
+    z, t = z.at[0, 3].set(-INF).at[1, 4].set(INF).at[2].mul(30), jax.nn.softmax(t)
+    want = jax.jit(siblings)(z, t)
+    jax.clear_caches()
+    with target.assumed("gpu"):  # one that is not Hopper: no kernel
+        assert str(jax.make_jaxpr(siblings)(z, t)).count("optimization_barrier") >= 6
+        found = jax.jit(siblings)(z, t)
+    jax.clear_caches()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
 # -- Compiled without the device --
 
 
