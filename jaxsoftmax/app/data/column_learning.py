@@ -288,8 +288,9 @@ def _learn_number(
 
 def _is_identifier(name: str, values: np.ndarray) -> bool:
     """Return whether numbers are different integers that count rows, or are called so."""
-    if len(values) < MIN_IDENTIFIERS or (values != np.floor(values)).any():
-        return False
+    for part in (values[:100], values):  # most columns of fractions show it at once
+        if len(values) < MIN_IDENTIFIERS or (part != np.floor(part)).any():
+            return False
     span = values.max() - values.min() + 1
     counts_rows = span <= 1.5 * len(values)
     return bool((counts_rows or _IDENTIFIER.search(name)) and len(np.unique(values)) == len(values))
@@ -305,10 +306,10 @@ def _histogram(values: np.ndarray) -> dict[str, Any]:
     if not len(values) or not np.isfinite(values.max() - values.min()):
         return {}
     num_bins = min(20, len(np.unique(values[:10_000])))
-    edges = np.unique(np.linspace(values.min(), values.max(), num_bins + 1))
-    if len(edges) < 2:  # one value, next to which float64 may have no room for a bin
-        return {"counts": (len(values),), "edges": (float(edges[0]),) * 2}
-    counts, _ = np.histogram(values, edges)
+    try:
+        counts, edges = np.histogram(values, num_bins)  # by division, where edges would be sorted
+    except ValueError:  # the values are so close that float64 has no room for bins
+        counts, edges = np.array([len(values)]), np.array([values.min(), values.max()])
     return {"counts": tuple(counts.tolist()), "edges": tuple(edges.tolist())}
 
 
@@ -359,7 +360,9 @@ def _learn_category(
     if name not in options.categories:
         _check_not_text(name, present, num_distinct, int(np.argmin(is_missing)))
         if num_distinct == len(present) >= MIN_IDENTIFIERS:
-            return _omit(name, "text", share, "all values are different, as in a name")
+            return _omit(
+                name, "text", share, "all values are different, as in names or identifiers"
+            )
     if num_distinct > MAX_DISTINCT:
         return _omit(
             name, "text", share, f"{num_distinct:,} different values (hash its words with --text)"
