@@ -3,7 +3,8 @@
 Command: `python experiments/serve.py`, seconds. It fits a head to the digits, exports a program
 that returns the predicted class, its probability and an energy, and stores it as one file. Whoever
 loads the file needs JAX, but neither this library nor the training script. The weights are
-arguments of the program, so that a new model does not need a new program.
+arguments of the program, so that a new model does not need a new program. Storing one needs
+`pip install flatbuffers`.
 """
 
 import tempfile
