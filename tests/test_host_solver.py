@@ -68,7 +68,7 @@ def test_confident_examples_lose_no_digits(link: problems.Link) -> None:
     np.testing.assert_allclose(curvature, float(rest[0]), rtol=1e-15)
 
 
-@pytest.mark.parametrize("columns", [4, preconditioners.MAX_PAIRED_COLUMNS + 1])
+@pytest.mark.parametrize("columns", [4, 30, 150])
 def test_the_last_level_is_the_hessian(columns: int) -> None:
     for link, classes in (("softmax", 4), ("softmax", 2), ("sigmoid", 3), ("sigmoid", 1)):
         problem, point = standing(link, d=columns, classes=classes)
@@ -105,23 +105,22 @@ def test_the_direction_is_newtons_whatever_it_costs(
     g = problems.gradient(problem, point)
     wanted = np.linalg.lstsq(hessian(problem, point), -g.ravel())[0].reshape(g.shape)
     for cheap, price in ((np.inf, 0.0), (0.0, 3.0), (0.0, 1e9)):
-        monkeypatch.setattr(newton, "CHEAP", cheap)
+        monkeypatch.setattr(preconditioners, "CHEAP", cheap)
         monkeypatch.setattr(preconditioners, "seconds", lambda *_, price=price: price)
         monkeypatch.setattr(preconditioners, "product_seconds", lambda *_: 1.0)
         choice = Choice.initial(problem, len(g), 2**30)._replace(
-            levels=[*Level][: 3 - (link == "sigmoid")], costs=[price] * 3
+            levels=[*Level][: len(Level) - (link == "sigmoid")], costs=[price] * len(Level)
         )
         for _ in range(2):  # with no preconditioner, and with one that has grown old
-            d, spent, choice = newton.direction(problem, point, g, 1e-13, choice)
+            d, _, choice = newton.direction(problem, point, g, 1e-13, choice)
             np.testing.assert_allclose(d, wanted, rtol=1e-9, atol=1e-11)
-            assert spent > 0
 
 
 def test_memory_and_cost_decide_the_levels() -> None:
-    problem, _ = standing(n=20_000, d=50, classes=8)
-    assert preconditioners.levels(problem, 8, 2**30) == [*Level]
-    full = preconditioners.num_bytes(problem, 8, Level.FULL)
-    assert preconditioners.levels(problem, 8, full - 1) == [Level.SHARED, Level.BLOCKS]
+    problem, _ = standing(n=900, d=300, classes=3)
+    assert preconditioners.levels(problem, 3, 2**30) == [*Level]
+    full = preconditioners.num_bytes(problem, 3, Level.FULL)
+    assert preconditioners.levels(problem, 3, full - 1) == [*Level][:-1]
     small, _ = standing()
     assert preconditioners.levels(small, 4, 2**30) == [Level.FULL]  # costs little more
     binary, _ = standing(classes=2)

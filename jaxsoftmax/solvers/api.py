@@ -153,8 +153,9 @@ def solve_path(
     r"""Fit a whole grid: every C, fold and label set, in lockstep over the same features.
 
     Folds and label sets are lanes of one compiled program, which share each product with the
-    features; a problem that `solve` fits on the host is fitted there, lane by lane. C goes from the strongest penalty to the weakest, and each stage starts from the
-    solutions of the stages before it.
+    features; a problem that `solve` fits on the host is fitted there, lane by lane. C goes from the
+    strongest penalty to the weakest, and each stage starts from the solutions of the stages before
+    it.
 
     Args:
         features: floats `[N, D]`, or a SciPy sparse matrix.

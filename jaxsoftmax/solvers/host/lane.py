@@ -39,7 +39,7 @@ class Lane(NamedTuple):
         rows, limits = weights > 0, theta[:, -1]
         present = np.isfinite(limits)
         s = weights[rows] / weights.sum()
-        columns = _columns(data.features[rows], bias)
+        columns = _columns(data.features if rows.all() else data.features[rows], bias)
         t = _targets(targets[rows], present, data.link)
         original = HostProblem(columns, t, s, 0.0, data.link, bias)
         fewer, own = coordinates.reduce_features(columns, s, intercept=bias)

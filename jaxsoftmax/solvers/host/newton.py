@@ -19,7 +19,6 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 
 MAX_PRODUCTS = 500  # Hessian products with one preconditioner
 MAX_EXACT_PRODUCTS = 12  # with an exact one, when more do not help against rounding
-CHEAP = 4.0  # products: a preconditioner that costs less is built at each point
 
 
 class Choice(NamedTuple):
@@ -40,6 +39,16 @@ class Choice(NamedTuple):
         costs = [preconditioners.seconds(problem, classes, level) / product for level in levels]
         return cls(levels, costs, levels[-1] == preconditioners.exact_level(problem, classes))
 
+    def at_new_point(self, problem: HostProblem, point: Point) -> Self:
+        """Return the choice with the preconditioner that an iteration begins with."""
+        old = self._replace(fresh=False)
+        return old if old.allowance else old.improve(problem, point)
+
+    @property
+    def solves(self) -> bool:
+        """Whether the preconditioner is the inverse of the Hessian."""
+        return self.is_best and self.exact and self.current is not None and self.current.exact
+
     @property
     def is_best(self) -> bool:
         """Whether no better preconditioner exists."""
@@ -53,7 +62,11 @@ class Choice(NamedTuple):
         if self.fresh:
             return int(min(self.costs[self.at + 1], MAX_PRODUCTS))
         cost = self.costs[self.at]
-        return 0 if self.current is None or cost <= CHEAP else int(min(cost, MAX_PRODUCTS))
+        return (
+            0
+            if self.current is None or cost <= preconditioners.CHEAP
+            else int(min(cost, MAX_PRODUCTS))
+        )
 
     def improve(self, problem: HostProblem, point: Point) -> Self:
         """Return the choice with a better preconditioner."""
@@ -74,17 +87,17 @@ def direction(
     problem: HostProblem, point: Point, g: np.ndarray, tolerance: float, choice: Choice
 ) -> tuple[np.ndarray, int, Choice]:
     """Return d with ||H d + g|| <= tolerance, the number of Hessian products, and the choice."""
-    choice = choice._replace(fresh=False)
+    choice = choice.at_new_point(problem, point)
+    if choice.solves:
+        assert choice.current is not None
+        return preconditioners.apply(problem, choice.current, -g), 0, choice
     last = _Iterate(np.zeros_like(g), -g, 0)
     norm = _residual_norm(problem, point)
     while norm(last.r) > tolerance:
-        if choice.is_best:
+        if choice.allowance:
             last = _conjugate_gradients(problem, point, choice, last, norm, tolerance)
+        if choice.is_best or norm(last.r) <= tolerance:
             break
-        if choice.allowance >= 1:
-            last = _conjugate_gradients(problem, point, choice, last, norm, tolerance)
-            if norm(last.r) <= tolerance:
-                break
         choice = choice.improve(problem, point)
     return last.d, last.products, choice
 

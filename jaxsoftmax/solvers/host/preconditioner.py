@@ -1,20 +1,22 @@
 r"""Approximate inverses of the Hessian at a point, each more exact and more expensive.
 
-SHARED  one block for all classes, sum_i h_i x_i x_i' + l2, with h_i the mean curvature of the
-        classes. It is the Hessian of two classes, of one sigmoid, and of any softmax where all
-        probabilities are equal, as they are at the start.
-BLOCKS  a block for each class, with h_ik = s_i p_ik (1 - p_ik): the Hessian of sigmoids.
-FULL    the Hessian of a softmax in all unknowns. Moving all classes by the same u changes no
-        probability, so that it maps u to l2 u. What is left are the parameters relative to those
-        of one class, the reference: K - 1 blocks of unknowns, with the penalty l2 (1 - 11' / K).
+DIAGONAL  the diagonal of BLOCKS, in reduced coordinates where the columns are centered.
+SHARED    one block for all classes, sum_i h_i x_i x_i' + l2, with h_i the mean curvature of the
+          classes. It is the Hessian of two classes, of one sigmoid, and of any softmax where all
+          probabilities are equal, as they are at the start.
+BLOCKS    a block for each class, with h_ik = s_i p_ik (1 - p_ik): the Hessian of sigmoids.
+FULL      the Hessian of a softmax in all unknowns. Moving all classes by the same u changes no
+          probability, so that it maps u to l2 u. What is left are the parameters relative to those
+          of one class, the reference: K - 1 blocks of unknowns, with the penalty l2 (1 - 11' / K).
 
-All are factorized by Cholesky's method after scaling to a unit diagonal. Those of a softmax act on
-parameters that sum to zero over the classes, and 1 / l2 on what all classes have in common:
+Matrices are factorized by Cholesky's method after scaling to a unit diagonal. For a softmax, F^-1
+acts on parameters that sum to zero over the classes, and 1 / l2 on what all classes share:
 
     M = P F^-1 P + (1 - P) / l2.
 """
 
 import enum
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +26,26 @@ from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host import products
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
 
-# Seconds, of one core: an overhead of any step, an entry of the scores, and a multiplication with
-# an addition in a product of matrices; only their ratios matter.
-OVERHEAD, ENTRY, FLOP = 5e-5, 4e-9, 6e-11
-MAX_PAIRED_COLUMNS = 40  # up to here the products of all pairs of columns are formed
+# Seconds on one core: of any step, of an entry of the scores or of a product of two columns, and
+# of a multiplication in a product of matrices, and in one of which half is computed. Only their
+# ratios matter; they hold within a factor of 1.5 from 9 to 500 columns.
+OVERHEAD, ENTRY, MULTIPLICATION, HALVED = 5e-5, 4e-9, 5.5e-11, 2.2e-11
+COLUMN = 1.4e-9
+CHEAP = 4.0  # products that a preconditioner may cost to be built at each point
 CHUNK_ENTRIES = 2**20  # of products of columns that are formed at a time
 
 
 class Level(enum.IntEnum):
     """How much of the Hessian a preconditioner knows."""
 
-    SHARED = 0
-    BLOCKS = 1
-    FULL = 2
+    DIAGONAL = 0
+    SHARED = 1
+    BLOCKS = 2
+    FULL = 3
+
+
+# Products that a better preconditioner saves: a level is of use if it is cheaper by as much.
+SAVED = {Level.DIAGONAL: 15.0, Level.SHARED: 4.0, Level.BLOCKS: 4.0, Level.FULL: 0.0}
 
 
 class Factor(NamedTuple):
@@ -44,6 +53,7 @@ class Factor(NamedTuple):
 
     upper: np.ndarray
     scale: np.ndarray  # one over the root of the diagonal
+    exact: bool  # whether the matrix was positive definite as it was
 
     def solve(self, r: np.ndarray) -> np.ndarray:
         """Return the inverse times r, `[..., n]`."""
@@ -56,18 +66,26 @@ class Preconditioner(NamedTuple):
 
     level: Level
     factors: list[Factor]
-    reference: int  # the class that the others are relative to, of Level.FULL
+    diagonal: np.ndarray | None = None  # of Level.DIAGONAL: [K, P]
+    others: np.ndarray | None = None  # of Level.FULL, the classes but for the reference
+
+    @property
+    def exact(self) -> bool:
+        """Whether every matrix was factorized as it was."""
+        return all(factor.exact for factor in self.factors)
 
 
 def levels(problem: HostProblem, classes: int, memory: int) -> list[Level]:
     """Return the levels that `memory` allows and that are worth their cost, cheapest first."""
-    known = [level for level in Level if level <= exact_level(problem, classes)]
-    fitting = [level for level in known if num_bytes(problem, classes, level) <= memory]
+    last = exact_level(problem, classes)
     kept: list[Level] = []
-    for level in reversed(fitting):
-        if not kept or seconds(problem, classes, level) < 0.5 * seconds(problem, classes, kept[0]):
+    for level in reversed(Level):
+        if level > last or num_bytes(problem, classes, level) > memory:
+            continue
+        cost = seconds(problem, classes, level) + SAVED[level] * product_seconds(problem, classes)
+        if not kept or cost < seconds(problem, classes, kept[0]):
             kept.insert(0, level)
-    return kept
+    return kept or [Level.DIAGONAL]
 
 
 def exact_level(problem: HostProblem, classes: int) -> Level:
@@ -80,54 +98,69 @@ def exact_level(problem: HostProblem, classes: int) -> Level:
 def num_bytes(problem: HostProblem, classes: int, level: Level) -> int:
     """Return the bytes of the matrices and of one temporary copy."""
     p = len(problem.columns)
-    entries = {Level.SHARED: p**2, Level.BLOCKS: classes * p**2, Level.FULL: (classes * p) ** 2}
-    return 2 * 8 * entries[level]
+    unknowns = classes * p
+    entries = {Level.DIAGONAL: unknowns, Level.SHARED: p**2, Level.BLOCKS: classes * p**2}
+    return 2 * 8 * entries.get(level, unknowns**2)
 
 
 def seconds(problem: HostProblem, classes: int, level: Level) -> float:
     """Return an estimate of the time to build a preconditioner."""
     p, n = problem.columns.shape
-    blocks = {Level.SHARED: 1, Level.BLOCKS: classes, Level.FULL: classes * (classes - 1) // 2}[
-        level
-    ]
-    size = (classes - 1) * p if level == Level.FULL else p
-    factors = classes if level == Level.BLOCKS else 1
-    paired = _uses_pairs(p, blocks)
-    grams = (
-        n * blocks * (ENTRY + p**2 * FLOP * (0.5 if paired else 1) + (0 if paired else p * 4e-10))
-    )
-    return OVERHEAD * (1 + blocks / 10) + grams + factors * size**3 / 3 * FLOP
+    match level:
+        case Level.DIAGONAL:
+            return product_seconds(problem, classes)
+        case Level.SHARED:
+            blocks, factors, size = 1, 1, p
+        case Level.BLOCKS:
+            blocks, factors, size = classes, classes, p
+        case Level.FULL:
+            blocks, factors, size = classes * (classes - 1) // 2, 1, (classes - 1) * p
+    grams = n * (blocks * ENTRY + min(_paired_seconds(p, blocks), _separate_seconds(p, blocks)))
+    return OVERHEAD + grams + factors * (0.2 * OVERHEAD + size**3 / 3 * MULTIPLICATION)
+
+
+def _paired_seconds(columns: int, blocks: int) -> float:
+    """Return the seconds for one example to form all products of columns, and to add them up."""
+    pairs = columns * (columns + 1) / 2
+    return pairs * (COLUMN + blocks * MULTIPLICATION)
+
+
+def _separate_seconds(columns: int, blocks: int) -> float:
+    """Return the seconds for one example of a symmetric product for each block."""
+    return blocks * columns * (COLUMN + columns * HALVED)
 
 
 def product_seconds(problem: HostProblem, classes: int) -> float:
     """Return an estimate of the time of one Hessian product."""
     p, n = problem.columns.shape
-    return OVERHEAD + n * classes * (ENTRY + 2 * p * FLOP)
+    return OVERHEAD + n * classes * (ENTRY + 2 * p * MULTIPLICATION)
 
 
 def build(problem: HostProblem, point: Point, level: Level) -> Preconditioner:
     """Return the preconditioner at a point."""
-    s, p, complement = problem.weights, point.probability, point.complement
+    h = problem.weights * (point.probability * point.complement)  # [K, N]
     match level:
+        case Level.DIAGONAL:
+            return Preconditioner(level, [], _diagonal(problem, h))
         case Level.SHARED:
-            h = (p * complement).sum(0, keepdims=True)
-            h /= max(1, len(p) - 1) if problem.link == "softmax" else len(p)
-            matrices = _add_penalty(problem, _grams(problem.columns, s * h))
+            count = max(1, len(h) - 1) if problem.link == "softmax" else len(h)
+            matrices = _add_penalty(problem, _grams(problem.columns, h.sum(0)[None] / count))
         case Level.BLOCKS:
-            matrices = _add_penalty(problem, _grams(problem.columns, s * (p * complement)))
+            matrices = _add_penalty(problem, _grams(problem.columns, h))
         case Level.FULL:
-            reference = int(np.argmax((p * complement) @ s))
-            return Preconditioner(level, [factorize(_full(problem, point, reference))], reference)
-    return Preconditioner(level, [factorize(a) for a in matrices], 0)
+            others = np.flatnonzero(np.arange(len(h)) != np.argmax(h.sum(1)))
+            full = factorize(_full(problem, point, others))
+            return Preconditioner(level, [full], others=others)
+    return Preconditioner(level, [factorize(a) for a in matrices])
 
 
 def apply(problem: HostProblem, preconditioner: Preconditioner, r: np.ndarray) -> np.ndarray:
     """Return M r, `[K, P]`."""
     if problem.link == "sigmoid":
         return _solve(preconditioner, r)
-    shared = r.mean(0)
+    shared = r.sum(0) / len(r)
     z = _solve(preconditioner, r - shared)
-    z -= z.mean(0)
+    z -= z.sum(0) / len(z)
     if problem.l2 > 0:
         weights = problems.weight_part(problem, z)
         weights += shared[: weights.shape[1]] / problem.l2
@@ -137,25 +170,35 @@ def apply(problem: HostProblem, preconditioner: Preconditioner, r: np.ndarray) -
 def _solve(preconditioner: Preconditioner, r: np.ndarray) -> np.ndarray:
     """Return F^-1 r, where parameters relative to a class are 0 for that class."""
     factors = preconditioner.factors
+    if preconditioner.diagonal is not None:
+        return r / preconditioner.diagonal
     if preconditioner.level == Level.BLOCKS:
         return np.stack([factor.solve(row) for factor, row in zip(factors, r, strict=True)])
-    if preconditioner.level == Level.SHARED:
+    if preconditioner.others is None:
         return factors[0].solve(r)
-    others = np.delete(r, preconditioner.reference, 0)
-    solved = factors[0].solve(others.ravel()).reshape(others.shape)
-    return np.insert(solved, preconditioner.reference, 0, 0)
+    solved = np.zeros_like(r)
+    own = r[preconditioner.others]
+    solved[preconditioner.others] = factors[0].solve(own.ravel()).reshape(own.shape)
+    return solved
 
 
-def _full(problem: HostProblem, point: Point, reference: int) -> np.ndarray:
+def _diagonal(problem: HostProblem, h: np.ndarray) -> np.ndarray:
+    """Return the diagonal of the blocks, `[K, P]`, at least as large as rounding makes it."""
+    diagonal = products.apply_transpose(problem.columns**2, h)
+    problems.weight_part(problem, diagonal)[:] += problem.l2
+    return np.maximum(diagonal, np.finfo(float).eps * diagonal.max())
+
+
+def _full(problem: HostProblem, point: Point, others: np.ndarray) -> np.ndarray:
     """Return the Hessian in the parameters relative to the reference class, `[(K - 1) P] * 2`."""
-    p, complement = (np.delete(a, reference, 0) for a in (point.probability, point.complement))
+    p, complement = point.probability[others], point.complement[others]
     classes, size = len(p), len(problem.columns)
-    first, second = np.tril_indices(classes)
+    first, second = _triangle(classes)
     same = (first == second)[:, None]
     # Each block is a sum of terms of one sign, in which nothing cancels.
     h = p[first] * np.where(same, complement[first], p[second])
-    blocks = _grams(problem.columns, problem.weights * h)
-    blocks[first != second] *= -1
+    h *= problem.weights
+    blocks = _grams(problem.columns, h) * np.where(same, 1, -1)[..., None]
     ridge = np.arange(size - problem.intercept)
     blocks[:, ridge, ridge] += problem.l2 * (same - 1 / (classes + 1))
     full = np.empty((classes, size, classes, size))
@@ -165,24 +208,28 @@ def _full(problem: HostProblem, point: Point, reference: int) -> np.ndarray:
 
 
 def _grams(columns: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Return sum_i h_mi x_i x_i', `[M, P, P]`."""
-    if not _uses_pairs(len(columns), len(h)):
+    """Return sum_i h_mi x_i x_i', `[M, P, P]`, for h of at least 0."""
+    size, blocks = len(columns), len(h)
+    if h.size * size <= products.SINGLE_THREAD // 8:  # one call for all
+        return np.matmul(h[:, None] * columns, columns.T)
+    if _separate_seconds(size, blocks) <= _paired_seconds(size, blocks):
         return np.stack([products.gram(columns, row) for row in h])
-    first, second = np.tril_indices(len(columns))
-    chunk = max(1, CHUNK_ENTRIES // (len(first) + len(h)))
-    sums = np.zeros((len(h), len(first)))
+    first, second = _triangle(size)
+    chunk = max(1, CHUNK_ENTRIES // (len(first) + blocks))
+    sums = np.zeros((blocks, len(first)))
     for start in range(0, columns.shape[1], chunk):
         x = columns[:, start : start + chunk]
         sums += h[:, start : start + chunk] @ (x[first] * x[second]).T
-    grams = np.empty((len(h), len(columns), len(columns)))
+    grams = np.empty((blocks, size, size))
     grams[:, first, second] = sums
     grams[:, second, first] = sums
     return grams
 
 
-def _uses_pairs(columns: int, blocks: int) -> bool:
-    """Return whether one product with all pairs of columns is faster than one for each block."""
-    return columns <= MAX_PAIRED_COLUMNS and blocks > 4
+@functools.lru_cache(16)
+def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the lower triangle of a matrix."""
+    return np.tril_indices(size)
 
 
 def _add_penalty(problem: HostProblem, grams: np.ndarray) -> np.ndarray:
@@ -196,15 +243,14 @@ def factorize(a: np.ndarray) -> Factor:
 
     Where rounding has left it not positive definite, its diagonal is raised by as little as helps.
     """
-    diagonal = np.diagonal(a)
+    diagonal = a.diagonal()
     scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1))
     a *= scale[:, None]
     a *= scale
-    on_diagonal = np.diag_indices_from(a)
-    raised = np.finfo(float).eps
+    raised = 0.0
     while True:
         upper, failed = lapack.dpotrf(a.T, lower=0, clean=0)
         if not failed:
-            return Factor(upper, scale)
-        a[on_diagonal] = 1 + raised * len(a)
-        raised *= 100
+            return Factor(upper, scale, exact=raised == 0)
+        raised = max(100 * raised, len(a) * np.finfo(float).eps)
+        np.fill_diagonal(a, 1 + raised)

@@ -9,7 +9,7 @@ the cache. Products too wide for parts of MIN_PART examples take all threads.
 import numpy as np
 
 SINGLE_THREAD = 2**18
-MIN_PART = 48  # examples
+MIN_PART = 64  # examples
 
 
 def apply(columns: np.ndarray, v: np.ndarray) -> np.ndarray:
