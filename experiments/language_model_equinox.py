@@ -4,7 +4,7 @@ Command: `python experiments/language_model_equinox.py [--text comments.parquet]
 on two cores. It learns to predict the next word of 20,000 comments, among 16,384 words; `--smoke`
 is smaller, reads pages of this repository, and takes seconds. The head shares its weights with the
 embedding of the words, caps its scores, adds a z-loss, and ignores padding and rare words. It needs
-`pip install equinox pyarrow`. language_model_cost.py compares it with a head that stores the logits.
+`pip install equinox pyarrow`. language_model_cost.py compares it with a head that stores logits.
 """
 
 import time
