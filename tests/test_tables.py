@@ -7,6 +7,8 @@ import io
 import os
 import sys
 import threading
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,59 @@ def test_standard_input_and_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         data.read(pipe, dataset.schema, targets=True).features, whole(dataset).features
     )
     writer.join()
+
+
+OPEN = "http://schemas.openxmlformats.org"
+SHEETS, LINKS = f"{OPEN}/spreadsheetml/2006/main", f"{OPEN}/officeDocument/2006/relationships"
+
+
+def link(kind: str, target: str) -> str:
+    to = f'<Relationship Id="r1" Type="{LINKS}/{kind}" Target="{target}"/>'
+    return f'<Relationships xmlns="{OPEN}/package/2006/relationships">{to}</Relationships>'
+
+
+WORKBOOK = {  # the least that a workbook is
+    "_rels/.rels": link("officeDocument", "xl/workbook.xml"),
+    "xl/workbook.xml": f'<workbook xmlns="{SHEETS}" xmlns:r="{LINKS}"><sheets>'
+    '<sheet name="a" sheetId="1" r:id="r1"/></sheets></workbook>',
+    "xl/_rels/workbook.xml.rels": link("worksheet", "worksheets/sheet1.xml"),
+}
+
+
+def workbook(path: Path, rows: Sequence[Sequence[object]]) -> Path:
+    def cell(value: object) -> str:
+        if isinstance(value, bool):
+            return f'<c t="b"><v>{value:d}</v></c>'
+        if isinstance(value, str):
+            return f'<c t="inlineStr"><is><t>{value}</t></is></c>'
+        return f"<c><v>{value}</v></c>"
+
+    body = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+    sheet = f'<worksheet xmlns="{SHEETS}"><sheetData>{body}</sheetData></worksheet>'
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in (WORKBOOK | {"xl/worksheets/sheet1.xml": sheet}).items():
+            file.writestr(name, text)
+    return path
+
+
+def test_workbooks(tmp_path: Path) -> None:
+    pytest.importorskip("python_calamine")
+    rows = [[3, 0.5, True, "süß, x"], [4, 1.5, False, "sauer"]] * 3
+    dataset = load(workbook(tmp_path / "x.xlsx", [["n", "x", "is", "y"], *rows]))
+    assert dataset.schema.columns == ("n", "x", "is=true")
+    np.testing.assert_array_equal(whole(dataset).features, [[3, 0.5, 1], [4, 1.5, 0]] * 3)
+    assert names(dataset) == ["süß, x", "sauer"] * 3
+    text = write(tmp_path / "x.csv", "n,x,is\n3,0.5,True\n")
+    assert data.read(text, dataset.schema, targets=False).features.tolist() == [[3, 0.5, 1]]
+    (tmp_path / "x.xlsx").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"x.xlsx cannot be read"):
+        load(tmp_path / "x.xlsx")
+
+
+def test_workbooks_need_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "python_calamine", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jaxsoftmax\[excel\]'"):
+        load(write(tmp_path / "x.xlsx", "PK"))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A file (.csv, .tsv, .txt, .csv.gz, .parquet, .npz, .npy), - for standard input, or a "
-        f"name: {', '.join(data.names())}, or any other in TensorFlow Datasets.",
+        help="A file (.csv, .tsv, .txt, .csv.gz, .xlsx, .parquet, .npz, .npy), - for standard "
+        f"input, or a name: {', '.join(data.names())}, or any other in TensorFlow Datasets.",
     ),
 ]
 Label = Annotated[

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 import pyarrow.types as types
 
-from jaxsoftmax.app.data import text_files
+from jaxsoftmax.app.data import excel_files, text_files
 from jaxsoftmax.app.data.cells import decode, is_list_type, is_text, to_numbers
 from jaxsoftmax.app.data.column_kinds import CellError, Number, Vector
 from jaxsoftmax.app.data.dialects import DETECT, Dialect, describe
@@ -21,7 +21,7 @@ from jaxsoftmax.app.data.table_schema import TableSchema
 from jaxsoftmax.app.data.text_files import TextFile
 
 PARQUET = ".parquet"
-SUFFIXES = (*text_files.SUFFIXES, PARQUET)
+SUFFIXES = (*text_files.SUFFIXES, *excel_files.SUFFIXES, PARQUET)
 
 
 class ColumnsError(ValueError):
@@ -40,13 +40,13 @@ def is_table(path: Path) -> bool:
 
 
 class TableFile:
-    """A file with a table: text such as CSV, or Parquet.
+    """A file with a table: text such as CSV, a workbook, or Parquet.
 
     The cells of text stay text: the schema of a model says what they are.
 
     Args:
-        path: the path of the file, whose suffix gives its format: .parquet, or .csv, .tsv, .txt or
-            .data, which may be packed (.gz); `-` is standard input.
+        path: the path of the file, whose suffix gives its format: .parquet, .xlsx, .xls, .xlsb,
+            .ods, or .csv, .tsv, .txt or .data, which may be packed (.gz); `-` is standard input.
         dialect: what is known of the dialect of a file of text.
         names: the columns that the file should have, if they are known.
 

@@ -1,4 +1,7 @@
-"""Files of text with a table, such as CSV: packed or not, from a pipe, in any dialect."""
+"""Files of text with a table, such as CSV: packed or not, from a pipe, in any dialect.
+
+A workbook is read as the text of its first sheet.
+"""
 
 import csv
 import gzip
@@ -13,7 +16,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.csv
 
-from jaxsoftmax.app.data import dialects
+from jaxsoftmax.app.data import dialects, excel_files
 from jaxsoftmax.app.data.cells import decode, replace_decimal_commas
 from jaxsoftmax.app.data.column_kinds import abbreviate
 from jaxsoftmax.app.data.dialects import Dialect
@@ -45,6 +48,8 @@ class TextFile:
         if not sample.strip():
             raise ValueError(f"{path} is empty")
         given = dialects.check(given)
+        if path.suffix.lower() in excel_files.SUFFIXES:
+            given = Dialect(",", ".", "utf-8", given.has_header)
         if path.name.lower().removesuffix(".gz").endswith(".tsv") and given.delimiter is None:
             given = given._replace(delimiter="\t")
         encoding = given.encoding or dialects.detect_encoding(sample)
@@ -164,6 +169,8 @@ def _read_into_memory(path: Path) -> bytes | None:
     """Return the content of a pipe or of a packed file, None for a file that can be read twice."""
     if str(path) == STDIN:
         return _read_at_most(sys.stdin.buffer, path)
+    if path.suffix.lower() in excel_files.SUFFIXES and path.is_file():
+        return excel_files.to_csv(path)
     if path.suffix.lower() == ".gz":
         try:
             with gzip.open(path) as packed:
