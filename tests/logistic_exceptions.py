@@ -9,7 +9,6 @@ DEPRECATED = "wants the warning of a deprecation in scikit-learn's own signature
 L1_RATIOS = "SoftmaxClassifierCV chooses C alone; GridSearchCV chooses l1_ratio"
 CALLBACKS = "scikit-learn's callbacks are not offered; solvers.solve has one of its own"
 PRIVATE = "calls a private method of scikit-learn's class"
-STEPS = "wants two fits of one step to be one of two; here each fit ends with its best intercept"
 LIBLINEAR = "wants float64 of liblinear for float32 data; here the result has the dtype of the data"
 INDICES = "wants liblinear, sag and saga to refuse 64-bit indices, which are taken here"
 EMPTY = "max_iter=0 asks for no fit, which is refused"
@@ -23,10 +22,6 @@ EXCEPTIONS = {
     ),
     "test_logreg_predict_proba_multinomial": PRIVATE,
     "test_max_iter": MESSAGE,
-    "test_warm_start_newton_solver[1-True-newton-cholesky]": STEPS,
-    "test_warm_start_newton_solver[1-True-newton-cg]": STEPS,
-    "test_warm_start_newton_solver[inf-True-newton-cholesky]": STEPS,
-    "test_warm_start_newton_solver[inf-True-newton-cg]": STEPS,
     "test_l1_ratio_non_elasticnet": PENALTY,
     "test_penalty_none": PENALTY,
     "test_penalty_deprecated": DEPRECATED,

@@ -22,6 +22,7 @@ from jaxsoftmax.solvers import (
     driver,
     host,
     prepare,
+    shared_preconditioner,
     solve,
     solve_path,
     steps,
@@ -596,12 +597,38 @@ def test_a_sample_that_is_large_enough_saves_products(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("compiled")
 def test_wide_features_do_without_a_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxsoftmax.solvers import shared_preconditioner
-
     monkeypatch.setattr(shared_preconditioner, "MAX_FEATURES", 8)
     x, y = problem(n=60, d=40)
     found = solve(x, y, alpha=0.01, gap=1e-9)
     assert_certified(found, optimum(x, y, alpha=0.01, bias=True), 1e-9)
+
+
+@pytest.mark.parametrize("n", [7, 40])
+def test_the_shared_preconditioner_is_the_inverse_of_the_gram_matrix(n: int) -> None:
+    rng = np.random.default_rng(0)
+    x, s = 3 + rng.normal(size=(n, 20)), np.arange(n) / np.sum(np.arange(n))  # the first counts 0
+    ones = np.concatenate([x, np.ones((n, 1))], 1)
+    for l2 in (1e-3, 10.0):
+        ridge = l2 * np.r_[np.ones(20), 0]
+        r = rng.normal(size=(1, 2, 21))
+        with jax.enable_x64():
+            built = shared_preconditioner.build(jnp.asarray(x), jnp.asarray(s), 2**30)
+            assert built.basis.shape == (20, min(n, 20))
+            c = jnp.array([[0.2, 0.5]])
+            applied = shared_preconditioner.apply(built, c, jnp.array([l2]), jnp.asarray(r))
+        found = np.asarray(applied)
+        for k, curvature in enumerate((0.2, 0.5)):
+            hessian = curvature * (ones.T * s) @ ones + np.diag(ridge)
+            np.testing.assert_allclose(hessian @ found[0, k], r[0, k], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_wide_features_take_few_products() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 2100)), np.arange(30) % 3  # more columns than MAX_FEATURES
+    found = solve(x, y, C=1.0, gap=1e-8)
+    assert found.converged
+    assert found.products < 100
 
 
 def hashed(n: int = 300, d: int = 4000, classes: int = 3) -> tuple[scipy.sparse.csr_array, Array]:

@@ -8,8 +8,10 @@ is
     U diag(1 / (c_k e + l2)) U',
 
 which costs two small products for any c and l2: one factorization serves all classes, iterations,
-penalties and folds. Where D is too large for a Gram matrix, or the features are sparse, the
-diagonal of the Gram matrix replaces e and the identity replaces U.
+penalties and folds. With fewer examples than features, U `[D, N]` and e come from the N x N matrix
+of the products of examples, and what is orthogonal to U is divided by l2. Where both N and D are
+too large, or the features are sparse, the diagonal of the Gram matrix replaces e and the identity
+replaces U.
 """
 
 from typing import NamedTuple
@@ -23,7 +25,7 @@ from jaxsoftmax.solvers import matvec
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.sparse import Sparse
 
-MAX_FEATURES = 2048  # an eigendecomposition of more features takes longer than it saves
+MAX_FEATURES = 2048  # an eigendecomposition of a larger matrix takes longer than it saves
 ROWS_PER_FEATURE = 8  # examples per feature, and at least MIN_ROWS, that estimate the Gram matrix
 MIN_ROWS = 4096
 
@@ -31,21 +33,23 @@ MIN_ROWS = 4096
 class Preconditioner(NamedTuple):
     """The preconditioner that all lanes share; `basis` is None for a diagonal one."""
 
-    basis: Array | None  # U: [D, D]
-    spectrum: Array  # e: [D]
+    basis: Array | None  # U: [D, R], where R is D, or N where that is less
+    spectrum: Array  # e: [R]
     mean: Array  # m: [D]
 
 
 def build(features: Array | Sparse, weights: Array, memory: int) -> Preconditioner:
     """Return the eigendecomposition of the centered Gram matrix, or its diagonal.
 
-    The diagonal alone is used where the features are sparse, where D is above MAX_FEATURES, or
-    where `memory` does not allow a matrix.
+    The diagonal alone is used where the features are sparse, where both N and D are above
+    MAX_FEATURES, or where `memory` does not allow a matrix.
     """
     if isinstance(features, Sparse):
         return _build_sparse(features, weights)
     n, d = features.shape
-    diagonal = d > MAX_FEATURES or 4 * 8 * d * d > memory
+    diagonal = min(n, d) > MAX_FEATURES or 4 * 8 * d * min(n, d) > memory
+    if n < d and not diagonal:
+        return _build_from_rows(features, weights)
     num_rows = n if diagonal else min(n, max(MIN_ROWS, ROWS_PER_FEATURE * d))
     rows = slice(None) if num_rows == n else _random_rows(n, num_rows)
     x, s = features[rows], weights[rows]
@@ -58,6 +62,19 @@ def build(features: Array | Sparse, weights: Array, memory: int) -> Precondition
     return Preconditioner(
         jnp.asarray(vectors, dtype), jnp.asarray(np.maximum(values, 0), dtype), mean
     )
+
+
+def _build_from_rows(features: Array, weights: Array) -> Preconditioner:
+    """Return the eigenvectors of the Gram matrix from those of the products of examples."""
+    s = np.asarray(weights, np.float64)
+    x, s = np.asarray(features, np.float64), s / s.sum()
+    mean = s @ x
+    rows = np.sqrt(s)[:, None] * (x - mean)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    kept = values > len(s) * np.finfo(float).eps * values.max()  # the others are rounding
+    basis = rows.T @ (vectors * np.where(kept, 1 / np.sqrt(np.where(kept, values, 1)), 0))
+    arrays = basis, np.where(kept, values, 0), mean
+    return Preconditioner(*(jnp.asarray(a, features.dtype) for a in arrays))
 
 
 def _random_rows(n: int, count: int) -> Array:
@@ -100,14 +117,25 @@ def apply(preconditioner: Preconditioner, c: Array, l2: Array, r: Array) -> Arra
     dtype = r.dtype
     c = jnp.maximum(c, jnp.finfo(dtype).eps * jnp.max(c, 1, keepdims=True))[..., None]
     c = jnp.maximum(c, jnp.finfo(dtype).tiny ** 0.5)
-    eigenvalues = c * preconditioner.spectrum + l2.astype(dtype)[:, None, None]
+    l2 = l2.astype(dtype)[:, None, None]
+    eigenvalues = c * preconditioner.spectrum + l2
     least = jnp.finfo(dtype).eps * jnp.max(eigenvalues, -1, keepdims=True)
-    eigenvalues = jnp.maximum(eigenvalues, jnp.maximum(least, jnp.finfo(dtype).tiny ** 0.5))
+    least = jnp.maximum(least, jnp.finfo(dtype).tiny ** 0.5)
     rb = r[..., -1:]
-    w = _to_eigenbasis(preconditioner, r[..., :-1] - rb * preconditioner.mean) / eigenvalues
-    w = _from_eigenbasis(preconditioner, w)
+    w = _solve(preconditioner, r[..., :-1] - rb * preconditioner.mean, eigenvalues, l2, least)
     b = rb / c - jnp.sum(w * preconditioner.mean, -1, keepdims=True)
     return jnp.concatenate([w, b], -1)
+
+
+def _solve(
+    preconditioner: Preconditioner, r: Array, eigenvalues: Array, l2: Array, least: Array
+) -> Array:
+    """Return r by the inverse of the matrix with these eigenvalues, l2 orthogonally to U."""
+    along = _to_eigenbasis(preconditioner, r)
+    w = _from_eigenbasis(preconditioner, along / jnp.maximum(eigenvalues, least))
+    if preconditioner.basis is None or preconditioner.basis.shape[1] == r.shape[-1]:
+        return w
+    return w + (r - _from_eigenbasis(preconditioner, along)) / jnp.maximum(l2, least)
 
 
 def _to_eigenbasis(preconditioner: Preconditioner, r: Array) -> Array:
