@@ -1,36 +1,46 @@
 """Linear heads of language models' size on a GPU: the share of the products' own rate.
 
-Command: `python experiments/gpu_head.py [--torch-python PATH]` on an H100 or H200, under 10
-minutes with every shape and library; `--shapes 2048x4096x128256 ...` and `--rounds` select what
-runs. The record is results/gpu_head.json, written again after each shape. `--smoke` interprets the
-kernels on a CPU at a tiny shape, in under a minute, and writes nothing. `--compile h200` or `b200`
-compiles the kernels for an absent GPU and prints registers, shared memory and spills; it needs
+Command: `python experiments/gpu_head.py [--minutes 5] [--torch-python PATH]` on an H100 or H200.
+The most telling measurements come first, and what does not fit the minutes is left out. The record
+is results/gpu_head.json, written again after each part. `--smoke` interprets the kernels on a CPU
+at a tiny shape, in under a minute, and writes nothing. `--compile h200` or `b200` compiles the
+programs for an absent GPU and prints registers, shared memory, spills and temporary bytes; it needs
 `jax[cuda13]`, in a separate environment.
 
 Question. Value and gradients of a head of M examples, H features and V classes in bfloat16, whose
 logits have a standard deviation of about 1, need three products of M H V, or four where the loss of
 each example has its own cotangent. What share of the rate of these products alone, measured in the
-same run, is reached, and how do other installed libraries compare? The bars:
-- sum: `linear_cross_entropy_sum`, counted as 6 M H V: 0.93;
-- per example: `linear_cross_entropy`, nll and lse with random cotangents, counted as 8 M H V: 0.93;
-- forward: `linear_cross_entropy` alone, counted as 2 M H V against its one product: 0.95;
-- logits: value and gradient of `cross_entropy` for existing logits, one read and one write: 0.90 of
-  the bytes per second of a copy;
-- and faster than torch, Liger, cut-cross-entropy, QuACK and tokamax, side by side.
-The sigmoid's head (`linear_binary_cross_entropy` and its sum, with M x V targets as bools, one in
-1,000 of them true) has the same bars, at one shape.
+same run, is reached, in how much memory, and how do other installed libraries compare? The bars at
+2048 x 4096 x 128256 are in `SOFTMAX`, and those of the sigmoid's head, whose M x V targets are
+bools, at 8192 x 4096 x 32768 in `SIGMOID`; at 8192 x 4096 x 262144, with more examples than
+features, there are bars of memory alone. Logits that exist (value and gradient of `cross_entropy`,
+one read and one write) are compared with a copy. The default (`implementation=None`) is compared
+with Optax on dense bfloat16 logits at 40 shapes: no more than 1.05 of its time, and no more memory
+than its and the budget.
 
-Findings. None of the bars has been measured yet, because no GPU was available. The kernels pass the
-contract's tests in interpret mode, and compile for an H200 and a B200 without the device: 168
-registers a thread at entry and 225 KiB of shared memory a block. Under jax 0.11.2 the warpgroups
-that finish tiles then take 232 registers; on an H200 12 bytes a thread are spilled in the sum's
-kernel and none in the others, the sigmoid's included; on a B200 4 with softcap, bias, mask and
-statistics at once, at most 16 in the sigmoid's and none in the others. Under jax 0.12.0.1 the
-assembler is run in a way that ignores the instruction by which they take more: on an H200 it spills
-332 bytes in the sum's kernel, 40 in the gradient and none in the forward pass; on a B200 92 in the
-sum's and none in the other two. The sigmoid's kernel that computes losses and gradients at once
-spills 588 and 620 there (1,644 with softcap, bias, mask and weights on an H200), its forward pass
-nothing.
+Findings. This version has been compiled and not timed. One H200 under jax 0.11.2 (November 2026)
+ran prototypes of its changes, in milliseconds and MB of temporaries:
+
+    dense Optax, bfloat16 logits         9.6 to 9.8     559
+    dense Optax, float32 logits          21.1         2,202
+    three products alone                 8.1 to 9.3     559
+    sum                                  9.75 to 9.86   559
+    sum, 128 MiB                         10.4 to 10.6   144
+    per example, 512 MiB                 12.6 to 12.7   559
+    per example                          13.5           166
+    forward, of x @ w                    0.965 to 0.98
+    torch 2.11 dense, cut-cross-entropy 25.1.1, tokamax 0.0.17, Liger 0.8.5: 10.8, 24.6, 25.7, 45.8
+
+and, of the version before: sigmoid's sum 11.8 ms, 0.82 of the products, and its forward pass 0.76.
+Compiled for an H200 without Triton's products, as a real device multiplies, this version takes 530
+MB for the sum, 144 with 128 MiB, 530 and 140 per example, 16 for the forward pass; at 8192 x 4096 x
+262144 252 MB for the sum and per example; for the sigmoid's head 189, 189 and 55.
+
+The kernels have 168 registers a thread at entry and 225 KiB of shared memory a block. Under jax
+0.11.2 the warpgroups that finish tiles then take 232 registers. Under jax 0.12.0.1 the assembler is
+run in a way that ignores the instruction by which they take more: on an H200 it spills 124 bytes in
+the sum's kernel, 192 in the gradient's, 200 in the sigmoid's that computes losses and gradients at
+once, and nothing in the forward passes and in the two products of blocks.
 
 On an H200 the inner loop is four products of 64 x 256 x 16 in a row and one wait; the end of a tile
 is some 1,400 instructions a warp, about 2% of the time of a tile at H = 4096 if nothing hid it. On
@@ -41,10 +51,13 @@ thread; the end of one tile overlaps the products of the next.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,22 +65,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import measure
+import numpy as np
 import optax
 
 from jaxsoftmax import cross_entropy, kernels
 from jaxsoftmax.kernels import target
 
-SHAPES = ("2048x4096x128256", "4096x4096x128256", "8192x4096x262144", "8192x2304x256000")
-LABELS = "8192x4096x32768"
-SMOKE = "5x16x128"
-BARS = {"sum": 0.93, "per example": 0.93, "forward": 0.95}
-BAR_OF_LOGITS = 0.90
-PRODUCTS = {"sum": 3, "per example": 4, "forward": 1}
+MIB = 2**20
 PEERS = ("torch", "liger", "cut", "quack")  # in a separate process, where they are installed
 # Short calls are timed several times in a row, so that their start does not count.
 SECONDS = 0.05
-# the memory of blocks where a budget is given
-MEMORY = 2**32
+START = time.perf_counter()
 
 
 class Shape(NamedTuple):
@@ -82,11 +90,28 @@ class Shape(NamedTuple):
         """Return the operations of one product."""
         return 2 * self.m * self.h * self.v
 
+    def __str__(self) -> str:
+        """Return the sizes as they are printed."""
+        return "x".join(map(str, self))
+
+
+SHAPE, MORE_ROWS = Shape(2048, 4096, 128_256), Shape(8192, 4096, 262_144)
+LABELS, SMOKE = Shape(8192, 4096, 32_768), Shape(5, 16, 128)
+
+
+class Program(NamedTuple):
+    """A function of the data, the products that it needs, and its bars."""
+
+    run: Callable[..., Any]
+    products: int = 3
+    share: float | None = None  # of the rate of as many products alone
+    megabytes: float | None = None  # of temporaries
+
 
 def main() -> None:
     """Measure or compile."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="*", default=SHAPES)
+    parser.add_argument("--minutes", type=float, default=5, help="no part is started later")
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds per shape")
     parser.add_argument(
         "--torch-python", default=sys.executable, help="an interpreter with the other libraries"
@@ -102,64 +127,104 @@ def main() -> None:
     elif arguments.smoke:
         jax.config.update("jax_platforms", "cpu")
         with target.assumed("gpu", interpret=True):
-            run((SMOKE,), SMOKE, rounds=1, python=None, small=True)
+            run(SMOKE, SMOKE, (SMOKE,), rounds=1, small=True)
     else:
         # The other libraries need the rest of the memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-        python = arguments.torch_python
-        run(arguments.shapes, LABELS, rounds=arguments.rounds, python=python, small=False)
+        record = partial(run, SHAPE, LABELS, SWEEP, rounds=arguments.rounds, small=False)
+        record(python=arguments.torch_python, seconds=60 * arguments.minutes)
 
 
 def run(
-    texts: tuple[str, ...], labels: str, *, rounds: int, python: str | None, small: bool
+    shape: Shape,
+    labels: Shape,
+    sweep: tuple[Shape, ...],
+    *,
+    rounds: int,
+    small: bool,
+    python: str | None = None,
+    seconds: float = math.inf,
 ) -> None:
-    """Measure every shape, and the sigmoid's; the record grows with each."""
-    record: dict[str, Any] = {"logits": logits(small), "labels": {}, "shapes": {}}
-    entry = record["logits"]
-    print(f"copy {entry['copy bytes per second'] / 1e9:.0f} GB/s, cross-entropy over logits "
-          f"{entry['share']:.3f} of it (bar {BAR_OF_LOGITS})")  # fmt: skip
-    for text, of in [(labels, OF_LABELS), *((text, PROGRAMS) for text in texts)]:
-        shape = Shape(*map(int, text.split("x")))
-        has_labels = of is OF_LABELS
-        entry = measured(of, shape, rounds, None if has_labels else python, small)
-        record["labels" if has_labels else "shapes"] |= {text: entry}
-        show(f"{text}, sigmoid" if has_labels else text, shape, entry)
+    """Measure part after part while there is time; the record grows with each."""
+    parts: dict[str, Callable[[], Any]] = {
+        f"softmax, {shape}": lambda: measured(SOFTMAX, shape, data(shape), rounds, small),
+        f"sigmoid, {labels}": lambda: measured(
+            SIGMOID, labels, data_of_labels(labels), rounds, small
+        ),
+        "default and dense": lambda: swept(sweep, seconds, small),
+        "logits that exist": lambda: logits(small),
+    }
+    if python is not None:
+        parts["peers"] = lambda: peers(python, shape, rounds)
+        parts[f"softmax, {MORE_ROWS}"] = lambda: measured(
+            OF_MORE_ROWS, MORE_ROWS, data(MORE_ROWS), 3, small
+        )
+    record: dict[str, Any] = {}
+    for title, part in parts.items():
+        if time.perf_counter() - START > seconds:
+            print(f"{title}: no time left")
+            continue
+        print(f"\n{title}, after {time.perf_counter() - START:.0f} s", flush=True)
+        record[title] = part()
         if not small:
-            path = measure.write_record("gpu_head", record)
-            print("written:", path.name, flush=True)
+            print("written:", measure.write_record("gpu_head", record).name, flush=True)
 
 
 def measured(
-    of: dict[str, Callable[..., Any]], shape: Shape, rounds: int, python: str | None, small: bool
+    programs: dict[str, Program],
+    shape: Shape,
+    head: tuple[jax.Array, ...],
+    rounds: int,
+    small: bool,
 ) -> dict[str, Any]:
     """Return paired times, shares of the products' rate, memory and errors at one shape."""
-    head = data_of_labels(shape) if of is OF_LABELS else data(shape)
-    built = {name: compiled(function, head) for name, function in of.items()}
+    built = compiled_together({name: (p.run, head) for name, p in programs.items()}, small)
     calls = {name: partial(program, *head) for name, program in built.items()}
     jax.block_until_ready(calls["sum"]())
     repeat = 1 if small else max(1, round(SECONDS / measure.clock(calls["sum"])))
     timed = {name: partial(repeated, call, repeat) for name, call in calls.items()}
-    others = None if python is None else Peers(python, shape)
-    clocks = {} if others is None else {n: partial(others.seconds, n, repeat) for n in others.names}
-    timing = measure.paired(timed, rounds=rounds, clocks=clocks)
-    if others is not None:
-        others.close()
+    timing = measure.paired(timed, rounds=rounds)
     medians = {name: s["median"] / repeat for name, s in timing["seconds"].items()}
     rates = {3: 3 * shape.operations / medians["three products"]}
     rates[1] = shape.operations / medians["one product"]
     rates[4] = 4 * shape.operations / (medians["three products"] + medians["one product"])
-    return timing | {
+    entry = timing | {
         "repeat": repeat,
         "milliseconds": {name: 1e3 * s for name, s in medians.items()},
         "products per second": {str(count): rate for count, rate in rates.items()},
-        "operations per second": {
-            n: c * shape.operations / medians[n] for n, c in PRODUCTS.items()
+        "share": {
+            name: p.products * shape.operations / medians[name] / rates[p.products]
+            for name, p in programs.items()
         },
-        "share": {n: c * shape.operations / medians[n] / rates[c] for n, c in PRODUCTS.items()},
         "temporary_bytes": {name: measure.temporary_bytes(p) for name, p in built.items()},
-        "errors": (errors_of_labels if of is OF_LABELS else errors)(head, built),
-        "peers": None if others is None else others.versions,
+        "errors": (errors_of_labels if programs is SIGMOID else errors)(head, built),
     }
+    show(programs, entry)
+    return entry
+
+
+def show(programs: dict[str, Program], entry: dict[str, Any]) -> None:
+    """Print one line per program, with its bars."""
+    rates = {n: f"{r / 1e12:.1f}" for n, r in entry["products per second"].items()}
+    print(f"products at {rates} TFLOP/s, errors {entry['errors']}")
+    for name, program in programs.items():
+        share, megabytes = entry["share"][name], entry["temporary_bytes"][name] / 1e6
+        text = f"{name:24}{entry['milliseconds'][name]:10.3f} ms  {share:.3f} of the products"
+        text += "" if program.share is None else f" (bar {program.share:.2f})"
+        text += f"{megabytes:8.0f} MB"
+        text += "" if program.megabytes is None else f" (bar {program.megabytes:.0f})"
+        print(text, flush=True)
+
+
+def compiled_together(
+    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], small: bool
+) -> dict[str, jax.stages.Compiled]:
+    """Compile functions of arguments, several at a time: tracing holds a lock, compiling none."""
+    lowered = {name: jax.jit(f).lower(*arguments) for name, (f, arguments) in programs.items()}
+    with ThreadPoolExecutor(1 if small else 8) as pool:
+        return dict(
+            zip(lowered, pool.map(lambda each: each.compile(), lowered.values()), strict=True)
+        )
 
 
 def repeated(call: Callable[[], Any], times: int) -> Any:
@@ -167,6 +232,68 @@ def repeated(call: Callable[[], Any], times: int) -> Any:
     for _ in range(times - 1):
         call()
     return call()
+
+
+# -- The default and dense logits --
+
+
+def draw_shapes(count: int) -> tuple[Shape, ...]:
+    """Return shapes whose sizes are drawn evenly in their logarithms, every third one aligned."""
+    random = np.random.default_rng(0)
+    found: list[Shape] = []
+    while len(found) < count:
+        sizes = random.uniform(np.log2([128, 64, 10]), np.log2([32_768, 8192, 262_144]))
+        unit = 1 if len(found) % 3 else 64
+        shape = Shape(*(max(int(2**size) // unit * unit, 10) for size in sizes))
+        # The dense logits and gradients take at most 17 GB, a product at most 0.1 s.
+        if shape.m * shape.v <= 2**31 and shape.operations <= 7e13:
+            found.append(shape)
+    return tuple(found)
+
+
+SWEEP = (SHAPE, *draw_shapes(39))
+
+
+def swept(shapes: tuple[Shape, ...], seconds: float, small: bool) -> dict[str, Any]:
+    """Return times and memory of the default and of dense logits, a few shapes at a time."""
+    found: dict[str, Any] = {}
+    for first in range(0, len(shapes), 8):
+        if time.perf_counter() - START > seconds:
+            print(f"{len(shapes) - first} shapes: no time left")
+            break
+        found |= swept_together(shapes[first : first + 8], small)
+    slower = [name for name, entry in found.items() if entry["ratio"] > 1.05]
+    larger = [name for name, entry in found.items() if entry["excess_bytes"] > 512 * MIB]
+    print(f"{len(found)} shapes; slower by more than 5%: {slower}; more memory: {larger}")
+    return found
+
+
+def swept_together(shapes: tuple[Shape, ...], small: bool) -> dict[str, Any]:
+    """Compile the programs of some shapes together, and time one shape after the other."""
+    of = {"default": partial(total, {}), "dense": dense}
+    types = {str(shape): jax.eval_shape(partial(data, shape)) for shape in shapes}
+    built = compiled_together(
+        {f"{shape} {name}": (f, types[shape]) for shape in types for name, f in of.items()}, small
+    )
+    found = {}
+    for shape in shapes:
+        head = data(shape)
+        programs = {name: built[f"{shape} {name}"] for name in of}
+        calls = {name: partial(program, *head) for name, program in programs.items()}
+        jax.block_until_ready(calls["dense"]())
+        repeat = 1 if small else max(1, round(SECONDS / 4 / measure.clock(calls["dense"])))
+        timed = {name: partial(repeated, call, repeat) for name, call in calls.items()}
+        timing = measure.paired(timed, rounds=3)["seconds"]
+        memory = {name: measure.temporary_bytes(program) for name, program in programs.items()}
+        entry = {
+            "milliseconds": {n: 1e3 * s["median"] / repeat for n, s in timing.items()},
+            "ratio": timing["default"]["median"] / timing["dense"]["median"],
+            "temporary_bytes": memory,
+            "excess_bytes": memory["default"] - memory["dense"],
+        }
+        found[str(shape)] = entry
+        print(f"{shape!s:24}{entry['ratio']:6.2f} of dense, {entry['excess_bytes'] / 1e6:+9.0f} MB")
+    return found
 
 
 # -- The functions --
@@ -183,40 +310,37 @@ def data(shape: Shape) -> tuple[jax.Array, ...]:
     return x, w, labels, nll / shape.m, lse / shape.m
 
 
-def total(
-    implementation: str, options: dict, x: Any, w: Any, labels: Any, nll: Any, lse: Any
-) -> Any:
+def total(options: dict[str, Any], x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
     """Return the mean as a weighted sum, and its gradients."""
     del nll, lse
 
     def value(x: Any, w: Any) -> Any:
         weights = jnp.full(labels.shape, 1 / labels.size)
-        return kernels.linear_cross_entropy_sum(
-            x, w, labels, weights=weights, implementation=implementation, **options
-        )
+        return kernels.linear_cross_entropy_sum(x, w, labels, weights=weights, **options)
 
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
-def per_example(implementation: str, x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+def per_example(options: dict[str, Any], x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
     """Return both outputs, and gradients with a random cotangent for each."""
-    loss = partial(kernels.linear_cross_entropy, memory=MEMORY // 8, implementation=implementation)
+    loss = partial(kernels.linear_cross_entropy, **options)
     found, back = jax.vjp(lambda x, w: loss(x, w, labels), x, w)
     return found, back(type(found)(nll, lse))
 
 
-def forward(implementation: str, x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+def forward(options: dict[str, Any], x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
     """Return the values alone."""
     del nll, lse
-    return kernels.linear_cross_entropy(x, w, labels, implementation=implementation)
+    return kernels.linear_cross_entropy(x, w, labels, **options)
 
 
-def dense(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
+def dense(x: Any, w: Any, labels: Any, nll: Any, lse: Any, dtype: Any = jnp.bfloat16) -> Any:
     """Return the mean loss as users write it without a library of heads."""
     del nll, lse
 
     def value(x: Any, w: Any) -> Any:
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x @ w, labels))
+        z = jnp.matmul(x, w, preferred_element_type=dtype)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, labels))
 
     return jax.value_and_grad(value, (0, 1))(x, w)
 
@@ -246,22 +370,35 @@ def one_product(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
     return x @ w
 
 
-OURS: dict[str, Callable[..., Any]] = {
-    # All rows at once, without a sum of w's gradient in float32.
-    "sum": partial(total, "mosaic_gpu", {"tiles": kernels.Tiles(rows=8192, classes=8192)}),
-    "per example": partial(per_example, "mosaic_gpu"),
-    "forward": partial(forward, "mosaic_gpu"),
+KERNEL = {"implementation": "mosaic_gpu"}
+SMALL, LARGE = {"memory": 128 * MIB}, {"memory": 512 * MIB}
+XLA = {"implementation": "xla_chunked"}
+OURS = {
+    "sum": Program(partial(total, KERNEL | LARGE), 3, 0.95, 559),
+    "sum, 128 MiB": Program(partial(total, KERNEL | SMALL), 3, 0.88, 150),
+    "per example, 512 MiB": Program(partial(per_example, KERNEL | LARGE), 4, 0.95, 559),
+    "per example": Program(partial(per_example, KERNEL | SMALL), 4, 0.90, 170),
+    "forward": Program(partial(forward, KERNEL), 1, 0.98, 20),
 }
-PROGRAMS: dict[str, Callable[..., Any]] = OURS | {
-    "sum, usual memory": partial(total, "mosaic_gpu", {}),
-    "sum, xla": partial(total, "xla_chunked", {"memory": MEMORY}),
-    "per example, xla": partial(per_example, "xla_chunked"),
-    "dense": dense,
-    "three products": three_products,
-    "one product": one_product,
+PRODUCTS = {
+    "three products": Program(three_products),
+    "one product": Program(one_product, 1),
 }
+SOFTMAX = OURS | {
+    "dense": Program(dense),
+    "dense, float32 logits": Program(partial(dense, dtype=jnp.float32)),
+    "sum, xla": Program(partial(total, XLA | LARGE)),
+    "per example, xla": Program(partial(per_example, XLA | SMALL), 4),
+}
+SOFTMAX |= PRODUCTS
 if importlib.util.find_spec("tokamax"):
-    PROGRAMS["tokamax"] = tokamax
+    SOFTMAX["tokamax"] = Program(tokamax)
+OF_MORE_ROWS = {
+    "sum": OURS["sum"]._replace(share=None, megabytes=512),
+    "per example": OURS["per example"]._replace(share=None, megabytes=256),
+    "forward": OURS["forward"]._replace(share=None, megabytes=110),
+    "dense": Program(dense),
+} | PRODUCTS
 
 
 # -- The sigmoid's --
@@ -274,36 +411,32 @@ def data_of_labels(shape: Shape) -> tuple[jax.Array, ...]:
     return x, w, targets, cotangents, unused
 
 
-def labels_total(implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
+def labels_total(options: dict[str, Any], x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
     """Return the weighted sum of the examples' losses, and its gradients."""
     del unused
 
     def value(x: Any, w: Any) -> Any:
-        return kernels.linear_binary_cross_entropy_sum(
-            x, w, targets, weights=c, implementation=implementation, memory=MEMORY // 8
-        )
+        return kernels.linear_binary_cross_entropy_sum(x, w, targets, weights=c, **options)
 
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
 def labels_per_example(
-    implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any
+    options: dict[str, Any], x: Any, w: Any, targets: Any, c: Any, unused: Any
 ) -> Any:
     """Return each example's loss, and gradients with a random cotangent for each."""
     del unused
-    loss = partial(
-        kernels.linear_binary_cross_entropy, memory=MEMORY // 8, implementation=implementation
-    )
+    loss = partial(kernels.linear_binary_cross_entropy, **options)
     found, back = jax.vjp(lambda x, w: loss(x, w, targets), x, w)
     return found, back(c)
 
 
-def labels_forward(implementation: str, x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
+def labels_forward(
+    options: dict[str, Any], x: Any, w: Any, targets: Any, c: Any, unused: Any
+) -> Any:
     """Return the values alone."""
     del c, unused
-    return kernels.linear_binary_cross_entropy(
-        x, w, targets, memory=MEMORY // 8, implementation=implementation
-    )
+    return kernels.linear_binary_cross_entropy(x, w, targets, **options)
 
 
 def labels_dense(x: Any, w: Any, targets: Any, c: Any, unused: Any) -> Any:
@@ -331,26 +464,20 @@ def labels_with_everything(x: Any, w: Any, targets: Any, c: Any, unused: Any) ->
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
-OURS_OF_LABELS: dict[str, Callable[..., Any]] = {
-    "sum": partial(labels_total, "mosaic_gpu"),
-    "per example": partial(labels_per_example, "mosaic_gpu"),
-    "forward": partial(labels_forward, "mosaic_gpu"),
+OURS_OF_LABELS = {
+    "sum": Program(partial(labels_total, KERNEL), 3, 0.90, 300),
+    "per example": Program(partial(labels_per_example, KERNEL), 4, None, 300),
+    "forward": Program(partial(labels_forward, KERNEL), 1, 0.92, 100),
 }
-OF_LABELS = OURS_OF_LABELS | {
-    "sum, xla": partial(labels_total, "xla_chunked"),
-    "per example, xla": partial(labels_per_example, "xla_chunked"),
-    "dense": labels_dense,
-    "three products": three_products,
-    "one product": one_product,
+SIGMOID = OURS_OF_LABELS | {
+    "dense": Program(labels_dense),
+    "sum, xla": Program(partial(labels_total, XLA)),
+    "per example, xla": Program(partial(labels_per_example, XLA), 4),
 }
+SIGMOID |= PRODUCTS
 
 
 # -- Errors --
-
-
-def compiled(function: Callable[..., Any], head: tuple[jax.Array, ...]) -> jax.stages.Compiled:
-    """Compile for these arguments."""
-    return jax.jit(function).lower(*head).compile()
 
 
 def errors(head: tuple[jax.Array, ...], built: dict[str, Any]) -> dict[str, float]:
@@ -431,60 +558,54 @@ class Peers:
         self.process.wait()
 
 
-def show(text: str, shape: Shape, entry: dict[str, Any]) -> None:
-    """Print one line per function."""
-    rates = {n: f"{r / 1e12:.1f}" for n, r in entry["products per second"].items()}
-    print(f"\n{text}: products at {rates} TFLOP/s, errors {entry['errors']}")
-    for name, milliseconds in entry["milliseconds"].items():
-        count = PRODUCTS.get(name.split(",")[0], 1 if name == "one product" else 3)
-        rate = count * shape.operations / milliseconds / 1e9
-        share, memory = entry["share"].get(name), entry["temporary_bytes"].get(name)
-        bar = "" if share is None else f"  {share:.3f} of the products, bar {BARS[name]}"
-        bar += "" if memory is None else f"  {memory / 1e6:.0f} MB"
-        print(f"{name:18}{milliseconds:10.3f} ms{rate:8.1f} TFLOP/s{bar}")
+def peers(python: str, shape: Shape, rounds: int) -> dict[str, Any]:
+    """Return the times of the heads of other libraries that are installed."""
+    others = Peers(python, shape)
+    clocks = {name: partial(others.seconds, name, 3) for name in others.names}
+    found = measure.paired({}, rounds=rounds, clocks=clocks)["seconds"] if clocks else {}
+    others.close()
+    for name, seconds in found.items():
+        print(f"{name:24}{1e3 * seconds['median'] / 3:10.3f} ms")
+    return {"versions": others.versions, "seconds of three": found}
 
 
 # -- Compilation without the device --
 
 
 def compile_for(name: str, *, as_json: bool) -> None:
-    """Print each kernel's registers, shared memory and spills, from the assembler's reports."""
+    """Print each kernel's registers, shared memory and spills, and each program's temporaries."""
     jax.config.update("jax_platforms", "cpu")
-    found = resources(name)
+    found = {}
+    for program, entry in compiled_without(name):
+        found[program] = entry
+        if not as_json:
+            limit = "" if entry["limit"] is None else f" (bar {entry['limit']:.0f})"
+            print(f"{name} {program:40}{entry['megabytes']:8.1f} MB{limit}", flush=True)
+            for kernel, resources in entry["kernels"].items():
+                print(f"    {kernel:48} {resources}")
     if as_json:
         print(json.dumps({name: found}))
-    else:
-        for kernel, entry in found.items():
-            print(f"{name} {kernel:48} {entry}")
 
 
-def resources(name: str) -> dict[str, Any]:
-    """Return the resources of each program's kernels, on a device that is only described."""
+def compiled_without(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each program's memory and its kernels' resources, on a device that is only described.
+
+    Without Triton's products, as XLA chooses on a real device. With them, it would keep fusions of
+    a product and a cast that a real device splits, and memory would look smaller than it is.
+    """
     import compile_targets
 
     device = compile_targets.device_of(name)
     place = jax.sharding.SingleDeviceSharding(device)
-    found: dict[str, Any] = {}
-    for program, function in (COMPILED | COMPILED_OF_LABELS).items():
-        head = of_labels() if program in COMPILED_OF_LABELS else of_classes()
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in head]
+    for title, (program, make, shape) in COMPILED.items():
+        types = jax.eval_shape(partial(make, shape))
+        types = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in types]
         with compile_targets.traced_for(name, device), compile_targets.dumped() as folder:
-            built = jax.jit(function).lower(*shapes).compile()
+            built = jax.jit(program.run).lower(*types)
+            built = built.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
             kernels = compile_targets.kernels(folder)
         megabytes = measure.temporary_bytes(built) / 1e6
-        for kernel, entry in kernels.items():
-            found[f"{program}: {kernel}"] = entry | {"program's temporary MB": megabytes}
-    return found
-
-
-def of_classes() -> Any:
-    """Return the shapes of the largest head's arrays."""
-    return jax.eval_shape(lambda: data(Shape(8192, 4096, 262_144)))
-
-
-def of_labels() -> Any:
-    """Return the shapes of the sigmoid's arrays."""
-    return jax.eval_shape(lambda: data_of_labels(Shape(8192, 4096, 32_768)))
+        yield title, {"megabytes": megabytes, "limit": program.megabytes, "kernels": kernels}
 
 
 def with_everything(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
@@ -501,12 +622,22 @@ def with_everything(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
 
 def alone(x: Any, w: Any, labels: Any, nll: Any, lse: Any) -> Any:
     """Return the values of rows that fill one tile, which shares no tiles of w with another."""
-    return forward("mosaic_gpu", x[:128], w, labels[:128], nll, lse)
+    return forward(KERNEL, x[:128], w, labels[:128], nll, lse)
 
 
-COMPILED = OURS | {"everything": with_everything, "forward, a core alone": alone}
-COMPILED_OF_LABELS = {f"labels, {name}": program for name, program in OURS_OF_LABELS.items()}
-COMPILED_OF_LABELS |= {"labels, everything": labels_with_everything}
+# Compared with dense logits: GPT-2's head, whose classes are padded, and a small one.
+COMPARED = (SHAPE, Shape(2048, 768, 50_257), Shape(4096, 1024, 1000))
+COMPILED: dict[str, tuple[Program, Callable[..., Any], Shape]] = {
+    **{name: (program, data, SHAPE) for name, program in OURS.items()},
+    "more rows, sum": (OF_MORE_ROWS["sum"], data, MORE_ROWS),
+    "more rows, per example": (OF_MORE_ROWS["per example"], data, MORE_ROWS),
+    "everything": (Program(with_everything), data, SHAPE),
+    "forward, a core alone": (Program(alone), data, SHAPE),
+    **{f"labels, {n}": (p, data_of_labels, LABELS) for n, p in OURS_OF_LABELS.items()},
+    "labels, everything": (Program(labels_with_everything), data_of_labels, LABELS),
+    **{f"default, {shape}": (Program(partial(total, {})), data, shape) for shape in COMPARED},
+    **{f"dense, {shape}": (Program(dense), data, shape) for shape in COMPARED},
+}
 
 
 if __name__ == "__main__":

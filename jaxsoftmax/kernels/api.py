@@ -86,10 +86,12 @@ def linear_cross_entropy(
             w is needed beside the memory below, and w's gradient is the float32 sum of products,
             never rounded to bfloat16. Tangents of forward mode are not rounded either.
         memory: the budget in bytes for a block of logits; None means 128 MiB. The float32 sum of
-            x's gradient, an array as large as x, is not part of it. Blocks have at least 128
-            classes. Under vmap it is the budget of each lane.
+            x's gradient, an array as large as x, is not part of it; on a GPU, all logits at once
+            may take its place. Blocks have at least 128 classes. Under vmap it is the budget of
+            each lane.
         implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense). None means
-            the first of them.
+            "mosaic_gpu" on a Hopper GPU where x and w are bfloat16 or float16 and the logits are
+            many (see `defaults`), and "xla_chunked" elsewhere.
         tiles: block sizes, in place of a budget.
 
     Returns:
@@ -262,7 +264,8 @@ def linear_cross_entropy_sum(
         precision: of the products, as in `jax.lax.dot_general`.
         dtype: the dtype of the operands of the products, as in `linear_cross_entropy`.
         memory: the budget in bytes for a chunk of logits; None means 512 MiB, and 2 GiB on a CPU.
-            The float32 sum of w's gradient is not part of it.
+            The float32 sum of w's gradient is not part of it; on a GPU, all logits at once may take
+            its place. "mosaic_gpu" needs no such sum beyond the budget.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
 

@@ -1,4 +1,4 @@
-"""The choice of an implementation: the named one, or the first that can run the call."""
+"""The choice of an implementation: the named one, or the first of the defaults that suits."""
 
 from functools import cache
 from importlib import import_module
@@ -8,6 +8,7 @@ import jax
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels import primitives, target, tiles
+from jaxsoftmax.kernels.defaults import DEFAULTS
 from jaxsoftmax.kernels.settings import IMPLEMENTATIONS, Call
 from jaxsoftmax.kernels.types import Head, Options
 
@@ -35,20 +36,22 @@ def _tiles(call: Call, head: Head) -> tiles.Tiles:
 
 
 def _choose(implementation: str | None, head: Head, options: Options) -> str:
-    """Return the named implementation if it can run, else the first that can.
+    """Return the named implementation if it can run, else the first of the defaults that suits.
 
     Without rows it is the reference.
     """
     if implementation == "reference":
         return "reference"
-    names = IMPLEMENTATIONS if implementation is None else (implementation,)
     inputs = jax.eval_shape(lambda: cast_operands(head, options))
-    reasons = {name: _unsupported(name, inputs, options) for name in names}
-    if implementation is not None and reasons[implementation] is not None:
-        raise NotImplementedError(f"implementation {implementation!r}: {reasons[implementation]}")
+    if implementation is not None and (reason := _unsupported(implementation, inputs, options)):
+        raise NotImplementedError(f"implementation {implementation!r}: {reason}")
     if head.x.shape[0] == 0:
         return "reference"
-    return next(name for name, reason in reasons.items() if reason is None)
+    return implementation or next(
+        row.implementation
+        for row in DEFAULTS
+        if row.suits(head, options) and _unsupported(row.implementation, inputs, options) is None
+    )
 
 
 def _unsupported(name: str, head: Head, options: Options) -> str | None:

@@ -14,20 +14,43 @@ from jaxsoftmax.kernels.types import Head, LSEParts, Model, Options, Precision
 # Up to this many classes, a product over rows is computed with the classes outermost.
 FEW_CLASSES_LIMIT = 32
 
+FLOAT_BYTES = 4  # of an entry of a sum
+
 # A product over more classes than this is cut. XLA would split it for a GPU and pad a copy of w.
 LONG_SUM_LIMIT = 32_768
 
 
-def dot(a: Array, b: Array, axes: tuple[int, int], precision: Precision = None) -> Array:
-    """Return the product of two matrices over an axis of each, summed in float32 or float64."""
+def dot(
+    a: Array,
+    b: Array,
+    axes: tuple[int, int],
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Return the product of two matrices over an axis of each, summed in float32 or float64.
+
+    The result has the dtype of the sums, or a given one: see `rounded_dtype`.
+    """
     contracting = (axes[0],), (axes[1],)
     return lax.dot_general(
         a,
         b,
         (contracting, ((), ())),
         precision=precision,
-        preferred_element_type=sum_dtype(a.dtype),
+        preferred_element_type=sum_dtype(a.dtype) if dtype is None else dtype,
     )
+
+
+def rounded_dtype(dtype: DTypeLike, options: Options) -> DTypeLike:
+    """Return the dtype of a product that needs no further sum and is wanted in this dtype.
+
+    A GPU's matrix library sums in float32 and rounds once, if the result has the dtype of the
+    operands. A cast afterwards is a pass of its own: the gradient of w would be stored in float32
+    first, 4 D K bytes that are written and read again.
+    """
+    if options.target.platform == "gpu" and dtype == options.dtype:
+        return dtype
+    return sum_dtype(options.dtype)
 
 
 def sum_dtype(dtype: DTypeLike) -> DTypeLike:
@@ -122,15 +145,17 @@ def log1p(e: Array) -> Array:
     return 2 * s * total
 
 
-def weight_gradient(x: Array, dz: Array, precision: Precision = None) -> Array:
+def weight_gradient(
+    x: Array, dz: Array, precision: Precision = None, dtype: DTypeLike | None = None
+) -> Array:
     """Return x^T dz, `[D, K]`, computed for few classes as the transpose of dz^T x.
 
     Short rows leave a CPU's vector units idle. With 10 classes dz^T x, whose rows are long, takes
     0.4 of the time. XLA moves transposes back into products, so a barrier holds this one.
     """
     if dz.shape[1] > FEW_CLASSES_LIMIT:
-        return dot(x, dz, (0, 0), precision)
-    return pin_layout(dot(dz, x, (0, 0), precision)).T
+        return dot(x, dz, (0, 0), precision, dtype)
+    return pin_layout(dot(dz, x, (0, 0), precision, dtype)).T
 
 
 def pin_layout(a: Array) -> Array:
@@ -138,14 +163,20 @@ def pin_layout(a: Array) -> Array:
     return lax.optimization_barrier(a)
 
 
-def contract_classes(dz: Array, w: Array, axis: int, precision: Precision = None) -> Array:
+def contract_classes(
+    dz: Array,
+    w: Array,
+    axis: int,
+    precision: Precision = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
     """Return dz w^T, `[R, D]`, with the classes along `axis` of both.
 
-    A sum over more than `LONG_SUM_LIMIT` classes is taken in blocks.
+    A sum over more than `LONG_SUM_LIMIT` classes is taken in blocks, and has the dtype of sums.
     """
     k = w.shape[axis]
     if k <= LONG_SUM_LIMIT:
-        return dot(dz, w, (axis, axis), precision)
+        return dot(dz, w, (axis, axis), precision, dtype)
 
     groups = placement.count_groups(w, axis)
     group_size, size = k // groups, LONG_SUM_LIMIT // groups

@@ -26,8 +26,7 @@ class Implementation(NamedTuple):
     platform: str | None  # the platform that it needs, if any
 
 
-# In the order in which they are tried. The kernels for accelerators come after the implementation
-# that runs everywhere until a record shows that they are faster, so they run only when named.
+# `defaults` has the ones that run unless one is named.
 IMPLEMENTATIONS = {
     "xla_chunked": Implementation("jaxsoftmax.kernels.xla_chunked", None),
     "mosaic_gpu": Implementation("jaxsoftmax.kernels.gpu.implementation", "gpu"),

@@ -18,7 +18,8 @@ BLOCK_MEMORY = 128 * MEBIBYTE
 CHUNK_MEMORY, CHUNK_MEMORY_ON_CPU = 512 * MEBIBYTE, 2048 * MEBIBYTE
 
 # The rows of a chunk, as experiments/benchmark.py --tune measured it on a CPU: with fewer rows the
-# products are too small for the machine, and more rows do not stay in its cache.
+# products are too small for the machine, and more rows do not stay in its cache. On a GPU logits do
+# not stay in the cache either way, and each chunk reads and writes the sum of w's gradient.
 MAX_CHUNK_ROWS = 1024
 
 # Blocks and chunks are no smaller than this, whatever the budget: smaller products are too slow.
@@ -52,10 +53,11 @@ def classes_per_block(n: int, k: int, *, memory: int | None) -> int:
 
 def rows_per_chunk(n: int, k: int, *, memory: int | None) -> int:
     """Return how many rows make a chunk of `[rows, k]` logits that fits the budget."""
+    platform = target.current().platform
     if memory is None:
-        on_cpu = target.current().platform == "cpu"
-        memory = CHUNK_MEMORY_ON_CPU if on_cpu else CHUNK_MEMORY
-    return _fit(min(memory // (BYTES_PER_CHUNK_LOGIT * k), MAX_CHUNK_ROWS), n, MIN_CHUNK_ROWS)
+        memory = CHUNK_MEMORY_ON_CPU if platform == "cpu" else CHUNK_MEMORY
+    limit = memory // (BYTES_PER_CHUNK_LOGIT * k)
+    return _fit(limit if platform == "gpu" else min(limit, MAX_CHUNK_ROWS), n, MIN_CHUNK_ROWS)
 
 
 def choose(n: int, k: int, *, memory: int | None) -> Tiles:

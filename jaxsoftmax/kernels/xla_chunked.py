@@ -33,9 +33,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxsoftmax import derivatives, losses, placement, softmax_core
-from jaxsoftmax.kernels import primitives
+from jaxsoftmax.kernels import primitives, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -183,12 +184,31 @@ def value_and_gradients(
         weights,
         needs_grad,
         options,
-        chunk_size=even_size(head.x.shape[0], options.tiles.rows),
+        chunk_size=_rows_per_chunk(head, needs_grad, options),
         class_axis=axis,
     )
     if class_major and gradients.w is not None:
         gradients = gradients._replace(w=gradients.w.T)
     return nll, gradients
+
+
+def _rows_per_chunk(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
+    """Return the rows of a chunk: all of them where that takes no more memory than the float32 sum.
+
+    Several chunks need the sum of w's gradient, 4 D K bytes. All rows at once do not, where their
+    product is rounded as it is stored.
+    """
+    n, d = head.x.shape
+    limit = options.tiles.rows
+    if needs_grad.w is not None and _is_rounded(needs_grad.w, options):
+        free = limit * tiles.BYTES_PER_CHUNK_LOGIT + primitives.FLOAT_BYTES * d
+        limit = max(limit, free // tiles.BYTES_PER_BLOCK_LOGIT)
+    return n if n <= limit else even_size(n, options.tiles.rows)
+
+
+def _is_rounded(dtype: DTypeLike, options: Options) -> bool:
+    sums = primitives.sum_dtype(options.dtype)
+    return primitives.rounded_dtype(dtype, options) != sums
 
 
 def even_size(size: int, limit: int) -> int:
@@ -224,21 +244,33 @@ def scan_rows(
     groups = placement.count_groups(head.x, 0)
     group_size, size = head.x.shape[0] // groups, max(chunk_size // groups, 1)
 
+    def compute(cut: Cut, is_new: Array | bool, needed: NeedsGrad) -> tuple[Array, ModelCotangents]:
+        chunk, chunk_valid, chunk_weights = _take_rows(head, valid, weights, cut)
+        # A row that belongs to another chunk adds nothing to the sums.
+        chunk_weights = jnp.where(is_new & chunk_valid, chunk_weights, 0)
+        nll, dz = gradient(chunk, chunk_valid, chunk_weights)
+        return nll, gradients_of_rows(chunk, dz, needed, options, class_axis, times_w)
+
+    if size >= group_size:
+        return compute(Cut(0, group_size, groups), True, needs_grad)
+
     def step(carry: tuple[Array, ModelCotangents], i: Array | int) -> tuple[Array, ModelCotangents]:
         nll, gradients = carry
         cut = Cut(jnp.minimum(i * size, group_size - size), size, groups)
-        chunk, chunk_valid, chunk_weights = _take_rows(head, valid, weights, cut)
-        # A row that belongs to another chunk adds nothing to the sums.
-        chunk_weights = jnp.where(cut.since(i * size) & chunk_valid, chunk_weights, 0)
-        chunk_nll, dz = gradient(chunk, chunk_valid, chunk_weights)
-        nll = placement.put_block(nll, chunk_nll, cut, 0)
-        return nll, _add_chunk(gradients, chunk, dz, cut, options, class_axis, times_w)
+        chunk_nll, found = compute(cut, cut.since(i * size), _sums_needed(head, needs_grad))
+        return placement.put_block(nll, chunk_nll, cut, 0), _add_chunk(gradients, found, cut)
 
     zeros = _row_zeros(head), _init_chunk_gradients(head, needs_grad, class_axis)
     nll, gradients = checkpointed_scan(step, zeros, -(-group_size // size))
     if gradients.w is not None:
         gradients = gradients._replace(w=gradients.w.astype(needs_grad.w))
     return nll, gradients
+
+
+def _sums_needed(head: Head, needs_grad: NeedsGrad) -> NeedsGrad:
+    """Return the dtypes of a chunk's gradients: that of sums where chunks are added."""
+    sums = primitives.sum_dtype(head.x.dtype)
+    return needs_grad._replace(w=None if needs_grad.w is None else sums)
 
 
 def _init_chunk_gradients(head: Head, needs_grad: NeedsGrad, class_axis: int) -> ModelCotangents:
@@ -266,28 +298,41 @@ def _take_rows(
     return chunk._replace(x=jnp.where(chunk_valid[:, None], chunk.x, 0)), chunk_valid, chunk_weights
 
 
-def _add_chunk(
-    gradients: ModelCotangents,
-    chunk: Head,
+def gradients_of_rows(
+    rows: Head,
     dz: Array,
-    cut: Cut,
+    needs_grad: NeedsGrad,
     options: Options,
-    class_axis: int,
-    times_w: Callable[..., Array],
+    class_axis: int = 1,
+    times_w: Callable[..., Array] = primitives.contract_classes,
 ) -> ModelCotangents:
-    """Add the gradient in a chunk of logits to the sums, and write the chunk's rows for x."""
-    x, w, bias = gradients
+    """Return the gradients that are needed, from the gradient in all logits of some rows."""
+    x = w = bias = None
     # At the device's full half-precision rate: the gradient in the logits is cast down first.
-    low = dz.astype(chunk.x.dtype)
-    if x is not None:
-        dx = times_w(low, chunk.w, class_axis, options.precision).astype(x.dtype)
-        x = placement.put_block(x, dx, cut, 0)
-    if w is not None:
-        a, b = (low, chunk.x) if class_axis == 0 else (chunk.x, low)
-        w = w + primitives.dot(a, b, (1 - class_axis, 0), options.precision)
-    if bias is not None:
-        bias = bias + jnp.sum(dz, 1 - class_axis, dtype=bias.dtype)
+    low = dz.astype(rows.x.dtype)
+    if needs_grad.x is not None:
+        dtype = primitives.rounded_dtype(needs_grad.x, options)
+        x = times_w(low, rows.w, class_axis, options.precision, dtype).astype(needs_grad.x)
+    if needs_grad.w is not None:
+        dtype = primitives.rounded_dtype(needs_grad.w, options)
+        a, b = (low, rows.x) if class_axis == 0 else (rows.x, low)
+        w = primitives.dot(a, b, (1 - class_axis, 0), options.precision, dtype)
+        w = w.astype(needs_grad.w)
+    if needs_grad.bias is not None:
+        bias = jnp.sum(dz, 1 - class_axis, dtype=primitives.sum_dtype(rows.x.dtype))
     return ModelCotangents(x, w, bias)
+
+
+def _add_chunk(sums: ModelCotangents, found: ModelCotangents, cut: Cut) -> ModelCotangents:
+    """Add a chunk's gradients to the sums for w and bias, and write its rows for x."""
+
+    def add(total: Array | None, chunk: Array | None) -> Array | None:
+        return None if total is None or chunk is None else total + chunk
+
+    x = None
+    if sums.x is not None and found.x is not None:
+        x = placement.put_block(sums.x, found.x, cut, 0)
+    return ModelCotangents(x, add(sums.w, found.w), add(sums.bias, found.bias))
 
 
 def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
@@ -384,12 +429,23 @@ def _scan_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, optio
     """Fold the blocks of classes, the last one first; derivatives compute them again."""
     groups = placement.count_groups(head.w, 1)
     group_size = head.w.shape[1] // groups
-    size = max(min(options.tiles.classes // groups, group_size), 1)
+    size = max(min(_classes_per_block(head, options) // groups, group_size), 1)
 
     def block_step(carry: T, i: Array | int) -> T:
         return step(carry, _make_block(head, i, size, groups, options))
 
     return checkpointed_scan(block_step, start, -(-group_size // size))
+
+
+def _classes_per_block(head: Head, options: Options) -> int:
+    """Return the classes of a block: all of them where that takes no more memory than x's sum.
+
+    Several blocks need the float32 sum of x's gradient, 4 N D bytes.
+    """
+    (d, k), limit = head.w.shape, options.tiles.classes
+    if _is_rounded(options.dtype, options):
+        limit += primitives.FLOAT_BYTES * d // tiles.BYTES_PER_BLOCK_LOGIT
+    return k if k <= limit else options.tiles.classes
 
 
 def _make_block(head: Head, i: Array | int, size: int, groups: int, options: Options) -> _Block:
@@ -447,7 +503,10 @@ def _sum_gradients(
         total, gradients = carry
         value, dz = gradient(block)
         dz = _through_cap_and_mask(block, dz)
-        gradients = add_block(gradients, head, dz, block.cut, options)
+        if dz.shape[1] == head.w.shape[1]:
+            gradients = gradients_of_rows(head, dz, needs_grad, options)
+        else:
+            gradients = add_block(gradients, head, dz, block.cut, options)
         return None if value is None else total + value, gradients
 
     zeros = init_gradients(head, needs_grad)
@@ -483,8 +542,9 @@ def add_block(
     if x is not None:
         x = x + primitives.dot(low, placement.take_block(head.w, cut, 1), (1, 1), precision)
     if w is not None:
-        dw = primitives.weight_gradient(head.x, low, precision).astype(w.dtype)
-        w = placement.put_block(w, dw, cut, 1)
+        dtype = primitives.rounded_dtype(w.dtype, options)
+        dw = primitives.weight_gradient(head.x, low, precision, dtype)
+        w = placement.put_block(w, dw.astype(w.dtype), cut, 1)
     if bias is not None:
         sums = jnp.sum(dz, 0, dtype=bias.dtype)
         bias = placement.put_block(bias, sums, cut, 0)

@@ -44,7 +44,7 @@ DEVICES = ("B200", "B300")  # also GB200 and GB300; other Blackwell GPUs have no
 
 # A finisher's subtile: a warp reaches only 32 rows of tensor memory, so the finishers divide the
 # classes of a tile.
-SUBTILE_CLASSES = TILE_CLASSES // 2
+SUBTILE_ROWS, SUBTILE_CLASSES = TILE_ROWS, TILE_CLASSES // 2
 PART_CLASSES = SUBTILE_CLASSES // NUM_PARTS
 NUM_ACCUMULATORS = 2
 MAX_STAGE_BYTES = 192 * 1024  # of all stages, of the 227 KiB that a block may have
@@ -114,7 +114,7 @@ class Pipeline(NamedTuple):
 def body(kernel: Kernel, scratch: Scratch) -> None:
     """Compute the tiles of one block; copies and products run as far ahead as they can."""
     warpgroup = lax.axis_index("group")
-    num_tiles, tile_indices = schedule_tiles(kernel)
+    num_tiles, tile_indices = schedule_tiles(kernel.grid, pair=kernel.pair)
     start = pl.multiple_of(kernel.arguments.start[0], SWIZZLE_TILE[1])
     pipeline = Pipeline(kernel, scratch, warpgroup, start, num_tiles, tile_indices)
     pl.when(warpgroup == CONTROL)(partial(_control, pipeline))

@@ -50,10 +50,19 @@ class KernelArguments(NamedTuple):
     x: Any
     w: Any
     start: Any  # [1], the first class, a multiple of 64; other class positions are relative to it
-    by_class: Sequence[Any]  # vectors over classes; the first is added to the products
+    by_class: "ClassVectors"
     by_row: Sequence[Any]  # vectors over rows; for the softmax the first has the labels
+    has_label: Any  # for the softmax, see `branch_on_label`; else None
     targets: Any  # of each row and class, for the sigmoid; else None
     outputs: Any  # `SoftmaxOutputs`, `SigmoidOutputs`, or the gradient
+
+
+class ClassVectors(NamedTuple):
+    """Vectors over classes, `[a multiple of 256]`; None for what makes no difference."""
+
+    bias: Any = None  # added to the products; -inf where a class does not exist
+    exists: Any = None  # for the sigmoid: 0 where a label does not exist
+    pos_weight: Any = None  # for the sigmoid: the weights of its positive labels
 
 
 class Kernel(NamedTuple):
@@ -61,6 +70,7 @@ class Kernel(NamedTuple):
 
     epilogue: Callable[["Subtile"], None]
     arguments: KernelArguments
+    num_classes: int  # a multiple of 256
     softcap: float | None
     pair: bool  # whether the two blocks of a cluster share tiles of w
     has_missing_targets: bool  # whether a target may be `MISSING_TARGET`
@@ -71,13 +81,18 @@ class Kernel(NamedTuple):
         """The number of steps over the features of a tile."""
         return pl.cdiv(self.arguments.x.shape[1], STEP_FEATURES)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The numbers of tiles of rows and of classes."""
+        return pl.cdiv(self.arguments.x.shape[0], TILE_ROWS), self.num_classes // TILE_CLASSES
+
 
 class SoftmaxOutputs(NamedTuple):
     """What `softmax_statistics` writes, `[subtiles, N]` each but for the exponentials."""
 
     maximum: Any
     sum_exp_rest: Any  # of exp(z - maximum), over all classes but the label
-    label_logit: Any  # 0 where the label lies in another subtile
+    label_logit: Any  # unwritten where no row of the subtile has its label there
     stats: "SubtileStats | None" = None
     exponentials: Any = None  # [N, K], exp(z - maximum) times dcap, and 0 for the label
 
@@ -109,14 +124,14 @@ def swizzled_smem(dtype: Any, *shape: int) -> Any:
     return gpu.SMEM(shape, dtype, transforms=(tiling, gpu.SwizzleTransform(2 * width)))  # type: ignore[abstract]
 
 
-def schedule_tiles(kernel: Kernel) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+def schedule_tiles(
+    grid: tuple[int, int], *, pair: bool
+) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
     """Return how many tiles this block computes, and a function from t to the t-th one's indices.
 
-    The function returns the index of the tile's rows and that of its classes.
+    The function returns the index of the tile's rows and that of its columns.
     """
-    pair, arguments = kernel.pair, kernel.arguments
-    rows, classes = arguments.x.shape[0], arguments.by_class[0].shape[0]
-    grid = pl.cdiv(rows, TILE_ROWS * (1 + pair)), classes // TILE_CLASSES
+    grid = pl.cdiv(grid[0], 1 + pair), grid[1]
     core, cores = lax.axis_index("core"), lax.axis_size("core")
     count = lax.div(grid[0] * grid[1] - core + cores - 1, cores)
 
@@ -125,6 +140,14 @@ def schedule_tiles(kernel: Kernel) -> tuple[Any, Callable[[Any], tuple[Any, Any]
         return (2 * i + lax.axis_index("pair") if pair else i), j
 
     return count, tile_indices
+
+
+def copy_to_global(values: Array, buffer: Any, block: Any) -> None:
+    """Start to copy values to global memory, through one of two buffers that take turns."""
+    gpu.wait_smem_to_gmem(1, wait_read_only=True)
+    buffer[...] = values.astype(buffer.dtype)
+    gpu.commit_smem()
+    gpu.copy_smem_to_gmem(buffer, block)
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,9 @@ class Subtile:
 
     def logits(self, part: int) -> tuple[Array, Array | None]:
         """Return the logits of a part, and the derivative of the softcap."""
-        z = self.products(part) + self.load_by_class(0, part)
+        z = self.products(part)
+        if (bias := self.load_by_class("bias", part)) is not None:
+            z += bias
         softcap = self.kernel.softcap
         if softcap is None:
             return z, None
@@ -167,9 +192,12 @@ class Subtile:
         """Return the slice of the classes of a part."""
         return pl.ds(self.first_class + part * self.part_shape[1], self.part_shape[1])
 
-    def load_by_class(self, vector: int, part: int) -> Array:
-        """Return a part of a vector over classes, broadcast over the rows."""
-        ref = self.kernel.arguments.by_class[vector].at[self.class_slice(part)]
+    def load_by_class(self, name: str, part: int) -> Array | None:
+        """Return a part of a vector over classes, broadcast over the rows, or None without one."""
+        vector = getattr(self.kernel.arguments.by_class, name)
+        if vector is None:
+            return None
+        ref = vector.at[self.class_slice(part)]
         values = gpu.load(ref, layout=self.layout.reduce(0), optimized=False)
         return lax.broadcast_in_dim(values, self.part_shape, [1])
 
@@ -203,20 +231,35 @@ class Subtile:
 
     def store(self, out: Any, part: int, values: Array) -> None:
         """Store the entries of a part in global memory, in half precision."""
-        buffer = self.staging[part % 2]
-        gpu.wait_smem_to_gmem(1, wait_read_only=True)
-        buffer[...] = values.astype(buffer.dtype)
-        gpu.commit_smem()
-        gpu.copy_smem_to_gmem(buffer, out.at[self.rows, self.class_slice(part)])
+        block = out.at[self.rows, self.class_slice(part)]
+        copy_to_global(values, self.staging[part % 2], block)
 
 
 # -- The softmax's epilogues --
 
 
+def branch_on_label(function: Callable[[Subtile, Array | None], None], subtile: Subtile) -> None:
+    """Apply a function to a subtile and the positions of its rows' labels.
+
+    The positions are None where no label lies in the subtile: comparing every class with them is a
+    tenth of an epilogue's work, and of 501 subtiles of a row one has its label.
+    """
+    has_label = subtile.kernel.arguments.has_label  # [groups of rows, subtiles], 0 where none has
+    group = lax.div(subtile.rows.start, subtile.part_shape[0])
+    lax.cond(
+        has_label[group, subtile.index] != 0,
+        lambda: function(subtile, subtile.label_positions()),
+        lambda: function(subtile, None),
+    )
+
+
 def softmax_statistics(subtile: Subtile) -> None:
     """Write the statistics of the rows of a subtile, and the optional outputs that are there."""
+    branch_on_label(_write_statistics, subtile)
+
+
+def _write_statistics(subtile: Subtile, positions: Array | None) -> None:
     outputs: SoftmaxOutputs = subtile.kernel.arguments.outputs
-    positions = subtile.label_positions()
     parts = [subtile.logits(p) for p in PARTS]
     logits = [z for z, _ in parts]
     maximum = jnp.max(_tree_reduce(jnp.maximum, logits), 1)
@@ -224,16 +267,19 @@ def softmax_statistics(subtile: Subtile) -> None:
     # Each part is summed before the next one is started: all at once would exceed the registers.
     sums, label_logits = [], []
     for p, (z, dcap) in enumerate(parts):
-        is_label = subtile.is_label(positions, p)
-        e = jnp.where(is_label, 0.0, jnp.exp2((z - base) * LOG2E))
+        e = jnp.exp2((z - base) * LOG2E)
+        if positions is not None:
+            is_label = subtile.is_label(positions, p)
+            e = jnp.where(is_label, 0.0, e)
+            label_logits.append(jnp.sum(jnp.where(is_label, z, 0.0), 1))
         sums.append(jnp.sum(e, 1))
-        label_logits.append(jnp.sum(jnp.where(is_label, z, 0.0), 1))
         if outputs.exponentials is not None:
             subtile.store(outputs.exponentials, p, e if dcap is None else e * dcap)
     here = (subtile.index, subtile.rows)
     outputs.maximum[here] = maximum
     outputs.sum_exp_rest[here] = _tree_reduce(jnp.add, sums)
-    outputs.label_logit[here] = _tree_reduce(jnp.add, label_logits)
+    if positions is not None:
+        outputs.label_logit[here] = _tree_reduce(jnp.add, label_logits)
     if outputs.stats is not None:
         for output, values in zip(
             outputs.stats, _subtile_stats(subtile, logits, maximum), strict=True
@@ -260,16 +306,22 @@ def _subtile_stats(subtile: Subtile, logits: list[Array], maximum: Array) -> Sub
 
 def softmax_gradient(subtile: Subtile) -> None:
     """Write exp(z - maximum) times the cotangent of their sum, and the label's in its place."""
-    positions = subtile.label_positions()
-    maximum, sum_exp_rest, label_logit, mean = (
-        subtile.broadcast_rows(subtile.load_by_row(vector)) for vector in range(1, 5)
+    branch_on_label(_write_gradient, subtile)
+
+
+def _write_gradient(subtile: Subtile, positions: Array | None) -> None:
+    arguments = subtile.kernel.arguments
+    maximum, sum_exp_rest, label_logit, *mean = (
+        subtile.broadcast_rows(subtile.load_by_row(v)) for v in range(1, len(arguments.by_row))
     )
     for p in PARTS:
         z, dcap = subtile.logits(p)
         dz = jnp.exp2((z - maximum) * LOG2E) * sum_exp_rest
-        dz = jnp.where(subtile.is_label(positions, p), label_logit, dz) + mean
+        if positions is not None:
+            dz = jnp.where(subtile.is_label(positions, p), label_logit, dz)
+        dz = dz + mean[0] if mean else dz
         dz = dz if dcap is None else dz * dcap
-        subtile.store(subtile.kernel.arguments.outputs, p, jnp.where(z == -jnp.inf, 0.0, dz))
+        subtile.store(arguments.outputs, p, jnp.where(z == -jnp.inf, 0.0, dz))
 
 
 # -- The sigmoid's epilogue --
@@ -298,7 +350,14 @@ class _Labels(NamedTuple):
     dcap: Array | None  # the derivative of the softcap
     positive: Array  # pos_weight t
     negative: Array  # 1 - t
-    exists: Array
+    exists: Array | None  # None where all of them do
+
+    def keep(self, values: Array, weight: Array | None = None) -> Array:
+        """Return the values, and 0 for a label that does not exist or has a weight of 0."""
+        counts = self.exists
+        if weight is not None:
+            counts = weight != 0.0 if counts is None else counts & (weight != 0.0)
+        return values if counts is None else jnp.where(counts, values, 0.0)
 
 
 def _load_labels(subtile: Subtile, part: int) -> _Labels:
@@ -306,33 +365,37 @@ def _load_labels(subtile: Subtile, part: int) -> _Labels:
     z, dcap = subtile.logits(part)
     targets = subtile.load_targets(part)
     t = _clip_probabilities(targets, kernel.target_rounding)
-    has_pos_weight = len(kernel.arguments.by_class) == 3
-    positive = subtile.load_by_class(2, part) * t if has_pos_weight else t
-    exists = subtile.load_by_class(1, part) != 0.0
-    exists = exists & (targets != MISSING_TARGET) if kernel.has_missing_targets else exists
+    pos_weight, exists = (subtile.load_by_class(name, part) for name in ("pos_weight", "exists"))
+    positive = t if pos_weight is None else pos_weight * t
+    exists = None if exists is None else exists != 0.0
+    if kernel.has_missing_targets:
+        is_given = targets != MISSING_TARGET
+        exists = is_given if exists is None else exists & is_given
     return _Labels(z, dcap, positive, 1.0 - t, exists)
 
 
 def _label_losses(subtile: Subtile, part: int) -> Array:
     """Return the losses of a part, computed from |z| and log(1 + exp(-|z|))."""
-    z, _, positive, negative, exists = _load_labels(subtile, part)
+    labels = _load_labels(subtile, part)
+    z, _, positive, negative, _ = labels
     size, coefficient = jnp.abs(z), jnp.where(z >= 0.0, negative, positive)
     # An infinite logit is ignored where its coefficient is 0.
     is_ignored = (coefficient == 0.0) & (size == jnp.inf)
     linear = jnp.where(is_ignored, 0.0, coefficient * size)
     log = (positive + negative) * primitives.log1p(jnp.exp2(size * -LOG2E))
-    return jnp.where(exists, log + linear, 0.0)
+    return labels.keep(log + linear)
 
 
 def _label_gradients(subtile: Subtile, part: int) -> Array:
     """Return negative sigmoid(z) - positive sigmoid(-z), times the weight of the row."""
-    z, dcap, positive, negative, exists = _load_labels(subtile, part)
+    labels = _load_labels(subtile, part)
+    z, dcap, positive, negative, _ = labels
     e = jnp.exp2(jnp.abs(z) * -LOG2E)
     dz = jnp.where(z >= 0.0, negative - positive * e, negative * e - positive) / (1.0 + e)
     dz = dz if dcap is None else dz * dcap
     weight = subtile.broadcast_rows(subtile.load_by_row(0))
     # A NaN is ignored where the weight is 0.
-    return jnp.where(exists & (weight != 0.0), dz * weight, 0.0)
+    return labels.keep(dz * weight, weight)
 
 
 def _clip_probabilities(t: Array, rounding: float) -> Array:

@@ -3,33 +3,35 @@
 One kernel computes tiles of x w, 128 examples by 256 classes, on Hopper (`hopper`) or Blackwell
 (`blackwell`), and applies an epilogue (`epilogues`) to them. For the softmax that gives statistics
 of the tiles, or a block of the gradient. XLA combines the statistics in float32, and multiplies the
-gradient blocks: its products run at the device's full rate.
+gradients of all classes at the device's full rate; the gradients of a block of classes are
+multiplied where they lie (`hopper_products`).
 
 - forward: one product of N D K, and 12 N K / 256 bytes of statistics on Hopper. On Blackwell they
   are twice as many, as a warpgroup has 128 classes of a tile.
 - backward: computes the logits again. In blocks, 2 N K bytes of gradients are written once and read
   twice. The gradient of the bias is their sum.
 - value_and_gradients: the pass that finds the maxima also stores the exponentials, relative to the
-  maximum of each subtile, in half precision, for a chunk of rows. One pass over them then computes
-  the gradient, so there are three products of N D K.
+  maximum of each subtile, in half precision, 2 N K bytes. One pass over them then computes the
+  gradient, so there are three products of N D K. `_plan` says where the exponentials lie: in memory
+  of their own, all at once or of a chunk of rows, or where w's gradient will be. Where they have no
+  place, the logits are computed twice: four products.
 - the sigmoid's functions: labels are independent, so one kernel computes the values and the
   gradients of a block, and there are three products too. Where each example has its own mask, the
   copy of a block's targets carries it.
 
 An additive vector with one number for each class carries the bias, and -inf where a class does not
-exist. Copies have tiles of 8 by 64. Where D is not a multiple of 8, or K not one of 64, x and w are
-padded first. That is fast compared with the products of many rows, but takes a copy of w.
-`tangent` and the derivatives of the reverse passes are those of `xla_chunked`: forward mode has two
-products instead of one, and a kernel would not make it faster.
+exist; there is none where it would hold zeros. Copies have tiles of 8 by 64. Where D is not a
+multiple of 8, or K not one of 64, x and w are padded first. That is fast compared with the products
+of many rows, but takes a copy of w. `tangent` and the derivatives of the reverse passes are those
+of `xla_chunked`: forward mode has two products instead of one, and a kernel would not make it
+faster.
 
 Reference: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Hsu et al.,
 "Liger Kernel: efficient Triton kernels for LLM training" (2024).
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,15 +39,15 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
-from jax.extend.core import jaxpr_as_fun
 
 from jaxsoftmax import placement, validation
 from jaxsoftmax.kernels import primitives, tiles, xla_chunked
-from jaxsoftmax.kernels.gpu import blackwell, epilogues, hopper
+from jaxsoftmax.kernels.gpu import blackwell, epilogues, hopper, hopper_products, launch
 from jaxsoftmax.kernels.gpu.epilogues import (
     SWIZZLE_TILE,
     TILE_CLASSES,
     TILE_ROWS,
+    ClassVectors,
     Kernel,
     KernelArguments,
     SigmoidOutputs,
@@ -70,7 +72,11 @@ tangent, binary_tangent = xla_chunked.tangent, xla_chunked.binary_tangent
 
 HALF_BYTES = 2  # of an entry of a gradient in the logits, and of an exponential
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-INTERPRETER_LOCK = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
+# Of the budget, where there are several blocks: the rest is for vectors over rows and classes.
+BLOCK_SHARE = 7 / 8
+# The rows of a chunk, at least, that make reading and writing the sum of w's gradient once more
+# cheaper than another product: 8 D K bytes at 3.5 TB/s, 2 R D K operations at 700 TFLOP/s (H200).
+MIN_CHUNK_ROWS = 1024
 
 
 def unsupported(head: Head, options: Options) -> str | None:
@@ -82,10 +88,10 @@ def unsupported(head: Head, options: Options) -> str | None:
         return f"it needs bfloat16 or float16 features and weights, got {dtype}"
     if head.targets.ndim == 1 and row_mask is not None:
         return f"it needs `where` of shape ({k},), one for all examples, got {row_mask.shape}"
-    if _generation(options) is None:
+    if launch.generation(options) is None:
         return (
             f"it needs a Hopper GPU, one of {', '.join(hopper.DEVICES)}, or a data center's "
-            f"Blackwell GPU, one of {', '.join(blackwell.DEVICES)}, got {_device(options)!r}"
+            f"Blackwell GPU, one of {', '.join(blackwell.DEVICES)}, got {launch.device(options)!r}"
         )
     return None
 
@@ -93,33 +99,6 @@ def unsupported(head: Head, options: Options) -> str | None:
 def _row_mask(head: Head) -> Array | None:
     """Return the mask if it has a row for each example, `[N, K]`."""
     return None if head.where is None or head.where.shape[0] == 1 else head.where
-
-
-def _generation(options: Options) -> Any:
-    """Return the module for the GPU that a program is traced for, or None."""
-    device = _device(options)
-    modules = (m for m in (hopper, blackwell) if any(name in device for name in m.DEVICES))
-    return next(modules, None)
-
-
-def _device(options: Options) -> str:
-    """Return the kind of GPU that a program is traced for.
-
-    It is that of the abstract mesh or, without one, of this machine. The interpreter is a Hopper
-    GPU unless its target names another one.
-    """
-    if options.target.interpret:
-        return options.target.kind or hopper.DEVICES[0]
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    return (abstract or jax.devices()[0]).device_kind
-
-
-def _cores(options: Options) -> int:
-    """Return how many blocks run at the same time."""
-    if options.target.interpret:
-        return 2
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    return abstract.num_cores if abstract else jax.devices()[0].core_count
 
 
 # -- The kernel --
@@ -132,7 +111,8 @@ def _run_kernel(
     options: Options,
     *,
     name: str,
-    by_class: Sequence[Array],
+    num_classes: int,
+    by_class: ClassVectors,
     by_row: Sequence[Array] = (),
     start: Array | int = 0,
     targets: Array | None = None,
@@ -145,8 +125,9 @@ def _run_kernel(
         outputs: a tree of shapes and dtypes.
         options: for the softcap and the target.
         name: the name of the kernel, without its prefix.
-        by_class: vectors over classes, `[a multiple of 256]`; the first is added to the products.
-        by_row: vectors over rows, `[N]`.
+        num_classes: a multiple of 256.
+        by_class: vectors over classes.
+        by_row: vectors over rows, `[N]`; for the softmax the first has the labels.
         start: the first class, a multiple of 64.
         targets: of whole tiles, for the sigmoid.
 
@@ -156,70 +137,66 @@ def _run_kernel(
     # Copies are of whole swizzled tiles; entries beyond an array are read as 0.
     padding = [(0, -size % unit) for size, unit in zip(head.x.shape, SWIZZLE_TILE, strict=True)]
     x = jnp.pad(head.x, padding)
-    start = jnp.full(1, start, jnp.int32)
     rows = _round_up(head.x.shape[0], TILE_ROWS)
+    has_label = None
+    if targets is None:
+        has_label = _has_label(by_row[0], rows, num_classes, launch.generation(options))
     by_row = tuple(_pad(a, rows, 0) for a in by_row)
-    arguments = KernelArguments(x, head.w, start, tuple(by_class), by_row, targets, outputs)
-    kernel = _build_kernel(f"linear_{name}", epilogue, arguments, head, options)
+    start = launch.scalar(start)
+    arguments = KernelArguments(x, head.w, start, by_class, by_row, has_label, targets, outputs)
+    kernel = _build_kernel(f"linear_{name}", epilogue, arguments, num_classes, head, options)
     inputs = jax.tree.leaves(arguments._replace(outputs=None))
-    if options.target.interpret:
-        # Its effects are ordered, which primitives with rules of their own do not allow.
-        interpret = partial(_interpret, kernel)
-        found = jax.pure_callback(interpret, outputs, *inputs, vmap_method="sequential")
-    else:
-        # Traced apart from shard_map: the references of a kernel vary over no mesh axis.
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
-        found = jaxpr_as_fun(jax.make_jaxpr(kernel)(*shapes))(*inputs)
-    # Neither result varies over the mesh axes over which the inputs do.
-    found = placement.match_varying_axes(x, *jax.tree.leaves(found))[1:]
+    found = launch.run(kernel, outputs, inputs, options)
     return jax.tree.unflatten(jax.tree.structure(outputs), found)
+
+
+def _has_label(labels: Array, rows: int, num_classes: int, generation: Any) -> Array:
+    """Return which subtiles have a label, int32 `[groups of rows, subtiles]`."""
+    size = generation.SUBTILE_ROWS, generation.SUBTILE_CLASSES
+    subtiles = _pad(labels // size[1], rows, -1).reshape(-1, size[0])
+    every = jnp.arange(num_classes // size[1], dtype=jnp.int32)
+    return jnp.any(subtiles[:, :, None] == every[None, None, :], 1).astype(jnp.int32)
 
 
 def _build_kernel(
     name: str,
     epilogue: Callable[[Subtile], None],
     arguments: KernelArguments,
+    num_classes: int,
     head: Head,
     options: Options,
 ) -> Callable[..., Any]:
     """Return a function from the leaves of the arguments to those of the outputs."""
-    interpret, generation = options.target.interpret, _generation(options)
-    pair = not interpret and pl.cdiv(arguments.x.shape[0], TILE_ROWS) % 2 == 0
+    generation = launch.generation(options)
+    pair = launch.pairs_blocks(pl.cdiv(arguments.x.shape[0], TILE_ROWS), options)
     has_missing_targets = _row_mask(head) is not None
     target_rounding = validation.rounding_slack(head.targets)
     leaves, treedef = jax.tree.flatten(arguments)
 
     def body(*refs: Any) -> None:
-        arguments = jax.tree.unflatten(treedef, refs[: len(leaves)])
-        scratch = generation.Scratch(*refs[len(leaves) :])
         kernel = Kernel(
-            epilogue, arguments, options.softcap, pair, has_missing_targets, target_rounding
+            epilogue,
+            jax.tree.unflatten(treedef, refs[: len(leaves)]),
+            num_classes,
+            options.softcap,
+            pair,
+            has_missing_targets,
+            target_rounding,
         )
-        generation.body(kernel, scratch)
+        generation.body(kernel, generation.Scratch(*refs[len(leaves) :]))
 
     return gpu.kernel(
         body,
         out_type=tuple(jax.tree.leaves(arguments.outputs)),
         scratch_types=generation.scratch(arguments.x.dtype, pair),
-        grid=(_cores(options) // (1 + pair),),
-        grid_names=("core",),
-        cluster=(2,) if pair else (),
-        cluster_names=("pair",) if pair else (),
-        num_threads=3,
-        thread_name="group",
+        **launch.grid_options(options, pair=pair),
         kernel_name=name,
         # The approximate tanh has an error of 2^-11.
         compiler_params=gpu.CompilerParams(
             approx_math=options.softcap is None, reduction_scratch_bytes=0
         ),
-        interpret=gpu.InterpretGPUParams() if interpret else None,
+        interpret=launch.interpreter(options) or None,
     )
-
-
-def _interpret(kernel: Callable[..., Any], *inputs: Array) -> Any:
-    """Run a kernel in the interpreter, which runs one kernel at a time."""
-    with INTERPRETER_LOCK:
-        return jax.block_until_ready(jax.jit(kernel)(*inputs))
 
 
 # -- Softmax, per example --
@@ -228,23 +205,26 @@ def _interpret(kernel: Callable[..., Any], *inputs: Array) -> Any:
 def forward(head: Head, options: Options) -> LSEParts:
     """Return the parts of each row's loss, with statistics if the options ask for them."""
     head = _pad_head(head)
-    return _combine_subtiles(_run_statistics(head, options, stats=options.stats), options)
+    return _combine_subtiles(_run_statistics(head, options, stats=options.stats), head, options)
 
 
 def _run_statistics(
-    head: Head, options: Options, *, stats: bool = False, exponentials: bool = False
+    head: Head,
+    options: Options,
+    *,
+    stats: bool = False,
+    exponentials: jax.ShapeDtypeStruct | None = None,
 ) -> SoftmaxOutputs:
     """Return the statistics of the subtiles, `[subtiles, N]`, and what else is asked for."""
-    n, size = head.x.shape[0], _generation(options).SUBTILE_CLASSES
+    n, size = head.x.shape[0], launch.generation(options).SUBTILE_CLASSES
     classes = _round_up(head.w.shape[1], TILE_CLASSES)
     row = jax.ShapeDtypeStruct((classes // size, _round_up(n, TILE_ROWS)), jnp.float32)
-    entries = jax.ShapeDtypeStruct((_round_up(n, SWIZZLE_TILE[0]), classes), head.x.dtype)
     outputs = SoftmaxOutputs(
         row,
         row,
         row,
         stats=SubtileStats(row, row, row) if stats else None,
-        exponentials=entries if exponentials else None,
+        exponentials=exponentials,
     )
     found = _run_kernel(
         epilogues.softmax_statistics,
@@ -252,18 +232,22 @@ def _run_statistics(
         outputs,
         options,
         name="softmax_statistics",
-        by_class=[_bias_and_mask(head)],
+        num_classes=classes,
+        by_class=ClassVectors(bias=_bias_and_mask(head)),
         by_row=[head.targets],
     )
     by_row = jax.tree.map(lambda a: a[:, :n], found._replace(exponentials=None))
-    return by_row._replace(exponentials=found.exponentials[:n] if exponentials else None)
+    return by_row._replace(exponentials=found.exponentials)
 
 
-def _combine_subtiles(found: SoftmaxOutputs, options: Options) -> LSEParts:
+def _combine_subtiles(found: SoftmaxOutputs, head: Head, options: Options) -> LSEParts:
     """Return the statistics of the rows from those of their subtiles."""
     maximum = jnp.max(found.maximum, 0)
     factor = relative_exp(found.maximum, maximum[None, :])
-    label_logit = _restore_infinities(jnp.sum(found.label_logit, 0))
+    subtile = head.targets // launch.generation(options).SUBTILE_CLASSES
+    label_logit = jnp.take_along_axis(found.label_logit, subtile[None, :], 0, mode="fill")[0]
+    is_here = (head.targets >= 0) & (head.targets < head.w.shape[1])
+    label_logit = _restore_infinities(jnp.where(is_here, label_logit, 0))
     sum_exp_rest = jnp.sum(found.sum_exp_rest * factor, 0)
     parts = LSEParts(_restore_infinities(maximum), sum_exp_rest, label_logit, None)
     if found.stats is None:
@@ -273,7 +257,7 @@ def _combine_subtiles(found: SoftmaxOutputs, options: Options) -> LSEParts:
     position = jnp.take_along_axis(argmax, best[None, :], 0)[0].astype(jnp.int32)
     classes = jnp.sum(count, 0)
     mean = jnp.sum(total, 0) / jnp.maximum(classes, 1)
-    predicted = best * _generation(options).SUBTILE_CLASSES + position
+    predicted = best * launch.generation(options).SUBTILE_CLASSES + position
     return parts._replace(stats=Stats(mean, classes, predicted))
 
 
@@ -283,78 +267,192 @@ def backward(
 ) -> ModelCotangents:
     """Apply the transpose of `tangent`: return the gradients of x, w and bias that are needed."""
     shape, head = head.w.shape, _pad_head(head)
-    bias_and_mask, mean = _bias_and_mask(head), jnp.zeros(head.x.shape[0], jnp.float32)
-    if cotangents.mean is not None and parts.stats is not None:
-        mean = cotangents.mean / jnp.maximum(parts.stats.classes, 1)
+    return _crop(_backward(head, parts, cotangents, needs_grad, options), shape)
+
+
+def _backward(
+    head: Head, parts: LSEParts, cotangents: RowCotangents, needs_grad: NeedsGrad, options: Options
+) -> ModelCotangents:
+    """Return the gradients of a head of whole tiles."""
     base = _clip_infinities(jnp.where(parts.maximum == -jnp.inf, 0, parts.maximum))
-    by_row = (base, cotangents.sum_exp_rest, cotangents.label_logit, mean)
+    by_row = [base, cotangents.sum_exp_rest, cotangents.label_logit]
+    if cotangents.mean is not None and parts.stats is not None:
+        by_row.append(cotangents.mean / jnp.maximum(parts.stats.classes, 1))
 
     def gradient(block: _Block) -> tuple[None, Array]:
-        labels = head.targets - block.start
         dz = _run_kernel(
             epilogues.softmax_gradient,
             head,
-            block.gradients,
+            _entries(head, block.size),
             options,
             name="softmax_gradient",
-            by_class=[block.take(bias_and_mask, -jnp.inf)],
-            by_row=[labels, *by_row],
+            num_classes=block.num_classes,
+            by_class=ClassVectors(bias=block.bias_and_mask(head)),
+            by_row=[head.targets - block.start, *by_row],
             start=block.start,
         )
         return None, dz[: head.x.shape[0]]
 
-    return _crop(_scan_classes(gradient, None, head, needs_grad, options)[1], shape)
+    size = _classes_per_block(head, needs_grad, options)
+    return _scan_classes(gradient, None, head, needs_grad, options, size)[1]
+
+
+# -- Blocks of classes --
 
 
 class _Block(NamedTuple):
     """A block of classes."""
 
     start: Array | int
-    is_new: Array  # [classes], False where another block has the class
-    gradients: jax.ShapeDtypeStruct  # those in the logits, of whole tiles of rows
+    size: int
 
-    def take(self, vector: Array, fill: float) -> Array:
-        """Return the block of a vector over classes, in whole tiles.
+    @property
+    def num_classes(self) -> int:
+        """The classes of the block's tiles."""
+        return _round_up(self.size, TILE_CLASSES)
 
-        The result is `fill` beyond the block, and where another block has the class.
+    def take(self, vector: Array | None, fill: float) -> Array | None:
+        """Return the block of a vector over classes in whole tiles, with a number beyond it.
+
+        None stays None where the block has whole tiles.
         """
-        size = self.is_new.shape[0]
-        block = lax.dynamic_slice_in_dim(vector, self.start, size)
-        return _pad(jnp.where(self.is_new, block, fill), _round_up(size, TILE_CLASSES), fill)
+        if vector is None:
+            return None
+        block = lax.dynamic_slice_in_dim(vector, self.start, self.size)
+        return _pad(block, self.num_classes, fill)
+
+    def bias_and_mask(self, head: Head) -> Array | None:
+        """Return the vector that is added to the products of the block, if any."""
+        whole = self.size == self.num_classes
+        return self.take(_bias_and_mask(head, has_tail=not whole), -jnp.inf)
+
+
+def _entries(head: Head, size: int) -> jax.ShapeDtypeStruct:
+    """Return the type of the entries of some classes of the logits, in half precision."""
+    rows = _round_up(head.x.shape[0], SWIZZLE_TILE[0])
+    return jax.ShapeDtypeStruct((rows, size), head.x.dtype)
+
+
+def _classes_per_block(
+    head: Head, needs_grad: NeedsGrad, options: Options, memory: int | None = None
+) -> int:
+    """Return how many classes make a block within the budget: all, or whole tiles of them.
+
+    A block has the gradients of its logits and, for the sigmoid, a copy of its targets; and, where
+    XLA multiplies blocks, copies of their part of w and of its gradient. Several blocks need the
+    float32 sum of x's gradient beside the budget, so all classes may take its place.
+    """
+    n, (d, k) = head.x.shape[0], head.w.shape
+    if memory is None:
+        memory = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT * n
+    class_bytes = n * HALF_BYTES
+    if head.targets.ndim == 2:
+        class_bytes += n * max(HALF_BYTES, head.targets.dtype.itemsize)
+    if k * class_bytes <= memory + _sum_bytes(head, needs_grad):
+        return k
+    if not _multiplies_in_place(head, needs_grad, options):
+        class_bytes += 2 * d * HALF_BYTES
+    limit = max(int(memory * BLOCK_SHARE) // class_bytes, 1)
+    return min(_round_up(xla_chunked.even_size(k, limit), TILE_CLASSES), k)
+
+
+def _sum_bytes(head: Head, needs_grad: NeedsGrad) -> int:
+    """Return the bytes of the float32 sum of x's gradient over blocks of classes."""
+    n, d = head.x.shape
+    return primitives.FLOAT_BYTES * n * d if needs_grad.x else 0
+
+
+def _multiplies_in_place(head: Head, needs_grad: NeedsGrad, options: Options) -> bool:
+    """Return whether `hopper_products` can multiply blocks."""
+    is_hopper = launch.generation(options) is hopper
+    return is_hopper and needs_grad.w in (None, head.x.dtype)
 
 
 def _scan_classes(
-    function: Callable[[_Block], tuple[Any, Any]],
+    function: Callable[..., tuple[Any, Any]],
     values: Array | None,
     head: Head,
     needs_grad: NeedsGrad,
     options: Options,
+    size: int,
+    exponentials: Array | None = None,
 ) -> tuple[Any, ModelCotangents]:
     """Return the sum of the blocks' values, and the gradients of x, w and bias.
 
-    The function returns the values of a block and the gradient in its logits. A block has as many
-    classes as take the bytes of a block of `xla_chunked`, with a copy of their targets.
+    `function` returns the values of a block and the gradient in its logits. Where exponentials lie
+    in the memory of w's gradient, they are its second argument: those of the blocks to come.
     """
-    n, k = head.x.shape[0], head.w.shape[1]
-    entry_bytes = HALF_BYTES
-    if head.targets.ndim == 2:
-        entry_bytes += max(HALF_BYTES, head.targets.dtype.itemsize)
-    classes = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT // entry_bytes
-    size = min(_round_up(classes, TILE_CLASSES), k)
-    gradients = jax.ShapeDtypeStruct((_round_up(n, SWIZZLE_TILE[0]), size), head.x.dtype)
+    if size == head.w.shape[1]:
+        values, dz = function(_Block(0, size))
+        if dz is None:
+            return values, ModelCotangents(None, None, None)
+        return values, xla_chunked.gradients_of_rows(head, dz, needs_grad, options, times_w=_times)
+    in_place = _multiplies_in_place(head, needs_grad, options)
 
-    def step(carry: tuple[Any, ModelCotangents], i: Array | int) -> tuple[Any, ModelCotangents]:
-        # The last block starts early and goes first: other blocks overwrite the classes they share.
-        start = jnp.minimum(i * size, k - size) if k % size else i * size
-        is_new = start + jnp.arange(size, dtype=jnp.int32) >= i * size
+    def step(carry: tuple[Any, ModelCotangents], block: _Block) -> tuple[Any, ModelCotangents]:
         total, found = carry
-        value, dz = function(_Block(start, is_new, gradients))
-        found = xla_chunked.add_block(found, head, dz, Cut(start, size), options)
+        value, dz = function(block) if exponentials is None else function(block, found.w)
+        if in_place:
+            found = _add_block_in_place(found, head, dz, block, needs_grad, options)
+        elif dz is not None:
+            cut = Cut(block.start, block.size)
+            found = xla_chunked.add_block(found, head, dz, cut, options)
         return None if value is None else total + value, found
 
-    init = values, xla_chunked.init_gradients(head, needs_grad)
-    total, found = xla_chunked.checkpointed_scan(step, init, pl.cdiv(k, size))
-    return total, found if found.x is None else found._replace(x=found.x.astype(needs_grad.x))
+    found = ModelCotangents(None, None, _bias_zeros(head, needs_grad))
+    if not in_place:
+        found = xla_chunked.init_gradients(head, needs_grad)
+    if exponentials is not None:
+        found = found._replace(w=exponentials)
+    total, found = _fold_blocks(step, (values, found), head.w.shape[1], size)
+    if found.x is not None:
+        n, d = head.x.shape
+        found = found._replace(x=found.x[:n, :d].astype(needs_grad.x))
+    return total, found
+
+
+def _times(dz: Array, w: Array, axis: int, precision: Any, dtype: Any) -> Array:
+    """Return dz w^T at once: XLA makes no padded copy of w, which has whole tiles of classes."""
+    return primitives.dot(dz, w, (axis, axis), precision, dtype)
+
+
+def _bias_zeros(head: Head, needs_grad: NeedsGrad) -> Array | None:
+    shape = head.w.shape[1:]
+    return placement.full(head.w, 0, shape, jnp.float32) if needs_grad.bias else None
+
+
+def _fold_blocks[T](step: Callable[[T, _Block], T], carry: T, k: int, size: int) -> T:
+    """Fold k classes in blocks: the last one, which may be smaller, then the others in a loop."""
+    count = pl.cdiv(k, size) - 1
+    carry = step(carry, _Block(count * size, k - count * size))
+    if count == 0:
+        return carry
+    starts = size * jnp.arange(count, dtype=jnp.int32)
+    return lax.scan(lambda carry, i: (step(carry, _Block(i, size)), None), carry, starts)[0]
+
+
+def _add_block_in_place(
+    found: ModelCotangents,
+    head: Head,
+    dz: Array | None,
+    block: _Block,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> ModelCotangents:
+    """Do what `xla_chunked.add_block` does; x and w are None before the first block."""
+    if dz is None:
+        return found
+    x, w, bias = found
+    dz = dz.astype(head.x.dtype)
+    if needs_grad.x is not None:
+        x = hopper_products.feature_gradient(dz, head.w, x, block.start, options)
+    if needs_grad.w is not None:
+        k = head.w.shape[1]
+        w = hopper_products.weight_gradient(head.x, dz, w, block.start, k, options)
+    if bias is not None:
+        sums = jnp.sum(dz, 0, dtype=bias.dtype)
+        bias = lax.dynamic_update_slice_in_dim(bias, sums, block.start, 0)
+    return ModelCotangents(x, w, bias)
 
 
 # -- Softmax, a weighted sum --
@@ -372,57 +470,158 @@ def value_and_gradients(
         nll = primitives.valid_row_losses(forward, head, valid, options)
         return nll, ModelCotangents(None, None, None)
     shape, head = head.w.shape, _pad_head(head)
-
-    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
-        nll, dz = _row_losses_and_gradients(chunk, weights, options)
-        return validation.zero_ignored(nll, valid), dz
-
-    def times_w(dz: Array, w: Array, axis: int, precision: Any) -> Array:
-        # XLA makes no padded copy of whole tiles of classes.
-        return primitives.dot(dz, w, (axis, axis), precision)
-
-    n, d = head.x.shape
-    size = _rows_per_chunk(n, d, options)
-    nll, found = xla_chunked.scan_rows(
-        gradient, head, valid, weights, needs_grad, options, chunk_size=size, times_w=times_w
-    )
+    plan = _plan(head, needs_grad, options)
+    if isinstance(plan, int):
+        nll, found = _scan_chunks(head, valid, weights, needs_grad, options, plan)
+    else:
+        if valid is not None:
+            head = head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
+            weights = jnp.where(valid, weights, 0)
+        compute = _gradients_in_place if plan == "in place" else _gradients_again
+        nll, found = compute(head, weights, needs_grad, options)
+        nll = validation.zero_ignored(nll, valid)
     return nll, _crop(found, shape)
 
 
-def _rows_per_chunk(n: int, d: int, options: Options) -> int:
-    """Return the number of rows of a chunk: all rows, or whole tiles of them.
+def _plan(
+    head: Head, needs_grad: NeedsGrad, options: Options
+) -> int | Literal["in place", "again"]:
+    """Return how many rows' exponentials are kept at a time, or how to do without their memory.
 
-    Chunks need the sum of the gradient of w in float32, 4 D K bytes. All rows at once do not, so
-    the exponentials and gradients of D more rows may take its place.
+    They are the rows of a chunk, or all. Several chunks need the sum of w's gradient in float32,
+    4 D K bytes of the budget, and read and write it once each. "in place": all rows' exponentials
+    lie where w's gradient will, which they fit where N <= D. "again": the logits are computed again
+    for the gradient, as they are per example.
     """
-    rows = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // (2 * HALF_BYTES)
-    limit = _round_up(rows, TILE_ROWS)
-    return n if n <= limit + d else min(_round_up(-(-n // pl.cdiv(n, limit)), TILE_ROWS), n)
+    n, (d, k) = head.x.shape[0], head.w.shape
+    memory = _chunk_memory(head, options)
+    if HALF_BYTES * n * k <= memory + _sum_bytes(head, needs_grad):
+        return n
+    if needs_grad.w is None:
+        return _even_chunk(n, memory // (HALF_BYTES * k))
+    if n <= d and needs_grad.w == head.x.dtype:
+        return "in place"
+    limit = (memory - primitives.FLOAT_BYTES * d * k) // (HALF_BYTES * k)
+    return _even_chunk(n, limit) if limit >= MIN_CHUNK_ROWS else "again"
 
 
-def _row_losses_and_gradients(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
-    """Return the losses of whole rows and their weighted gradients in the logits."""
-    found = _run_statistics(chunk, options, exponentials=True)
-    parts = _combine_subtiles(found, options)
+def _chunk_memory(head: Head, options: Options) -> int:
+    """Return the budget of the sum in bytes."""
+    return options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT * head.w.shape[1]
+
+
+def _even_chunk(n: int, limit: int) -> int:
+    """Return the rows of a chunk: whole tiles, which are as few as the limit allows."""
+    return min(_round_up(xla_chunked.even_size(n, max(limit, TILE_ROWS)), TILE_ROWS), n)
+
+
+def _scan_chunks(
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    size: int,
+) -> tuple[Array, ModelCotangents]:
+    """Return losses and gradients from the exponentials of a chunk of rows at a time."""
+
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
+        n, k = chunk.x.shape[0], chunk.w.shape[1]
+        entries = _entries(chunk, _round_up(k, TILE_CLASSES))
+        found = _run_exponentials(chunk, weights, entries, options)
+        dz = found.gradient(found.exponentials[:n, :k], _Block(0, k))
+        return validation.zero_ignored(found.nll, valid), dz
+
+    return xla_chunked.scan_rows(
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size, times_w=_times
+    )
+
+
+def _gradients_in_place(
+    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
+) -> tuple[Array, ModelCotangents]:
+    """Return losses and gradients from exponentials that lie where w's gradient will.
+
+    A block of them becomes a gradient in the logits, and that the block of w's gradient: in its
+    place nothing is needed any more.
+    """
+    n = head.x.shape[0]
+    found = _run_exponentials(
+        head, weights, jax.ShapeDtypeStruct(head.w.shape, head.x.dtype), options
+    )
+
+    def gradient(block: _Block, exponentials: Array) -> tuple[None, Array]:
+        e = lax.dynamic_slice(exponentials, (0, block.start), (n, block.size))
+        return None, found.gradient(e, block)
+
+    size = _classes_per_block(head, needs_grad, options, _chunk_memory(head, options))
+    _, gradients = _scan_classes(
+        gradient, None, head, needs_grad, options, size, found.exponentials
+    )
+    return found.nll, gradients
+
+
+def _gradients_again(
+    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
+) -> tuple[Array, ModelCotangents]:
+    """Return losses and gradients from logits that are computed twice."""
+    parts = _combine_subtiles(_run_statistics(head, options), head, options)
     nll, total = primitives.row_loss(parts)
-    scale = (weights / total)[:, None]
-    base = _clip_infinities(parts.maximum)[:, None]
-    factor = relative_exp(found.maximum.T, base) * scale
-    dz = _scale_exponentials(found.exponentials, factor)[:, : chunk.w.shape[1]]
-    dz_label = -parts.sum_exp_rest[:, None] * scale
+    # A row of weight 0 adds nothing, not even NaN.
+    scale = jnp.where(weights == 0, 0, weights / total)
+    label_logit = jnp.where(weights == 0, 0, -parts.sum_exp_rest * scale)
+    maximum = jnp.where(weights == 0, jnp.inf, parts.maximum)
+    head = head._replace(x=jnp.where((weights == 0)[:, None], 0, head.x))
+    cotangents = RowCotangents(scale, label_logit, None)
+    parts = parts._replace(maximum=maximum)
+    return nll, _backward(head, parts, cotangents, needs_grad, options)
+
+
+class _Exponentials(NamedTuple):
+    """The losses of rows, the exponentials of their logits, and what makes them gradients."""
+
+    nll: Array
+    exponentials: Array  # exp(z - maximum of the subtile) times dcap, and 0 for the label
+    factor: Array  # [N, subtiles]
+    label_gradient: Array  # [N]
+    labels: Array  # [N]
+    has_weight: Array  # [N]
+    subtile_classes: int
+
+    def gradient(self, e: Array, block: _Block) -> Array:
+        """Return the weighted gradients in a block of the logits, from its exponentials."""
+        size = self.subtile_classes
+        shape = e.shape[0], pl.cdiv(block.size, size), size
+        factor = lax.dynamic_slice_in_dim(self.factor, block.start // size, shape[1], 1)
+        factor = jnp.broadcast_to(factor[:, :, None], shape).reshape(e.shape[0], -1)
+        dz = e.astype(jnp.float32) * factor[:, : block.size]
+        classes = block.start + jnp.arange(block.size, dtype=jnp.int32)
+        is_label = classes[None, :] == self.labels[:, None]
+        dz = jnp.where(is_label, self.label_gradient[:, None], dz)
+        return jnp.where(self.has_weight[:, None], dz, 0)
+
+
+def _run_exponentials(
+    head: Head, weights: Array, entries: jax.ShapeDtypeStruct, options: Options
+) -> _Exponentials:
+    """Return the losses of rows and the exponentials of their logits, stored as `entries`."""
+    found = _run_statistics(head, options, exponentials=entries)
+    parts = _combine_subtiles(found, head, options)
+    nll, total = primitives.row_loss(parts)
+    scale = weights / total
+    factor = relative_exp(found.maximum.T, _clip_infinities(parts.maximum)[:, None])
+    label_gradient = -parts.sum_exp_rest * scale
     if options.softcap is not None:
-        dz_label = dz_label * (1 - (parts.label_logit[:, None] / options.softcap) ** 2)
-    is_label = jnp.arange(dz.shape[1], dtype=jnp.int32)[None, :] == chunk.targets[:, None]
-    exists = parts.label_logit[:, None] != -jnp.inf
-    dz = jnp.where(is_label, jnp.where(exists, dz_label, 0), dz)
-    return nll, jnp.where(weights[:, None] == 0, 0, dz)
-
-
-def _scale_exponentials(e: Array, factor: Array) -> Array:
-    """Return the exponentials, `[N, K]`, times the factors of their subtiles, `[N, subtiles]`."""
-    n, subtiles = factor.shape
-    factor = jnp.broadcast_to(factor[:, :, None], (n, subtiles, e.shape[1] // subtiles))
-    return e.astype(jnp.float32) * factor.reshape(n, -1)
+        label_gradient *= 1 - (parts.label_logit / options.softcap) ** 2
+    return _Exponentials(
+        nll,
+        found.exponentials,
+        factor * scale[:, None],
+        jnp.where(parts.label_logit == -jnp.inf, 0, label_gradient),
+        head.targets,
+        weights != 0,
+        launch.generation(options).SUBTILE_CLASSES,
+    )
 
 
 # -- Sigmoid --
@@ -456,15 +655,14 @@ def _run_sigmoid(
 ) -> tuple[Any, ModelCotangents]:
     """Return the loss of each row, if asked for, and with weights the gradients of their sum."""
     shape, head = head.w.shape, _pad_head(head)
-    n, by_class = head.x.shape[0], _vectors_of_labels(head)
+    n = head.x.shape[0]
 
     def block_losses_and_gradients(block: _Block) -> tuple[Array | None, Array | None]:
-        block_by_class = [block.take(a, 0.0) for a in by_class]
-        subtiles = block_by_class[0].shape[0] // _generation(options).SUBTILE_CLASSES
+        subtiles = block.num_classes // launch.generation(options).SUBTILE_CLASSES
         row = jax.ShapeDtypeStruct((subtiles, _round_up(n, TILE_ROWS)), jnp.float32)
         outputs = SigmoidOutputs(
             losses=row if losses else None,
-            gradients=None if weights is None else block.gradients,
+            gradients=None if weights is None else _entries(head, block.size),
         )
         found = _run_kernel(
             epilogues.sigmoid_losses_and_gradients,
@@ -472,7 +670,8 @@ def _run_sigmoid(
             outputs,
             options,
             name=f"sigmoid_{outputs.name}",
-            by_class=block_by_class,
+            num_classes=block.num_classes,
+            by_class=_vectors_of_labels(head, block),
             by_row=() if weights is None else (weights,),
             start=block.start,
             targets=_take_targets(head, block),
@@ -481,19 +680,20 @@ def _run_sigmoid(
         return values, None if weights is None else found.gradients[:n]
 
     zero = placement.full(head.x, 0, (n,), jnp.float32) if losses else None
-    values, found = _scan_classes(block_losses_and_gradients, zero, head, needs_grad, options)
+    size = _classes_per_block(head, needs_grad, options)
+    values, found = _scan_classes(block_losses_and_gradients, zero, head, needs_grad, options, size)
     return values, _crop(found, shape)
 
 
-def _vectors_of_labels(head: Head) -> list[Array]:
-    """Return the bias, whether each label exists, and the weights of positive labels, if any."""
-    k = head.w.shape[1]
-    where = head.where if _row_mask(head) is None else None
-    vectors = [
-        jnp.zeros(k, jnp.float32) if head.bias is None else head.bias,
-        jnp.ones(k, jnp.float32) if where is None else where[0].astype(jnp.float32),
-    ]
-    return vectors if head.pos_weight is None else [*vectors, head.pos_weight[0]]
+def _vectors_of_labels(head: Head, block: _Block) -> ClassVectors:
+    """Return the vectors over the labels of a block that make a difference."""
+    exists = None
+    if head.where is not None and _row_mask(head) is None:
+        exists = head.where[0].astype(jnp.float32)
+    elif block.size < block.num_classes:
+        exists = placement.full(head.w, 1, head.w.shape[1:], jnp.float32)
+    pos_weight = None if head.pos_weight is None else head.pos_weight[0]
+    return ClassVectors(*(block.take(a, 0.0) for a in (head.bias, exists, pos_weight)))
 
 
 def _take_targets(head: Head, block: _Block) -> Array:
@@ -501,7 +701,7 @@ def _take_targets(head: Head, block: _Block) -> Array:
 
     With a mask `[N, K]` targets of -inf become NaN, so that only the mask makes a target missing.
     """
-    n, size = head.targets.shape[0], block.is_new.shape[0]
+    n, size = head.targets.shape[0], block.size
     t = lax.dynamic_slice_in_dim(head.targets, block.start, size, 1)
     if t.dtype == jnp.bool_:
         t = t.astype(jnp.bfloat16)
@@ -514,7 +714,7 @@ def _take_targets(head: Head, block: _Block) -> Array:
         exists = lax.dynamic_slice_in_dim(row_mask, block.start, size, 1)
         t = jnp.where(t == epilogues.MISSING_TARGET, jnp.nan, t)
         t = jnp.where(exists, t, epilogues.MISSING_TARGET)
-    return jnp.pad(t, ((0, _round_up(n, TILE_ROWS) - n), (0, _round_up(size, TILE_CLASSES) - size)))
+    return jnp.pad(t, ((0, _round_up(n, TILE_ROWS) - n), (0, block.num_classes - size)))
 
 
 # -- Padding and infinities --
@@ -553,10 +753,18 @@ def _crop(found: ModelCotangents, shape: tuple[int, ...]) -> ModelCotangents:
     )
 
 
-def _bias_and_mask(head: Head) -> Array:
-    """Return the bias, and -inf where a class does not exist, for whole tiles of classes."""
+def _bias_and_mask(head: Head, *, has_tail: bool | None = None) -> Array | None:
+    """Return the bias, and -inf where a class does not exist, for whole tiles of classes.
+
+    None where it would add nothing: without a bias, a mask and a tail beyond the last class.
+    """
     k = head.w.shape[1]
-    vector = jnp.zeros(k, jnp.float32) if head.bias is None else _clip_infinities(head.bias)
+    has_tail = k % TILE_CLASSES != 0 if has_tail is None else has_tail
+    if head.bias is None and head.where is None and not has_tail:
+        return None
+    like = head.x if head.bias is None else head.bias
+    vector = placement.full(like, 0, (k,), jnp.float32) if head.bias is None else head.bias
+    vector = _clip_infinities(vector)
     if head.where is not None:
         vector = jnp.where(head.where[0], vector, -jnp.inf)
     return _pad(vector, _round_up(k, TILE_CLASSES), -jnp.inf)
