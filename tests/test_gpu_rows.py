@@ -370,7 +370,8 @@ def test_exponentials_are_computed_again_and_the_same():
 # -- Compiled without the device --
 
 
-@pytest.mark.parametrize("name", ["h100", "h200", "b200"])
+# An H100 has the instructions, registers and shared memory of an H200.
+@pytest.mark.parametrize("name", ["h200", "b200"])
 def test_compiled_without_the_device(name: str):
     python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
     if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
