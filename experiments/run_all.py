@@ -36,6 +36,7 @@ TIMED = (
     "main_job",
     "language_model_cost",
     "head_by_classes",
+    "features",
 )
 TO_COPY = ("train_minibatch", "train_large_head", "finetune_head", "distill", "serve")
 LANGUAGE_MODELS = ("language_model_flax", "language_model_equinox")

@@ -199,6 +199,18 @@ def on_h200() -> list[str]:
     return markdown(("value and gradients, 2048 x 4096 x 128256", "ms"), rows)
 
 
+def features() -> list[str]:
+    """Return the table of features: tried, or read in the source that the cell links to."""
+    found = record("features")
+    rows = []
+    for feature in FEATURES:
+        tried, read = found["tried"][feature], found["read"].get(feature, {})
+        cells = {name: "yes" if has else "no" for name, has in tried.items()}
+        cells |= {name: f"[{answer}]({source})" for name, (answer, source) in read.items()}
+        rows.append([feature, *(cells.get(name, "") for name in LIBRARIES)])
+    return markdown(("", *LIBRARIES), rows)
+
+
 def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return a Markdown table; numbers are aligned right."""
     heads = list(heads)
@@ -207,6 +219,21 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 RATIO = "time of dense over time without logits"
+LIBRARIES = ("jaxsoftmax", "Optax", "jax.nn", "scikit-learn", "torch", "Liger",
+             "cut-cross-entropy", "tokamax", "Cyanure")  # fmt: skip
+FEATURES = (
+    "a loss of 2.06e-09 is not 0 (float32)",
+    "an ignored row has gradient 0, whatever it holds",
+    "a label out of range has no other class's loss",
+    "exact Hessians by `jax.hessian`",
+    "a linear layer and its loss without the logits",
+    "... with a softcap",
+    "... with one loss per example",
+    "a bound on the distance from a linear model's optimum",
+    "temperature scaling",
+    "losses of sequences (CTC)",
+    "group and fused-lasso penalties",
+)
 H200_HEAD = "head, 2048 x 4096 x 128256"
 TABLES = {
     "exactness": exactness,
@@ -218,6 +245,7 @@ TABLES = {
     "data parallel": data_parallel,
     "solver": solver,
     "main job": main_job,
+    "features": features,
     "own data": own_data,
 }
 

@@ -1,0 +1,172 @@
+"""What this library and others have and have not: tried where it can be, read where it cannot.
+
+Command: `python experiments/features.py`, under a minute. It tries this library, Optax, jax.nn and
+scikit-learn, and writes results/features.json, whose table tables.py puts into README.md. With
+`--smoke` it writes nothing, and fails if an answer differs from the record. The record is also the
+place of what was read of libraries that need a GPU or torch, with its source.
+
+Question. Which library keeps the digits of a confident answer, ignores a row whatever it holds,
+computes a head without its logits, and says how far a linear classifier is from its optimum?
+
+Findings: Optax and jax.nn return 0 for a loss of 2.06e-09. In Optax a row that is left out of the
+mean still makes its gradient NaN, and the label -1 has the loss of the last class. scikit-learn
+reports no distance from the optimum; Cyanure stops by a duality gap.
+"""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import optax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
+import jaxsoftmax
+from jaxsoftmax import calibration, cross_entropy, linear_cross_entropy, mean_cross_entropy, solve
+
+GITHUB, TORCH = "https://github.com", "https://docs.pytorch.org/docs/2.13/generated"
+LIGER = (
+    f"{GITHUB}/linkedin/Liger-Kernel/blob/main/src/liger_kernel/ops/fused_linear_cross_entropy.py"
+)
+CUT = f"{GITHUB}/apple/ml-cross-entropy/blob/main/cut_cross_entropy/linear_cross_entropy.py"
+TOKAMAX = (
+    f"{GITHUB}/openxla/tokamax/blob/main/tokamax/_src/ops/linear_softmax_cross_entropy_loss/api.py"
+)
+FUSED = f"{TORCH}/torch.nn.functional.linear_cross_entropy.html"
+CYANURE = f"{GITHUB}/inria-thoth/cyanure/blob/master/cyanure/estimators.py"
+
+OURS, OPTAX, JAX_NN, SKLEARN = "jaxsoftmax", "Optax", "jax.nn", "scikit-learn"
+LOGITS = jnp.array([[20.0, 0.0], [0.5, 1.0]])
+
+DIGITS = "a loss of 2.06e-09 is not 0 (float32)"
+IGNORED = "an ignored row has gradient 0, whatever it holds"
+RANGE = "a label out of range has no other class's loss"
+HESSIAN = "exact Hessians by `jax.hessian`"
+WITHOUT = "a linear layer and its loss without the logits"
+SOFTCAP = "... with a softcap"
+EACH = "... with one loss per example"
+CERTIFIED = "a bound on the distance from a linear model's optimum"
+TEMPERATURE = "temperature scaling"
+CTC = "losses of sequences (CTC)"
+GROUPS = "group and fused-lasso penalties"
+
+# What was read in November 2026 of libraries that cannot be tried here, with its source.
+READ: dict[str, dict[str, tuple[str, str]]] = {
+    WITHOUT: {
+        "torch": ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
+        "tokamax": ("yes", TOKAMAX),
+    },
+    SOFTCAP: {
+        "torch": ("no", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
+        "tokamax": ("no", TOKAMAX),
+    },
+    EACH: {
+        "torch": ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
+        "tokamax": ("no", TOKAMAX),
+    },
+    DIGITS: {"torch": ("no", "experiments/results/exactness_cpu.json")},
+    CERTIFIED: {"Cyanure": ("yes", CYANURE)},
+    CTC: {"torch": ("yes", f"{TORCH}/torch.nn.functional.ctc_loss.html")},
+    GROUPS: {"Cyanure": ("yes", CYANURE)},
+}  # fmt: skip
+
+
+def tried() -> dict[str, dict[str, bool]]:
+    """Try each feature in each library in which it makes sense and that is installed."""
+    optax_loss = optax.softmax_cross_entropy_with_integer_labels
+    losses: dict[str, Callable] = {
+        OURS: cross_entropy,
+        OPTAX: optax_loss,
+        JAX_NN: lambda z, y: -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], -1)[:, 0],
+    }
+    means: dict[str, Callable] = {
+        OURS: lambda z, y, valid: mean_cross_entropy(z, y, valid=valid),
+        OPTAX: lambda z, y, valid: optax_loss(z, y).mean(where=valid),
+    }
+    fitted = LogisticRegression(max_iter=5000).fit(*load_iris(return_X_y=True))
+    solution = solve(load_iris().data, load_iris().target, C=1.0)
+    return {
+        DIGITS: {name: keeps_digits(loss) for name, loss in losses.items()},
+        IGNORED: {name: ignores(mean) for name, mean in means.items()},
+        RANGE: {name: refuses_labels(losses[name]) for name in (OURS, OPTAX)},
+        HESSIAN: {name: has_hessian(loss) for name, loss in losses.items()},
+        WITHOUT: {OURS: without_logits(), OPTAX: hasattr(optax, "linear_cross_entropy"),
+                  JAX_NN: hasattr(jax.nn, "linear_cross_entropy")},
+        SOFTCAP: {OURS: without_logits(softcap=30.0)},
+        EACH: {OURS: linear_cross_entropy(LOGITS, jnp.eye(2), jnp.array([0, 1])).nll.shape == (2,)},
+        CERTIFIED: {OURS: bool(solution.gap <= 1e-6), SKLEARN: any("gap" in name for name in vars(fitted))},
+        CTC: {OURS: hasattr(jaxsoftmax, "ctc_loss"), OPTAX: hasattr(optax, "ctc_loss")},
+        GROUPS: {OURS: any(p in inspect.signature(solve).parameters for p in ("groups", "penalty"))},
+        TEMPERATURE: {OURS: hasattr(calibration, "temperature_scaling"), SKLEARN: scales()},
+    }  # fmt: skip
+
+
+def keeps_digits(loss: Callable) -> bool:
+    """Return whether the loss of a confident answer has its digits."""
+    value = float(loss(LOGITS, jnp.array([0, 1]))[0])
+    return bool(abs(value / np.log1p(np.exp(-20.0)) - 1) < 1e-6)
+
+
+def ignores(mean: Callable) -> bool:
+    """Return whether a row of NaN that does not count has gradient 0."""
+    logits, valid = LOGITS.at[0].set(jnp.nan), jnp.array([False, True])
+    gradient = jax.grad(lambda z: mean(z, jnp.array([-100, 1]), valid))(logits)
+    return bool((gradient[0] == 0).all() & jnp.isfinite(gradient[1]).all())
+
+
+def refuses_labels(loss: Callable) -> bool:
+    """Return whether labels out of range, on both sides, give NaN."""
+    return bool(jnp.isnan(loss(LOGITS, jnp.array([-1, 2]))).all())
+
+
+def has_hessian(loss: Callable) -> bool:
+    """Return whether the Hessian of a confident answer's loss has its digits."""
+    hessian = jax.hessian(lambda z: loss(z[None], jnp.array([0]))[0])(LOGITS[0])
+    p = 1 / (1 + np.exp(20.0))
+    return bool(abs(hessian[1, 1] / (p * (1 - p)) - 1) < 1e-5)
+
+
+def without_logits(**settings: float) -> bool:
+    """Return whether the gradient of a head needs less memory than its logits."""
+    x, w = jnp.ones((512, 8)), jnp.ones((8, 8192))
+    loss = lambda w: linear_cross_entropy(  # noqa: E731
+        x, w, jnp.zeros(512, int), memory=2**20, **settings
+    ).nll.sum()
+    program = jax.jit(jax.grad(loss)).lower(w).compile()
+    return measure.temporary_bytes(program) < 4 * 512 * 8192
+
+
+def scales() -> bool:
+    """Return whether scikit-learn scales by a temperature."""
+    x, y = load_iris(return_X_y=True)
+    try:
+        CalibratedClassifierCV(LogisticRegression(max_iter=5000), method="temperature").fit(x, y)
+    except ValueError:  # what an older version says of a method that it does not have
+        return False
+    return True
+
+
+def main() -> None:
+    """Try, print, and write the record or compare with it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="compare with the record")
+    smoke = parser.parse_args().smoke
+    found = tried()
+    for feature, answers in found.items():
+        print(f"{feature}: {answers}")
+    if not smoke:
+        record = {"tried": found, "read": READ, "version": jaxsoftmax.__version__}
+        measure.write_record("features", record)
+    elif json.loads((measure.RESULTS / "features.json").read_text())["tried"] != found:
+        sys.exit("an answer differs from results/features.json")
+
+
+if __name__ == "__main__":
+    main()
