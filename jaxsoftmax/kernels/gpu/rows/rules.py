@@ -1,14 +1,13 @@
 """Where the row kernels run, and the derivatives of the loss that they compute.
 
-    a value                 the kernel without the gradient
-    grad of the losses      the kernel with the gradient, weighted by the cotangents, in the
-                            reverse pass: it reads the logits again and rounds the gradient once
-    grad of a weighted sum  the same kernel in the forward pass, with the weights as cotangents:
-                            one read and one write for value and gradient
-    jvp, jacfwd, Hessians   XLA's form, `softmax_core.value_and_gradient`
-    vmap                    the rows of all lanes, in one call
-
-On other platforms than CUDA's, for which the same program may be lowered, it is XLA's form too.
+Transformation          Computation
+a value                 the kernel without the gradient
+grad of the losses      the kernel with the gradient, weighted by the cotangents, in the reverse
+                        pass: it reads the logits again, and rounds the gradient once
+grad of a weighted sum  the same kernel in the forward pass, with the weights as cotangents: one
+                        read and one write for value and gradient
+jvp, jacfwd, Hessians   XLA's form, `softmax_core.value_and_gradient`
+vmap                    the rows of all lanes, in one call
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.custom_batching import custom_vmap
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from jaxsoftmax import placement, softmax_core
 from jaxsoftmax.kernels import target
@@ -115,8 +115,7 @@ def _flatten(logits: Array, rows: LabeledRows, is_masked: bool) -> tuple[Array, 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _losses(logits: Array, z: Array, labels: Array, settings: Settings) -> Array:
     """Return the losses of rows, `[N, K]`, where z has what a mask leaves of the logits."""
-    run = partial(_run_losses, settings)
-    return _on_gpu(settings, run, _xla_losses, z, labels)
+    return rows_p.bind(z, labels, settings=settings, kernel=_run_losses, plain=_xla_losses)[0]
 
 
 @_losses.defjvp
@@ -170,7 +169,11 @@ def _directional_derivatives(rows: Sequence[Array], dlogits: Array) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _both(z: Array, labels: Array, weights: Array, settings: Settings) -> tuple[Array, Array]:
     """Return the losses, and the gradient of their weighted sum."""
-    return _on_gpu(settings, partial(_run_both, settings), _xla_weighted, z, labels, weights)
+    arrays = z, labels, weights
+    values, gradient = rows_p.bind(
+        *arrays, settings=settings, kernel=_run_both, plain=_xla_weighted
+    )
+    return values, gradient
 
 
 @_both.defjvp
@@ -186,37 +189,15 @@ def _both_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tuple[Any,
 
 # -- The kernels --
 
-
-def _on_gpu(
-    settings: Settings, kernel: Callable[..., Any], plain: Callable[..., Any], *arrays: Array
-) -> Any:
-    """Return the kernel's result, and that of XLA's form on any other platform than CUDA's."""
-    stacked = _stack_lanes(kernel)
-    if settings.interpret:
-        return stacked(*arrays)
-    return lax.platform_dependent(*arrays, cuda=stacked, default=plain)
+RowFunction = Callable[..., Sequence[Array]]
 
 
-def _stack_lanes(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the kernel with a rule for vmap, under which the lanes' rows are rows of one call."""
-    function = custom_vmap(kernel)
-
-    @function.def_vmap
-    def _(size: int, is_batched: Any, *arrays: Array) -> tuple[Any, Any]:
-        pairs = zip(arrays, is_batched, strict=True)
-        lanes = [a if batched else jnp.broadcast_to(a, (size, *a.shape)) for a, batched in pairs]
-        found = function(*(a.reshape(-1, *a.shape[2:]) for a in lanes))
-        split = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), found)
-        return split, jax.tree.map(lambda _: True, found)
-
-    return function
+def _run_losses(settings: Settings, z: Array, labels: Array) -> list[Array]:
+    plan = settings.plan(z)
+    return [implementation.losses(z, labels, plan, settings.cores, settings.interpret)]
 
 
-def _run_losses(settings: Settings, z: Array, labels: Array) -> Array:
-    return implementation.losses(z, labels, settings.plan(z), settings.cores, settings.interpret)
-
-
-def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> Sequence[Array]:
     plan = settings.plan(z)
     # Not in place: XLA would copy the logits first wherever anything else reads them, such as the
     # losses of a pass before, or where they are an argument that is not donated.
@@ -225,11 +206,61 @@ def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> tu
     )
 
 
+# A function of arrays with a row for each loss: a kernel in programs for CUDA alone, and XLA's form
+# in all others, which may be lowered from the same trace.
+rows_p = Primitive("cross_entropy_rows")
+rows_p.multiple_results = True
+
+
+def _apply_kernel(
+    *arrays: Array, settings: Settings, kernel: RowFunction, plain: RowFunction
+) -> Sequence[Array]:
+    del plain
+    return kernel(settings, *arrays)
+
+
+def _apply_plain(
+    *arrays: Array, settings: Settings, kernel: RowFunction, plain: RowFunction
+) -> Sequence[Array]:
+    if settings.interpret:
+        return kernel(settings, *arrays)
+    return plain(*arrays)
+
+
+def _abstract_eval(*arrays: Any, plain: RowFunction, **_: Any) -> list[Any]:
+    """Return the full types of the results, with the axes they vary over."""
+    return jax.make_jaxpr(plain)(*arrays).out_avals
+
+
+def _batch(arrays: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[list[Array], list]:
+    """Call the function once with the rows of all lanes."""
+    size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
+    lanes = [
+        jnp.broadcast_to(a, (size, *a.shape)) if i is None else jnp.moveaxis(a, i, 0)
+        for a, i in zip(arrays, axes, strict=True)
+    ]
+    found = rows_p.bind(*(a.reshape(-1, *a.shape[2:]) for a in lanes), **params)
+    return [a.reshape(size, -1, *a.shape[1:]) for a in found], [0] * len(found)
+
+
+def _lower_for_cuda(context: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Any:
+    is_alone = tuple(context.module_context.platforms) == ("cuda",)
+    apply = _apply_kernel if is_alone else _apply_plain
+    return mlir.lower_fun(apply, multiple_results=True)(context, *arrays, **params)
+
+
+rows_p.def_impl(lambda *arrays, **params: jax.jit(partial(rows_p.bind, **params))(*arrays))
+rows_p.def_abstract_eval(_abstract_eval)
+batching.primitive_batchers[rows_p] = _batch
+mlir.register_lowering(rows_p, mlir.lower_fun(_apply_plain, multiple_results=True))
+mlir.register_lowering(rows_p, _lower_for_cuda, platform="cuda")
+
+
 # -- XLA's form --
 
 
-def _xla_losses(z: Array, labels: Array) -> Array:
-    return _xla_both(z, labels)[0]
+def _xla_losses(z: Array, labels: Array) -> list[Array]:
+    return [_xla_both(z, labels)[0]]
 
 
 def _xla_weighted(z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
