@@ -488,20 +488,28 @@ def stratified_line_search() -> None:
             same(got.history, wanted.history, rtol=1e-4)
 
 
-@case
-def stratified_sends_gradients_alone() -> None:
+def stratified_sends_gradients_alone(mesh: Mesh, division: training.strata.Division) -> None:
     """Of a minibatch, nothing crosses between devices but the sums of gradients and means."""
     n, batch = 512, 128
-    x = place(np.ones((n, D), np.float32), EXPLICIT, "r")
-    t = place(np.zeros(n, np.int32), EXPLICIT, "r")
-    with within(EXPLICIT):
-        text = lowered_epoch(x, t, batch, 0, training.strata.Division()).compile().as_text()
+    x = place(np.ones((n, D), np.float32), mesh, "r")
+    t = place(np.zeros(n, np.int32), mesh, "r")
+    with within(mesh):
+        text = lowered_epoch(x, t, batch, 0, division).compile().as_text()
     found = list(collectives(text))
     assert {kind for kind, _ in found} == {"all-reduce"}, found
     assert max(size for _, size in found) <= D * K, found
     shapes = re.findall(r"= f32\[([\d,]*)\]\S* dot\(", text)
     assert shapes, text
     assert not any(str(batch) in shape.split(",") for shape in shapes), shapes
+
+
+for name, arguments in {
+    "explicit": (EXPLICIT, training.strata.UNDIVIDED),
+    "auto": (AUTO, training.strata.Division(shards=ROWS)),
+}.items():
+    CASES[f"stratified_sends_gradients_alone_{name}"] = functools.partial(
+        stratified_sends_gradients_alone, *arguments
+    )
 
 
 def streamed(**division: Any) -> training.FitResult:
@@ -511,30 +519,25 @@ def streamed(**division: Any) -> training.FitResult:
     return training.fit(SOFTMAX, source, params=linear.init(D, K), **how, **division)
 
 
+def fused(head: Any, x: Any, t: Any) -> Any:
+    return linear_cross_entropy(x, head.w, t, bias=head.bias).nll
+
+
+def over_classes() -> linear.LinearParams:
+    """A head whose classes are sharded over the axis of the mesh that the rows do not use."""
+    axes = (None, "c"), ("c",)
+    return linear.LinearParams(*(place(a, SQUARE, *s) for a, s in zip(PARAMS, axes, strict=True)))
+
+
 @case
 def streamed_to_a_head_over_classes() -> None:
-    """A fused loss whose classes are sharded over the other axis of the mesh."""
-
-    def loss(head: Any, x: Any, t: Any) -> Any:
-        return linear_cross_entropy(x, head.w, t, bias=head.bias).nll
-
     rows = [*zip(FEATURES, LABELS, strict=True)]
     source = training.RecordSource(rows, lambda row: row, block_size=7, window=32)
     how = {"optimizer": OPTIMIZER, "key": jax.random.key(0), "batch_size": 16, "epochs": 2}
-    wanted = training.fit(loss, source, params=PARAMS, score=None, **how)
-    axes = (None, "c"), ("c",)
+    wanted = training.fit(fused, source, params=PARAMS, score=None, **how)
     with within(SQUARE):
-        head = linear.LinearParams(*map(lambda a, s: place(a, SQUARE, *s), PARAMS, axes))
-        got = training.fit(loss, source, params=head, score=None, shards=ROWS, **how)
-        data = (place(a, SQUARE, "r") for a in (FEATURES, LABELS))
-        epoch, _ = training.train_epoch(
-            training.init_state(head, optimizer=OPTIMIZER, key=jax.random.key(0)),
-            *data,
-            loss=loss,
-            optimizer=OPTIMIZER,
-            batch_size=16,
-        )
-    assert got.params.w.sharding.spec == P(None, "c") == epoch.params.w.sharding.spec
+        got = training.fit(fused, source, params=over_classes(), score=None, shards=ROWS, **how)
+    assert got.params.w.sharding.spec == P(None, "c")
     same((got.params, got.history), (wanted.params, wanted.history))
 
 
@@ -553,17 +556,37 @@ def streamed_over_devices() -> None:
 
 
 @case
-def stratified_falls_back_where_it_cannot_be() -> None:
-    """A sharded model, and a batch that the shards do not divide."""
-    w = place(PARAMS.w, EXPLICIT, None, "r")
-    over_rows = linear.LinearParams(w, place(PARAMS.bias, EXPLICIT, "r"))
-    for params, batch_size in ((over_rows, 24), (PARAMS, 20)):
-        how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch_size}
-        wanted, _ = training.train_epoch(state(), FEATURES, LABELS, **how)
-        x, t = (place(a, EXPLICIT, "r") for a in (FEATURES, LABELS))
-        with within(EXPLICIT):
-            got, _ = training.train_epoch(state(params), x, t, **how)
-        same(got.params, wanted.params)
+def stratified_where_the_model_is_sharded() -> None:
+    """A model over the rows' axis, and a fused loss of classes over another one."""
+    x, t = (place(a, EXPLICIT, "r") for a in (FEATURES, LABELS))
+    over_rows = linear.LinearParams(
+        place(PARAMS.w, EXPLICIT, None, "r"), place(PARAMS.bias, EXPLICIT, "r")
+    )
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": 24}
+    with within(EXPLICIT):
+        got, _ = training.train_epoch(state(over_rows), x, t, **how)
+    same(
+        got.params,
+        training.train_epoch(state(), FEATURES, LABELS, virtual_shards=8, **how)[0].params,
+    )
+    how = {"loss": fused, "optimizer": OPTIMIZER, "batch_size": 24, "score": None}
+    with within(SQUARE):
+        x, t = (place(a, SQUARE, "r") for a in (FEATURES, LABELS))
+        got, _ = training.train_epoch(state(over_classes()), x, t, **how)
+    same(
+        got.params,
+        training.train_epoch(state(), FEATURES, LABELS, virtual_shards=2, **how)[0].params,
+    )
+
+
+@case
+def stratified_gives_way_where_shards_do_not_divide_the_batch() -> None:
+    how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": 20}
+    wanted, _ = training.train_epoch(state(), FEATURES, LABELS, **how)
+    x, t = (place(a, EXPLICIT, "r") for a in (FEATURES, LABELS))
+    with within(EXPLICIT):
+        got, _ = training.train_epoch(state(), x, t, **how)
+    same(got.params, wanted.params)
 
 
 def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:

@@ -73,8 +73,7 @@ def train_epoch(
             each, and only sums cross between devices: the gradient and the means. "global": all
             rows are shuffled together, so that the minibatches are those of one device, and the
             rows of each minibatch cross between devices. None is "stratified" where the rows are
-            known to be sharded, the parameters are not, B is less than N, and the shards divide B,
-            else "global".
+            known to be sharded, B is less than N, and the shards divide B, else "global".
         virtual_shards: V, a power of two that is a multiple of the number of shards and divides N
             and B. There are V strata in place of one for each shard, on one device too. Gradients
             and means are summed over them in a fixed order, so that devices of one kind give the
@@ -131,7 +130,7 @@ def jitted_train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch on the devices that hold the rows, after a replacement of ignored ones."""
     examples = with_float_weights(examples)
-    strata = choose_strata(division, examples, state.params, batch_size)
+    strata = choose_strata(division, examples, batch_size)
 
     def run(examples: Examples, state: TrainState = state) -> tuple[TrainState, Metrics]:
         return run_epoch(state, examples, batch_size=batch_size, strata=strata, **options)
@@ -161,7 +160,7 @@ def run_epoch(
     )
 
     def place(carry: _Carry) -> _Carry:
-        return place_like(carry, examples) if strata is None else carry
+        return carry if strata is not None and strata.is_local else place_like(carry, examples)
 
     def step(carry: _Carry, batch: Examples) -> tuple[_Carry, tuple[Metrics, Array]]:
         carry, out = update(carry, batch)

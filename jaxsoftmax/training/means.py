@@ -27,7 +27,7 @@ def mean_over(function: Loss, params: Any, examples: Examples, strata: Strata | 
 
     Its gradient in the parameters is the one of that mean, the same on all devices.
     """
-    if strata is None:
+    if strata is None or not strata.is_local:
         return _local_mean(function, params, examples)
     if strata.in_fixed_order:
         return _mean_in_fixed_order(function, strata, params, examples)
@@ -56,7 +56,7 @@ def values_per_example(function: Loss, params: Any, examples: Examples) -> Array
 def total_weight(examples: Examples, strata: Strata | None) -> Array:
     """Return the sum of the weights of the examples of all devices."""
     assert examples.weights is not None
-    if strata is None:
+    if strata is None or not strata.is_local:
         return jnp.sum(examples.weights)
     if strata.in_fixed_order:
         return _sum_in_fixed_order(jnp.sum(examples.weights, 1), strata.axes)

@@ -36,14 +36,10 @@ class Division(NamedTuple):
 UNDIVIDED = Division()
 
 
-def choose_strata(
-    division: Division, examples: Examples, params: Any, batch_size: int
-) -> Strata | None:
+def choose_strata(division: Division, examples: Examples, batch_size: int) -> Strata | None:
     """Return the strata, or None for one shuffle of all rows.
 
-    Without a request, rows that an Explicit mesh shards are stratified where that is possible. A
-    model that is sharded over other axes is left to its types: JAX 0.12 does not differentiate a
-    shard_map over those axes, as in the fused losses, inside the one over the rows.
+    Without a request, rows that an Explicit mesh shards are stratified where that is possible.
     """
     shards, order, virtual_shards = division
     x = examples.features
@@ -57,17 +53,24 @@ def choose_strata(
     devices = _count_devices(axes, x)
     if division == UNDIVIDED:
         is_possible = axes and batch_size < x.shape[0] and not batch_size % devices
-        if not is_possible or _is_sharded(params):
+        if not is_possible:
             return None
     if not axes and virtual_shards is None:
         raise ValueError(
             'order="stratified" needs sharded rows: an Explicit mesh or shards=Shards(rows=...)'
         )
+    is_local = virtual_shards is not None or _is_manual(axes, x)
+    if batch_size >= x.shape[0] and not is_local:
+        return None  # a batch of all rows is taken as it is
     count = virtual_shards or devices
     rows = x.shape[0] * (devices if _is_manual(axes, x) else 1)
     _check_sizes(count, devices, rows, min(batch_size, rows))
     return Strata(
-        axes, count // devices, min(batch_size, rows) // count, virtual_shards is not None
+        axes,
+        per_device=count // devices,
+        batch_size=min(batch_size, rows) // count,
+        in_fixed_order=virtual_shards is not None,
+        is_local=is_local,
     )
 
 
@@ -77,7 +80,7 @@ def local_stratum(shards: Shards | None, examples: Examples) -> Strata | None:
     _count_devices(axes, examples.features)
     if not _is_manual(axes, examples.features):
         return None
-    return Strata(axes, 1, examples.features.shape[0], in_fixed_order=False)
+    return Strata(axes, 1, examples.features.shape[0], in_fixed_order=False, is_local=True)
 
 
 def _check_virtual_shards(virtual_shards: int, order: Order | None) -> None:
@@ -102,10 +105,11 @@ def run_on_strata(
 ) -> Any:
     """Return function(examples, *replicated), called on each device with the rows that it holds.
 
-    Inside a shard_map over these axes that is the function itself.
+    Inside a shard_map over these axes that is the function itself, and so it is where sums may take
+    any order: there the types of the arrays divide the work, whatever shards the model.
     """
     x = examples.features
-    if not strata.axes or _is_manual(strata.axes, x):
+    if not strata.axes or not strata.is_local or _is_manual(strata.axes, x):
         return function(examples, *replicated)
     examples = jax.tree.map(lambda a: placement.shard_rows(a, x, strata.axes), examples)
     replicated = jax.tree.map(
@@ -131,9 +135,22 @@ def scan_strata(
 ) -> tuple[Any, Any]:
     """Return `jax.lax.scan` of a step over minibatches, each with rows of every stratum.
 
-    The arrays of a minibatch are `[strata, rows, ...]`, or `[rows, ...]` for one stratum. The order
-    of a stratum's rows depends on the key and on its position among all strata.
+    The arrays of a minibatch are `[rows, ...]`, or `[strata, rows, ...]` for sums in a fixed order.
+    The order of a stratum's rows depends on the key and on its position among all strata.
     """
+    scan = _scan_local if strata.is_local else _scan_sharded
+    return scan(step, carry, examples, strata=strata, key=key)
+
+
+def _scan_local(
+    step: Callable[[Any, Examples], tuple[Any, Any]],
+    carry: Any,
+    examples: Examples,
+    *,
+    strata: Strata,
+    key: Array,
+) -> tuple[Any, Any]:
+    """Scan the minibatches of the strata that this device holds."""
     count = strata.per_device
     replacement = None if examples.weights is None else _replacement(examples, strata.axes)
     split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), examples)
@@ -158,14 +175,72 @@ def scan_strata(
         return run(carry, features, targets, batch.weights)
 
     first = lax.axis_index(strata.axes) * count if strata.axes else 0
-    keys = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(count))
+    batches = _draw(strata, first + jnp.arange(count), size, split.weights, key)
+    return lax.scan(step_on_rows, carry, batches)
+
+
+def _scan_sharded(
+    step: Callable[[Any, Examples], tuple[Any, Any]],
+    carry: Any,
+    examples: Examples,
+    *,
+    strata: Strata,
+    key: Array,
+) -> tuple[Any, Any]:
+    """Scan minibatches that are sharded over the axes, of which each device takes its own rows."""
+    x = examples.features
+    count = _count_devices(strata.axes, x)
+    size = x.shape[0] // count
+    weights, replacement = examples.weights, None
+    if weights is not None:
+        weights = placement.replicate(weights)
+        replacement = _take_one(examples.features, weights), _take_one(examples.targets, weights)
+        weights = weights.reshape(count, size)
+
+    def take(a: Array, rows: Array) -> Array:
+        return _take_own_rows(a, rows, strata.axes)
+
+    def step_on_rows(carry: Any, batch: RowBatch) -> tuple[Any, Any]:
+        row_weights = placement.shard_rows(batch.weights.reshape(-1), x, strata.axes)
+        features, targets = (take(a, batch.rows) for a in examples[:2])
+        found = Examples(features, targets, row_weights)
+        return step(carry, found if replacement is None else _replace_ignored(found, replacement))
+
+    return lax.scan(step_on_rows, carry, _draw(strata, jnp.arange(count), size, weights, key))
+
+
+def _take_one(a: Array, weights: Array) -> Array:
+    """Return the first valid row, on every device."""
+    row = first_valid(weights)[None]
+    return placement.take_rows(a, row, a, None, mode="promise_in_bounds")[0]
+
+
+def _take_own_rows(a: Array, rows: Array, axes: tuple[str, ...]) -> Array:
+    """Return the rows of each shard at its own positions, `[shards, rows]`, without a transfer."""
+
+    def take(a: Array, rows: Array) -> Array:
+        how: dict[str, Any] = {"mode": "promise_in_bounds"}
+        if any(placement.partition_spec(a)):
+            how["out_sharding"] = placement.sharding(a, *placement.partition_spec(a))
+        return a.at[rows[0]].get(**how)
+
+    own, mesh = PartitionSpec(axes), _mesh_of(a)
+    rows = placement.shard_rows(rows, a, axes)
+    return jax.shard_map(take, mesh=mesh, axis_names=set(axes), in_specs=(own, own), out_specs=own)(
+        a, rows
+    )
+
+
+def _draw(
+    strata: Strata, positions: Array, size: int, weights: Array | None, key: Array
+) -> RowBatch:
+    """Return the minibatches of the strata at these positions, `[steps, strata, rows]`."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(positions)
 
     def draw(key: Array, weights: Array | None) -> RowBatch:
         return row_batches(size, weights, strata.batch_size, key)
 
-    # A None has no axis to map.
-    batches = jax.vmap(draw, out_axes=1)(keys, split.weights)
-    return lax.scan(step_on_rows, carry, batches)
+    return jax.vmap(draw, out_axes=1)(keys, weights)
 
 
 def _merge(a: Array) -> Array:
@@ -218,8 +293,3 @@ def _is_manual(axes: tuple[str, ...], x: Array) -> bool:
     mesh = _mesh_of(x)
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return bool(axes) and all(kinds[name] == AxisType.Manual for name in axes)
-
-
-def _is_sharded(params: Any) -> bool:
-    """Return whether an Explicit mesh shards any of the parameters."""
-    return any(any(placement.partition_spec(a)) for a in jax.tree.leaves(params))

@@ -67,7 +67,9 @@ def open_stream(source: Source, division: Division, batch_size: int) -> Stream:
     # Without a fixed order of sums the types of the arrays are enough, whatever shards the model.
     strata = None
     if virtual_shards:
-        strata = Strata(axes, count // devices, batch_size // count, in_fixed_order=True)
+        strata = Strata(
+            axes, count // devices, batch_size // count, in_fixed_order=True, is_local=True
+        )
     steps = max(1, source.window // batch_size)
     return Stream(source, Plan(rows, batch_size, steps, parts), sharding, strata)
 

@@ -178,7 +178,7 @@ def jitted_sweep_epoch(
     **options: Any,
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch in all lanes, on the devices that hold the rows."""
-    strata = choose_strata(division, examples, state.params, batch_size)
+    strata = choose_strata(division, examples, batch_size)
 
     def run(examples: Examples, state: TrainState, hyperparams: Any) -> tuple[TrainState, Metrics]:
         def run_lane(state: TrainState, lane_hyperparams: Any) -> tuple[TrainState, Metrics]:

@@ -47,3 +47,4 @@ class Strata(NamedTuple):
     per_device: int  # number of strata on each device
     batch_size: int  # rows that a minibatch takes from each stratum
     in_fixed_order: bool  # whether sums have the same bits for any number of devices
+    is_local: bool  # whether a device computes with its own arrays, and sums by the names of axes
