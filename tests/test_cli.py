@@ -856,3 +856,22 @@ def test_characters_that_steer_a_terminal_are_not_printed() -> None:
     assert [folder.name for folder in Path("runs").iterdir()] == ["_[31mred_-sigmoid"]
     refused = call("fit", name, "--label", "\x1b[31m").output
     assert "\x1b" not in refused
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    (("--folds", "1000"), "--folds must be at most 21, for every fold to have an example, got 10"),
+    (("--gap", "-1"), "--gap must be above 0 and finite, got -1"),
+    (("--gap", "0"), "--gap must be above 0 and finite, got 0"),
+])  # fmt: skip
+def test_settings_of_a_probe_are_checked_first(option: tuple[str, str], message: str) -> None:
+    write("x.csv", a=[i % 7 for i in range(60)], y=["a", "b"] * 30)
+    result = call("probe", "x.csv", "--label", "y", *option)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(Path("runs").glob("*"))
+
+
+def test_labels_with_a_hinge() -> None:
+    write("x.csv", a=[i % 7 for i in range(60)], y=[0, 1] * 30, z=[0, 0, 1] * 20)
+    fit("x.csv", "--label", "y", "--label", "z", "--loss", "hinge", "--epochs", "1")
+    assert run_folder.load(Path("run")).header["loss"] == "hinge"

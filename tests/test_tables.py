@@ -247,7 +247,9 @@ def test_a_header_is_detected(tmp_path: Path, text: str, has_header: bool) -> No
     file = text_files.TextFile(path, Dialect())
     assert file.dialect.has_header == has_header
     first = [cell.strip() for cell in text.partition("\n")[0].split(",")]
-    assert file.names == (first if has_header else [str(i + 1) for i in range(len(first))])
+    numbers = [str(i + 1) for i in range(len(first))]
+    names = [name or number for name, number in zip(first, numbers, strict=True)]
+    assert file.names == (names if has_header else numbers)
     assert file.parse().num_rows == 3 - has_header
     for said in (True, False):
         assert text_files.TextFile(path, Dialect(has_header=said)).dialect.has_header == said
@@ -526,6 +528,56 @@ def test_dates_are_recognized(tmp_path: Path) -> None:
                                                        "days since first")
     )  # fmt: skip
     assert whole(typed).features[1].tolist() == [2020, 1, 4, 1] * 2
+
+
+def test_what_is_neither_a_number_nor_text_nor_a_date(tmp_path: Path) -> None:
+    columns = {
+        "time": pa.array([datetime.time(1, i) for i in range(20)]),
+        "length": pa.array([datetime.timedelta(i) for i in range(20)]),
+        "bytes": pa.array([b"a", b"b"] * 10, pa.binary()),
+        "pair": pa.array([{"a": 1}] * 20),
+        "y": pa.array([0, 1] * 10),
+    }
+    with pytest.raises(ValueError, match="4 columns cannot be used") as caught:
+        load(table(tmp_path / "x.parquet", columns))
+    for name, dtype in (("time", "time64"), ("length", "duration"), ("bytes", "binary"),
+                        ("pair", "struct")):  # fmt: skip
+        assert f"column {name!r}: holds {dtype}" in str(caught.value)
+
+
+def test_types_of_text_columns(tmp_path: Path) -> None:
+    encoded = pa.dictionary(pa.int8(), pa.string())
+    kinds = (pa.string(), pa.large_string(), pa.string_view(), encoded)
+    texts = {f"c{i}": pa.array(cycle("p", "q", None), kind) for i, kind in enumerate(kinds)}
+    numbers = {f"n{i}": pa.array(cycle("1", "2"), kind) for i, kind in enumerate(kinds)}
+    path = table(tmp_path / "x.parquet", texts | numbers | {"y": cycle(0, 1)})
+    dataset = load(path)
+    assert dataset.schema.columns == (
+        *(f"c{i}{end}" for i in range(4) for end in ("=p", "=q", " is missing")),
+        *(f"n{i}" for i in range(4)),
+    )
+    features = whole(dataset).features
+    np.testing.assert_array_equal(features[:, 0:3], features[:, 9:12])
+    np.testing.assert_array_equal(features[:, 12:], np.repeat([[1.0], [2]] * 20, 4, 1))
+    empty = pa.nulls(2)
+    later = table(tmp_path / "later.parquet", dict.fromkeys((*texts, *numbers), empty))
+    assert data.read(later, dataset.schema, targets=False).features[:, 2].tolist() == [1, 1]
+
+
+def test_values_that_were_never_seen_are_told(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.csv", {"c": cycle("p", "q"), "y": cycle(0, 1)})
+    dataset = load(path)
+    assert dataset.test.notes == ()
+    more = write(tmp_path / "more.csv", "c\np\nx\nz\nx\nNA\n")
+    assert data.read(more, dataset.schema, targets=False).notes == (
+        "3 rows have a value of 'c' not seen in training: 'x', 'z'",
+    )
+
+
+def test_names_that_are_blank_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "\ufeff,a, ,y\n" + "0,1,5,p\n1,2,6,q\n" * 3)
+    dataset = data.load_file(path, label="y", dialect=Dialect(encoding="utf8"))
+    assert dataset.schema.columns == ("1", "a", "3")
 
 
 def test_text_is_hashed_if_asked(tmp_path: Path) -> None:

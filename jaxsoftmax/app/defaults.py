@@ -98,6 +98,7 @@ def default_settings(dataset: Dataset, optimizer: OptimizerName, loss: LossName)
         ...     digits, defaults.OptimizerName.adamw, defaults.LossName.softmax)
         Settings(epochs=50, batch_size=32, learning_rate=0.03, weight_decay=0.03)
     """
+    optimizer, loss = OptimizerName(optimizer), LossName(loss)
     # A file may be named like a known data set, but does not have its scale.
     known = KNOWN_SETTINGS.get(dataset.name) if dataset.schema.divisor != 1 else None
     settings = known or _settings_from_size(dataset)
@@ -255,6 +256,7 @@ def make_loss(name: LossName, schema: Schema) -> Loss:
         >>> print(loss(linear.init(3, 4), jnp.ones((1, 3)), jnp.array([2])))
         [1.3862944]
     """
+    name = LossName(name)  # a header has it as text
     if name not in TASK_LOSSES[schema.task]:
         expected = " or ".join(TASK_LOSSES[schema.task])
         raise ValueError(f"--loss must be {expected} for a task of {schema.task}, got {name}")
@@ -304,7 +306,7 @@ def make_optimizer(
         >>> type(sgd).__name__
         'GradientTransformationExtraArgs'
     """
-    decay, mask = settings.weight_decay, weight_decay_mask
+    name, decay, mask = OptimizerName(name), settings.weight_decay, weight_decay_mask
     if name is OptimizerName.lbfgs:
         if settings.learning_rate is not None or decay:
             raise ValueError(

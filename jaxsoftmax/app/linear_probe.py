@@ -89,11 +89,38 @@ def choose_loss(schema: Schema, loss: LossName | None = None) -> LossName:
             f"probe is for classes and labels, and {names} holds numbers: use fit, or --task "
             "classes if they are classes"
         )
-    loss = loss or defaults.default_loss(schema)
+    loss = LossName(loss or defaults.default_loss(schema))
     if loss not in _SOLVED_LOSSES or loss not in defaults.TASK_LOSSES[schema.task]:
         expected = "sigmoid" if schema.task is Task.labels else "softmax or sigmoid"
         raise ValueError(f"--loss must be {expected} for a probe of {schema.task}, got {loss}")
     return loss
+
+
+def check(dataset: Dataset, *, folds: int, gap: float) -> None:
+    """Check the settings of a probe before its fits begin.
+
+    Args:
+        dataset: the data.
+        folds: the number of folds.
+        gap: the certified relative distance of the model from its optimum.
+
+    Raises:
+        ValueError: if a fold would have no example, or if the gap is not above 0 and finite.
+
+    Example:
+        >>> from jaxsoftmax.app import data, linear_probe
+        >>> linear_probe.check(data.load("digits"), folds=1000, gap=1e-6)
+        Traceback (most recent call last):
+        ValueError: --folds must be at most 111, for every fold to have an example, got 1000
+    """
+    if not 0 < gap < np.inf:
+        raise ValueError(f"--gap must be above 0 and finite, got {gap}")
+    fold = _assign_folds(dataset.train, dataset.schema.task, folds)
+    num_filled = len(np.unique(fold[fold >= 0]))
+    if num_filled < folds:
+        raise ValueError(
+            f"--folds must be at most {num_filled}, for every fold to have an example, got {folds}"
+        )
 
 
 def cross_validate(

@@ -212,6 +212,7 @@ def probe(
         C = linear_probe.grid(strongest, weakest, points)
         prepared = inputs.prepare(screen, data_options)
         loss = linear_probe.choose_loss(prepared.dataset.schema, loss)
+        linear_probe.check(prepared.dataset, folds=folds, gap=gap)
         settings = {
             "loss": loss,
             "strongest": strongest,

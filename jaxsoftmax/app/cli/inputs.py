@@ -118,6 +118,8 @@ def read(
     """
     with console.reading_progress(screen, name) as progress:
         split = data.read(name, model.schema, targets=targets, progress=progress, **options)
+    for note in split.notes:
+        screen.print(replace_unprintable(note))
     _check_features(split, name, model.preprocessing, model.schema)
     scores = evaluation.compute_scores(
         model.params, split.features, preprocessing=model.preprocessing

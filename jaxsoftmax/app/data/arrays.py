@@ -1,6 +1,7 @@
 """NumPy files, .npy and .npz: arrays by name, without pickled objects."""
 
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from jaxsoftmax.app.data.tables import format_names
 SUFFIXES = (".npy", ".npz")
 LABEL_NAMES = ("labels", "label", "targets", "y")
 """The names by which an array of labels is found where none is given."""
+MAX_UNPACKED = 2**36
+"""The number of bytes that the arrays of a packed file may have together."""
 
 
 class ArrayFile:
@@ -172,11 +175,19 @@ class ArrayFile:
         return format_names([f"{name} {array.shape}" for name, array in self._arrays.items()])
 
 
+def _check_size(path: Path, packed: zipfile.ZipFile) -> None:
+    size = sum(info.file_size for info in packed.infolist())
+    if size > MAX_UNPACKED:
+        limit = f"the limit is {MAX_UNPACKED:,}"
+        raise ValueError(f"it has {size:,} bytes once it is unpacked; {limit}")
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix.lower() == ".npy":
             return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)}
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            _check_size(path, stored.zip)
             return dict(stored)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error

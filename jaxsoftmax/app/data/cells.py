@@ -50,6 +50,11 @@ def is_numeric_type(dtype: pa.DataType) -> bool:
     )
 
 
+def is_date_type(dtype: pa.DataType) -> bool:
+    """Return whether a column of that type holds dates, with or without a time of day."""
+    return types.is_date(dtype) or types.is_timestamp(dtype)
+
+
 def is_list_type(dtype: pa.DataType) -> bool:
     """Return whether a column of that type holds a list in each row."""
     return types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)
@@ -167,7 +172,7 @@ def to_days(cells: pa.Array, date_format: str, missing: Sequence[str] = ()) -> V
         missing: further texts that stand for a missing value.
     """
     is_missing = find_missing(cells, (*missing, MISSING_NUMBER))
-    if types.is_temporal(cells.type):
+    if is_date_type(cells.type):
         dates = cells.cast(pa.timestamp("ms", getattr(cells.type, "tz", None)), safe=False)
     elif is_text(cells.type):
         # Fractions of a second and time zones are left out.

@@ -146,6 +146,15 @@ class Category:
         one_hot[np.arange(len(cells)), codes] = 1  # of unseen values in the last column
         return _with_indicator(one_hot[:, :-1], is_missing, self.has_indicator)
 
+    def find_unseen(self, cells: pa.Array, missing: Sequence[str] = ()) -> list[str]:
+        """Return the text of each cell whose value has no feature."""
+        text = to_text(cells)
+        present = text.filter(pa.array(~find_missing(text, missing)))
+        counts = present.value_counts()
+        names = counts.field(0).to_pylist()
+        is_unseen = match_names(names, (*self.values, *self.rare)) < 0
+        return np.repeat(names, np.where(is_unseen, counts.field(1), 0)).tolist()
+
 
 @dataclass(frozen=True)
 class Date:

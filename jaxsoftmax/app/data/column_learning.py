@@ -19,6 +19,7 @@ from jaxsoftmax.app.data.cells import (
     Values,
     find_date_format,
     find_missing,
+    is_date_type,
     is_list_type,
     is_numeric_type,
     is_text,
@@ -164,11 +165,6 @@ def _check_columns(
     if not columns:
         reasons = "".join(f"\n  {line}" for line in describe(summaries))
         raise ValueError(f"{table.path} has no column that could be a feature{reasons}")
-    if any(not column.name.strip() for column in columns):
-        raise ValueError(
-            f"{table.path}: a column has no name in the header; name it, or leave it out "
-            "(--drop '')"
-        )
 
 
 class LearnedColumn(NamedTuple):
@@ -212,7 +208,7 @@ def learn(
         return _learn_number(name, to_numbers(cells), is_train, options._replace(keep=(name,)))
     if is_numeric_type(cells.type):
         return _learn_number(name, to_numbers(cells), is_train, options)
-    if types.is_temporal(cells.type) and not types.is_time(cells.type):
+    if is_date_type(cells.type):
         return _learn_date(name, cells, "", is_train, options)
     if not is_text(cells.type):
         raise CellError(0, name, f"holds {cells.type}: leave the column out (--drop)")

@@ -28,13 +28,14 @@ class Split(NamedTuple):
     features: float32 `[N, D]`. targets: int32 `[N]` classes; bool `[N, K]` labels; float32 `[N]` or
     `[N, K]` numbers. ids: `[N]` names of the examples for a reader, either the values of an
     identifier column or the row numbers in the file, counted from 1. identifier: the name of that
-    column, or None where the ids are row numbers.
+    column, or None where the ids are row numbers. notes: what is said about them, in a line each.
     """
 
     features: np.ndarray
     targets: np.ndarray
     ids: np.ndarray
     identifier: str | None = None
+    notes: tuple[str, ...] = ()
 
     def select(self, index: np.ndarray) -> "Split":
         """Return the examples that a mask or an array of row numbers selects."""

@@ -14,7 +14,7 @@ import pyarrow.types as types
 
 from jaxsoftmax.app.data import excel_files, text_files
 from jaxsoftmax.app.data.cells import decode, is_list_type, is_text, to_numbers
-from jaxsoftmax.app.data.column_kinds import CellError, Number, Vector
+from jaxsoftmax.app.data.column_kinds import Category, CellError, Number, Vector
 from jaxsoftmax.app.data.dialects import DETECT, Dialect, describe
 from jaxsoftmax.app.data.row_blocks import FeatureReader, apply_divisor, rows_per_block
 from jaxsoftmax.app.data.table_schema import TableSchema
@@ -68,6 +68,7 @@ class TableFile:
                 self.schema, self.num_rows = self._file.schema_arrow, self._file.metadata.num_rows
             else:
                 self._text = TextFile(path, dialect, names)
+                self.path = self._text.path
                 self.notes = describe(self._text.dialect, dialect)
                 _check_names(path, self._text.names)
                 self._whole = self._text.parse()
@@ -217,6 +218,19 @@ class TableFile:
             lines.insert(0, f"{self.path}: {len(problems)} columns cannot be used")
         if lines:
             raise ColumnsError("\n".join(lines), [p.column for p in problems])
+
+    def describe_unseen(self, schema: TableSchema) -> list[str]:
+        """Describe in a line each the columns with values that no training row had."""
+        lines = []
+        for column in schema.columns:
+            if isinstance(column, Category) and column.name in self.names:
+                cells = column.find_unseen(self.read_column(column.name), schema.missing)
+                values = sorted(set(cells))
+                if values:
+                    rows = f"{len(cells):,} rows have" if len(cells) > 1 else "1 row has"
+                    named = format_names(values, 3)
+                    lines.append(f"{rows} a value of {column.name!r} not seen in training: {named}")
+        return lines
 
     def _holds_integers(self, names: Sequence[str]) -> bool:
         """Return whether all columns hold integers, as numbers or as text."""

@@ -41,12 +41,12 @@ class TextFile:
     """
 
     def __init__(self, path: Path, given: Dialect, names: Sequence[str] = ()) -> None:
-        self.path = path
+        self.path = Path("standard input") if str(path) == STDIN else path
         self._content = _read_into_memory(path)
         with self._open() as file:
             sample = file.read(dialects.SAMPLE_SIZE)
         if not sample.strip():
-            raise ValueError(f"{path} is empty")
+            raise ValueError(f"{self.path} is empty")
         given = dialects.check(given)
         if path.suffix.lower() in excel_files.SUFFIXES:
             given = Dialect(",", ".", "utf-8", given.has_header)
@@ -59,9 +59,7 @@ class TextFile:
         _, first = next(self.read_rows())
         self.dialect = dialects.complete(self.dialect, sample, names=names)
         _, first = next(self.read_rows())
-        self.names = [name.strip() for name in first]
-        if not self.dialect.has_header:
-            self.names = [str(number) for number in range(1, len(first) + 1)]
+        self.names = _name_columns(first, has_header=bool(self.dialect.has_header))
         if any("\ufffd" in name for name in self.names):
             raise ValueError(
                 f"{path}: not text in UTF-8; name its --encoding, for instance latin-1"
@@ -158,6 +156,12 @@ class TextFile:
                         f"{self.path}, row {number} (line {line}), column {name!r}: not text in "
                         "UTF-8; name its --encoding, for instance latin-1"
                     )
+
+
+def _name_columns(first: Sequence[str], *, has_header: bool) -> list[str]:
+    """Return the names in the first row, and the numbers from 1 of columns that have none."""
+    names = [name.removeprefix("\ufeff").strip() if has_header else "" for name in first]
+    return [name or str(number) for number, name in enumerate(names, 1)]
 
 
 def is_pipe(path: Path) -> bool:
