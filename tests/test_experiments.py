@@ -78,7 +78,7 @@ def test_the_programs_to_copy_learn(name: str) -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_says_what_it_is(path: Path) -> None:
-    text = docstring(path)
+    text = " ".join(docstring(path).split())
     for part in ("Command: `python experiments/", "minute", "Question", "Findings", "record is"):
         assert part in text, part
     assert "FINDINGS" not in text
