@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 
@@ -227,6 +227,28 @@ def _is_explicit(x: Array) -> bool:
 def sharding(like: Array, *axes: Any) -> NamedSharding:
     """Return the sharding over these axes of the mesh of `like`."""
     return NamedSharding(jax.typeof(like).sharding.mesh, PartitionSpec(*axes))
+
+
+def mesh_of(x: Array) -> AbstractMesh:
+    """Return the mesh of an array, or the one of `jax.set_mesh` if it has none."""
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
+
+
+def count_shards(axes: tuple[str, ...], x: Array) -> int:
+    """Return the number of shards over these axes of the mesh of x."""
+    sizes = mesh_of(x).shape
+    for name in axes:
+        if name not in sizes:
+            raise ValueError(f"shards must name axes of the mesh, {tuple(sizes)}, got {name!r}")
+    return math.prod(sizes[name] for name in axes)
+
+
+def is_manual(axes: tuple[str, ...], x: Array) -> bool:
+    """Return whether this is inside a shard_map over the axes, where arrays are local."""
+    mesh = mesh_of(x)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return bool(axes) and all(kinds[name] == AxisType.Manual for name in axes)
 
 
 def gather_devices(x: Array, axes: tuple[str, ...]) -> Array:

@@ -38,6 +38,7 @@ from jaxsoftmax import (  # noqa: E402
 )
 from jaxsoftmax.metrics import ranking  # noqa: E402
 from jaxsoftmax.training import sweeping  # noqa: E402
+from jaxsoftmax.training.division import UNDIVIDED, Division  # noqa: E402
 from jaxsoftmax.training.epoch import jitted_train_epoch  # noqa: E402
 from jaxsoftmax.training.types import Examples  # noqa: E402
 
@@ -488,7 +489,7 @@ def stratified_line_search() -> None:
             same(got.history, wanted.history, rtol=1e-4)
 
 
-def stratified_sends_gradients_alone(mesh: Mesh, division: training.strata.Division) -> None:
+def stratified_sends_gradients_alone(mesh: Mesh, division: Division) -> None:
     """Of a minibatch, nothing crosses between devices but the sums of gradients and means."""
     n, batch = 512, 128
     x = place(np.ones((n, D), np.float32), mesh, "r")
@@ -504,8 +505,8 @@ def stratified_sends_gradients_alone(mesh: Mesh, division: training.strata.Divis
 
 
 for name, arguments in {
-    "explicit": (EXPLICIT, training.strata.UNDIVIDED),
-    "auto": (AUTO, training.strata.Division(shards=ROWS)),
+    "explicit": (EXPLICIT, UNDIVIDED),
+    "auto": (AUTO, Division(shards=ROWS)),
 }.items():
     CASES[f"stratified_sends_gradients_alone_{name}"] = functools.partial(
         stratified_sends_gradients_alone, *arguments
@@ -603,12 +604,10 @@ def work_is_shared(mesh: Mesh, lanes: int = 0) -> None:
     assert largest <= batch * D, largest
 
 
-GLOBAL = training.strata.Division(order="global")
+GLOBAL = Division(order="global")
 
 
-def lowered_epoch(
-    x: Any, t: Any, batch: int, lanes: int, division: training.strata.Division = GLOBAL
-) -> Any:
+def lowered_epoch(x: Any, t: Any, batch: int, lanes: int, division: Division = GLOBAL) -> Any:
     how = {"loss": SOFTMAX, "optimizer": OPTIMIZER, "batch_size": batch}
     return jitted_train_epoch.lower(
         state(),

@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
+from jaxsoftmax.training.division import Division
 from jaxsoftmax.training.state import TrainState, key_data
-from jaxsoftmax.training.strata import Division
 from jaxsoftmax.training.types import Examples, Metrics
 
 _KEPT = 2  # the one before the newest outlives a disk that loses the newest

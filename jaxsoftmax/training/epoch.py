@@ -12,18 +12,12 @@ from jaxsoftmax import placement
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checks import check_at_least_one
+from jaxsoftmax.training.division import UNDIVIDED, Division, Order, choose_strata
 from jaxsoftmax.training.means import mean_over, total_weight, weighted_means
 from jaxsoftmax.training.minibatches import scan_minibatches
 from jaxsoftmax.training.models import accuracy, named_scores
 from jaxsoftmax.training.state import TrainState
-from jaxsoftmax.training.strata import (
-    UNDIVIDED,
-    Division,
-    Order,
-    choose_strata,
-    run_on_strata,
-    scan_strata,
-)
+from jaxsoftmax.training.strata import run_on_strata, scan_strata
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score, Strata
 from jaxsoftmax.training.weights import run_on_valid, with_float_weights
 from jaxsoftmax.validation import ArrayLike

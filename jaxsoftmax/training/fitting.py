@@ -13,6 +13,7 @@ from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import check_at_least_one, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
+from jaxsoftmax.training.division import Division, Order
 from jaxsoftmax.training.epoch import jitted_train_epoch
 from jaxsoftmax.training.evaluation import evaluate, jitted_evaluate
 from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
@@ -20,7 +21,6 @@ from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.source import Source
 from jaxsoftmax.training.state import init_state
-from jaxsoftmax.training.strata import Division, Order
 from jaxsoftmax.training.streaming import (
     check_rows,
     check_source_arguments,

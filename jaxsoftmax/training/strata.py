@@ -5,99 +5,19 @@ rows from each. A stratum is the rows of one shard. With virtual shards it is an
 and sums are taken in an order that does not depend on the number of devices.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxsoftmax import placement
-from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.minibatches import RowBatch, row_batches
 from jaxsoftmax.training.types import Examples, Strata
 from jaxsoftmax.training.weights import first_valid
-
-type Order = Literal["stratified", "global"]
-"""Whether each shard shuffles its own rows, or all rows are shuffled together."""
-
-
-class Division(NamedTuple):
-    """The arguments that choose the strata, as in `train_epoch`."""
-
-    shards: Shards | None = None
-    order: Order | None = None
-    virtual_shards: int | None = None
-
-
-UNDIVIDED = Division()
-
-
-def choose_strata(division: Division, examples: Examples, batch_size: int) -> Strata | None:
-    """Return the strata, or None for one shuffle of all rows.
-
-    Without a request, rows that an Explicit mesh shards are stratified where that is possible.
-    """
-    shards, order, virtual_shards = division
-    x = examples.features
-    if order not in (None, "stratified", "global"):
-        raise ValueError(f'order must be "stratified", "global" or None, got {order!r}')
-    if virtual_shards is not None:
-        _check_virtual_shards(virtual_shards, order)
-    if order == "global":
-        return None
-    axes = placement.axis_names(placement.partition_spec(x)[0] if shards is None else shards.rows)
-    devices = _count_devices(axes, x)
-    if division == UNDIVIDED:
-        is_possible = axes and batch_size < x.shape[0] and not batch_size % devices
-        if not is_possible:
-            return None
-    if not axes and virtual_shards is None:
-        raise ValueError(
-            'order="stratified" needs sharded rows: an Explicit mesh or shards=Shards(rows=...)'
-        )
-    is_local = virtual_shards is not None or _is_manual(axes, x)
-    if batch_size >= x.shape[0] and not is_local:
-        return None  # a batch of all rows is taken as it is
-    count = virtual_shards or devices
-    rows = x.shape[0] * (devices if _is_manual(axes, x) else 1)
-    _check_sizes(count, devices, rows, min(batch_size, rows))
-    return Strata(
-        axes,
-        per_device=count // devices,
-        batch_size=min(batch_size, rows) // count,
-        in_fixed_order=virtual_shards is not None,
-        is_local=is_local,
-    )
-
-
-def local_stratum(shards: Shards | None, examples: Examples) -> Strata | None:
-    """Return the rows of a device inside a shard_map over their axes, or None elsewhere."""
-    axes = () if shards is None else placement.axis_names(shards.rows)
-    _count_devices(axes, examples.features)
-    if not _is_manual(axes, examples.features):
-        return None
-    return Strata(axes, 1, examples.features.shape[0], in_fixed_order=False, is_local=True)
-
-
-def _check_virtual_shards(virtual_shards: int, order: Order | None) -> None:
-    if virtual_shards < 1 or virtual_shards & (virtual_shards - 1):
-        raise ValueError(f"virtual_shards must be a power of two, got {virtual_shards}")
-    if order == "global":
-        raise ValueError('virtual_shards needs order="stratified", got order="global"')
-
-
-def _check_sizes(count: int, devices: int, rows: int, batch_size: int) -> None:
-    if count % devices:
-        raise ValueError(f"virtual_shards must be a multiple of {devices} shards, got {count}")
-    for name, size in (("features", rows), ("batch_size", batch_size)):
-        if size % count:
-            raise ValueError(
-                f"{name} must have a number of rows that {count} shards divide, got {size}"
-            )
 
 
 def run_on_strata(
@@ -109,7 +29,7 @@ def run_on_strata(
     any order: there the types of the arrays divide the work, whatever shards the model.
     """
     x = examples.features
-    if not strata.axes or not strata.is_local or _is_manual(strata.axes, x):
+    if not strata.axes or not strata.is_local or placement.is_manual(strata.axes, x):
         return function(examples, *replicated)
     examples = jax.tree.map(lambda a: placement.shard_rows(a, x, strata.axes), examples)
     replicated = jax.tree.map(
@@ -118,7 +38,7 @@ def run_on_strata(
     rows, whole = PartitionSpec(strata.axes), PartitionSpec()
     return jax.shard_map(
         function,
-        mesh=_mesh_of(x),
+        mesh=placement.mesh_of(x),
         axis_names=set(strata.axes),
         in_specs=(rows, *(whole for _ in replicated)),
         out_specs=whole,
@@ -189,7 +109,7 @@ def _scan_sharded(
 ) -> tuple[Any, Any]:
     """Scan minibatches that are sharded over the axes, of which each device takes its own rows."""
     x = examples.features
-    count = _count_devices(strata.axes, x)
+    count = placement.count_shards(strata.axes, x)
     size = x.shape[0] // count
     weights, replacement = examples.weights, None
     if weights is not None:
@@ -224,7 +144,7 @@ def _take_own_rows(a: Array, rows: Array, axes: tuple[str, ...]) -> Array:
             how["out_sharding"] = placement.sharding(a, *placement.partition_spec(a))
         return a.at[rows[0]].get(**how)
 
-    own, mesh = PartitionSpec(axes), _mesh_of(a)
+    own, mesh = PartitionSpec(axes), placement.mesh_of(a)
     rows = placement.shard_rows(rows, a, axes)
     return jax.shard_map(take, mesh=mesh, axis_names=set(axes), in_specs=(own, own), out_specs=own)(
         a, rows
@@ -272,24 +192,3 @@ def _replace_ignored(batch: Examples, replacement: tuple[Array, Array]) -> Examp
         return jnp.where((weights != 0).reshape(weights.shape + (1,) * row.ndim), a, row)
 
     return Examples(replace(features, replacement[0]), replace(targets, replacement[1]), weights)
-
-
-def _mesh_of(x: Array) -> AbstractMesh:
-    """Return the mesh of an array, or the one of `jax.set_mesh` if it has none."""
-    mesh = jax.typeof(x).sharding.mesh
-    return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
-
-
-def _count_devices(axes: tuple[str, ...], x: Array) -> int:
-    sizes = _mesh_of(x).shape
-    for name in axes:
-        if name not in sizes:
-            raise ValueError(f"shards must name axes of the mesh, {tuple(sizes)}, got {name!r}")
-    return math.prod(sizes[name] for name in axes)
-
-
-def _is_manual(axes: tuple[str, ...], x: Array) -> bool:
-    """Return whether this is inside a shard_map over the axes, where arrays are local."""
-    mesh = _mesh_of(x)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return bool(axes) and all(kinds[name] == AxisType.Manual for name in axes)

@@ -14,12 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsoftmax import placement
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.training.checks import num_classes
+from jaxsoftmax.training.division import Division
 from jaxsoftmax.training.epoch import place_like, take_step
 from jaxsoftmax.training.means import total_weight, weighted_means
 from jaxsoftmax.training.models import named_scores
 from jaxsoftmax.training.source import Block, Source
 from jaxsoftmax.training.state import TrainState
-from jaxsoftmax.training.strata import Division, run_on_strata
+from jaxsoftmax.training.strata import run_on_strata
 from jaxsoftmax.training.types import EpochPart, Examples, Loss, Metrics, Score, Strata
 from jaxsoftmax.training.windows import Plan, Window, read_windows
 

@@ -17,13 +17,14 @@ from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import check_at_least_one, check_lanes, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
+from jaxsoftmax.training.division import UNDIVIDED, Division, Order, choose_strata
 from jaxsoftmax.training.epoch import run_epoch
 from jaxsoftmax.training.evaluation import jitted_evaluate
 from jaxsoftmax.training.loop import in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import TrainState, init_state
-from jaxsoftmax.training.strata import UNDIVIDED, Division, Order, choose_strata, run_on_strata
+from jaxsoftmax.training.strata import run_on_strata
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
 from jaxsoftmax.validation import ArrayLike
 
