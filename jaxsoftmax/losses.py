@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsoftmax import calls, links, placement, softmax_core, validation
+from jaxsoftmax import calls, exponential, links, placement, softmax_core, validation
 from jaxsoftmax.placement import select
 from jaxsoftmax.softmax_core import LabeledRows
 from jaxsoftmax.validation import ArrayLike
@@ -484,10 +484,37 @@ def binary_cross_entropy(
         and Machine Learning" (2006).
     """
     z, t, w, valid = validation.prepare_binary(logits, targets, pos_weight, where, valid)
-    positive = softmax_core.weighted_term(t if w is None else w * t, links.softplus_values(-z))
+    a, b = t if w is None else w * t, 1 - t
+    if exponential.is_for_gpu():
+        return validation.zero_ignored(_binary_in_one_pass(z, a, b), valid)
+    positive = softmax_core.weighted_term(a, links.softplus_values(-z))
     return validation.zero_ignored(
-        positive + softmax_core.weighted_term(1 - t, links.softplus_values(z)), valid
+        positive + softmax_core.weighted_term(b, links.softplus_values(z)), valid
     )
+
+
+@jax.custom_jvp
+def _binary_in_one_pass(z: Array, a: Array, b: Array) -> Array:
+    """Return a softplus(-z) + b softplus(z), with each transcendental function used once.
+
+    XLA for a GPU stores, in float32, what is used twice. Value and gradient of a mean then took
+    four passes over memory.
+    """
+    term = softmax_core.weighted_term
+    tail = jnp.log1p(jnp.exp(-jnp.abs(z)))
+    return (a + b) * tail + (term(a, jnp.maximum(-z, 0)) + term(b, jnp.maximum(z, 0)))
+
+
+@_binary_in_one_pass.defjvp
+def _binary_in_one_pass_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (z, a, b), (dz, da, db) = primals, tangents
+    p, q = links.sigmoid_pair(exponential.again(z))
+
+    def slope(weight: Array, value: Array) -> Array:
+        return select((weight == 0) & (value == jnp.inf), 0, value)
+
+    by_weight = slope(a, links.softplus_values(-z)) * da + slope(b, links.softplus_values(z)) * db
+    return _binary_in_one_pass(z, a, b), (b * p - a * q) * dz + by_weight
 
 
 @calls.compiled("axis")
