@@ -83,11 +83,11 @@ def synthetic(key: jax.Array, rows: int, *, classes: int, width: int) -> tuple[j
 
 
 def main() -> None:
-    """Train a head of 2,000 classes."""
-    x, labels, best = synthetic(jax.random.key(1), 44_000, classes=2000, width=256)
-    held_out = x[40_000:], labels[40_000:]
+    """Train a head of 1,000 classes."""
+    x, labels, best = synthetic(jax.random.key(1), 22_000, classes=1000, width=256)
+    held_out = x[20_000:], labels[20_000:]
     print(f"no head can do better than {(best == labels).mean():.1%}")
-    heads = train(x[:40_000], labels[:40_000], classes=2000, epochs=EPOCHS, batch_size=BATCH_SIZE)
+    heads = train(x[:20_000], labels[:20_000], classes=1000, epochs=EPOCHS, batch_size=BATCH_SIZE)
     for epoch, head in enumerate(heads, 1):
         loss, accuracy = evaluate(head, *held_out)
         print(f"epoch {epoch}: held-out loss {loss:.3f}, accuracy {accuracy:.1%}")
