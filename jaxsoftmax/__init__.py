@@ -40,6 +40,7 @@ from jaxsoftmax.losses import (
     squared_error,
     weighted_mean,
 )
+from jaxsoftmax.sampling import SampledClasses, sample_classes
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.solvers import Solution, solve, solve_path
 from jaxsoftmax.training import (
@@ -94,6 +95,8 @@ __all__ = [
     "LinearLoss",
     "LinearStats",
     "Tiles",
+    "sample_classes",
+    "SampledClasses",
     # the linear model and its training
     "LinearParams",
     "on_logits",

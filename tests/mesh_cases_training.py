@@ -34,6 +34,7 @@ from jaxsoftmax import (  # noqa: E402
     linear,
     linear_cross_entropy,
     metrics,
+    sample_classes,
     training,
 )
 from jaxsoftmax.metrics import ranking  # noqa: E402
@@ -709,6 +710,38 @@ def products_in_bfloat16() -> None:
         with within(SQUARE):
             x, t = place(FEATURES, SQUARE, *axes), place(LABELS, SQUARE, "r")
             same(jax.jit(jax.value_and_grad(mean))(PARAMS, x, t), wanted)
+
+
+# -- Sampled classes --
+
+
+@case
+def sampled_classes_stay_on_their_device() -> None:
+    """Value and gradient of a head of sampled classes, of which nothing is gathered."""
+    k = 512
+    w = np.random.default_rng(2).standard_normal((D, k)).astype(np.float32)
+    t = np.arange(N, dtype=np.int32) * 7
+
+    def mean(w: Any, x: Any, t: Any) -> Any:
+        sample = sample_classes(t, k, count=384, key=jax.random.key(0), groups=4)
+        loss = linear_cross_entropy(x, sample.take(w), sample.labels, bias=sample.bias)
+        return jnp.mean(loss.nll)
+
+    f = jax.value_and_grad(mean)
+    with within(SQUARE):
+        sharded = place(w, SQUARE, None, "c"), place(FEATURES, SQUARE, "r"), place(t, SQUARE, "r")
+        same(jax.jit(f)(*sharded), jax.jit(f)(w, FEATURES, t))
+        text = (
+            jax.jit(
+                lambda w, t: sample_classes(t, k, count=384, key=jax.random.key(0), groups=4).take(
+                    w
+                )
+            )
+            .lower(sharded[0], t)
+            .compile()
+            .as_text()
+        )
+    assert not list(collectives(text)), list(collectives(text))
 
 
 # -- Calibration --

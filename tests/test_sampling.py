@@ -1,0 +1,98 @@
+"""Sampled classes: right on average, and the softmax where all classes are taken."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsoftmax import linear_cross_entropy, sample_classes
+
+N, D, K = 6, 5, 24
+rng = np.random.default_rng(0)
+X = rng.standard_normal((N, D)).astype(np.float32)
+W = rng.standard_normal((D, K)).astype(np.float32)
+BIAS = rng.standard_normal(K).astype(np.float32)
+LABELS = np.array([3, 20, 3, 0, 23, 11], np.int32)
+
+
+@pytest.mark.parametrize(("count", "groups"), [(8, 1), (12, 2), (16, 4), (24, 1), (24, 8)])
+def test_a_sample(count: int, groups: int) -> None:
+    sample = sample_classes(LABELS, K, count=count, key=jax.random.key(1), groups=groups)
+    classes = np.asarray(sample.classes)
+    assert len(set(classes)) == count
+    assert set(LABELS) <= set(classes)
+    np.testing.assert_array_equal(classes[sample.labels], LABELS)
+    parts = classes.reshape(groups, -1)
+    assert (parts // (K // groups) == np.arange(groups)[:, None]).all()
+    for part, bias in zip(parts, np.asarray(sample.bias).reshape(groups, -1), strict=True):
+        positives = np.isin(part, LABELS)
+        q = (len(part) - positives.sum()) / (K // groups - positives.sum())
+        np.testing.assert_allclose(bias, np.where(positives, 0, -np.log(q)), rtol=1e-6)
+    np.testing.assert_array_equal(sample.take(W), W[:, classes])
+    np.testing.assert_array_equal(sample.take(W.T, axis=0), W.T[classes])
+
+
+def mean_loss(w: Any, key: Any, count: int, groups: int = 1) -> Any:
+    sample = sample_classes(LABELS, K, count=count, key=key, groups=groups)
+    head = {"bias": sample.take(jnp.asarray(BIAS)) + sample.bias}
+    return linear_cross_entropy(X, sample.take(w), sample.labels, **head).nll.mean()
+
+
+def softmax_loss(w: Any) -> Any:
+    return linear_cross_entropy(X, w, LABELS, bias=BIAS).nll.mean()
+
+
+def test_all_classes_are_the_softmax() -> None:
+    value, gradient = jax.value_and_grad(mean_loss)(W, jax.random.key(0), K)
+    wanted, exact = jax.value_and_grad(softmax_loss)(W)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_on_average_the_sum_is_that_of_all_classes_and_the_gradient_comes_near() -> None:
+    """Over 4,000 samples: the sums within four standard errors; the bias of the gradient falls."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    z = X.astype(np.float64) @ W + BIAS
+
+    def sums(key: Any) -> Any:
+        sample = sample_classes(LABELS, K, count=10, key=key)
+        return jnp.sum(jnp.exp(sample.take(jnp.asarray(z, jnp.float32)) + sample.bias), axis=1)
+
+    found = np.asarray(jax.jit(jax.vmap(sums))(keys), np.float64)
+    error = found.std(0) / np.sqrt(len(keys))
+    assert (np.abs(found.mean(0) - np.exp(z).sum(1)) < 4 * error).all()
+
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    exact = X.T.astype(np.float64) @ (p - np.eye(K)[LABELS]) / N
+    off = {}
+    for count in (8, 16):
+        gradient = partial(jax.grad(mean_loss), W, count=count)
+        mean = np.asarray(jax.jit(jax.vmap(gradient))(keys), np.float64).mean(0)
+        off[count] = np.linalg.norm(mean - exact) / np.linalg.norm(exact)
+    assert off[16] < off[8] / 2 < 0.1
+
+
+def test_labels_that_have_no_class() -> None:
+    sample = sample_classes(np.array([1, -100, K]), K, count=4, key=jax.random.key(0))
+    np.testing.assert_array_equal(sample.labels, [0, -1, -1])
+    few = sample_classes(np.arange(6), K, count=4, key=jax.random.key(0))
+    assert (np.asarray(few.labels) == -1).sum() == 2
+    assert np.isfinite(few.bias).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "error", "message"),
+    [
+        (LABELS, {"count": 25}, ValueError, "count must be from 1 to 24 classes, got 25"),
+        (LABELS, {"count": 0}, ValueError, "count must be from 1 to 24 classes, got 0"),
+        (LABELS, {"count": 9, "groups": 2}, ValueError, "groups must divide count = 9"),
+        (LABELS, {"count": 10, "groups": 5}, ValueError, "and num_classes = 24, got 5"),
+        (X, {"count": 8}, TypeError, r"labels: expected integers of shape \[N\]"),
+    ],
+)
+def test_what_cannot_be_sampled(labels: Any, options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        sample_classes(labels, K, key=jax.random.key(0), **options)
