@@ -169,7 +169,7 @@ Delimiter = Annotated[
     str | None,
     typer.Option(
         metavar="CHARACTER",
-        help="What separates the columns of a text file: one character, or tab.",
+        help="What separates the columns of a text file: one character, tab or space.",
         show_default="detected",
         rich_help_panel=TABLE,
     ),

@@ -26,8 +26,8 @@ _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}(,\d{3})?")
 class Dialect(NamedTuple):
     """The dialect of a file of text; None stands for what is to be detected.
 
-    delimiter: one character. decimal: '.' or ','. encoding: a name that Python knows.
-    has_header: whether the first row has the names of the columns.
+    delimiter: one character; a space stands for any number of them. decimal: '.' or ','. encoding:
+    a name that Python knows. has_header: whether the first row has the names of the columns.
     """
 
     delimiter: str | None = None
@@ -42,9 +42,9 @@ DETECT = Dialect()
 
 def check(given: Dialect) -> Dialect:
     """Return a dialect that a user gives, with 'tab' as a tab; raise a ValueError if it is bad."""
-    delimiter = {"tab": "\t", "\\t": "\t"}.get(given.delimiter or "", given.delimiter)
+    delimiter = {"tab": "\t", "\\t": "\t", "space": " "}.get(given.delimiter or "", given.delimiter)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\n\r'):
-        raise ValueError(f"--delimiter must be one character, or tab, got {delimiter!r}")
+        raise ValueError(f"--delimiter must be one character, tab or space, got {delimiter!r}")
     if given.decimal not in (None, ".", ","):
         raise ValueError(f"--decimal must be . or a comma, got {given.decimal!r}")
     if given.encoding is not None:
@@ -81,6 +81,7 @@ def complete(given: Dialect, sample: bytes, *, names: Sequence[str] = ()) -> Dia
     if len(sample) == SAMPLE_SIZE and "\n" in text:
         text = text[: text.rindex("\n") + 1]
     delimiter = given.delimiter or _detect_delimiter(text)
+    text = collapse_spaces(text) if delimiter == " " else text
     rows = [[cell.strip() for cell in row] for row in _split(text, delimiter) or []]
     decimal = given.decimal or _detect_decimal(rows[1:] or rows, delimiter)
     has_header = given.has_header
@@ -103,7 +104,23 @@ def _detect_delimiter(text: str) -> str:
         if len(widths) == 1 and max(widths) > 1:
             return delimiter
     header = text.partition("\n")[0]
+    if not any(map(header.count, DELIMITERS)) and _has_spaced_numbers(text):
+        return " "
     return max(reversed(DELIMITERS), key=header.count)
+
+
+def _has_spaced_numbers(text: str) -> bool:
+    """Return whether all rows have the same number of words, of which most are numbers."""
+    rows = _split(collapse_spaces(text), " ") or []
+    cells = [cell for row in rows for cell in row]
+    is_even = len({len(row) for row in rows}) == 1 and len(cells) > len(rows)
+    num_numbers = sum(bool(_NUMBER.fullmatch(cell)) for cell in cells)
+    return is_even and 2 * num_numbers > len(cells)
+
+
+def collapse_spaces(text: str) -> str:
+    """Return text with one space between words, as between the cells of a table."""
+    return re.sub(r"(?m)^ +| +$", "", re.sub(r"[ \t]+", " ", text))
 
 
 def _detect_decimal(rows: Sequence[Sequence[str]], delimiter: str) -> str:

@@ -57,8 +57,7 @@ class JoinedFiles(NamedTuple):
             if name not in self.label_file.names:
                 raise ValueError(
                     f"{self.label_file.path} has no {name!r}, which should be the label; "
-                    f"it has {format_names(self.label_file.names)}"
-                    + suggest(name, self.label_file.names)
+                    f"it has {format_names(self.label_file.names)}" + hint(self.label_file, name)
                 )
         columns = self.label_file.read_columns(names)
         if self.label_rows is None:
@@ -132,6 +131,13 @@ def open_files(
     return _join(feature_file, feature_id, label_file, label_id)
 
 
+def hint(file: TableFile | ArrayFile, name: str) -> str:
+    """Return what may be wrong where a file has no column or array of some name, or nothing."""
+    if isinstance(file, TableFile) and len(file.names) == 1:
+        return " only, one column; name what separates the columns by --delimiter"
+    return suggest(name, file.names)
+
+
 def _find_identifier(
     file: TableFile | ArrayFile, name: str | None, *, required: bool = True
 ) -> str | None:
@@ -139,7 +145,7 @@ def _find_identifier(
     if name is not None and found is None and required:
         raise ValueError(
             f"{file.path} has no {name!r}, which should be the id; "
-            f"it has {format_names(file.names)}" + suggest(name, file.names)
+            f"it has {format_names(file.names)}" + hint(file, name)
         )
     return found
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from jaxsoftmax.app.data.arrays import ArrayFile
 from jaxsoftmax.app.data.column_learning import ColumnOptions
 from jaxsoftmax.app.data.dataset import Schema
-from jaxsoftmax.app.data.joined_files import JoinedFiles
-from jaxsoftmax.app.data.tables import format_names, suggest
+from jaxsoftmax.app.data.joined_files import JoinedFiles, hint
+from jaxsoftmax.app.data.tables import format_names
 
 
 def find_label_names(files: JoinedFiles, label: Sequence[str]) -> list[str]:
@@ -49,7 +49,7 @@ def check(
             purpose = {"drop": " to drop", "keep": " to keep"}.get(flag, f" (--{flag})")
             raise ValueError(
                 f"{file.path} has no {', '.join(map(repr, unknown))}{purpose}; "
-                f"it has {format_names(file.names)}" + suggest(unknown[0], file.names)
+                f"it has {format_names(file.names)}" + hint(file, unknown[0])
             )
         both = [name for name in names if name == files.identifier]
         if both:

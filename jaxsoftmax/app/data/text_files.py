@@ -58,12 +58,20 @@ class TextFile:
         self.dialect = given._replace(encoding=encoding)
         _, first = next(self.read_rows())
         self.dialect = dialects.complete(self.dialect, sample, names=names)
+        if self.dialect.delimiter == " ":
+            self._content = self._collapse_spaces()
         _, first = next(self.read_rows())
         self.names = _name_columns(first, has_header=bool(self.dialect.has_header))
         if any("\ufffd" in name for name in self.names):
             raise ValueError(
                 f"{path}: not text in UTF-8; name its --encoding, for instance latin-1"
             )
+
+    def _collapse_spaces(self) -> bytes:
+        with self._open() as file:
+            text = file.read().decode(self.dialect.encoding or "utf-8", "surrogateescape")
+        plain = dialects.collapse_spaces(text)
+        return plain.encode(self.dialect.encoding or "utf-8", "surrogateescape")
 
     def read_rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the last line number and the cells of each row, the header first; this is slow."""
