@@ -16,6 +16,20 @@ FEW_CLASSES_LIMIT = 32
 
 FLOAT_BYTES = 4  # of an entry of a sum
 
+# The best approximation of log(1 + e) / e on [0, 1] by a polynomial, relative to it (Remez).
+LOG1P_COEFFICIENTS = (
+    1.0,
+    -0.4999990165233612,
+    0.3332996666431427,
+    -0.24954168498516083,
+    0.1967606097459793,
+    -0.15305814146995544,
+    0.10603854805231094,
+    -0.05696006491780281,
+    0.019851094111800194,
+    -0.0032438193447887897,
+)
+
 # A product over more classes than this is cut. XLA would split it for a GPU and pad a copy of w.
 LONG_SUM_LIMIT = 32_768
 
@@ -134,15 +148,14 @@ def valid_row_losses(
 def log1p(e: Array) -> Array:
     """Return log(1 + e) in a kernel, for e from 0 to 1.
 
-    The series is 2 artanh(s) = 2 (s + s^3 / 3 + ...), s = e / (2 + e). A GPU takes the logarithm of
-    1 + e, rounded, and so does a TPU from e = 4e-4 on: the loss of a confident label would be off
-    by as much as 1e-4 of its value. The terms after s^13 / 13 are less than 2e-8 of it.
+    A GPU takes the logarithm of 1 + e, rounded, and so does a TPU from e = 4e-4 on: the loss of a
+    confident label would be off by as much as 1e-4 of its value. The polynomial is off by at most
+    4.8e-9 of the result, and its sums by 2.1 ulp.
     """
-    s = e / (2 + e)
-    square, total = s * s, jnp.full_like(s, 1 / 13)
-    for n in (11, 9, 7, 5, 3, 1):
-        total = total * square + 1 / n
-    return 2 * s * total
+    total = jnp.full_like(e, LOG1P_COEFFICIENTS[-1])
+    for coefficient in LOG1P_COEFFICIENTS[-2::-1]:
+        total = total * e + coefficient
+    return total * e
 
 
 def weight_gradient(
