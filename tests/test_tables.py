@@ -213,6 +213,13 @@ DELIMITED = {delimiter: TEXT.replace(",", delimiter) for delimiter in ",;|\t"}
         ("x.csv", DELIMITED[";"].replace(".", ",").replace("1000", "1.000,00").encode(), Dialect()),
         ("x.data", TEXT.replace(",", "  ").replace("\n", " \n  ").encode(), Dialect()),
         ("x.csv", TEXT.replace(",", " ").encode(), Dialect(delimiter="space")),
+        (
+            "x.data",
+            TEXT.replace(",s", "\ts").replace(",a", "\ta").replace(",", "   ").encode(),
+            Dialect(),
+        ),
+        ("x.csv", TEXT.replace("1000", '"$1,000"').encode(), Dialect()),
+        ("x.csv", TEXT.replace("1000", "1000 €").replace("2.5", "2.5%").encode(), Dialect()),
         ("x.csv", TEXT.replace("1000", '"1,000.0"').encode(), Dialect()),
         ("x.csv", TEXT.replace("1000", "1 000").encode(), Dialect()),
         ("x.csv", TEXT.replace("1000", "1'000").encode(), Dialect()),
@@ -512,6 +519,7 @@ def test_dates_are_recognized(tmp_path: Path) -> None:
         "eu": cycle("23.03.2019", "01.04.2019"),
         "iso": cycle("2019-03-23T20:30:00.5Z", "2019-04-01T01:00:00+01:00"),
         "day": cycle("31/12/2019", "01/02/2020"),
+        "short": cycle("12/31/19", "2/1/20"),
         "y": cycle(0, 1),
     }
     dataset = load(table(tmp_path / "x.csv", columns))
@@ -523,6 +531,7 @@ def test_dates_are_recognized(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         iso.encode(pa.array(["2019-03-24T20:30:00Z"])), [[2019, 3, 7, 1, 20.5]], rtol=1e-9
     )
+    assert columns_of(dataset)["short"].encode(pa.array(["2/1/20"]))[0].tolist() == [2020, 2, 6, 32]
     assert columns_of(dataset)["day"].encode(pa.array(["02/01/2020"]))[0, 1] == 1
     stored = {
         "t": [datetime.datetime(2020, 1, d) for d in (1, 2)] * 20,

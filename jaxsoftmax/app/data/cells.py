@@ -17,13 +17,14 @@ MISSING_NUMBER = "?"
 """The text that stands for a missing value in a column of numbers, dates, or yes and no."""
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
-_GROUPED = r"^[+-]?\d{1,3}([, '\x{a0}\x{202f}]\d{3})+(\.\d+)?$"
+_DECORATED = r"^[+-]?[$€£¥]? ?(\d{1,3}([, '\x{a0}\x{202f}]\d{3})+|\d+)(\.\d+)? ?[%€]?$"
 _DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}([. '\x{a0}\x{202f}]\d{3})+)?(,\d+)?([eE][+-]?\d+)?$"
-_DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
+_LONG_DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
+_SHORT_DATES = ("%d.%m.%y", "%m/%d/%y", "%d/%m/%y")
 _TIMES = ("", " %H:%M:%S", " %H:%M")
-_DATE = r"^(\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./]\d\d?[./]\d{4})([ T]\d\d?:\d\d)?"
+_DATE = r"^(\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./]\d\d?[./]\d\d(\d\d)?)([ T]\d\d?:\d\d)?"
 
-DATE_FORMATS = tuple(date + time for date in _DATES for time in _TIMES)
+DATE_FORMATS = tuple(date + t for date in (*_LONG_DATES, *_SHORT_DATES) for t in _TIMES)
 """The formats of dates that are recognized, in order of preference."""
 
 
@@ -105,7 +106,7 @@ def to_text(cells: pa.Array) -> pa.Array:
 
 
 def to_numbers(cells: pa.Array, missing: Sequence[str] = ()) -> Values:
-    """Convert cells to numbers; thousands may be separated by commas, spaces or apostrophes.
+    """Convert cells to numbers; thousands may be separated, and currencies and % left out.
 
     Args:
         cells: a decoded column.
@@ -125,7 +126,7 @@ def to_numbers(cells: pa.Array, missing: Sequence[str] = ()) -> Values:
     try:
         return Values(_to_float64(present), is_missing, np.zeros(num_cells, bool))
     except pa.ArrowInvalid:
-        present = _remove_separators(present)
+        present = _remove_decoration(present)
     is_number = pc.match_substring_regex(present, _NUMBER)
     values = _to_float64(pc.if_else(is_number, present, None))
     return Values(values, is_missing, np.isnan(values) & ~is_missing)
@@ -137,10 +138,10 @@ def _to_float64(cells: pa.Array) -> np.ndarray:
     return cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _remove_separators(cells: pa.Array) -> pa.Array:
-    is_grouped = pc.match_substring_regex(cells, _GROUPED)
-    plain = pc.replace_substring_regex(cells, r"[, '\x{a0}\x{202f}]", "")
-    return pc.if_else(is_grouped, plain, cells)
+def _remove_decoration(cells: pa.Array) -> pa.Array:
+    is_decorated = pc.match_substring_regex(cells, _DECORATED)
+    plain = pc.replace_substring_regex(cells, r"[, '$€£¥%\x{a0}\x{202f}]", "")
+    return pc.if_else(is_decorated, plain, cells)
 
 
 def replace_decimal_commas(cells: pa.Array) -> pa.Array:
@@ -160,7 +161,9 @@ def find_date_format(cells: pa.Array, missing: Sequence[str] = ()) -> str | None
     if not len(present) or not pc.all(looks_right).as_py():
         return None
     present = present.dictionary_encode().dictionary
-    return next((f for f in DATE_FORMATS if not to_days(present, f).is_bad.any()), None)
+    is_long = pc.match_substring_regex(present[:1], r"^\d{4}|\d{4}( |$)")[0].as_py()
+    formats = (f for f in DATE_FORMATS if ("%Y" in f) == is_long)
+    return next((f for f in formats if not to_days(present, f).is_bad.any()), None)
 
 
 def to_days(cells: pa.Array, date_format: str, missing: Sequence[str] = ()) -> Values:

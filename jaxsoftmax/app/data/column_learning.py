@@ -367,7 +367,9 @@ def _learn_category(
     common = [value for value, count in counts if count >= MIN_COUNT][:MAX_VALUES]
     rare = [value for value, _ in counts[len(common) :]]
     if len(common) + bool(rare) < 2 and not share:
-        reason = "one value" if len(counts) == 1 else f"no value in {MIN_COUNT} training rows"
+        reason = (
+            "one value" if len(counts) == 1 else f"no value is in {MIN_COUNT} training rows or more"
+        )
         return _omit(name, "category", share, reason)
     column = Category(name, tuple(sorted(common)), tuple(sorted(rare)), counts[0][0], share > 0)
     outcome = f"one-hot: {len(common)} values" + (f", {len(rare)} rare ones joined" * bool(rare))
@@ -424,9 +426,10 @@ def _learn_date(
     has_indicator = bool(days.is_missing[is_train].any())
     has_hours = bool((train != np.floor(train)).any())
     column = Date(name, date_format, float(train.min()), fill, has_hours, has_indicator)
-    outcome = "year, month, day of week, days since first" + (", hour" if has_hours else "")
-    if date_format.startswith(("%m/%d", "%d/%m")):
-        outcome += f"; read as {'month/day' if date_format.startswith('%m') else 'day/month'}/year"
+    outcome = "date as year, month, day of week, days since first" + ", hour" * has_hours
+    if "/" in date_format[:3]:  # either order may be meant
+        order = "month/day" if date_format.startswith("%m") else "day/month"
+        outcome += f" (read as {order}/year)"
     share = float(days.is_missing[is_train].mean())
     shown = f"median {np.datetime64(int(np.floor(fill)), 'D')}" * has_indicator
     summary = ColumnSummary(name, "date", share, outcome, shown, **_histogram(train))

@@ -20,6 +20,7 @@ SAMPLE_SIZE = 2**16
 _NUMBER = re.compile(r"[+-]?(\d[\d.,]*|\.\d+)([eE][+-]?\d+)?")
 _POINT = re.compile(r"[+-]?(\d*\.(\d{1,2}|\d{4,})|\d{1,3}(,\d{3})+\.\d+)([eE][+-]?\d+)?")
 _COMMA = re.compile(r"[+-]?(\d*,(\d{1,2}|\d{4,})|\d{1,3}([.  ']\d{3})+,\d+)([eE][+-]?\d+)?")
+_SPACED = re.compile(r"\d {2,}\d")
 _AMBIGUOUS = re.compile(r"[+-]?\d{1,3}(,\d{3})?")
 
 
@@ -102,7 +103,8 @@ def _detect_delimiter(text: str) -> str:
     for delimiter in DELIMITERS:
         widths = {len(row) for row in _split(text, delimiter) or [[]]}
         if len(widths) == 1 and max(widths) > 1:
-            return delimiter
+            # A tab may stand among spaces, as before the last column.
+            return " " if delimiter == "\t" and _SPACED.search(text) else delimiter
     header = text.partition("\n")[0]
     if not any(map(header.count, DELIMITERS)) and _has_spaced_numbers(text):
         return " "
