@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxsoftmax.app import evaluation, plots, report
-from jaxsoftmax.app.data.column_learning import ColumnSummary
+from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.report import Run, document, page
 from jaxsoftmax.app.text import shorten

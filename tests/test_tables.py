@@ -21,7 +21,8 @@ import pytest
 from jaxsoftmax.app import data
 from jaxsoftmax.app.data import text_files
 from jaxsoftmax.app.data.column_kinds import Boolean, Category, Date, Number, Text, Vector
-from jaxsoftmax.app.data.column_learning import ColumnOptions, ColumnSummary
+from jaxsoftmax.app.data.column_learning import ColumnOptions
+from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.data.table_schema import TableSchema

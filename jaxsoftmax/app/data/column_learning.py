@@ -7,7 +7,7 @@ values (medians, the common values, the first date) is computed from the trainin
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,14 @@ from jaxsoftmax.app.data.column_kinds import (
     abbreviate,
     hash_words,
     split_words,
+)
+from jaxsoftmax.app.data.column_summaries import (
+    ColumnSummary,
+    bin_values,
+    count_values,
+    describe,
+    describe_most_common,
+    summarize_counts,
 )
 from jaxsoftmax.app.data.table_schema import TableSchema
 
@@ -80,25 +88,6 @@ class ColumnOptions(NamedTuple):
 
 DEFAULT = ColumnOptions()
 """The options of a user who says nothing."""
-
-
-class ColumnSummary(NamedTuple):
-    """A column for a reader: its type, what became of it, and its values in the training rows.
-
-    outcome: the features, or why it is left out. fill: what missing cells become, where there are
-    any. counts: of the values in bins between `edges`, or of each of the most common values
-    `labels`, the last of which may stand for all others.
-    """
-
-    name: str
-    kind: str
-    missing_share: float
-    outcome: str
-    fill: str = ""
-    is_omitted: bool = False
-    counts: tuple[int, ...] = ()
-    labels: tuple[str, ...] = ()
-    edges: tuple[float, ...] = ()
 
 
 class TableSource(Protocol):
@@ -295,18 +284,7 @@ def _is_identifier(name: str, values: np.ndarray) -> bool:
 def _summarize_numbers(name: str, numbers: Values, is_train: np.ndarray) -> ColumnSummary:
     values = numbers.values[is_train & np.isfinite(numbers.values)]
     share = float(numbers.is_missing[is_train].mean())
-    return ColumnSummary(name, "number", share, "the number", **_histogram(values))
-
-
-def _histogram(values: np.ndarray) -> dict[str, Any]:
-    if not len(values) or not np.isfinite(values.max() - values.min()):
-        return {}
-    num_bins = min(20, len(np.unique(values[:10_000])))
-    try:
-        counts, edges = np.histogram(values, num_bins)  # by division, where edges would be sorted
-    except ValueError:  # the values are so close that float64 has no room for bins
-        counts, edges = np.array([len(values)]), np.array([values.min(), values.max()])
-    return {"counts": tuple(counts.tolist()), "edges": tuple(edges.tolist())}
+    return ColumnSummary(name, "number", share, "the number", **bin_values(values))
 
 
 def _learn_vector(name: str, cells: pa.Array, is_train: np.ndarray) -> LearnedColumn:
@@ -332,7 +310,7 @@ def _learn_boolean(
     present = cells.filter(pa.array(is_train & ~is_missing))
     if not len(present):
         return _omit(name, "yes or no", 1.0, "no value in the training rows")
-    counts = _count_values(present)
+    counts = count_values(present)
     all_values = cells.filter(pa.array(~is_missing)).unique().to_pylist()
     yes = next(value for value in all_values if value.lower() in YES)
     no = next(value for value in all_values if value.lower() in NO)
@@ -341,8 +319,10 @@ def _learn_boolean(
     has_indicator = bool(is_missing[is_train].any())
     column = Boolean(name, yes, fill, has_indicator)
     share = float(is_missing[is_train].mean())
-    summary = _summarize(name, "yes or no", share, f"1 for {yes}, 0 for {no}", counts)
-    return LearnedColumn(column, summary._replace(fill=_most_common(counts) * has_indicator))
+    summary = summarize_counts(name, "yes or no", share, f"1 for {yes}, 0 for {no}", counts)
+    return LearnedColumn(
+        column, summary._replace(fill=describe_most_common(counts) * has_indicator)
+    )
 
 
 def _learn_category(
@@ -363,7 +343,7 @@ def _learn_category(
         return _omit(
             name, "text", share, f"{num_distinct:,} different values (hash its words with --text)"
         )
-    counts = _count_values(text.filter(pa.array(is_train & ~is_missing)))
+    counts = count_values(text.filter(pa.array(is_train & ~is_missing)))
     common = [value for value, count in counts if count >= MIN_COUNT][:MAX_VALUES]
     rare = [value for value, _ in counts[len(common) :]]
     if len(common) + bool(rare) < 2 and not share:
@@ -373,8 +353,8 @@ def _learn_category(
         return _omit(name, "category", share, reason)
     column = Category(name, tuple(sorted(common)), tuple(sorted(rare)), counts[0][0], share > 0)
     outcome = f"one-hot: {len(common)} values" + (f", {len(rare)} rare ones joined" * bool(rare))
-    summary = _summarize(name, "category", share, outcome, counts)
-    return LearnedColumn(column, summary._replace(fill=_most_common(counts) * (share > 0)))
+    summary = summarize_counts(name, "category", share, outcome, counts)
+    return LearnedColumn(column, summary._replace(fill=describe_most_common(counts) * (share > 0)))
 
 
 def _check_not_text(name: str, present: pa.Array, num_distinct: int, row: int) -> None:
@@ -389,27 +369,6 @@ def _check_not_text(name: str, present: pa.Array, num_distinct: int, row: int) -
             f"text of about {num_words:.0f} words; leave the column out (--drop {name}) or hash "
             f"its words to features (--text {name})",
         )
-
-
-def _most_common(counts: Sequence[tuple[str, int]]) -> str:
-    return f"most common {counts[0][0]!r}"
-
-
-def _count_values(text: pa.Array) -> list[tuple[str, int]]:
-    """Return the distinct values and their counts, the most common first."""
-    counted = text.value_counts()
-    pairs = zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
-
-
-def _summarize(
-    name: str, kind: str, share: float, outcome: str, counts: Sequence[tuple[str, int]]
-) -> ColumnSummary:
-    shown = list(counts[:10])
-    if len(counts) > len(shown):
-        shown.append((f"{len(counts) - len(shown)} others", sum(c for _, c in counts[10:])))
-    labels, numbers = zip(*shown, strict=True)
-    return ColumnSummary(name, kind, share, outcome, counts=tuple(numbers), labels=tuple(labels))
 
 
 # Dates and text.
@@ -432,7 +391,7 @@ def _learn_date(
         outcome += f" (read as {order}/year)"
     share = float(days.is_missing[is_train].mean())
     shown = f"median {np.datetime64(int(np.floor(fill)), 'D')}" * has_indicator
-    summary = ColumnSummary(name, "date", share, outcome, shown, **_histogram(train))
+    summary = ColumnSummary(name, "date", share, outcome, shown, **bin_values(train))
     return LearnedColumn(column, summary)
 
 
@@ -450,51 +409,9 @@ def _learn_text(
     share = float(is_missing[is_train].mean())
     outcome = f"words hashed to {NUM_TEXT_FEATURES:,} features"
     pairs = [(words[i], int(counts[i])) for i in np.argsort(-counts, kind="stable")[:10].tolist()]
-    summary = _summarize(name, "text", share, outcome, pairs or [("no words", 0)])
+    summary = summarize_counts(name, "text", share, outcome, pairs or [("no words", 0)])
     return LearnedColumn(Text(name, tuple(common)), summary)
 
 
 def _omit(name: str, kind: str, share: float, reason: str) -> LearnedColumn:
     return LearnedColumn(None, ColumnSummary(name, kind, share, reason, is_omitted=True))
-
-
-# What a user is told.
-
-
-def describe(summaries: Sequence[ColumnSummary]) -> list[str]:
-    """Describe in a line each what was left out, what became of the others, and what was filled in.
-
-    Example:
-        >>> from jaxsoftmax.app.data.column_learning import ColumnSummary, describe
-        >>> describe([ColumnSummary("age", "number", 0.25, "the number", fill="median 3")])
-        ["missing values, with a feature that says so: 'age' 25% (median 3)"]
-    """
-    used = [summary for summary in summaries if not summary.is_omitted]
-    omitted = [(s.outcome, repr(s.name)) for s in summaries if s.is_omitted]
-    lines = [f"left out {_list(names)}: {reason}" for reason, names in _group(omitted)]
-    encoded = []
-    for summary in (s for s in used if s.kind not in ("number", "list")):
-        heading, _, detail = summary.outcome.partition(": ")
-        encoded.append((heading, f"{summary.name!r} ({detail})" if detail else repr(summary.name)))
-    lines += [f"{heading}: {_list(names)}" for heading, names in _group(encoded)]
-    filled = [f"{s.name!r} {_percent(s.missing_share)} ({s.fill})" for s in used if s.fill]
-    if filled:
-        lines.append(f"missing values, with a feature that says so: {_list(filled)}")
-    return lines
-
-
-def _group(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Return each first element with the second ones that belong to it."""
-    groups: dict[str, list[str]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return list(groups.items())
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "<1%"
-
-
-def _list(names: Sequence[str], limit: int = 8) -> str:
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

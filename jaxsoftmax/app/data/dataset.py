@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from jaxsoftmax.app.data.column_learning import ColumnSummary
+from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.table_schema import TableSchema
 
 type Progress = Callable[[int, int], object]

@@ -9,13 +9,8 @@ import pyarrow as pa
 
 from jaxsoftmax.app.data import arrays, roles, tables, text_files
 from jaxsoftmax.app.data.arrays import ArrayFile
-from jaxsoftmax.app.data.column_learning import (
-    DEFAULT,
-    ColumnOptions,
-    ColumnSummary,
-    describe,
-    learn_table,
-)
+from jaxsoftmax.app.data.column_learning import DEFAULT, ColumnOptions, learn_table
+from jaxsoftmax.app.data.column_summaries import ColumnSummary, describe
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
 from jaxsoftmax.app.data.dialects import DETECT, Dialect
 from jaxsoftmax.app.data.joined_files import JoinedFiles, open_files
@@ -39,7 +34,9 @@ def is_file(source: str | Path) -> bool:
     `-` is standard input, and a named pipe is read as text.
     """
     path = Path(source)
-    return tables.is_table(path) or path.suffix.lower() in arrays.SUFFIXES or path.is_file()
+    is_array = path.suffix.lower() in arrays.SUFFIXES
+    is_folder = path.is_dir() and len(path.parts) > 1  # which is an error that says so
+    return tables.is_table(path) or is_array or path.is_file() or is_folder
 
 
 def load_file(

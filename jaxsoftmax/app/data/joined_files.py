@@ -87,6 +87,8 @@ def _open(path: Path, dialect: Dialect, names: Sequence[str]) -> TableFile | Arr
         return TableFile(path, dialect, names)
     if path.suffix.lower() in arrays.SUFFIXES:
         return ArrayFile(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")

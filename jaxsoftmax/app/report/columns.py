@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxsoftmax.app.data.column_learning import ColumnSummary
+from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.report import page
 from jaxsoftmax.app.text import shorten
 
@@ -23,7 +23,7 @@ def render(columns: Sequence[ColumnSummary]) -> str:
         HTML; nothing if there are no columns.
 
     Example:
-        >>> from jaxsoftmax.app.data.column_learning import ColumnSummary
+        >>> from jaxsoftmax.app.data.column_summaries import ColumnSummary
         >>> from jaxsoftmax.app.report import columns
         >>> age = ColumnSummary("age", "number", 0.2, "the number", counts=(3, 1), edges=(0, 4, 8))
         >>> "0 to 8" in columns.render([age])

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from jaxsoftmax import links, metrics
 from jaxsoftmax.app import evaluation, plots
-from jaxsoftmax.app.data.column_learning import ColumnSummary
+from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.app.defaults import LossName
