@@ -389,9 +389,10 @@ def test_scales_that_differ_are_told() -> None:
     assert "--standardize" not in scaled.output
 
 
-@pytest.mark.parametrize(("count", "advised"), [(40, True), (4, False)])
-def test_whole_numbers_that_may_be_amounts_are_told(count: int, advised: bool) -> None:
-    write("x.csv", x=np.random.default_rng(0).normal(size=160), y=np.arange(160) % count)
+@pytest.mark.parametrize(("rows", "count", "advised"), [(160, 40, True), (160, 4, False),
+                                                       (400, 25, True)])  # fmt: skip
+def test_whole_numbers_that_may_be_amounts_are_told(rows: int, count: int, advised: bool) -> None:
+    write("x.csv", x=np.random.default_rng(0).normal(size=rows), y=np.arange(rows) % count)
     result = call("fit", "x.csv", "--label", "y", "--epochs", "1", "--no-report")
     assert ("use --task numbers" in result.output) == advised
     assert (f"{count} different integers" in result.output) == advised

@@ -187,5 +187,5 @@ def _may_be_amounts(dataset: Dataset) -> bool:
     if dataset.schema.task is not Task.classes:
         return False
     are_integers = all(name.removeprefix("-").isdecimal() for name in classes)
-    are_many = len(classes) > 100 or len(dataset.train.features) < 10 * len(classes)
+    are_many = len(classes) > 20 or len(dataset.train.features) < 10 * len(classes)
     return are_integers and are_many

@@ -149,8 +149,8 @@ Missing = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that stands for a missing value, besides none, NA and NaN, and besides ? among "
-        "numbers. May be repeated.",
+        help="Text that stands for a missing value, as an empty cell, NA, NaN and, among numbers, ? "
+        "do. May be repeated.",
         rich_help_panel=TABLE,
     ),
 ]
