@@ -149,7 +149,7 @@ Missing = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that stands for a missing value, as an empty cell, NA, NaN and, among numbers, ? "
+        help="Text that stands for a missing value, as an empty cell, NA, NaN and ? among numbers "
         "do. May be repeated.",
         rich_help_panel=TABLE,
     ),
