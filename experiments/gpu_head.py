@@ -590,8 +590,7 @@ def compile_for(name: str, *, as_json: bool) -> None:
 def compiled_without(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each program's memory and its kernels' resources, on a device that is only described.
 
-    Without Triton's products, as XLA chooses on a real device. With them, it would keep fusions of
-    a product and a cast that a real device splits, and memory would look smaller than it is.
+    Without Triton's products, as a real device multiplies.
     """
     import compile_targets
 
@@ -602,7 +601,7 @@ def compiled_without(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         types = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in types]
         with compile_targets.traced_for(name, device), compile_targets.dumped() as folder:
             built = jax.jit(program.run).lower(*types)
-            built = built.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+            built = built.compile(compiler_options=compile_targets.GPU_OPTIONS)
             kernels = compile_targets.kernels(folder)
         megabytes = measure.temporary_bytes(built) / 1e6
         yield title, {"megabytes": megabytes, "limit": program.megabytes, "kernels": kernels}

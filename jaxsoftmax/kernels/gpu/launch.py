@@ -73,8 +73,8 @@ def run(
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
         found = jaxpr_as_fun(jax.make_jaxpr(kernel)(*shapes))(*inputs)
     # Neither result varies over the mesh axes over which the inputs do.
-    _, *leaves = placement.match_varying_axes(inputs[0], *jax.tree.leaves(found))
-    return leaves
+    leaves = placement.match_varying_axes(*inputs, *jax.tree.leaves(found))
+    return list(leaves[len(inputs) :])
 
 
 def _interpret(kernel: Callable[..., Any], *inputs: Array) -> Any:
