@@ -32,7 +32,7 @@ from jaxsoftmax.kernels.gpu.rows import implementation, plans
 from jaxsoftmax.kernels.gpu.rows.pipeline import IGNORED, UNDEFINED
 from jaxsoftmax.kernels.gpu.rows.plans import Tuning
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = pytest.mark.usefixtures("strict", "unoptimized")
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "gpu_rows.py"
 INF, NAN = np.inf, np.nan
@@ -44,9 +44,8 @@ SHAPES = {
     "unaligned": ((9, 1029), jnp.float32, Tuning(1, 1, True, 1, 2, 4096), False),
     # Two warpgroups for each row, two chunks each, one of which is empty; in place.
     "empty chunk": ((12, 3000), jnp.float16, Tuning(2, 1, True, 1, 2, 2048, 5), True),
-    # The last entry alone is in a chunk of its own.
-    "edge": ((12, 4097), jnp.float32, Tuning(2, 1, False, 1, 2, 4096, 7), True),
-    "two blocks": ((12, 2055), jnp.bfloat16, Tuning(1, 2, False, 1, 1, 4096), True),
+    # The last vector, of which some entries are stored one by one, would be in a chunk of its own.
+    "two blocks": ((12, 4095), jnp.bfloat16, Tuning(1, 2, False, 1, 1, 2048), True),
     "two blocks, overlapping": ((12, 2048), jnp.float32, Tuning(1, 2, True, 1, 1, 4096), False),
 }
 
@@ -152,15 +151,19 @@ def test_plans_cover_each_row_once(itemsize: int):
     limits = [limit // itemsize for limit, *_ in plans.MEASURED]
     sizes = {768, 1000, 1009, 4096, 32_000, 50_257, 65_536, 128_256, 131_072}
     sizes |= {limit + d for limit in limits for d in (-1, 0, 1)}
+    sizes |= {1024 * blocks - 1 for blocks in (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 32, 40, 44)}
     for k in sizes:
         tuning = plans.choose(k, itemsize)
         if tuning is None:
-            assert k * itemsize > 380 * 1024
+            # Too long in float32, or unaligned and so near to a limit that a window does not fit.
+            assert k * itemsize > 384 * 1024 or k % (16 // itemsize)
             continue
         plan = plans.plan(k, itemsize, tuning)
         assert plan.fits
         vector = plan.vector
         assert plan.chunks <= plan.parts * plan.steps
+        # What is stored entry by entry at the end of an unaligned row is in one chunk.
+        assert plan.is_aligned or (plan.chunks - 1) * plan.chunk <= k // vector * vector
         for low, high in ((0, plan.window), (vector, k // vector * vector)):
             covered = np.zeros(plan.window, int)
             for first, last, begin, length in plan.spans(low, high):
@@ -267,7 +270,6 @@ def test_rows_of_one_device_in_shard_map():
         ("measured on this GPU", {"kind": "NVIDIA B200"}),
         ("one of", {"dtype": jnp.float64}),
         ("last axis", {"axis": 0}),
-        ("last axis", {"shape": (1000,)}),
         ("faster at 512", {"shape": (4096, 512)}),
         ("rows to keep", {"shape": (8, 1000)}),
         ("fewer than 2^31", {"shape": (2**22, 1001)}),
@@ -322,15 +324,19 @@ def described(kind: str) -> Iterator[None]:
 def test_a_program_has_the_kernel_on_cuda_alone():
     z = jax.ShapeDtypeStruct((16_384, 1000), jnp.bfloat16)
     labels = jax.ShapeDtypeStruct(z.shape[:1], jnp.int32)
-    grad = jax.jit(jax.value_and_grad(js.mean_cross_entropy))
-    for kind, platforms, is_there in (
-        ("NVIDIA H200", ("cuda",), True),
-        ("NVIDIA H200", ("cpu",), False),
-        ("NVIDIA H200", ("cpu", "cuda", "tpu"), False),
-        ("NVIDIA B200", ("cuda",), False),
+    mean = jax.value_and_grad(js.mean_cross_entropy)
+    by_lane = jax.vmap(js.cross_entropy)
+    for kind, platforms, function, is_there in (
+        ("NVIDIA H200", ("cuda",), mean, True),
+        ("NVIDIA H200", ("cuda",), by_lane, True),
+        ("NVIDIA H200", ("cuda",), lambda z, y: js.cross_entropy(z[0], y[0]), False),
+        ("NVIDIA H200", ("cpu",), mean, False),
+        ("NVIDIA H200", ("cpu", "cuda", "tpu"), mean, False),
+        ("NVIDIA B200", ("cuda",), mean, False),
     ):
         with described(kind):
-            text = grad.trace(z, labels).lower(lowering_platforms=platforms).as_text()
+            program = jax.jit(function).trace(z, labels)
+        text = program.lower(lowering_platforms=platforms).as_text()
         assert ("mosaic_gpu" in text) == is_there, (kind, platforms)
 
 

@@ -1,7 +1,6 @@
 """The calls of the row kernels: losses, and losses with their gradient."""
 
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import jax
@@ -11,11 +10,10 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 from jax.extend.core import jaxpr_as_fun
 
 from jaxsoftmax import placement
+from jaxsoftmax.kernels.gpu.launch import INTERPRETER_LOCK
 from jaxsoftmax.kernels.gpu.rows import pipeline
 from jaxsoftmax.kernels.gpu.rows.pipeline import Kernel, Refs
 from jaxsoftmax.kernels.gpu.rows.plans import WARPS, Plan
-
-INTERPRETER_LOCK = Lock()  # the interpreter has one GPU, and XLA may run two kernels at once
 
 
 def losses(logits: Array, labels: Array, plan: Plan, cores: int, interpret: bool) -> Array:
@@ -76,10 +74,9 @@ def _call(
     run = partial(_run, kernel, cores, in_place)
     if kernel.interpret:
         # Its effects are ordered, which derivative rules do not allow.
-        found = jax.pure_callback(
-            partial(_interpret, run), jax.eval_shape(run, *arguments), *arguments,
-            vmap_method="sequential",
-        )  # fmt: skip
+        interpret = partial(_interpret, kernel, cores, in_place)
+        types = jax.eval_shape(run, *arguments)
+        found = jax.pure_callback(interpret, types, *arguments, vmap_method="sequential")
     else:
         # Traced apart from shard_map: the references of a kernel vary over no mesh axis.
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
@@ -87,12 +84,13 @@ def _call(
     return list(placement.match_varying_axes(logits, *found)[1:])
 
 
-def _interpret(run: Any, *arguments: Array) -> Any:
+def _interpret(kernel: Kernel, cores: int, in_place: bool, *arguments: Array) -> list[Array]:
     """Run a kernel in the interpreter, which has one GPU, and runs one kernel at a time."""
     with INTERPRETER_LOCK:
-        return jax.block_until_ready(jax.jit(run)(*arguments))
+        return jax.block_until_ready(_run(kernel, cores, in_place, *arguments))
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
     kernel: Kernel, cores: int, in_place: bool, logits: Array, labels: Array, cotangents: Array
 ) -> list[Array]:

@@ -167,8 +167,9 @@ def plan(k: int, itemsize: int, tuning: Tuning) -> Plan:
     steps = -(-part // most)
     chunk = _round_up(-(-part // steps), BLOCK)
     # The last entries of an unaligned row are stored one by one, and from one chunk.
-    if window != k and (-(-window // chunk) - 1) * chunk > k // vector * vector:
+    while window != k and (-(-window // chunk) - 1) * chunk > k // vector * vector:
         chunk += BLOCK
+    steps = -(-window // (parts * chunk))
     slots = _count_slots(chunk * itemsize, parts, tuning)
     # Half precision has 8 entries in a vector, and the same number of registers.
     most_blocks = 8 if itemsize == 2 else 4

@@ -7,7 +7,7 @@ grad of the losses      the kernel with the gradient, weighted by the cotangents
 grad of a weighted sum  the same kernel in the forward pass, with the weights as cotangents: one
                         read and one write for value and gradient
 jvp, jacfwd, Hessians   XLA's form, `softmax_core.value_and_gradient`
-vmap                    the rows of all lanes, in one call
+vmap                    the rows of all lanes, in one call; a lane may be one row
 """
 
 from collections.abc import Callable, Sequence
@@ -52,8 +52,8 @@ def unsupported(logits: Array, axis: int) -> str | None:
         return f"nothing was measured on this GPU, {kind!r}"
     if logits.dtype.name not in DTYPES:
         return f"it needs one of {DTYPES}, got {logits.dtype}"
-    if logits.ndim < 2 or axis != logits.ndim - 1:
-        return f"it needs rows whose classes are the last axis, got axis {axis} of {logits.shape}"
+    if axis != logits.ndim - 1:
+        return f"it needs the classes along the last axis, got axis {axis} of {logits.shape}"
     if not placement.is_static(*logits.shape):
         return f"it needs sizes that are numbers, got {logits.shape}"
     if placement.count_devices(logits) > 1:
@@ -66,12 +66,18 @@ def _unsupported_sizes(logits: Array) -> str | None:
     tuning = plans.choose(k, logits.dtype.itemsize)
     if tuning is None:
         return f"no kernel was measured to be faster at {k} classes in {logits.dtype}"
-    plan = plans.plan(k, logits.dtype.itemsize, tuning)
-    rows, least = logits.size // k, plan.fewest_rows(target.core_count())
+    if logits.ndim == 1:
+        return None  # most often one of many lanes of vmap, whose rows are counted later
+    rows, plan = logits.size // k, plans.plan(k, logits.dtype.itemsize, tuning)
+    return _unsupported_rows(rows, plan, target.core_count())
+
+
+def _unsupported_rows(rows: int, plan: plans.Plan, cores: int) -> str | None:
+    least = plan.fewest_rows(cores)
     if rows < least:
         return f"it needs {least} rows to keep the device busy, got {rows}"
-    if not plan.is_aligned and logits.size >= MAX_UNALIGNED_ENTRIES:
-        return f"it needs fewer than 2^31 logits, or a multiple of 16 bytes in a row, got {k}"
+    if not plan.is_aligned and rows * plan.k >= MAX_UNALIGNED_ENTRIES:
+        return f"it needs fewer than 2^31 logits, or whole vectors in a row, got {plan.k} classes"
     return None
 
 
@@ -243,10 +249,15 @@ def _batch(arrays: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[l
     return [a.reshape(size, -1, *a.shape[1:]) for a in found], [0] * len(found)
 
 
-def _lower_for_cuda(context: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Any:
+def _lower_for_cuda(
+    context: mlir.LoweringRuleContext, *arrays: Any, settings: Settings, **functions: RowFunction
+) -> Any:
     is_alone = tuple(context.module_context.platforms) == ("cuda",)
-    apply = _apply_kernel if is_alone else _apply_plain
-    return mlir.lower_fun(apply, multiple_results=True)(context, *arrays, **params)
+    z: Any = context.avals_in[0]
+    reason = _unsupported_rows(z.shape[0], settings.plan(z), settings.cores)
+    apply = _apply_kernel if is_alone and reason is None else _apply_plain
+    lower = mlir.lower_fun(apply, multiple_results=True)
+    return lower(context, *arrays, settings=settings, **functions)
 
 
 rows_p.def_impl(lambda *arrays, **params: jax.jit(partial(rows_p.bind, **params))(*arrays))
