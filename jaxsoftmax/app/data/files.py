@@ -179,6 +179,8 @@ def read_file(
             model's; names the file, the row and the column.
     """
     names = _names_of_model(schema)
+    if schema.table is not None and not schema.table.has_header and dialect.has_header is None:
+        dialect = dialect._replace(has_header=False)  # a row of numbers may look like its names
     files = open_files(
         path, labels if targets else None, schema.identifier, dialect, names, require_id=False
     )
