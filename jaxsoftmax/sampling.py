@@ -99,6 +99,19 @@ def sample_classes(
         al., "Partial FC" (arXiv 2010.05222), for sampling on each device.
     """
     labels = placement.replicate(validation.as_array(labels, "labels"))
+    _check_sample(labels, num_classes, count, groups)
+    in_range = (labels >= 0) & (labels < num_classes)
+    is_positive = jnp.zeros(num_classes, bool)
+    is_positive = is_positive.at[jnp.where(in_range, labels, num_classes)].set(True, mode="drop")
+    classes, bias = _draw(is_positive.reshape(groups, -1), count // groups, key)
+    positions = jnp.full(num_classes, -1, jnp.int32)
+    positions = positions.at[classes].set(jnp.arange(count, dtype=jnp.int32))
+    return SampledClasses(
+        classes, jnp.where(in_range, positions[jnp.where(in_range, labels, 0)], -1), bias
+    )
+
+
+def _check_sample(labels: Array, num_classes: int, count: int, groups: int) -> None:
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 1:
         raise TypeError(
             f"labels: expected integers of shape [N], got {labels.dtype}{list(labels.shape)}"
@@ -109,21 +122,15 @@ def sample_classes(
         raise ValueError(
             f"groups must divide count = {count} and num_classes = {num_classes}, got {groups}"
         )
-    in_range = (labels >= 0) & (labels < num_classes)
-    is_positive = (
-        jnp.zeros(num_classes, bool)
-        .at[jnp.where(in_range, labels, num_classes)]
-        .set(True, mode="drop")
-    )
-    is_positive = is_positive.reshape(groups, -1)
+
+
+def _draw(is_positive: Array, count: int, key: Array) -> tuple[Array, Array]:
+    """Return `count` classes of each group, `[groups, K / groups]`, and -log of their q."""
+    groups, size = is_positive.shape
     draws = jnp.where(is_positive, 2, jax.random.uniform(key, is_positive.shape))
-    _, own = lax.top_k(draws, count // groups)  # the labels' classes first
-    classes = own + jnp.arange(groups, dtype=own.dtype)[:, None] * is_positive.shape[1]
+    _, own = lax.top_k(draws, count)  # the labels' classes first
+    classes = own.astype(jnp.int32) + jnp.arange(groups, dtype=jnp.int32)[:, None] * size
     positives = jnp.sum(is_positive, axis=1, keepdims=True)
-    others = is_positive.shape[1] - positives, count // groups - positives
-    log_weight = jnp.log(others[0].astype(jnp.float32)) - jnp.log(others[1].astype(jnp.float32))
-    bias = jnp.where(jnp.take_along_axis(is_positive, own, 1), 0, log_weight).reshape(-1)
-    positions = jnp.full(num_classes, -1, jnp.int32)
-    positions = positions.at[classes.reshape(-1)].set(jnp.arange(count, dtype=jnp.int32))
-    found = jnp.where(in_range, positions[jnp.where(in_range, labels, 0)], -1)
-    return SampledClasses(classes.reshape(-1).astype(jnp.int32), found, bias)
+    others, drawn = ((n - positives).astype(jnp.float32) for n in (size, count))
+    bias = jnp.where(jnp.take_along_axis(is_positive, own, 1), 0, jnp.log(others) - jnp.log(drawn))
+    return classes.reshape(-1), bias.reshape(-1)

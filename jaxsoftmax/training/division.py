@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from jax import Array
+
 from jaxsoftmax import placement
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.types import Examples, Strata
@@ -26,37 +28,37 @@ def choose_strata(division: Division, examples: Examples, batch_size: int) -> St
 
     Without a request, rows that an Explicit mesh shards are stratified where that is possible.
     """
-    shards, order, virtual_shards = division
-    x = examples.features
-    if order not in (None, "stratified", "global"):
-        raise ValueError(f'order must be "stratified", "global" or None, got {order!r}')
-    if virtual_shards is not None:
-        _check_virtual_shards(virtual_shards, order)
-    if order == "global":
-        return None
-    axes = placement.axis_names(placement.partition_spec(x)[0] if shards is None else shards.rows)
+    _check_request(division)
+    x, virtual_shards = examples.features, division.virtual_shards
+    axes = _row_axes(division, x)
     devices = placement.count_shards(axes, x)
-    if division == UNDIVIDED:
-        is_possible = axes and batch_size < x.shape[0] and not batch_size % devices
-        if not is_possible:
-            return None
-    if not axes and virtual_shards is None:
-        raise ValueError(
-            'order="stratified" needs sharded rows: an Explicit mesh or shards=Shards(rows=...)'
-        )
-    is_local = virtual_shards is not None or placement.is_manual(axes, x)
-    if batch_size >= x.shape[0] and not is_local:
-        return None  # a batch of all rows is taken as it is
-    count = virtual_shards or devices
-    rows = x.shape[0] * (devices if placement.is_manual(axes, x) else 1)
-    _check_sizes(count, devices, rows, min(batch_size, rows))
+    is_manual = placement.is_manual(axes, x)
+    rows = x.shape[0] * (devices if is_manual else 1)
+    # A batch of all rows is taken as it is, and divided by the types of the arrays.
+    is_whole = batch_size >= rows and not is_manual and virtual_shards is None
+    is_impossible = not axes or batch_size % devices != 0
+    if division.order == "global" or is_whole or (division == UNDIVIDED and is_impossible):
+        return None
+    count, batch_size = virtual_shards or devices, min(batch_size, rows)
+    _check_sizes(count, devices, rows, batch_size)
     return Strata(
         axes,
         per_device=count // devices,
-        batch_size=min(batch_size, rows) // count,
+        batch_size=batch_size // count,
         in_fixed_order=virtual_shards is not None,
-        is_local=is_local,
+        is_local=is_manual or virtual_shards is not None,
     )
+
+
+def _row_axes(division: Division, x: Array) -> tuple[str, ...]:
+    """Return the mesh axes over which the rows are sharded, as far as that is known."""
+    shards, order, virtual_shards = division
+    axes = placement.axis_names(placement.partition_spec(x)[0] if shards is None else shards.rows)
+    if order == "stratified" and not axes and virtual_shards is None:
+        raise ValueError(
+            'order="stratified" needs sharded rows: an Explicit mesh or shards=Shards(rows=...)'
+        )
+    return axes
 
 
 def local_stratum(shards: Shards | None, examples: Examples) -> Strata | None:
@@ -68,7 +70,12 @@ def local_stratum(shards: Shards | None, examples: Examples) -> Strata | None:
     return Strata(axes, 1, examples.features.shape[0], in_fixed_order=False, is_local=True)
 
 
-def _check_virtual_shards(virtual_shards: int, order: Order | None) -> None:
+def _check_request(division: Division) -> None:
+    _, order, virtual_shards = division
+    if order not in (None, "stratified", "global"):
+        raise ValueError(f'order must be "stratified", "global" or None, got {order!r}')
+    if virtual_shards is None:
+        return
     if virtual_shards < 1 or virtual_shards & (virtual_shards - 1):
         raise ValueError(f"virtual_shards must be a power of two, got {virtual_shards}")
     if order == "global":

@@ -160,11 +160,9 @@ def run_epoch(
         carry, out = update(carry, batch)
         return place(carry), out
 
-    scan = (
-        partial(scan_minibatches, batch_size=batch_size)
-        if strata is None
-        else partial(scan_strata, strata=strata)
-    )
+    scan = partial(scan_minibatches, batch_size=batch_size)
+    if strata is not None:
+        scan = partial(scan_strata, strata=strata)
     order_key, next_key = jax.random.split(jax.random.wrap_key_data(state.key))
     (params, opt_state), (means, totals) = scan(
         step, place((state.params, state.opt_state)), examples, key=order_key

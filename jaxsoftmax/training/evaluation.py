@@ -68,7 +68,7 @@ def evaluate(
     if isinstance(features, Source):
         check_source_arguments(targets, weights, params)
         division = UNDIVIDED._replace(shards=shards)
-        stream = open_stream(features, division, batch_size or features.window)
+        stream = open_stream(features, division, batch_size)
         check = partial(check_rows, loss, params)
         return evaluate_stream(stream, params, check=check, loss=loss, score=score)
     if targets is None:

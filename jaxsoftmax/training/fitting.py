@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -28,7 +28,7 @@ from jaxsoftmax.training.streaming import (
     shapes_of_stream,
     train_on_stream,
 )
-from jaxsoftmax.training.types import Loss, Metrics, Score
+from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
 from jaxsoftmax.validation import ArrayLike
 
 
@@ -146,51 +146,79 @@ def fit(
     if patience is not None and validation is None:
         raise ValueError("patience needs validation=(features, targets), got None")
     is_linear = is_linear_model(loss, params)
-    validation_examples = None
-    if not isinstance(validation, Source):
-        validation_examples = prepare_validation(validation, is_linear=is_linear)
+    checked: Examples | Source | None
+    if isinstance(validation, Source):
+        checked = validation
+    else:
+        checked = prepare_validation(validation, is_linear=is_linear)
     init_key, order_key = jax.random.split(key)
-    division = Division(shards, order, virtual_shards)
-    options: dict[str, Any] = {"loss": loss, "score": score}
-    train: TrainEpoch
+    options: dict[str, Any] = {
+        "loss": loss,
+        "score": score,
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "division": Division(shards, order, virtual_shards),
+    }
     if isinstance(features, Source):
         check_source_arguments(targets, weights, params)
-        stream = open_stream(features, division, batch_size)
-        check = partial(check_rows, loss, params)
-        train = partial(train_on_stream, stream, check=check, optimizer=optimizer, **options)
-        shapes = shapes_of_stream(stream)
+        run = _plan_stream(features, params, **options)
     elif targets is None:
         raise ValueError("targets must be given with features that are arrays, got None")
     else:
         examples = prepare_examples(features, targets, weights, is_linear=is_linear)
-        params = init_params(examples, key=init_key) if params is None else params
-        check_model(loss, params, examples, validation_examples)
-        options |= {"optimizer": optimizer, "batch_size": batch_size, "division": division}
-        # prepare_examples has already replaced the ignored rows.
-        train = in_one_part(
-            partial(jitted_train_epoch, examples=examples, replace_ignored=False, **options)
-        )
-        shapes = shapes_of(examples)
+        run = _plan_arrays(examples, params, checked, init_key=init_key, **options)
 
     def validate(params: Any) -> Metrics:
-        if isinstance(validation, Source):
-            return evaluate(
-                params, validation, loss=loss, score=score, shards=shards, batch_size=batch_size
-            )
-        return jitted_evaluate(
-            params, validation_examples, loss=loss, score=score, replace_ignored=False
-        )
+        how: dict[str, Any] = {"loss": loss, "score": score}
+        if isinstance(checked, Source):
+            return evaluate(params, checked, shards=shards, batch_size=batch_size, **how)
+        return jitted_evaluate(params, checked, replace_ignored=False, **how)
 
-    settings = describe_run(shapes, key=order_key, batch_size=batch_size, division=division)
+    settings = describe_run(
+        run.shapes, key=order_key, batch_size=batch_size, division=options["division"]
+    )
     with open_checkpoints(
         checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
     ) as checkpoints:
         return run_epochs(
-            init_state(params, optimizer=optimizer, key=order_key),
-            train,
-            None if validation is None else validate,
+            init_state(run.params, optimizer=optimizer, key=order_key),
+            run.train,
+            None if checked is None else validate,
             epochs=epochs,
             patience=patience,
             callback=callback,
             checkpoints=checkpoints,
         )
+
+
+class _Plan(NamedTuple):
+    """The initial parameters, a function that trains an epoch, and what describes the examples."""
+
+    params: Any
+    train: TrainEpoch
+    shapes: dict[str, Any]
+
+
+def _plan_arrays(
+    examples: Examples,
+    params: Any,
+    validation: Examples | Source | None,
+    *,
+    init_key: Array,
+    **options: Any,
+) -> _Plan:
+    params = init_params(examples, key=init_key) if params is None else params
+    known = None if isinstance(validation, Source) else validation
+    check_model(options["loss"], params, examples, known)
+    # prepare_examples has already replaced the ignored rows.
+    train = partial(jitted_train_epoch, examples=examples, replace_ignored=False, **options)
+    return _Plan(params, in_one_part(train), shapes_of(examples))
+
+
+def _plan_stream(
+    source: Source, params: Any, *, division: Division, batch_size: int, **options: Any
+) -> _Plan:
+    stream = open_stream(source, division, batch_size)
+    check = partial(check_rows, options["loss"], params)
+    train = partial(train_on_stream, stream, check=check, **options)
+    return _Plan(params, train, shapes_of_stream(stream))

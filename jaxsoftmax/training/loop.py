@@ -68,9 +68,7 @@ def run_epochs(
                     best_params = state.params if finished is None else finished.best.params
                     checkpoints.save(Checkpoint(state, best_params, history, metrics))
             part_metrics = None
-            if validate is not None:
-                means = validate(state.params)
-                metrics = metrics | {f"validation_{name}": means[name] for name in means}
+            metrics = metrics | _validation_metrics(validate, state.params)
             history.append(metrics)
             finished = _Finished(epoch, _best_so_far(finished, metrics, state.params))
             has_stopped = stopping.should_stop(epoch, metrics)
@@ -91,6 +89,12 @@ def run_epochs(
     # The last parameters are copied, because the next epoch would take the state's buffers.
     params = jax.tree.map(jnp.copy, state.params) if patience is None else finished.best.params
     return make_result(params, state, history)
+
+
+def _validation_metrics(validate: Callable[[Any], Metrics] | None, params: Any) -> Metrics:
+    """Return the validation metrics under their names in the history."""
+    means = {} if validate is None else validate(params)
+    return {f"validation_{name}": mean for name, mean in means.items()}
 
 
 class _Candidate(NamedTuple):

@@ -1,5 +1,6 @@
 """Epochs over a source: one compiled scan for each window of minibatches."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsoftmax import placement
 from jaxsoftmax.losses import check_labels
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.checks import num_classes
 from jaxsoftmax.training.division import Division
 from jaxsoftmax.training.epoch import place_like, take_step
@@ -34,45 +36,51 @@ class Stream(NamedTuple):
     strata: Strata | None
 
 
-def open_stream(source: Source, division: Division, batch_size: int) -> Stream:
+def open_stream(source: Source, division: Division, batch_size: int | None) -> Stream:
     """Return the stream of a source: its rows over the axes of `shards`, if there are any.
+
+    Without a batch size, a window is one minibatch.
 
     Raises:
         ValueError: if the shards, virtual shards or processes do not divide the batch size, or if
             there are several processes and no shards.
     """
-    shards, order, virtual_shards = division
+    _, order, virtual_shards = division
     if order == "global":
         raise ValueError('order must be "stratified" or None for a source, got "global"')
-    rows = sum(source.block_sizes)
-    axes = () if shards is None else placement.axis_names(shards.rows)
-    sharding, devices = None, 1
-    if axes:
-        mesh = jax.sharding.get_mesh()
-        if missing := [name for name in axes if name not in mesh.shape]:
-            raise ValueError(
-                f"shards must name axes of the mesh of jax.set_mesh, {tuple(mesh.shape)}, "
-                f"got {missing[0]!r}"
-            )
-        sharding = NamedSharding(mesh, PartitionSpec(axes))
-        devices = int(np.prod([mesh.shape[name] for name in axes]))
-    elif jax.process_count() > 1:
-        raise ValueError("shards must be given for a source on several processes, got None")
-    parts = virtual_shards or jax.process_count()
-    count = virtual_shards or devices
-    if count % devices or batch_size % count or parts % jax.process_count():
+    sharding, processes = _row_sharding(division.shards), jax.process_count()
+    axes = () if sharding is None else sharding.spec[0]
+    devices = 1 if sharding is None else math.prod(sharding.mesh.shape[name] for name in axes)
+    count, parts = virtual_shards or devices, virtual_shards or processes
+    batch_size = batch_size or max(1, source.window // count) * count
+    if count % devices or batch_size % count or parts % processes:
         raise ValueError(
             f"batch_size must be a multiple of the number of shards, {count}, which must be a "
-            f"multiple of {devices} devices and {jax.process_count()} processes, got {batch_size}"
+            f"multiple of {devices} devices and {processes} processes, got {batch_size}"
         )
     # Without a fixed order of sums the types of the arrays are enough, whatever shards the model.
     strata = None
     if virtual_shards:
-        strata = Strata(
-            axes, count // devices, batch_size // count, in_fixed_order=True, is_local=True
-        )
+        strata = Strata(axes, count // devices, batch_size // count, True, is_local=True)
     steps = max(1, source.window // batch_size)
-    return Stream(source, Plan(rows, batch_size, steps, parts), sharding, strata)
+    plan = Plan(sum(source.block_sizes), batch_size, steps, parts)
+    return Stream(source, plan, sharding, strata)
+
+
+def _row_sharding(shards: Shards | None) -> NamedSharding | None:
+    """Return the sharding of rows over the mesh of `jax.set_mesh`, or None for one device."""
+    if shards is None:
+        if jax.process_count() > 1:
+            raise ValueError("shards must be given for a source on several processes, got None")
+        return None
+    mesh, axes = jax.sharding.get_mesh(), placement.axis_names(shards.rows)
+    for name in axes:
+        if name not in mesh.shape:
+            raise ValueError(
+                f"shards must name axes of the mesh of jax.set_mesh, {tuple(mesh.shape)}, "
+                f"got {name!r}"
+            )
+    return NamedSharding(mesh, PartitionSpec(axes))
 
 
 def check_source_arguments(targets: Any, weights: Any, params: Any) -> None:
