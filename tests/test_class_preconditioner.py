@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 from sklearn.datasets import load_digits
 
-from jaxsoftmax.solvers import class_preconditioner, matvec, prepare, solve, solve_path
+from jaxsoftmax.solvers import class_preconditioner, host, matvec, prepare, solve, solve_path
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.sparse import from_scipy
 
@@ -129,6 +129,7 @@ def test_what_is_not_to_be_inverted_costs_too_much() -> None:
 
 
 def test_far_fewer_products_to_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = load_digits(return_X_y=True)
     spent = {}
@@ -146,6 +147,7 @@ def test_lanes_have_blocks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
     x, y = x[:400].astype(np.float32), y[:400]
     folds = np.where(y == 3, 0, np.arange(400) % 3)  # the first fold's fit has no 3
     want = solve_path(x, y, C=[0.01, 10.0], folds=folds, gap=1e-6)
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     monkeypatch.setattr(class_preconditioner, "cost_in_products", lambda *_: 1.0)
     found = solve_path(x, y, C=[0.01, 10.0], folds=folds, gap=1e-6)

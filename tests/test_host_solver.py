@@ -8,13 +8,14 @@ from sklearn.datasets import load_iris
 
 from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.solvers import solve, solve_path
+from jaxsoftmax.solvers import host, prepare, solve, solve_path
 from jaxsoftmax.solvers.host import coordinates, line_search, newton, products
 from jaxsoftmax.solvers.host import preconditioner as preconditioners
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.newton import Choice
 from jaxsoftmax.solvers.host.preconditioner import Level
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
+from jaxsoftmax.solvers.outcome import SolverConfig
 
 Array = np.ndarray
 
@@ -95,6 +96,7 @@ def test_a_singular_matrix_is_factorized_all_the_same() -> None:
     r = np.array([1e8, 1.0, 1e-8])  # in its range
     found = preconditioners.factorize(a.copy()).solve(r)
     np.testing.assert_allclose(a @ found, r, rtol=1e-6)
+    preconditioners.factorize(np.full((2, 2), np.nan))  # which ends, whatever LAPACK says of NaN
 
 
 @pytest.mark.parametrize("link", ["softmax", "sigmoid"])
@@ -239,6 +241,24 @@ def test_nothing_is_compiled() -> None:
     jax.jit(lambda a: a * 37)(x)
     assert events
     jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_size_unknowns_memory_and_device_decide_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def suits(n: int, d: int, classes: int, *, smooth: bool = True, lanes: int = 1) -> bool:
+        x = np.broadcast_to(np.float32(1), (n, d))
+        data = prepare.Data(x, np.zeros(n, int), np.ones(n), classes, "softmax")
+        config = SolverConfig("softmax", 1e-6, smooth, True, 100, "float32", 2**30)
+        return host.suits(data, config, lanes=lanes)
+
+    assert suits(2000, 800, 10)
+    assert not suits(2000, 800, 10, smooth=False)
+    assert not suits(3000, 800, 10)
+    assert suits(1_000_000, 50, 2)
+    assert not suits(1_000_000, 50, 2, lanes=2)  # too large for memory
+    assert not suits(2_000_000, 50, 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not suits(1_000_000, 50, 2)
+    assert suits(2000, 800, 10)
 
 
 def test_every_single_class_has_an_optimum_of_zero() -> None:

@@ -37,7 +37,7 @@ Array = np.ndarray
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled engine, also for problems small enough for the host."""
-    monkeypatch.setattr(host, "suits", lambda *_: False)
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
 
 
 @pytest.fixture(params=["host", "compiled"])
@@ -489,6 +489,7 @@ def test_a_class_without_targets_gets_no_mass() -> None:
 def test_large_data_with_distributions_go_through_all_precisions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, _ = problem(n=2000, d=10)
     x = x.astype(np.float32)
@@ -557,8 +558,7 @@ def test_rows_of_probabilities_sum_to_one_up_to_rounding() -> None:
 
 
 def test_large_float32_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxsoftmax.solvers import prepare
-
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = problem(n=2000, d=10)
     x = x.astype(np.float32)
@@ -581,6 +581,7 @@ def learnable(n: int, d: int, classes: int) -> tuple[Array, Array]:
 def test_a_sample_that_predicts_too_much_descent_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = learnable(400, 60, 3)  # the sample's 100 examples are separable
     found = solve(x, y, C=100.0, gap=1e-2, max_iterations=40)  # with the sample alone over 100
@@ -588,6 +589,7 @@ def test_a_sample_that_predicts_too_much_descent_is_dropped(
 
 
 def test_a_sample_that_is_large_enough_saves_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = learnable(4000, 20, 5)
     sampled = solve(x, y, C=0.01, gap=1e-3)
@@ -661,8 +663,7 @@ def test_sparse_features_are_not_made_dense(dtype: type, l1_ratio: float) -> Non
 
 
 def test_large_sparse_data_go_through_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxsoftmax.solvers import prepare
-
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     x, y = hashed()
     best = solve(x.toarray(), y, C=1.0, gap=1e-12).objective
@@ -713,6 +714,7 @@ def test_a_callback_hears_of_every_iteration() -> None:
 def test_a_callback_gets_the_figures_of_a_last_iteration_with_a_cheaper_hessian(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)  # so that the Hessian is in float32
     x, y = problem()
     heard: list[dict] = []

@@ -50,7 +50,7 @@ def test_scores_are_computed_anew_before_rounding_counts(monkeypatch: pytest.Mon
         known.append(scores is not None)
         return whole(problem, link, theta, scores, intercept=intercept)
 
-    monkeypatch.setattr(host, "suits", lambda *_: False)
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(steps, "point_and_gradient", point_and_gradient)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 6)), rng.permutation(np.arange(90) % 3)
@@ -81,6 +81,7 @@ def test_the_scores_of_a_stage_are_those_of_its_parameters(monkeypatch: pytest.M
             compared.append(scores.dtype)
         return whole(problem, link, theta, scores, intercept=intercept)
 
+    monkeypatch.setattr(host, "suits", lambda *_, **__: False)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
     monkeypatch.setattr(steps, "point_and_gradient", point_and_gradient)
     rng = np.random.default_rng(0)

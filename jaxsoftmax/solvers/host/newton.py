@@ -61,12 +61,10 @@ class Choice(NamedTuple):
             return MAX_EXACT_PRODUCTS if self.exact else MAX_PRODUCTS
         if self.fresh:
             return int(min(self.costs[self.at + 1], MAX_PRODUCTS))
-        cost = self.costs[self.at]
-        return (
-            0
-            if self.current is None or cost <= preconditioners.CHEAP
-            else int(min(cost, MAX_PRODUCTS))
-        )
+        cost, exact = self.costs[self.at], self.exact and self.at + 1 == len(self.levels)
+        # An exact one takes no products; another one of an earlier point is nearly as good.
+        cheap = cost <= (preconditioners.CHEAP if exact else 1)
+        return 0 if self.current is None or cheap else int(min(max(2, cost), MAX_PRODUCTS))
 
     def improve(self, problem: HostProblem, point: Point) -> Self:
         """Return the choice with a better preconditioner."""

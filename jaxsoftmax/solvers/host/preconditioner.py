@@ -253,4 +253,6 @@ def factorize(a: np.ndarray) -> Factor:
         if not failed:
             return Factor(upper, scale, exact=raised == 0)
         raised = max(100 * raised, len(a) * np.finfo(float).eps)
+        if raised > 1e6:  # numbers that are not finite
+            a = np.eye(len(a))
         np.fill_diagonal(a, 1 + raised)
