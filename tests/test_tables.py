@@ -545,6 +545,10 @@ def test_dates_are_recognized(tmp_path: Path) -> None:
                                                        "days since first")
     )  # fmt: skip
     assert whole(typed).features[1].tolist() == [2020, 1, 4, 1] * 2
+    as_text = encode(typed.schema, t=["2020-01-02 00:00:00.000", "?"], d=["2020-01-02T00:00Z", ""])
+    assert as_text[0].tolist() == [2020, 1, 4, 1] * 2
+    with pytest.raises(ValueError, match="date_format must be one of"):
+        Date("d", "", first=0, fill=0)
 
 
 def test_what_is_neither_a_number_nor_text_nor_a_date(tmp_path: Path) -> None:

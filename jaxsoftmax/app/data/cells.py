@@ -24,8 +24,8 @@ _SHORT_DATES = ("%d.%m.%y", "%m/%d/%y", "%d/%m/%y")
 _TIMES = ("", " %H:%M:%S", " %H:%M")
 _DATE = r"^(\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./]\d\d?[./]\d\d(\d\d)?)([ T]\d\d?:\d\d)?"
 
-DATE_FORMATS = tuple(date + t for date in (*_LONG_DATES, *_SHORT_DATES) for t in _TIMES)
-"""The formats of dates that are recognized, in order of preference."""
+DATE_FORMATS = (*_LONG_DATES, *_SHORT_DATES)
+"""The formats of dates that are recognized, in order of preference; a time may follow."""
 
 
 class Values(NamedTuple):
@@ -179,12 +179,10 @@ def to_days(cells: pa.Array, date_format: str, missing: Sequence[str] = ()) -> V
         dates = cells.cast(pa.timestamp("ms", getattr(cells.type, "tz", None)), safe=False)
     elif is_text(cells.type):
         # Fractions of a second and time zones are left out.
-        plain = pc.replace_substring_regex(cells, r"(\.\d+)?( ?(Z|[+-]\d\d:?\d\d))?$", "")
+        end = r"(:\d\d)(\.\d+)?( ?(Z|[+-]\d\d:?\d\d))?$"
+        plain = pc.replace_substring_regex(cells, end, r"\1")
         plain = pc.replace_substring_regex(plain, r"^(\d{4}-\d\d-\d\d)T", r"\1 ")
-        if "%H" not in date_format:
-            plain = cells
-        dates = pc.strptime(plain, format=date_format, unit="s", error_is_null=True)
-        dates = dates.cast(pa.timestamp("ms"))
+        dates = pc.coalesce(*(_parse_dates(plain, date_format + time) for time in _TIMES))
     else:
         return Values(np.full(len(cells), np.nan), is_missing, ~is_missing)
     milliseconds = dates.cast(pa.int64()).cast(pa.float64(), safe=False)
@@ -197,6 +195,11 @@ def describe_invalid(value: float) -> str:
     if np.isfinite(value):
         return f"{value} is beyond float32"
     return f"{value} is not finite"
+
+
+def _parse_dates(cells: pa.Array, date_format: str) -> pa.Array:
+    dates = pc.strptime(cells, format=date_format, unit="s", error_is_null=True)
+    return dates.cast(pa.timestamp("ms"))
 
 
 # Names that are compared with the cells of a later file, which may write the same value otherwise.

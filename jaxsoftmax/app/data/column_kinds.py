@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxsoftmax.app.data.cells import (
+    DATE_FORMATS,
     MISSING_NUMBER,
     Values,
     decode,
@@ -170,6 +171,10 @@ class Date:
     fill: float
     has_hours: bool = False
     has_indicator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.date_format not in DATE_FORMATS:  # Arrow dies of some others
+            raise ValueError(f"date_format must be one of {DATE_FORMATS}, got {self.date_format!r}")
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 
 from jaxsoftmax.app.data.cells import (
+    DATE_FORMATS,
     MISSING_NUMBER,
     Values,
     find_date_format,
@@ -198,7 +199,7 @@ def learn(
     if is_numeric_type(cells.type):
         return _learn_number(name, to_numbers(cells), is_train, options)
     if is_date_type(cells.type):
-        return _learn_date(name, cells, "", is_train, options)
+        return _learn_date(name, cells, DATE_FORMATS[0], is_train, options)
     if not is_text(cells.type):
         raise CellError(0, name, f"holds {cells.type}: leave the column out (--drop)")
     return _learn_from_text(name, cells, is_train, options)
