@@ -72,6 +72,8 @@ def chosen(*arguments: Any, **options: Any) -> str:
         ("mosaic_gpu", (2048, 768, 50_257), {}),
         ("xla_chunked", (2048, 4096, 50_257), {}),
         ("mosaic_gpu", (2048, 4096, 50_304), {}),
+        # Copies that dense logits would exceed, and the budget would not.
+        ("xla_chunked", (8192, 2304, 256_001), {}),
     ],
 )
 def test_choice(name: str, shape: tuple[int, int, int], how: dict[str, Any]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels.primitives import FLOAT_BYTES
-from jaxsoftmax.kernels.tiles import BYTES_PER_BLOCK_LOGIT
+from jaxsoftmax.kernels.tiles import BYTES_PER_BLOCK_LOGIT, BYTES_PER_CHUNK_LOGIT
 from jaxsoftmax.kernels.types import Head, Options
 
 HALF_BYTES = 2  # of an entry of x, w and dense logits
@@ -52,14 +52,16 @@ def _has_room_for_copies(head: Head, options: Options) -> bool:
     """Return whether a kernel takes no more memory than dense half-precision logits and the budget.
 
     All gradients in the logits at once, or a block of them and the float32 sum of x's gradient;
-    and the copies of w and its gradient in whole tiles, where D or K needs any.
+    and the copies of w and its gradient in whole tiles, where D or K needs any, within the budget
+    of a sum.
     """
     n, (d, k) = head.x.shape[0], head.w.shape
     budget = BYTES_PER_BLOCK_LOGIT * n * options.tiles.classes
     copied = k + -k % 64 if d % 8 or k % 64 else 0
     gradients = min(HALF_BYTES * n * max(k, copied), budget + FLOAT_BYTES * n * d)
     copies = 2 * HALF_BYTES * d * copied
-    return gradients + copies <= HALF_BYTES * n * k + budget
+    fits_sum = copies <= BYTES_PER_CHUNK_LOGIT * options.tiles.rows * k
+    return fits_sum and gradients + copies <= HALF_BYTES * n * k + budget
 
 
 def _suits_kernel(head: Head, options: Options) -> bool:
