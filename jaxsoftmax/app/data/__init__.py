@@ -2,7 +2,10 @@
 
 names, load      the known data sets and those of TensorFlow Datasets (sources, prepared)
 is_file, load_file, read
-                 CSV, Parquet, npz and npy files (files; tables, arrays, row_blocks; targets)
+                 tables and arrays in files (files; joined_files, roles, tables, text_files,
+                 dialects, excel_files, arrays, row_blocks)
+                 what columns become (column_learning, column_kinds, column_summaries,
+                 table_schema; cells), and labels (targets)
 assign_folds     folds without chance (splits)
 Dataset, Split, Schema, Task
                  the types of the results (dataset); preprocessing is learned from them
