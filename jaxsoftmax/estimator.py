@@ -432,7 +432,8 @@ class SoftmaxClassifierCV(CertifiedClassifier):
 
     Args:
         Cs: values of C, or the number of values from 1e-4 to 1e4.
-        cv: as in scikit-learn: a number of folds, a splitter or splits.
+        cv: as in scikit-learn: a number of folds, a splitter or splits. None is 5 folds, or as many
+            as the rarest class has examples, but at least 2.
         scoring: as in scikit-learn; None is accuracy.
         grid_tol: the certified relative gap of the fits of the grid.
         l1_ratio: as in `SoftmaxClassifier`, like all that follow.
@@ -506,7 +507,8 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         X, targets, weights = self._validate(X, y, sample_weight)
         y = targets if self._multilabel else self.classes_[targets]
         self.Cs_ = np.logspace(-4, 4, self.Cs) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs)
-        splits = list(check_cv(self.cv, y, classifier=True).split(X, y, **to_cv))
+        cv = _default_folds(y) if self.cv is None else self.cv
+        splits = list(check_cv(cv, y, classifier=True).split(X, y, **to_cv))
         self.path_ = self._solve_grid(X, targets, weights, splits)
         self.scores_ = self._score_grid(X, y, splits, to_scorer)
         self.C_ = float(self.Cs_[_best_row(self.scores_)])
@@ -617,6 +619,13 @@ def _ravel_column(y: Any) -> Any:
         stacklevel=4,
     )
     return y.ravel()
+
+
+def _default_folds(y: np.ndarray) -> int:
+    """Return 5, or the number of examples of the rarest class, but at least 2."""
+    if y.ndim == 2:
+        return 5
+    return int(np.clip(np.unique(y, return_counts=True)[1].min(), 2, 5))
 
 
 def _best_row(scores: np.ndarray) -> int:

@@ -38,8 +38,9 @@ def iris() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the checks provoke what they then catch
-def test_all_of_scikit_learns_checks() -> None:
-    results = check_estimator(SoftmaxClassifier(), on_fail=None, on_skip=None)
+@pytest.mark.parametrize("estimator", [SoftmaxClassifier, SoftmaxClassifierCV])
+def test_all_of_scikit_learns_checks(estimator: type) -> None:
+    results = check_estimator(estimator(), on_fail=None, on_skip=None)
     failed = [(r["check_name"], repr(r["exception"])) for r in results if r["status"] == "failed"]
     assert not failed
     assert sum(r["status"] == "passed" for r in results) >= 60
@@ -57,6 +58,16 @@ def test_the_objective_is_scikit_learns(iris: Any, classes: int, class_weight: A
     assert ours.coef_.shape == theirs.coef_.shape
     np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-5, rtol=0)
     assert ours.gap_ <= 1e-11
+
+
+def test_the_rarest_class_limits_the_folds(iris: Any) -> None:
+    x, y = iris
+    for rarest, folds in ((1, 2), (3, 3), (9, 5)):
+        kept = np.r_[:100, 100 : 100 + rarest]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a class with fewer examples than folds
+            model = SoftmaxClassifierCV(Cs=[1.0]).fit(x[kept], y[kept])
+        assert model.scores_.shape == (1, folds)
 
 
 def test_predictions_agree_with_each_other(iris: Any) -> None:
