@@ -252,9 +252,10 @@ def test_size_unknowns_memory_and_device_decide_the_engine(monkeypatch: pytest.M
 
     assert suits(2000, 800, 10)
     assert not suits(2000, 800, 10, smooth=False)
+    assert not suits(2000, 800, 10, lanes=50)  # too large for memory
     assert not suits(3000, 800, 10)
     assert suits(1_000_000, 50, 2)
-    assert not suits(1_000_000, 50, 2, lanes=2)  # too large for memory
+    assert not suits(1_000_000, 50, 2, lanes=2)
     assert not suits(2_000_000, 50, 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not suits(1_000_000, 50, 2)

@@ -75,10 +75,11 @@ def solve(
         by its sum; use weights to make a row count for more or less. Probabilities stay in memory,
         in float64 if they were passed in float64 or class_weights are given and in float32
         otherwise: 4 or 8 N K bytes beside the scores, which take as much. Dense features of up to
-        2^24 / K entries, and on a CPU those of up to 1024 / K columns, are fitted on the host in
-        float64, by NumPy and SciPy, without a compiled program, unless l1_ratio is above 0; others
-        by compiled programs, whose products run at HIGHEST precision. The certificate is evaluated
-        in float64 at the params that are returned; float64 is enabled inside this function only.
+        2^24 / K entries, and on a CPU those of fewer than 1024 / K columns, are fitted on the host
+        in float64, by NumPy and SciPy, without a compiled program, unless l1_ratio is above 0 or
+        `memory` is too small; others by compiled programs, whose products run at HIGHEST precision.
+        The certificate is evaluated in float64 at the params that are returned; float64 is enabled
+        inside this function only.
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape

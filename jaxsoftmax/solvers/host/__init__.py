@@ -31,9 +31,9 @@ def suits(data: prepare.Data, config: SolverConfig, *, lanes: int = 1) -> bool:
     if not config.smooth or not isinstance(data.features, np.ndarray):
         return False
     n, d = data.features.shape
+    # Two arrays of the features for each lane, and one lane's scores and their derivatives.
+    if 8 * n * (2 * lanes * (d + 1) + 8 * data.classes) > config.memory:
+        return False
     if n * d * data.classes <= prepare.MAX_FLOAT64_SIZE:
         return True
-    few = data.classes * (d + 1) <= MAX_UNKNOWNS
-    # Two arrays of the features, and scores and their derivatives.
-    num_bytes = 8 * n * (2 * lanes * (d + 1) + 8 * data.classes)
-    return few and num_bytes <= config.memory and jax.default_backend() == "cpu"
+    return data.classes * (d + 1) <= MAX_UNKNOWNS and jax.default_backend() == "cpu"
