@@ -175,7 +175,6 @@ def test_sigmoid_reaches_the_optimum(labels: int) -> None:
     assert found.params.w.shape == (6, labels)
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_soft_targets_of_a_sigmoid() -> None:
     x, _ = problem()
     t = np.random.default_rng(1).random((len(x), 2))
@@ -225,7 +224,6 @@ def test_one_hot_targets_have_the_optimum_of_their_labels(dtype: type) -> None:
         np.testing.assert_allclose(found.params.w, labels.params.w, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_one_hot_targets_of_confident_examples_lose_no_digits() -> None:
     x, y = np.eye(3)[np.arange(90) % 3], np.arange(90) % 3  # separable: p is 1 - 1e-7
     labels = solve(x, y, C=1e12, gap=1e-9)
@@ -259,7 +257,6 @@ def test_a_distribution_is_an_example_of_each_class_with_its_share_of_the_weight
     np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-8)
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_weights_and_class_weights_multiply() -> None:
     x, y = problem()
     s, c = np.random.default_rng(2).integers(0, 4, len(x)), np.array([1.0, 2.0, 0.5])
@@ -301,7 +298,6 @@ def test_l1_large_enough_leaves_nothing_but_the_intercept() -> None:
     np.testing.assert_allclose(found.objective, np.log(3), rtol=1e-12)
 
 
-@pytest.mark.usefixtures("either_engine")
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_breast_cancer, load_digits])
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "standardised"])
 def test_data_sets_to_nine_digits(load: object, raw: bool) -> None:
@@ -381,7 +377,6 @@ def test_some_examples_meet_the_condition_for_all(kind: str) -> None:
             assert found.products == spent
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_the_bound_is_rigorous_about_the_free_intercept() -> None:
     # Without the repair of the intercept's condition the quadratic term alone would be the bound,
     # which says 0 at w = 0 on features of zero, whatever the intercept is.
@@ -423,7 +418,6 @@ def test_separable_data_without_a_penalty_give_a_reason(loss: object) -> None:
 # -- Awkward data: an answer or a clear reason --
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_constant_and_duplicated_features_and_rows() -> None:
     x, y = problem()
     odd = np.concatenate([x, x[:, :1], np.full((len(x), 1), 7.0)], 1)
@@ -438,7 +432,6 @@ def test_one_example_per_class() -> None:
     assert_certified(found, optimum(np.eye(3), np.arange(3), alpha=1 / 3, bias=True), 1e-9)
 
 
-@pytest.mark.usefixtures("either_engine")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_badly_scaled_columns(dtype: type) -> None:
     x, y = problem()
@@ -448,7 +441,6 @@ def test_badly_scaled_columns(dtype: type) -> None:
     assert found.gap <= 1e-8
 
 
-@pytest.mark.usefixtures("either_engine")
 @pytest.mark.parametrize("C", [1e-10, 1e8])
 def test_extreme_penalties(C: float) -> None:
     x, y = standardised(load_iris)
@@ -468,7 +460,6 @@ def test_a_class_without_examples_gets_no_mass() -> None:
     assert np.array_equal(labels.params.bias[1:], [-np.inf, np.inf])
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_a_class_without_targets_gets_no_mass() -> None:
     x, _ = problem()
     t = np.insert(shared(90, 3), 1, 0.0, axis=1)
@@ -503,7 +494,6 @@ def test_large_data_with_distributions_go_through_all_precisions(
     assert_certified(wide, best, 1e-12)
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_distributions_without_a_penalty() -> None:
     x, _ = problem()
     t = shared(90, 3)
@@ -701,7 +691,6 @@ def test_it_starts_where_it_is_told() -> None:
     assert again.objective <= found.objective * (1 + 1e-12)
 
 
-@pytest.mark.usefixtures("either_engine")
 def test_a_callback_hears_of_every_iteration() -> None:
     x, y = problem()
     heard: list[dict] = []
