@@ -270,6 +270,7 @@ def test_what_cannot_be_streamed(source: Any, options: dict, message: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_more_data_than_memory(tmp_path: Path) -> None:
     """2 GiB of features, by a process that holds less than 1 GiB in all."""
     command = [sys.executable, stream_run.__file__, str(tmp_path)]

@@ -49,7 +49,7 @@ def open_stream(source: Source, division: Division, batch_size: int | None) -> S
     if order == "global":
         raise ValueError('order must be "stratified" or None for a source, got "global"')
     sharding, processes = _row_sharding(division.shards), jax.process_count()
-    axes = () if sharding is None else sharding.spec[0]
+    axes = () if sharding is None else placement.axis_names(sharding.spec[0])
     devices = 1 if sharding is None else math.prod(sharding.mesh.shape[name] for name in axes)
     count, parts = virtual_shards or devices, virtual_shards or processes
     batch_size = batch_size or max(1, source.window // count) * count
