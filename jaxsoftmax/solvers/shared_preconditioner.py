@@ -124,7 +124,8 @@ def apply(preconditioner: Preconditioner, c: Array, l2: Array, r: Array) -> Arra
     rb = r[..., -1:]
     w = _solve(preconditioner, r[..., :-1] - rb * preconditioner.mean, eigenvalues, l2, least)
     b = rb / c - jnp.sum(w * preconditioner.mean, -1, keepdims=True)
-    return jnp.concatenate([w, b], -1)
+    # jaxlib 0.11 cannot compile for a GPU the fusion of these sums with the concatenation.
+    return jnp.concatenate(lax.optimization_barrier([w, b]), -1)
 
 
 def _solve(
