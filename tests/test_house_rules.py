@@ -310,3 +310,18 @@ def test_tests_have_nothing_refused(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), f"{path.name} has no docstring"
+
+
+# -- Two commands --
+
+
+def test_readme_has_the_command_that_ci_runs() -> None:
+    readme, ci = (ROOT / "README.md"), (ROOT / ".ci" / "run")
+    if not readme.exists() or not ci.exists():
+        pytest.skip("an installed package has neither beside it")
+    install = 'python3 -m venv .venv && .venv/bin/python -m pip install -q -e ".[{}]" && .venv/bin/'
+    lines = readme.read_text().splitlines()
+    assert install.format("cli") + "jaxsoftmax fit digits" in lines
+    assert install.format("test") + "python -m pytest -n 2" in lines
+    assert 'pip install -q -e ".[test]"' in ci.read_text()
+    assert "-m pytest -n 2" in ci.read_text()
