@@ -410,7 +410,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 def tune(seconds: float) -> None:
     """Print the rates of the candidates for the table."""
-    cores = target.core_count()
+    cores = target.current().core_count
     for shape, tunings in CANDIDATES.items():
         arrays = data(shape)
         calls = {"copy": partial(jax.jit(copy), *arrays)}

@@ -6,17 +6,15 @@ Blocks that share a row are interpreted with one warpgroup each: the interpreter
 every warpgroup that waits.
 """
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import adversaries
+import cuda_python
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -374,13 +372,8 @@ def test_exponentials_are_computed_again_and_the_same():
 # An H100 has the instructions, registers and shared memory of an H200.
 @pytest.mark.parametrize("name", ["h200", "b200"])
 def test_compiled_without_the_device(name: str):
-    python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
-    if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
-        python = sys.executable
-    if python is None:
-        pytest.skip("no interpreter with jax[cuda13]; JAXSOFTMAX_CUDA_PYTHON may name one")
     done = subprocess.run(
-        [python, str(SCRIPT), "--compile", name, "--json"],
+        [cuda_python.find(), str(SCRIPT), "--compile", name, "--json"],
         capture_output=True,
         text=True,
         timeout=600,

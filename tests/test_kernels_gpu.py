@@ -7,15 +7,13 @@ computed, or how many classes share a statistic. Two cores that multiply togethe
 since the interpreter has no such pair.
 """
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import cuda_python
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -534,13 +532,8 @@ def test_on_the_gpu(shape: tuple[int, int, int]):
 
 @pytest.mark.parametrize("name", ["h200", "b200"])
 def test_compiled_without_the_device(name: str):
-    python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
-    if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
-        python = sys.executable
-    if python is None:
-        pytest.skip("no interpreter with jax[cuda13]; JAXSOFTMAX_CUDA_PYTHON may name one")
     done = subprocess.run(
-        [python, str(SCRIPT), "--compile", name, "--json"],
+        [cuda_python.find(), str(SCRIPT), "--compile", name, "--json"],
         capture_output=True,
         text=True,
         timeout=600,

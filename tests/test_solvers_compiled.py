@@ -1,11 +1,9 @@
 """The solvers' programs compile for a GPU that is not there: the lines of `solver_programs.py`."""
 
-import importlib.util
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import cuda_python
 import pytest
 
 SCRIPT = Path(__file__).parent / "solver_programs.py"
@@ -13,12 +11,7 @@ SCRIPT = Path(__file__).parent / "solver_programs.py"
 
 @pytest.mark.slow
 def test_all_programs_compile_for_a_gpu() -> None:
-    python = os.environ.get("JAXSOFTMAX_CUDA_PYTHON")
-    if python is None and importlib.util.find_spec("jax_cuda13_plugin") is not None:
-        python = sys.executable
-    if python is None:
-        pytest.skip("no interpreter with jax[cuda13]; JAXSOFTMAX_CUDA_PYTHON may name one")
-    done = subprocess.run([python, str(SCRIPT), "h200"], capture_output=True, text=True)
+    done = subprocess.run([cuda_python.find(), str(SCRIPT), "h200"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
     assert not [line for line in lines if line.startswith("FAIL")]

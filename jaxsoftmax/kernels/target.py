@@ -32,6 +32,14 @@ class Target:
         abstract = jax.sharding.get_abstract_mesh().abstract_device
         return (abstract or jax.devices()[0]).device_kind
 
+    @property
+    def core_count(self) -> int:
+        """How many blocks of a GPU's kernel run at once on the device; 2 where interpreted."""
+        if self.interpret:
+            return 2
+        abstract = jax.sharding.get_abstract_mesh().abstract_device
+        return abstract.num_cores if abstract else jax.devices()[0].core_count
+
 
 _assumed: ContextVar[Target | None] = ContextVar("target", default=None)
 
@@ -39,14 +47,6 @@ _assumed: ContextVar[Target | None] = ContextVar("target", default=None)
 def current() -> Target:
     """Return the device that a program traced now will run on."""
     return _assumed.get() or Target(jax.default_backend())
-
-
-def core_count() -> int:
-    """Return how many blocks of a GPU's kernel run at once on that device; 2 where interpreted."""
-    if current().interpret:
-        return 2
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    return abstract.num_cores if abstract else jax.devices()[0].core_count
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jaxsoftmax.training.weights import first_valid
 
 
 def run_on_strata(
-    function: Callable[..., Any], strata: Strata, examples: Examples, *replicated: Any
+    function: Callable[..., Any], strata: Strata | None, examples: Examples, *replicated: Any
 ) -> Any:
     """Return function(examples, *replicated), called on each device with the rows that it holds.
 
@@ -29,7 +29,12 @@ def run_on_strata(
     any order: there the types of the arrays divide the work, whatever shards the model.
     """
     x = examples.features
-    if not strata.axes or not strata.is_local or placement.is_manual(strata.axes, x):
+    if (
+        strata is None
+        or not strata.axes
+        or not strata.is_local
+        or placement.is_manual(strata.axes, x)
+    ):
         return function(examples, *replicated)
     examples = jax.tree.map(lambda a: placement.shard_rows(a, x, strata.axes), examples)
     replicated = jax.tree.map(

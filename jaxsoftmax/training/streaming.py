@@ -223,10 +223,7 @@ def jitted_train_window(
     def run(window: Examples, state: TrainState) -> tuple[TrainState, Metrics]:
         return _run_window(window, state, strata=strata, **options)
 
-    if strata is None:
-        state, new = run(window, state)
-    else:
-        state, new = run_on_strata(run, strata, window, state)
+    state, new = run_on_strata(run, strata, window, state)
     sums = _add(sums, new)
     if not is_last:
         return state, sums

@@ -189,8 +189,6 @@ def jitted_sweep_epoch(
 
         return jax.vmap(run_lane, in_axes=(_LANES, 0), out_axes=(_LANES, 0))(state, hyperparams)
 
-    if strata is None:
-        return run(examples, state, hyperparams)
     return run_on_strata(run, strata, examples, state, hyperparams)
 
 

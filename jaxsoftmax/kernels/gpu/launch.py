@@ -30,14 +30,6 @@ def device(options: Options) -> str:
     return options.target.device_kind or hopper.DEVICES[0]
 
 
-def _cores(options: Options) -> int:
-    """Return how many blocks run at the same time."""
-    if options.target.interpret:
-        return 2
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    return abstract.num_cores if abstract else jax.devices()[0].core_count
-
-
 def pairs_blocks(row_tiles: int, options: Options) -> bool:
     """Return whether two blocks share tiles: the interpreter has no such pairs."""
     return not options.target.interpret and row_tiles % 2 == 0
@@ -46,7 +38,7 @@ def pairs_blocks(row_tiles: int, options: Options) -> bool:
 def grid_options(options: Options, *, pair: bool) -> dict[str, Any]:
     """Return the grid of a kernel: a block for each core, of three warpgroups."""
     return {
-        "grid": (_cores(options) // (1 + pair),),
+        "grid": (options.target.core_count // (1 + pair),),
         "grid_names": ("core",),
         "cluster": (2,) if pair else (),
         "cluster_names": ("pair",) if pair else (),

@@ -69,7 +69,7 @@ def _unsupported_sizes(logits: Array) -> str | None:
     if logits.ndim == 1:
         return None  # most often one of many lanes of vmap, whose rows are counted later
     rows, plan = logits.size // k, plans.plan(k, logits.dtype.itemsize, tuning)
-    return _unsupported_rows(rows, plan, target.core_count())
+    return _unsupported_rows(rows, plan, target.current().core_count)
 
 
 def _unsupported_rows(rows: int, plan: plans.Plan, cores: int) -> str | None:
@@ -102,7 +102,7 @@ def weighted_sum(logits: Array, rows: LabeledRows, weights: Array, *, is_masked:
 def _settings(logits: Array) -> Settings:
     tuning = plans.choose(logits.shape[-1], logits.dtype.itemsize)
     assert tuning is not None  # as `unsupported` finds
-    return Settings(tuning, target.core_count(), target.current().interpret)
+    return Settings(tuning, target.current().core_count, target.current().interpret)
 
 
 def _flatten(logits: Array, rows: LabeledRows, is_masked: bool) -> tuple[Array, Array, Array]:
