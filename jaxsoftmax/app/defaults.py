@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import jax
 import numpy as np
@@ -11,27 +10,9 @@ import optax
 from jax import Array
 
 from jaxsoftmax import losses
-from jaxsoftmax.app.data.dataset import Dataset, Schema, Task
+from jaxsoftmax.app.data.dataset import Dataset, Schema
+from jaxsoftmax.app.names import LossName, OptimizerName, Task
 from jaxsoftmax.training import Loss, on_logits, weight_decay_mask
-
-
-class LossName(StrEnum):
-    """Names of losses, which compare scores with a class, labels or numbers."""
-
-    softmax = "softmax"
-    sigmoid = "sigmoid"
-    squared_error = "squared_error"
-    hinge = "hinge"
-
-
-class OptimizerName(StrEnum):
-    """Names of Optax optimizers."""
-
-    adamw = "adamw"
-    adam = "adam"
-    sgd = "sgd"
-    momentum = "momentum"
-    lbfgs = "lbfgs"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ Dataset, Split, Schema, Task
 """
 
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
-from jaxsoftmax.app.data.files import is_file, load_file
+from jaxsoftmax.app.data.files import load_file
 from jaxsoftmax.app.data.sources import load, names, read
 from jaxsoftmax.app.data.splits import assign_folds
+from jaxsoftmax.app.file_formats import is_file
 
 __all__ = [
     "Dataset",

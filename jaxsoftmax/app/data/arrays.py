@@ -12,7 +12,6 @@ from jaxsoftmax.app.data.cells import describe_invalid
 from jaxsoftmax.app.data.row_blocks import FeatureReader, apply_divisor, rows_per_block
 from jaxsoftmax.app.data.tables import format_names
 
-SUFFIXES = (".npy", ".npz")
 LABEL_NAMES = ("labels", "label", "targets", "y")
 """The names by which an array of labels is found where none is given."""
 MAX_UNPACKED = 2**36

@@ -2,24 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.table_schema import TableSchema
+from jaxsoftmax.app.names import Task
 
 type Progress = Callable[[int, int], object]
 """A function that is called with the number of examples read so far and their total number."""
-
-
-class Task(StrEnum):
-    """The kind of target: one of K classes, any of K labels, or K numbers."""
-
-    classes = "classes"
-    labels = "labels"
-    numbers = "numbers"
 
 
 class Split(NamedTuple):

@@ -6,8 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".xlsx", ".xls", ".xlsb", ".ods")
-
 
 def to_csv(path: Path) -> bytes:
     """Return the first sheet of a workbook that has rows as CSV in UTF-8.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jaxsoftmax.app.data import arrays, roles, tables, text_files
+from jaxsoftmax.app.data import roles
 from jaxsoftmax.app.data.arrays import ArrayFile
 from jaxsoftmax.app.data.column_learning import DEFAULT, ColumnOptions, learn_table
 from jaxsoftmax.app.data.column_summaries import ColumnSummary, describe
@@ -26,17 +26,7 @@ from jaxsoftmax.app.data.targets import (
     find_unlabeled,
     infer,
 )
-
-
-def is_file(source: str | Path) -> bool:
-    """Return whether a data source names a file: by its suffix, or because the file exists.
-
-    `-` is standard input, and a named pipe is read as text.
-    """
-    path = Path(source)
-    is_array = path.suffix.lower() in arrays.SUFFIXES
-    is_folder = path.is_dir() and len(path.parts) > 1  # which is an error that says so
-    return tables.is_table(path) or is_array or path.is_file() or is_folder
+from jaxsoftmax.app.file_formats import STDIN
 
 
 def load_file(
@@ -199,7 +189,7 @@ def read_file(
 
 
 def _name_dataset(path: Path) -> str:
-    if str(path) == text_files.STDIN:
+    if str(path) == STDIN:
         return "stdin"
     return path.with_suffix("").stem if path.suffix.lower() == ".gz" else path.stem
 

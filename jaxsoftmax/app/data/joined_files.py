@@ -9,12 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from jaxsoftmax.app.data import arrays, tables
+from jaxsoftmax.app import file_formats
 from jaxsoftmax.app.data.arrays import ArrayFile
 from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.data.tables import TableFile, format_names, suggest
-
-SUFFIXES = (*tables.SUFFIXES, *arrays.SUFFIXES)
 
 
 class JoinedFiles(NamedTuple):
@@ -83,15 +81,15 @@ class JoinedFiles(NamedTuple):
 
 
 def _open(path: Path, dialect: Dialect, names: Sequence[str]) -> TableFile | ArrayFile:
-    if tables.is_table(path):
+    if file_formats.is_table(path):
         return TableFile(path, dialect, names)
-    if path.suffix.lower() in arrays.SUFFIXES:
+    if file_formats.is_array(path):
         return ArrayFile(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+    raise ValueError(f"{path}: expected a file that ends in {', '.join(file_formats.ALL)}")
 
 
 def open_files(

@@ -10,13 +10,7 @@ import numpy as np
 
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
 from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, assign_folds, assign_splits
-
-KNOWN_SOURCES = {
-    "mnist": "MNIST, LeCun, Cortes & Burges (1998), CC BY-SA 3.0",
-    "fashion_mnist": "Fashion-MNIST, Xiao, Rasul & Vollgraf (2017), MIT",
-    "cifar10": "CIFAR-10, Krizhevsky (2009), no license stated",
-}
-"""The origin and the license of the known data sets, by name."""
+from jaxsoftmax.app.names import EMBEDDED, PREPARED
 
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 """The pattern of a name with an optional configuration and version."""
@@ -61,7 +55,7 @@ def load(
             divisor=255 if _is_image(feature) else 1,
             target=(label_key,),
         ),
-        source=KNOWN_SOURCES.get(name, f"TensorFlow Datasets, {builder.info.full_name}"),
+        source=PREPARED.get(name, f"TensorFlow Datasets, {builder.info.full_name}"),
     )
 
 
@@ -79,7 +73,7 @@ def _split_names(builder: Any) -> list[str]:
 
 def _assign_splits(name: str, labels: np.ndarray, others: dict[str, Split]) -> np.ndarray:
     """Assign the training examples to the splits that the data set itself does not have."""
-    if name in KNOWN_SOURCES:
+    if name in PREPARED:
         return np.where(assign_folds(labels, 10) < 9, TRAIN, VALIDATION)
     if not {"validation", "test"} - others.keys():
         return np.full(len(labels), TRAIN)
@@ -100,7 +94,7 @@ def _find_builder(name: str, data_dir: str | Path | None, *, download: bool) -> 
     version = _find_version(name, folder) if _NAME.fullmatch(name) else None
     if version is None:
         if not _is_listed(name):
-            known = ", ".join(("digits", *KNOWN_SOURCES))
+            known = ", ".join((EMBEDDED, *PREPARED))
             raise ValueError(
                 f"data must be one of {known}, got {name!r}, which is neither a file, nor "
                 f"prepared in {folder}, nor a name of TensorFlow Datasets"

@@ -9,9 +9,11 @@ import pyarrow as pa
 from jaxsoftmax.app.data import prepared
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
 from jaxsoftmax.app.data.dialects import DETECT, Dialect
-from jaxsoftmax.app.data.files import is_file, read_file
+from jaxsoftmax.app.data.files import read_file
 from jaxsoftmax.app.data.splits import assign_folds
 from jaxsoftmax.app.data.targets import encode
+from jaxsoftmax.app.file_formats import is_file
+from jaxsoftmax.app.names import EMBEDDED, PREPARED
 
 
 def names() -> tuple[str, ...]:
@@ -25,7 +27,7 @@ def names() -> tuple[str, ...]:
         >>> data.names()
         ('digits', 'mnist', 'fashion_mnist', 'cifar10')
     """
-    return ("digits", *prepared.KNOWN_SOURCES)
+    return (EMBEDDED, *PREPARED)
 
 
 def load(
@@ -77,7 +79,7 @@ def load(
     Reference:
         https://www.tensorflow.org/datasets/data_source
     """
-    if name == "digits":
+    if name == EMBEDDED:
         return _load_digits()
     return prepared.load(
         name,
@@ -153,7 +155,7 @@ def _load_digits() -> Dataset:
     examples = Split(features, labels, np.arange(1, len(labels) + 1))
     fold = assign_folds(labels, 5)
     return Dataset(
-        name="digits",
+        name=EMBEDDED,
         train=examples.select(fold < 3),
         validation=examples.select(fold == 3),
         test=examples.select(fold == 4),

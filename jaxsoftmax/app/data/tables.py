@@ -12,16 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 import pyarrow.types as types
 
-from jaxsoftmax.app.data import excel_files, text_files
 from jaxsoftmax.app.data.cells import decode, is_list_type, is_text, to_numbers
 from jaxsoftmax.app.data.column_kinds import Category, CellError, Number, Vector
 from jaxsoftmax.app.data.dialects import DETECT, Dialect, describe
 from jaxsoftmax.app.data.row_blocks import FeatureReader, apply_divisor, rows_per_block
 from jaxsoftmax.app.data.table_schema import TableSchema
 from jaxsoftmax.app.data.text_files import TextFile
-
-PARQUET = ".parquet"
-SUFFIXES = (*text_files.SUFFIXES, *excel_files.SUFFIXES, PARQUET)
+from jaxsoftmax.app.file_formats import PARQUET
 
 
 class ColumnsError(ValueError):
@@ -30,13 +27,6 @@ class ColumnsError(ValueError):
     def __init__(self, message: str, columns: Sequence[str]) -> None:
         super().__init__(message)
         self.columns = tuple(columns)
-
-
-def is_table(path: Path) -> bool:
-    """Return whether a path names a table, by its suffix or since it is a pipe."""
-    name = path.name.lower()
-    packed = name.endswith(".gz") and name.removesuffix(".gz").endswith(text_files.SUFFIXES)
-    return packed or path.suffix.lower() in SUFFIXES or text_files.is_pipe(path)
 
 
 class TableFile:

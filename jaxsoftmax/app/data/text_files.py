@@ -20,9 +20,8 @@ from jaxsoftmax.app.data import dialects, excel_files
 from jaxsoftmax.app.data.cells import decode, replace_decimal_commas
 from jaxsoftmax.app.data.column_kinds import abbreviate
 from jaxsoftmax.app.data.dialects import Dialect
+from jaxsoftmax.app.file_formats import EXCEL, STDIN
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".data")
-STDIN = "-"
 MAX_UNPACKED = 2**32
 """The number of bytes that a packed file or a pipe may have, since they are held in memory."""
 
@@ -48,7 +47,7 @@ class TextFile:
         if not sample.strip():
             raise ValueError(f"{self.path} is empty")
         given = dialects.check(given)
-        if path.suffix.lower() in excel_files.SUFFIXES:
+        if path.suffix.lower() in EXCEL:
             given = Dialect(",", ".", "utf-8", given.has_header)
         if path.name.lower().removesuffix(".gz").endswith(".tsv") and given.delimiter is None:
             given = given._replace(delimiter="\t")
@@ -172,16 +171,11 @@ def _name_columns(first: Sequence[str], *, has_header: bool) -> list[str]:
     return [name or str(number) for number, name in enumerate(names, 1)]
 
 
-def is_pipe(path: Path) -> bool:
-    """Return whether a path is standard input or a named pipe."""
-    return str(path) == STDIN or path.is_fifo()
-
-
 def _read_into_memory(path: Path) -> bytes | None:
     """Return the content of a pipe or of a packed file, None for a file that can be read twice."""
     if str(path) == STDIN:
         return _read_at_most(sys.stdin.buffer, path)
-    if path.suffix.lower() in excel_files.SUFFIXES and path.is_file():
+    if path.suffix.lower() in EXCEL and path.is_file():
         return excel_files.to_csv(path)
     if path.suffix.lower() == ".gz":
         try:
