@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument(
         "--classes", type=int, nargs="*", help="in place of both numbers of classes"
     )
-    parser.add_argument("--softmax", action="store_true", help="without the sigmoid")
+    parser.add_argument("--programs", nargs="*", help="titles, in place of all programs")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
     parser.add_argument("--json", action="store_true", help="print the record and write none")
     arguments = parser.parse_args()
@@ -175,13 +175,12 @@ def main() -> None:
     targets = arguments.targets or (["v5e"] if arguments.smoke else [*TPUS])
     classes = arguments.classes or classes
     labels = SMOKE_LABELS if arguments.smoke else LABELS
-    labels = () if arguments.softmax else labels
     found: dict[str, Any] = {}
     for name in targets:
         if name in GPUS and len(targets) > 1:
             found[name] = in_a_process(name, classes, smoke=arguments.smoke)
         else:
-            found[name] = all_of(name, n, d, classes, labels)
+            found[name] = all_of(name, n, d, classes, labels, arguments.programs)
         if not arguments.json:
             show(name, found[name])
     if arguments.json:
@@ -201,18 +200,27 @@ def in_a_process(name: str, classes: tuple[int, ...], *, smoke: bool) -> dict[st
 
 
 def all_of(
-    name: str, n: int, d: int, classes: tuple[int, ...], labels: tuple[tuple[int, str], ...]
+    name: str,
+    n: int,
+    d: int,
+    classes: tuple[int, ...],
+    labels: tuple[tuple[int, str], ...],
+    titles: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Compile every program at every number of classes, for one target."""
+    """Compile every program, or those of these titles, at every number of classes."""
     device, kernel = device_of(name), "mosaic_tpu" if name in TPUS else "mosaic_gpu"
     row, found = ((n,), "float32"), {}
 
     def run(program: Any, k: int, *data: tuple[tuple[int, ...], str]) -> dict[str, Any]:
         return compiled(program, name, device, ((n, d), "bfloat16"), ((d, k), "bfloat16"), *data)
 
-    for title, program in with_kernel(PROGRAMS, kernel).items():
+    def requested(programs: dict[str, Any]) -> dict[str, Any]:
+        every = with_kernel(programs, kernel)
+        return {t: every[t] for t in every if titles is None or t in titles}
+
+    for title, program in requested(PROGRAMS).items():
         found[title] = {str(k): run(program, k, ((n,), "int32"), row, row) for k in classes}
-    for title, program in with_kernel(SIGMOID, kernel).items() if labels else ():
+    for title, program in requested(SIGMOID).items():
         found[title] = {f"{k} {kind}": run(program, k, ((n, k), kind), row) for k, kind in labels}
     return found
 

@@ -834,7 +834,4 @@ def main(wanted: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--list"]:
-        print(*CASES, sep="\n")
-    else:
-        sys.exit(bool(main(sys.argv[1:])))
+    sys.exit(bool(main(sys.argv[1:])))
