@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +16,7 @@ from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.data.preprocessing import Preprocessing
 from jaxsoftmax.app.data.tables import ColumnsError
+from jaxsoftmax.app.names import LossName
 from jaxsoftmax.app.text import replace_unprintable
 
 
@@ -35,6 +36,13 @@ class DataOptions:
     data_dir: Path | None
     download: bool
 
+    @classmethod
+    def select(cls, verb: str, given: Mapping[str, Any]) -> Self:
+        """Select from the options of a command, by the names of its parameters."""
+        file_options = {name: given[_PARAMETERS.get(name, name)] for name in _FILE_OPTIONS}
+        others = ("log1p", "standardize", "data_dir", "download")
+        return cls(verb, given["name"], file_options, **{name: given[name] for name in others})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options that a command needs to read and preprocess the same data."""
         preprocessing = {"log1p": self.log1p, "standardize": self.standardize}
@@ -51,6 +59,9 @@ class DataOptions:
 
 _DIALECT_OPTIONS = ("delimiter", "decimal", "encoding", "header")
 _COLUMN_OPTIONS = ("numeric_only", "category", "text", "keep", "missing")
+_ROLE_OPTIONS = ("label", "labels", "id", "drop", "features", "task", "test", "skip_unlabeled")
+_FILE_OPTIONS = (*_ROLE_OPTIONS, *_COLUMN_OPTIONS, *_DIALECT_OPTIONS)
+_PARAMETERS = {"id": "identifier"}  # `id` is a function of Python
 
 
 def _freeze(value: Any) -> Any:
@@ -98,7 +109,7 @@ def prepare(screen: Console, options: DataOptions) -> PreparedData:
 
 
 def read(
-    screen: Console, name: str, model: run_folder.Model, *, targets: bool, **options: Any
+    screen: Console, name: str, model: run_folder.Model, *, targets: bool, **given: Any
 ) -> tuple[Split, np.ndarray]:
     """Read examples for a fitted model, and compute their scores.
 
@@ -107,7 +118,7 @@ def read(
         name: a file, or the name of a data set.
         model: the model.
         targets: whether to read the targets too.
-        options: as in `data.read`.
+        given: the other options of `predict` and `evaluate` that concern the data.
 
     Returns:
         The examples and their scores.
@@ -116,8 +127,11 @@ def read(
         ValueError: if the data do not fit the model.
         OSError: if the data cannot be read.
     """
+    dialect = Dialect(*(given.pop(option) for option in _DIALECT_OPTIONS))
     with console.reading_progress(screen, name) as progress:
-        split = data.read(name, model.schema, targets=targets, progress=progress, **options)
+        split = data.read(
+            name, model.schema, targets=targets, dialect=dialect, progress=progress, **given
+        )
     for note in split.notes:
         screen.print(replace_unprintable(note))
     _check_features(split, name, model.preprocessing, model.schema)
@@ -125,6 +139,24 @@ def read(
         model.params, split.features, preprocessing=model.preprocessing
     )
     return split, scores
+
+
+def read_loss(run: Path, model: run_folder.Model) -> LossName:
+    """Return the loss that a header names, after a check: anyone may have edited the file.
+
+    Args:
+        run: the folder of the run.
+        model: the model that was read from it.
+
+    Raises:
+        ValueError: if the header has no loss that suits the task.
+    """
+    loss, expected = model.header.get("loss"), defaults.TASK_LOSSES[model.schema.task]
+    if loss not in expected:
+        raise ValueError(
+            f"{run / run_folder.HEADER}: loss must be {' or '.join(expected)}, got {loss!r}"
+        )
+    return LossName(loss)
 
 
 def _load(screen: Console, options: DataOptions) -> Dataset:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -31,6 +31,11 @@ class RunOptions(NamedTuple):
     overwrite: bool
     no_report: bool
     quiet: bool
+
+    @classmethod
+    def select(cls, given: Mapping[str, Any]) -> Self:
+        """Select from the options of a command, by the names of its parameters."""
+        return cls(*(given[name] for name in cls._fields))
 
 
 @dataclass

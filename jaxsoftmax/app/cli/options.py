@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jaxsoftmax.app import data
-from jaxsoftmax.app.data.dataset import Task
-from jaxsoftmax.app.defaults import LossName, OptimizerName
+from jaxsoftmax.app.names import EMBEDDED, PREPARED, LossName, OptimizerName, Task
 
 DATA, TABLE, FIT, RUN = "Data", "Tables", "Fit", "Run"  # the panels of `fit --help`
 
@@ -18,7 +16,7 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="A file (.csv, .tsv, .txt, .csv.gz, .xlsx, .parquet, .npz, .npy), - for standard "
-        f"input, or a name: {', '.join(data.names())}, or any other in TensorFlow Datasets.",
+        f"input, or a name: {EMBEDDED}, {', '.join(PREPARED)}, or another in TensorFlow Datasets.",
     ),
 ]
 Label = Annotated[
