@@ -11,22 +11,23 @@ Heads fitted with softmax or sigmoid give probabilities. Heads fitted with hinge
 not, since the softmax of their scores would not be a probability, and they have no metrics that
 need one. A sigmoid for each of K > 2 classes against the rest gives K numbers that do not sum to 1;
 the probabilities are those numbers divided by their sum.
+
+All of it runs on the host, where a few thousand examples take less time than a program to compile;
+only the calibration of hundreds of classes is compiled.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from jaxsoftmax import calibration, links, losses, metrics, training
-from jaxsoftmax.app import defaults
+from jaxsoftmax import calibration
+from jaxsoftmax.app import host_calibration, host_metrics, ranking_curves
 from jaxsoftmax.app.data.dataset import Schema, Task
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.app.defaults import LossName
+from jaxsoftmax.app.host_calibration import Scaling
+from jaxsoftmax.app.ranking_curves import RankingCurve
 from jaxsoftmax.linear import LinearParams
 
 
@@ -89,7 +90,7 @@ def to_logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray 
         return scores
     if loss == LossName.softmax or scores.shape[1] == 1:
         return _class_scores(scores)
-    return np.asarray(links.log_sigmoid(scores))
+    return -host_metrics.binary_cross_entropy(scores, np.ones_like(scores)).astype(np.float32)
 
 
 def compute_probabilities(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray | None:
@@ -114,8 +115,42 @@ def compute_probabilities(scores: np.ndarray, schema: Schema, loss: LossName) ->
     logits = to_logits(scores, schema, loss)
     if logits is None:
         return None
-    link = links.sigmoid if schema.task is Task.labels else links.softmax
-    return np.asarray(link(logits))
+    return link(logits, schema.task)
+
+
+def link(logits: np.ndarray, task: Task) -> np.ndarray:
+    """Return the probabilities of logits.
+
+    Args:
+        logits: `[N, K]`.
+        task: classes, whose probabilities sum to 1, or labels.
+
+    Returns:
+        float32 `[N, K]`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import evaluation
+        >>> print(evaluation.link(np.array([[0.0, 0.0]]), evaluation.Task.classes))
+        [[0.5 0.5]]
+    """
+    return np.concatenate([_link_block(block, task) for block in _blocks(logits)])
+
+
+def _link_block(logits: np.ndarray, task: Task) -> np.ndarray:
+    if task is Task.labels:
+        log_p = -host_metrics.binary_cross_entropy(logits, np.ones_like(logits))
+    else:
+        log_p = host_metrics.log_softmax(logits)
+    return np.exp(log_p).astype(np.float32)
+
+
+def _blocks(*arrays: np.ndarray) -> Any:
+    """Yield rows of the arrays, some millions of numbers at a time: float64 copies are large."""
+    rows = max(1, 2**21 // max(1, arrays[0].shape[1]))
+    for start in range(0, len(arrays[0]), rows):
+        blocks = tuple(array[start : start + rows] for array in arrays)
+        yield blocks if len(blocks) > 1 else blocks[0]
 
 
 def predict(scores: np.ndarray, schema: Schema) -> np.ndarray:
@@ -169,9 +204,9 @@ def compute_metrics(
     labels), and per_label, as above. With probabilities also nll (the mean over labels), ece, and
     log_loss for each label.
 
-    For numbers: examples, loss, mse, mae, r2, and per_number, which has the same. r2 is 1 - (sum of
-    squared errors) / (sum of squared deviations from the mean); for several numbers it is the mean
-    of theirs.
+    For numbers: examples, loss, mse, rmse, mae, r2, and per_number, which has the same. rmse is the
+    root of mse. r2 is 1 - (sum of squared errors) / (sum of squared deviations from the mean). For
+    several numbers mse, mae and r2 are the means of theirs.
 
     Args:
         scores: `[N, K]`, or `[N, 1]` for a binary sigmoid.
@@ -180,7 +215,8 @@ def compute_metrics(
         loss: the loss that the head was fitted with.
         rankings: whether to compute roc_auc and average_precision, which sort all scores of one
             class after another.
-        intervals: whether to add accuracy_interval and nll_interval (or mse_interval), each two
+        intervals: whether to add accuracy_interval and nll_interval (or mse_interval and
+            rmse_interval), each two
             numbers: the 95% bootstrap interval from 1,000 resamples (fewer for more than 200,000
             examples, at least 200), the same at each call.
 
@@ -204,7 +240,7 @@ def compute_metrics(
     return _to_json(
         {"examples": len(scores), "loss": _mean_loss(scores, targets, schema, loss)}
         | overall
-        | (_intervals(raw.per_example, len(scores)) if intervals else {})
+        | (_intervals(raw.per_example) if intervals else {})
         | {_PER_ITEM[schema.task]: _rows(schema.classes, raw.per_item)}
     )
 
@@ -231,9 +267,9 @@ TITLES = {
     "examples": "examples",
     "loss": "loss",
     "accuracy": "accuracy",
-    "top_3": "among the first 3",
-    "top_5": "among the first 5",
-    "subset_accuracy": "all labels right",
+    "top_3": "top-3 accuracy",
+    "top_5": "top-5 accuracy",
+    "subset_accuracy": "all labels correct",
     "nll": "log loss (NLL)",
     "log_loss": "log loss",
     "brier": "Brier score",
@@ -247,6 +283,7 @@ TITLES = {
     "roc_auc": "ROC-AUC",
     "average_precision": "average precision",
     "mse": "mean squared error",
+    "rmse": "root mean squared error",
     "mae": "mean absolute error",
     "r2": "R²",
 }
@@ -274,14 +311,16 @@ def format_metric(name: str, value: float | None) -> str:
         return f"{value:,.0f}"
     if "accuracy" in name or name.startswith("top_"):
         return f"{value:.2%}"
-    return f"{value:.4g}" if name in ("mse", "mae") or abs(value) >= 1000 else f"{value:.4f}"
+    return (
+        f"{value:.4g}" if name in ("mse", "rmse", "mae") or abs(value) >= 1000 else f"{value:.4f}"
+    )
 
 
 _PER_ITEM = {Task.classes: "per_class", Task.labels: "per_label", Task.numbers: "per_number"}
 _RANKINGS = ("roc_auc", "average_precision")
 _ORDER = ("accuracy", "top_3", "top_5", "subset_accuracy", "nll", "brier", "ece",
           "macro_f1", "micro_f1", "precision", "recall", "f1", "support", *_RANKINGS, "log_loss",
-          "mse", "mae", "r2")  # fmt: skip
+          "mse", "rmse", "mae", "r2")  # fmt: skip
 
 
 class _RawMetrics(NamedTuple):
@@ -289,7 +328,7 @@ class _RawMetrics(NamedTuple):
 
     overall: dict[str, Any]  # of all examples together
     per_item: dict[str, Any]  # [K], of each class, label or number
-    per_example: dict[str, Any]  # [N], the values whose means are among the overall metrics
+    per_example: dict[str, np.ndarray]  # [N], the values whose means are among the overall metrics
 
 
 def _raw_metrics(
@@ -301,79 +340,108 @@ def _raw_metrics(
         case Task.numbers:
             return _number_metrics(scores, targets)
         case Task.classes:
-            compute, z = _class_metrics, _class_scores(scores) if logits is None else logits
+            z = _class_scores(scores) if logits is None else logits
+            return _class_metrics(z, targets, has_probabilities, rankings and has_probabilities)
         case Task.labels:
-            compute, z = _label_metrics, scores if logits is None else logits
-    return compute(*_pad(z, targets), has_probabilities=has_probabilities, rankings=rankings)
+            return _label_metrics(scores, targets, has_probabilities, rankings)
 
 
-def _pad(
-    scores: np.ndarray, targets: np.ndarray, *, min_size: int = 4096
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Add rows of weight 0 up to a power of 2, so that splits of similar size compile once.
-
-    Large splits are not padded: there, compilation is a small part of the time.
-    """
-    size = len(scores)
-    missing = max(min_size, 1 << (size - 1).bit_length()) - size if size < 2**16 else 0
-
-    def pad(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
-
-    return pad(scores), pad(targets), pad(np.ones(size, np.float32))
-
-
-@partial(jax.jit, static_argnames=("has_probabilities", "rankings"))
 def _class_metrics(
-    z: Array, labels: Array, weights: Array, *, has_probabilities: bool, rankings: bool
+    z: np.ndarray, labels: np.ndarray, has_probabilities: bool, rankings: bool
 ) -> _RawMetrics:
-    counts = metrics.class_counts(z, labels, weights=weights > 0)  # in integers
+    predicted = np.where(np.isnan(z).any(1), -1, z.argmax(1))
+    counts = host_metrics.count_classes(predicted, labels, z.shape[1])
     overall, per_class = _f1_averages(counts), _count_metrics(counts)
-    per_example = {"accuracy": metrics.hits(z, labels)}
-    if z.shape[1] > 5:
-        per_example |= {f"top_{k}": metrics.hits(z, labels, k=k) for k in (3, 5)}
+    per_example = _concatenate(
+        _class_values(*block, has_probabilities=has_probabilities) for block in _blocks(z, labels)
+    )
     if has_probabilities:
-        per_example |= {"nll": losses.cross_entropy(z, labels), "brier": losses.brier(z, labels)}
-        overall["ece"] = metrics.expected_calibration_error(z, labels, weights=weights).error
-    if has_probabilities and rankings:
-        ranked = _ranking_metrics(*metrics.one_vs_rest(z, labels), weights)
+        is_right = np.where(predicted < 0, np.nan, predicted == labels)
+        overall["ece"] = host_metrics.reliability(per_example.pop("confidence"), is_right).error
+    if rankings:
+        ranked = _ranking_metrics(rank_classes(z, labels))
         per_class |= ranked
-        overall |= {name: metrics.macro(values) for name, values in ranked.items()}
-    return _RawMetrics(overall | _weighted_means(per_example, weights), per_class, per_example)
+        overall |= {name: _mean_of_defined(values) for name, values in ranked.items()}
+    return _RawMetrics(overall | _means(per_example), per_class, per_example)
 
 
-@partial(jax.jit, static_argnames=("has_probabilities", "rankings"))
+def _class_values(
+    z: np.ndarray, labels: np.ndarray, *, has_probabilities: bool
+) -> dict[str, np.ndarray]:
+    ranks = host_metrics.label_ranks(z, labels)
+    sizes = {"accuracy": 1, "top_3": 3, "top_5": 5} if z.shape[1] > 5 else {"accuracy": 1}
+    values = {name: np.where(np.isnan(ranks), np.nan, ranks < k) for name, k in sizes.items()}
+    if has_probabilities:
+        values["nll"] = host_metrics.cross_entropy(z, labels)
+        values["brier"] = host_metrics.brier(z, labels)
+        values["confidence"] = _link_block(z, Task.classes).max(1)
+    return values
+
+
 def _label_metrics(
-    z: Array, targets: Array, weights: Array, *, has_probabilities: bool, rankings: bool
+    z: np.ndarray, targets: np.ndarray, has_probabilities: bool, rankings: bool
 ) -> _RawMetrics:
-    counts = metrics.label_counts(z, targets, weights=weights > 0)  # in integers
-    ranked = _ranking_metrics(z, targets, weights) if rankings else {}
+    counts = host_metrics.count_labels(z, targets)
+    columns = zip(z.T, targets.T, strict=True)
+    ranked = _ranking_metrics(ranking_curves.rank(*c) for c in columns) if rankings else {}
     overall, per_label = _f1_averages(counts), _count_metrics(counts) | ranked
-    overall |= {name: metrics.macro(values) for name, values in ranked.items()}
-    is_correct = (z > 0) == targets
-    is_nan = jnp.any(jnp.isnan(z), 1)  # NaN predicts no label, which may not count as correct
+    overall |= {name: _mean_of_defined(values) for name, values in ranked.items()}
+    is_right, is_nan = (z > 0) == targets, np.isnan(z).any(1)
     per_example = {
-        "accuracy": jnp.where(is_nan, jnp.nan, jnp.mean(is_correct, 1)),
-        "subset_accuracy": jnp.where(is_nan, jnp.nan, jnp.all(is_correct, 1).astype(z.dtype)),
+        # NaN predicts no label, which may not count as right.
+        "accuracy": np.where(is_nan, np.nan, is_right.mean(1)),
+        "subset_accuracy": np.where(is_nan, np.nan, is_right.all(1)),
     }
     if has_probabilities:
-        per_example["nll"] = jnp.mean(losses.binary_cross_entropy(z, targets), 1)
-        overall["ece"] = _label_ece(z, targets, weights)
-        per_label["log_loss"] = metrics.log_loss(z, targets, weights=weights)
-    return _RawMetrics(overall | _weighted_means(per_example, weights), per_label, per_example)
+        values = host_metrics.binary_cross_entropy(z, targets)
+        per_example["nll"], per_label["log_loss"] = values.mean(1), values.mean(0)
+        overall["ece"] = host_metrics.reliability(link(z, Task.labels), targets).error
+    return _RawMetrics(overall | _means(per_example), per_label, per_example)
 
 
 def _number_metrics(scores: np.ndarray, targets: np.ndarray) -> _RawMetrics:
     t = targets.reshape(scores.shape).astype(np.float64)
     squared_errors = np.square(scores - t)
     deviations = np.sum(np.square(t - t.mean(0)), 0)
+    mean_squares = squared_errors.mean(0)
     per_number = {
-        "mse": squared_errors.mean(0),
+        "mse": mean_squares,
+        "rmse": np.sqrt(mean_squares),
         "mae": np.abs(scores - t).mean(0),
         "r2": 1 - squared_errors.sum(0) / np.where(deviations > 0, deviations, np.nan),
     }
     overall = {name: np.mean(values) for name, values in per_number.items()}
+    overall["rmse"] = np.sqrt(overall["mse"])
     return _RawMetrics(overall, per_number, {"mse": squared_errors.mean(1)})
+
+
+def rank_classes(logits: np.ndarray, labels: np.ndarray) -> Iterator[RankingCurve | None]:
+    """Rank the examples by the probability of each class, against the rest.
+
+    The logit of a class alone does not rank them, and probabilities round to ties at 1, so that the
+    logarithms of the probabilities are ranked, one class after another.
+
+    Args:
+        logits: `[N, K]`.
+        labels: classes, `[N]`.
+
+    Yields:
+        The curve of each class; None if a score is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import evaluation
+        >>> logits, labels = np.array([[2.0, 1.0], [9.0, 7.0], [0.0, 1.0]]), np.array([0, 1, 1])
+        >>> [curve.roc_auc for curve in evaluation.rank_classes(logits, labels)]
+        [0.5, 0.5]
+    """
+    normalizers = np.concatenate([host_metrics.log_normalizers(z) for z in _blocks(logits)])
+    largest = logits.max(1)
+    for index in range(logits.shape[1]):
+        z = logits[:, index]
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            distance = np.where(z == largest, 0.0, z - largest.astype(np.float64))
+        yield ranking_curves.rank(distance - normalizers, labels == index)
 
 
 def _class_scores(scores: np.ndarray) -> np.ndarray:
@@ -383,42 +451,34 @@ def _class_scores(scores: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(scores), scores], axis=1)
 
 
-def _count_metrics(counts: metrics.Counts) -> dict[str, Array]:
+def _count_metrics(counts: host_metrics.Counts) -> dict[str, np.ndarray]:
     """Return the metrics of each class or label that depend on counts alone."""
-    return {
-        "precision": metrics.precision(counts),
-        "recall": metrics.recall(counts),
-        "f1": metrics.f1(counts),
-        "support": counts.true_positive + counts.false_negative,
-    }
+    return {name: getattr(counts, name) for name in ("precision", "recall", "f1", "support")}
 
 
-def _ranking_metrics(confidences: Array, targets: Array, weights: Array) -> dict[str, Array]:
-    """Return the metrics of each class or label that depend on the order of its scores.
-
-    Classes are sorted one after another: all at once would take many copies of the scores.
-    """
-
-    def rank_class(column: tuple[Array, Array]) -> dict[str, Array]:
-        return {
-            "roc_auc": metrics.roc_auc(*column, weights=weights),
-            "average_precision": metrics.average_precision(*column, weights=weights),
-        }
-
-    return jax.lax.map(rank_class, (confidences.T, targets.T))
+def _ranking_metrics(curves: Iterable[RankingCurve | None]) -> dict[str, np.ndarray]:
+    """Return the metrics of each class or label that depend on the order of its scores."""
+    undefined = (np.nan,) * len(_RANKINGS)
+    rows = [undefined if c is None else [getattr(c, name) for name in _RANKINGS] for c in curves]
+    return dict(zip(_RANKINGS, np.array(rows).T, strict=True))
 
 
-def _f1_averages(counts: metrics.Counts) -> dict[str, Array]:
-    return {
-        "macro_f1": metrics.macro(metrics.f1(counts)),
-        "micro_f1": metrics.f1(metrics.micro(counts)),
-    }
+def _f1_averages(counts: host_metrics.Counts) -> dict[str, float]:
+    return {"macro_f1": _mean_of_defined(counts.f1), "micro_f1": counts.total().f1[0]}
 
 
-def _weighted_means(per_example: dict[str, Array], weights: Array) -> dict[str, Array]:
-    return {
-        name: losses.weighted_mean(values, weights=weights) for name, values in per_example.items()
-    }
+def _mean_of_defined(values: np.ndarray) -> float:
+    is_defined = ~np.isnan(values)
+    return float(values[is_defined].mean()) if is_defined.any() else np.nan
+
+
+def _concatenate(blocks: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    columns = list(blocks)
+    return {name: np.concatenate([block[name] for block in columns]) for name in columns[0]}
+
+
+def _means(per_example: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in per_example.items()}
 
 
 def _rows(names: tuple[str, ...], per_item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -435,28 +495,35 @@ def _rows(names: tuple[str, ...], per_item: Mapping[str, Any]) -> list[dict[str,
     ]
 
 
-def _mean_loss(scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName) -> Array:
-    """Return the mean loss of the scores, which are the logits of a model with identity weights."""
-    identity = LinearParams(jnp.eye(scores.shape[1], dtype=jnp.float32), None)
-    z, t, weights = _pad(scores, targets)
-    loss_function = defaults.make_loss(loss, schema)
-    result = training.evaluate(identity, z, t, loss=loss_function, weights=weights, score=None)
-    return result["loss"]
+def _mean_loss(scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName) -> float:
+    """Return the mean of the loss that was fitted, one value per example: `defaults.make_loss`."""
+    blocks = _blocks(scores, targets)
+    sums = [np.sum(_example_losses(z, t, schema.task, loss)) for z, t in blocks]
+    return float(np.sum(sums) / len(scores))
 
 
-def _intervals(per_example: dict[str, Array], size: int) -> dict[str, list[Array]]:
-    """Return bootstrap intervals of means; the values after the first `size` are padding."""
+def _example_losses(z: np.ndarray, t: np.ndarray, task: Task, loss: LossName) -> np.ndarray:
+    if loss == LossName.softmax:
+        return host_metrics.cross_entropy(z, t)
+    if loss == LossName.hinge:
+        return host_metrics.hinge(z, t)
+    t = t[:, None] == np.arange(z.shape[1]) if task is Task.classes and z.shape[1] > 1 else t
+    t = t.reshape(z.shape)
+    if loss == LossName.sigmoid:
+        return host_metrics.binary_cross_entropy(z, t)
+    return np.square(z - t.astype(np.float64))
+
+
+def _intervals(per_example: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Return bootstrap intervals of means."""
     names = [name for name in ("accuracy", "nll", "mse") if name in per_example]
-    columns = [jnp.asarray(per_example[name][:size], jnp.float32) for name in names]
-    num_resamples = min(1000, max(200, 2 * 10**8 // size))  # takes some seconds at most
-    interval = metrics.bootstrap(
-        _column_means, (jnp.stack(columns, 1),), key=jax.random.key(0), resamples=num_resamples
-    )
-    return {f"{name}_interval": [interval.low[k], interval.high[k]] for k, name in enumerate(names)}
-
-
-def _column_means(table: Array) -> Array:
-    return jnp.mean(table, 0)
+    values = np.stack([per_example[name] for name in names], 1)
+    resamples = min(1000, max(200, 2 * 10**8 // len(values)))  # takes some seconds at most
+    ends = host_metrics.bootstrap_means(values, resamples=resamples).tolist()
+    intervals = {f"{name}_interval": pair for name, pair in zip(names, ends, strict=True)}
+    if "mse_interval" in intervals:
+        intervals["rmse_interval"] = np.sqrt(intervals["mse_interval"]).tolist()
+    return intervals
 
 
 def _to_json(value: Any) -> Any:
@@ -486,6 +553,9 @@ MAX_CALIBRATION_EXAMPLES = 50_000
 
 Of more examples, every second or third (and so on) is taken.
 """
+
+MAX_HOST_CLASSES = 200
+"""The largest number of classes that are calibrated on the host, with a Hessian as a matrix."""
 
 
 def calibrate(
@@ -517,12 +587,8 @@ def calibrate(
         >>> evaluation.calibrate(few, few, schema, loss="sigmoid")["temperature"]
         {'skipped': 'it needs 30 validation examples, and there are 3'}
     """
-    methods: dict[str, Callable[..., calibration.Fit]] = {
-        "temperature": calibration.temperature_scaling,
-        "vector": calibration.vector_scaling,
-    }
     result: dict[str, Any] = {}
-    for name, fit in methods.items():
+    for name, fit in _SCALINGS.items():
         reason = _reason_to_skip(name, *validation, schema, loss)
         if reason is None:
             result[name] = _fit_calibration(fit, validation, test, schema, loss)
@@ -531,8 +597,27 @@ def calibrate(
     return _to_json(result)
 
 
+def _fit_temperature(logits: np.ndarray, targets: np.ndarray) -> Scaling:
+    if logits.shape[1] <= MAX_HOST_CLASSES:
+        return host_calibration.fit_temperature(logits, targets)
+    return _to_scaling(calibration.temperature_scaling(logits, targets))
+
+
+def _fit_vector(logits: np.ndarray, targets: np.ndarray) -> Scaling:
+    if logits.shape[1] <= MAX_HOST_CLASSES:
+        return host_calibration.fit_vector(logits, targets)
+    return _to_scaling(calibration.vector_scaling(logits, targets))
+
+
+def _to_scaling(fitted: calibration.Fit) -> Scaling:
+    return Scaling(np.asarray(fitted.scale), np.asarray(fitted.bias), bool(fitted.converged))
+
+
+_SCALINGS = {"temperature": _fit_temperature, "vector": _fit_vector}
+
+
 def _fit_calibration(
-    fit: Callable[..., calibration.Fit],
+    fit: Callable[[np.ndarray, np.ndarray], Scaling],
     validation: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     schema: Schema,
@@ -540,15 +625,13 @@ def _fit_calibration(
 ) -> dict[str, Any]:
     scores, targets = validation
     every = slice(None, None, -(-len(scores) // MAX_CALIBRATION_EXAMPLES))
-    logits = _require_logits(scores, schema, loss)
-    z, t, weights = _pad(logits[every], targets[every], min_size=512)
-    fitted = fit(z, t, weights=weights)
+    scaling = fit(_require_logits(scores, schema, loss)[every], targets[every])
     return {
-        "scale": np.asarray(fitted.scale).tolist(),
-        "bias": np.asarray(fitted.bias).tolist(),
-        "converged": fitted.converged,
-        "validation": _before_and_after(fitted, *validation, schema, loss),
-        "test": _before_and_after(fitted, *test, schema, loss),
+        "scale": scaling.scale.tolist(),
+        "bias": scaling.bias.tolist(),
+        "converged": scaling.converged,
+        "validation": _before_and_after(scaling, *validation, schema, loss),
+        "test": _before_and_after(scaling, *test, schema, loss),
     }
 
 
@@ -582,25 +665,19 @@ def _require_logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.nd
 
 
 def _before_and_after(
-    fitted: calibration.Fit, scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName
-) -> dict[str, list[Array]]:
-    z, t, weights = map(jnp.asarray, _pad(_require_logits(scores, schema, loss), targets))
-    before, after = _nll_and_ece(z, t, weights), _nll_and_ece(fitted.apply(z), t, weights)
+    scaling: Scaling, scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: LossName
+) -> dict[str, list[float]]:
+    z = _require_logits(scores, schema, loss)
+    before, after = (_nll_and_ece(logits, targets) for logits in (z, scaling.apply(z)))
     return {"nll": [before[0], after[0]], "ece": [before[1], after[1]]}
 
 
-@jax.jit
-def _nll_and_ece(logits: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
-    if targets.ndim == 1:
-        return (
-            metrics.negative_log_likelihood(logits, targets, weights=weights),
-            metrics.expected_calibration_error(logits, targets, weights=weights).error,
-        )
-    nll = jnp.mean(metrics.log_loss(logits, targets, weights=weights))
-    return nll, _label_ece(logits, targets, weights)
-
-
-def _label_ece(logits: Array, targets: Array, weights: Array) -> Array:
-    """Return the expected calibration error of all labels together."""
-    label_weights = jnp.broadcast_to(weights[:, None], logits.shape)
-    return metrics.reliability(links.sigmoid(logits), targets, weights=label_weights).error
+def _nll_and_ece(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    is_softmax = targets.ndim == 1
+    loss = host_metrics.cross_entropy if is_softmax else host_metrics.binary_cross_entropy
+    p = link(logits, Task.classes if is_softmax else Task.labels)
+    if is_softmax:
+        p, outcomes = p.max(1), logits.argmax(1) == targets
+    else:
+        outcomes = targets
+    return float(loss(logits, targets).mean()), host_metrics.reliability(p, outcomes).error

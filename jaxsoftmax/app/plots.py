@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
+from jaxsoftmax.app.host_metrics import Reliability
 from jaxsoftmax.app.text import JOINERS, replace_unprintable, shorten
-from jaxsoftmax.metrics import Reliability
 
 PALETTE = {
     "page": "#ffffff",
@@ -325,7 +325,8 @@ def reliability_diagram(before: Reliability, *, after: Reliability | None = None
     bin.
 
     Args:
-        before: the result of `metrics.expected_calibration_error` or `metrics.reliability`.
+        before: the result of `metrics.expected_calibration_error`, `metrics.reliability` or
+            `host_metrics.reliability`.
         after: the same for calibrated probabilities.
 
     Returns:

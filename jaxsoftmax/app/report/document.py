@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxsoftmax import links, metrics
-from jaxsoftmax.app import evaluation, plots
+from jaxsoftmax.app import evaluation, host_metrics, plots
 from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
@@ -173,8 +172,7 @@ class _Context:
         """Return the probabilities of scale times the logits; None where the loss has none."""
         if self.logits is None:
             return None
-        link = links.sigmoid if self.task is Task.labels else links.softmax
-        return np.asarray(link(np.float32(scale) * self.logits))
+        return evaluation.link(scale * self.logits, self.task)
 
     @property
     def confusion_counts(self) -> np.ndarray:
@@ -478,15 +476,15 @@ def _render_calibration_table(calibrations: Mapping[str, Any]) -> str:
     return page.table(title, headings, rows, align="lrrrr") + notes
 
 
-def _compute_reliability(context: _Context, scale: float = 1.0) -> metrics.Reliability | None:
+def _compute_reliability(context: _Context, scale: float = 1.0) -> host_metrics.Reliability | None:
     """Return the reliability of the probabilities of all labels, or of the predicted class."""
     probabilities = context.compute_probabilities(scale)
     if probabilities is None:
         return None
     if context.task is Task.labels:
-        return metrics.reliability(probabilities, context.targets)
+        return host_metrics.reliability(probabilities, context.targets)
     is_right = probabilities.argmax(1) == context.targets
-    return metrics.reliability(probabilities.max(1), is_right)
+    return host_metrics.reliability(probabilities.max(1), is_right)
 
 
 def _render_weights(context: _Context) -> str:

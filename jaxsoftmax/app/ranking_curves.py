@@ -1,0 +1,102 @@
+"""ROC and precision-recall curves, the areas under them, and the thresholds between decisions."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class RankingCurve(NamedTuple):
+    """What each threshold predicts: the examples at or above it, the highest threshold first.
+
+    There is one entry for each distinct confidence, so that the order of ties decides nothing.
+    """
+
+    thresholds: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+
+    @property
+    def positives(self) -> int:
+        """The number of positive examples."""
+        return int(self.true_positives[-1])
+
+    @property
+    def negatives(self) -> int:
+        """The number of negative examples."""
+        return int(self.false_positives[-1])
+
+    @property
+    def recall(self) -> np.ndarray:
+        """The share of the positives that are predicted, the true positive rate."""
+        return divide(self.true_positives, self.positives)
+
+    @property
+    def false_positive_rate(self) -> np.ndarray:
+        """The share of the negatives that are predicted."""
+        return divide(self.false_positives, self.negatives)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """The share of the predictions that are right."""
+        return divide(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def roc_auc(self) -> float:
+        """The area under the ROC curve, by trapezoids; NaN without a positive or a negative."""
+        if not (self.positives and self.negatives):
+            return np.nan
+        x, y = (np.append(0.0, rate) for rate in (self.false_positive_rate, self.recall))
+        return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
+
+    @property
+    def average_precision(self) -> float:
+        """The mean precision over the positives, by steps; NaN without a positive."""
+        if not self.positives:
+            return np.nan
+        return float(np.sum(np.diff(self.recall, prepend=0.0) * self.precision))
+
+
+def rank(confidences: np.ndarray, targets: np.ndarray) -> RankingCurve | None:
+    """Rank examples by their confidence.
+
+    Args:
+        confidences: `[N]`, any number that grows with the belief that the target is 1.
+        targets: 0 or 1, `[N]`.
+
+    Returns:
+        The curve of all thresholds; None if a confidence is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import ranking_curves
+        >>> curve = ranking_curves.rank(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
+        >>> curve.roc_auc, curve.true_positives.tolist()
+        (0.875, [1, 2, 2])
+    """
+    if np.isnan(confidences).any():
+        return None
+    order = np.argsort(-confidences, kind="stable")
+    ranked, is_positive = confidences[order], targets[order] == 1
+    is_last = np.append(ranked[1:] != ranked[:-1], True)
+    true_positives = np.cumsum(is_positive)[is_last]
+    predicted = np.flatnonzero(is_last) + 1
+    return RankingCurve(ranked[is_last], true_positives, predicted - true_positives)
+
+
+def divide(part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
+    """Return part / whole, or 0 where the whole is 0.
+
+    Args:
+        part: numbers.
+        whole: numbers, or one number.
+
+    Returns:
+        float64.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import ranking_curves
+        >>> print(ranking_curves.divide(np.array([1, 0]), np.array([2, 0])))
+        [0.5 0. ]
+    """
+    return part / np.where(np.equal(whole, 0), 1, whole)
