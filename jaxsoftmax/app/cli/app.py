@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import jaxsoftmax
+from jaxsoftmax.app import user_cache
 from jaxsoftmax.app.cli import errors, existence, options
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ def _implemented_in(module: str) -> Callable[[Callable[..., None]], Callable[...
         def command(**given: Any) -> None:
             with errors.exit_on_error():
                 existence.check(given)
+                user_cache.keep_programs()
                 import_module(f"{__package__}.{module}").run(**given)
 
         return command
@@ -53,7 +55,12 @@ def _jaxsoftmax(
         ),
     ] = False,
 ) -> None:
-    """Softmax, logistic and linear regression in JAX."""
+    """Softmax, logistic and linear regression in JAX.
+
+    Compiled programs and decoded images are kept in a cache (see jaxsoftmax cache).
+    The exit status is 2 for a command or data that are not as they should be, 1 for what
+    went wrong with them, and 130 for Ctrl-C.
+    """
 
 
 @app.command(no_args_is_help=True)
@@ -198,3 +205,21 @@ def evaluate(
     The intervals are computed from 1,000 bootstrap resamples of the
     examples.
     """
+
+
+@app.command()
+def cache(clear: options.ClearCache = False) -> None:
+    """Show the cache of compiled programs and decoded images, or clear it.
+
+    JAXSOFTMAX_CACHE_DIR names another folder for it, or switches it off if it is "off". At most
+    2 GB are kept.
+    """
+    with errors.exit_on_error():
+        folder = user_cache.folder()
+        if folder is None:
+            typer.echo(f"there is no cache: {user_cache.VARIABLE} is off")
+            return
+        size = f"{user_cache.size(folder) / 1e6:,.1f} MB"
+        if clear:
+            user_cache.clear(folder)
+        typer.echo(f"{'cleared ' if clear else ''}{size}: {folder}")

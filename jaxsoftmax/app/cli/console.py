@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -16,7 +16,9 @@ from jaxsoftmax.app.data.dataset import Dataset, Task
 from jaxsoftmax.app.data.dataset import Progress as Callback
 from jaxsoftmax.app.evaluation import TITLES, format_metric, separate_items
 from jaxsoftmax.app.text import replace_unprintable
-from jaxsoftmax.solvers import Solution
+
+if TYPE_CHECKING:  # for `probe` alone, which imports the solvers
+    from jaxsoftmax.solvers import Solution
 
 MAX_TABLE_ROWS = 20  # of more classes, labels or numbers, the worst are shown
 MAX_EPOCH_LINES = 10  # epochs that are printed in a pipe, besides the first and the last
@@ -191,7 +193,7 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     )
 
 
-def format_certificate(C: float, solution: Solution) -> str:
+def format_certificate(C: float, solution: "Solution") -> str:
     """Format the proven distance of a solution from the optimum.
 
     Args:

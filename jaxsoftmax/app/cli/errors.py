@@ -21,7 +21,7 @@ def exit_on_error() -> Iterator[None]:
         yield
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         # A file's name or a cell may hold characters that control a terminal.
-        typer.echo(f"jaxsoftmax: {replace_unprintable(str(error), keep='\n')}", err=True)
+        typer.echo(f"jaxsoftmax: {replace_unprintable(_describe(error), keep='\n')}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
     except KeyboardInterrupt as interrupt:
         typer.echo("jaxsoftmax: interrupted, nothing was saved", err=True)
@@ -35,3 +35,13 @@ def naming(data: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{data}, {error}") from error
+
+
+_EXTRA = {"safetensors", "pyarrow", "PIL"}
+
+
+def _describe(error: Exception) -> str:
+    """Return the message of an error, and for a package of an extra how to install it."""
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
+        return f"this command needs {error.name}: pip install 'jaxsoftmax[cli]'"
+    return str(error)

@@ -399,3 +399,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only the name of the written file.")
 ]
+
+# The option of cache.
+
+ClearCache = Annotated[bool, typer.Option("--clear", help="Remove all that the cache holds.")]
