@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from jaxsoftmax.app import user_cache
 from jaxsoftmax.app.cli.app import app
+from jaxsoftmax.app.data import image_cache
+from jaxsoftmax.app.data.image_cache import Images
 
 
 def test_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +76,36 @@ def test_programs_are_kept_until_they_are_cleared(
     assert not list((tmp_path / "cache").iterdir())
     monkeypatch.setenv(user_cache.VARIABLE, "off")
     assert "JAXSOFTMAX_CACHE_DIR is off" in CliRunner().invoke(app, ["cache"]).output
+
+
+def test_decoded_images_are_kept_by_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
+    source = tmp_path / "digits"
+    source.mkdir()
+    (source / "records").write_bytes(b"first")
+    images = Images(np.arange(12, dtype=np.uint8).reshape(3, 4), np.array([2, 0, 1]))
+    decoded = []
+
+    def read() -> Images:
+        def decode() -> Images:
+            decoded.append(1)
+            return images
+
+        return image_cache.load_or_decode(source, "train", decode)
+
+    for expected in (1, 1):
+        np.testing.assert_array_equal(read().pixels, images.pixels)
+        assert len(decoded) == expected
+    assert isinstance(read().pixels, np.memmap)
+    (source / "records").write_bytes(b"other")  # of the same size
+    np.testing.assert_array_equal(read().labels, images.labels)
+    assert len(decoded) == 2
+    for path in (tmp_path / "cache" / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:-3])  # damaged
+    np.testing.assert_array_equal(read().pixels, images.pixels)
+    assert len(decoded) == 3
+    monkeypatch.setattr(user_cache, "LIMIT", 20)  # of which 12 bytes are more than half
+    (source / "records").write_bytes(b"third")
+    assert all(read().labels is images.labels for _ in range(2))

@@ -130,7 +130,13 @@ def read(
     dialect = Dialect(*(given.pop(option) for option in _DIALECT_OPTIONS))
     with console.reading_progress(screen, name) as progress:
         split = data.read(
-            name, model.schema, targets=targets, dialect=dialect, progress=progress, **given
+            name,
+            model.schema,
+            targets=targets,
+            dialect=dialect,
+            use_cache=True,
+            progress=progress,
+            **given,
         )
     for note in split.notes:
         screen.print(replace_unprintable(note))
@@ -174,7 +180,9 @@ def _load(screen: Console, options: DataOptions) -> Dataset:
             if option != "task":
                 flag = option.replace("_", "-")
                 raise ValueError(f"--{flag} is for files; {name} is the name of a data set")
-        return data.load(name, data_dir=data_dir, download=download, progress=progress)
+        return data.load(
+            name, data_dir=data_dir, download=download, use_cache=True, progress=progress
+        )
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxsoftmax.app.data import image_cache
 from jaxsoftmax.app.data.dataset import Dataset, Progress, Schema, Split, Task
+from jaxsoftmax.app.data.image_cache import Images
 from jaxsoftmax.app.data.splits import TEST, TRAIN, VALIDATION, assign_folds, assign_splits
 from jaxsoftmax.app.names import EMBEDDED, PREPARED
 
@@ -32,13 +34,19 @@ Convert it once, with TensorFlow:
 
 
 def load(
-    name: str, *, data_dir: str | Path | None = None, download: bool = False, progress: Progress
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    use_cache: bool = False,
+    progress: Progress,
 ) -> Dataset:
     """Read a prepared data set; `data.load` documents the names and the splits."""
     builder = _find_builder(name, data_dir, download=download)
     feature_key, label_key = _find_keys(builder)
     train, *others = _split_names(builder)
-    splits = _read_splits(builder, [train, *others], feature_key, label_key, progress)
+    keys = (feature_key, label_key)
+    splits = _read_splits(builder, [train, *others], keys, use_cache, progress)
     classes, splits = _encode_classes(builder, label_key, splits)
     train_examples = splits.pop(train)
     assignment = _assign_splits(name, train_examples.targets, splits)
@@ -228,9 +236,9 @@ def _is_label(feature: Any) -> bool:
 
 
 def _read_splits(
-    builder: Any, names: list[str], feature_key: str, label_key: str, progress: Progress
+    builder: Any, names: list[str], keys: tuple[str, str], use_cache: bool, progress: Progress
 ) -> dict[str, Split]:
-    sources = {name: _open_split(builder, name, feature_key) for name in names}
+    sources = {name: _open_split(builder, name, keys[0]) for name in names}
     total, num_read = sum(map(len, sources.values())), 0
     splits: dict[str, Split] = {}
     for name, source in sources.items():
@@ -238,7 +246,7 @@ def _read_splits(
         def report_progress(count: int, before: int = num_read) -> None:
             progress(before + count, total)
 
-        splits[name] = _read_split(source, builder, feature_key, label_key, report_progress)
+        splits[name] = _read_split(source, builder, keys, use_cache, report_progress)
         num_read += len(source)
     return splits
 
@@ -246,15 +254,45 @@ def _read_splits(
 def _read_split(
     source: Any,
     builder: Any,
-    feature_key: str,
-    label_key: str,
+    keys: tuple[str, str],
+    use_cache: bool,
+    progress: Callable[[int], object],
+) -> Split:
+    features: np.ndarray
+    if not _is_image(builder.info.features[keys[0]]):
+        features, labels = _read_examples(source, builder, keys, np.float32, progress)
+        _check_finite(features, f"{builder.info.full_name}, {source.split}", keys[0])
+    else:
+
+        def decode() -> Images:
+            return _read_examples(source, builder, keys, np.uint8, progress)
+
+        folder, split = Path(builder.data_dir), str(source.split)
+        cached = image_cache.load_or_decode(folder, split, decode) if use_cache else decode()
+        labels = cached.labels
+        features = np.divide(cached.pixels, np.float32(255))
+    return Split(features, np.asarray(labels), np.arange(1, len(labels) + 1))
+
+
+def _check_finite(features: np.ndarray, described: str, feature_key: str) -> None:
+    if not np.isfinite(features).all():
+        row, column = np.argwhere(~np.isfinite(features))[0].tolist()
+        raise ValueError(f"{described}, example {row + 1}, {feature_key}[{column}]: not finite")
+
+
+def _read_examples(
+    source: Any,
+    builder: Any,
+    keys: tuple[str, str],
+    dtype: type,
     progress: Callable[[int], object],
     batch_size: int = 2_000,
-) -> Split:
+) -> Images:
     """Read and decode in batches: one request for many records is several times faster."""
+    feature_key, label_key = keys
     feature = builder.info.features[feature_key]
     is_image, shape = _is_image(feature), feature.shape
-    features = np.empty((len(source), int(np.prod(shape))), np.float32)
+    features: np.ndarray = np.empty((len(source), int(np.prod(shape))), dtype)
     labels = np.empty(len(source), np.int64)
     for start in range(0, len(source), batch_size):
         rows = range(start, min(start + batch_size, len(source)))
@@ -264,15 +302,7 @@ def _read_split(
             features[row] = (_decode(value, shape) if is_image else value).reshape(-1)
             labels[row] = example[label_key]
         progress(rows.stop)
-    if is_image:
-        features /= 255
-    elif not np.isfinite(features).all():
-        row, column = np.argwhere(~np.isfinite(features))[0].tolist()
-        raise ValueError(
-            f"{builder.info.full_name}, {source.split}, example {row + 1}, "
-            f"{feature_key}[{column}]: not finite"
-        )
-    return Split(features, labels, np.arange(1, len(labels) + 1))
+    return Images(features, labels)
 
 
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}

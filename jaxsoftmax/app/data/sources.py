@@ -35,6 +35,7 @@ def load(
     *,
     data_dir: str | Path | None = None,
     download: bool = False,
+    use_cache: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """Load a data set by name, always with the same split.
@@ -56,6 +57,8 @@ def load(
             which is the environment variable TFDS_DATA_DIR or `~/tensorflow_datasets`.
         download: whether to prepare the data set in data_dir if it is missing, which takes a
             network and, for most names, TensorFlow.
+        use_cache: whether to keep decoded images in the cache of the command line (`user_cache`),
+            and to read them from there.
         progress: called with the number of examples read and the total number, while reading
             takes long.
 
@@ -85,6 +88,7 @@ def load(
         name,
         data_dir=data_dir,
         download=download,
+        use_cache=use_cache,
         progress=progress or (lambda num_read, total: None),
     )
 
@@ -98,6 +102,7 @@ def read(
     split: str = "test",
     data_dir: str | Path | None = None,
     dialect: Dialect = DETECT,
+    use_cache: bool = False,
     progress: Progress | None = None,
 ) -> Split:
     """Read more data for a fitted model.
@@ -111,6 +116,7 @@ def read(
         split: the split of a named data set: train, validation or test as `load` splits it.
         data_dir: as in `load`.
         dialect: what is known of the dialect of a file of text.
+        use_cache: as in `load`.
         progress: called with the number of rows read and the total number.
 
     Returns:
@@ -132,7 +138,7 @@ def read(
         )
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be train, validation or test, got {split!r}")
-    dataset = load(str(source), data_dir=data_dir, progress=progress)
+    dataset = load(str(source), data_dir=data_dir, use_cache=use_cache, progress=progress)
     examples: Split = getattr(dataset, split)
     if dataset.schema.num_features != schema.num_features:
         raise ValueError(
