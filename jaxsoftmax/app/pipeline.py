@@ -29,7 +29,7 @@ class Choices:
         optimizer: the optimizer.
         settings: the settings of the optimizer.
         patience: the number of epochs without a lower validation loss after which to stop, or None.
-        seed: the seed of the initial weights and of the order of minibatches.
+        seed: the seed of the order of minibatches.
     """
 
     loss: LossName
@@ -152,7 +152,6 @@ def train(
     # On a CPU device_put shares memory where jnp.asarray would copy: large data fit once.
     x, t = map(jax.device_put, dataset.train[:2])
     validation = tuple(map(jax.device_put, dataset.validation[:2]))
-    key = jax.random.key(choices.seed)
     # The schema has all classes, some of which may be absent from the training targets.
     num_scores = defaults.num_scores(dataset.schema, choices.loss)
     return training.fit(
@@ -160,8 +159,9 @@ def train(
         x,
         t,
         optimizer=defaults.make_optimizer(choices.optimizer, settings, num_examples=len(x)),
-        key=key,
-        params=linear.init(x.shape[1], num_scores, key=jax.random.split(key)[0]),
+        key=jax.random.key(choices.seed),
+        # All losses here are convex: zeros lead to the optimum too, and need no program.
+        params=linear.init(x.shape[1], num_scores),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         validation=validation,

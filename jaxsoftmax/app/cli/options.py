@@ -278,7 +278,7 @@ Seed = Annotated[
         metavar="N",
         min=0,
         max=2**32 - 1,
-        help="Seed of the initial weights and of the order of minibatches.",
+        help="Seed of the order of minibatches.",
         rich_help_panel=FIT,
     ),
 ]
