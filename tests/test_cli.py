@@ -23,7 +23,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jaxsoftmax
-from jaxsoftmax.app import data, evaluation, pipeline, run_folder
+from jaxsoftmax.app import data, evaluation, pipeline, run_folder, user_cache
 from jaxsoftmax.app.cli import console, interrupts
 from jaxsoftmax.app.cli.app import app
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Task
@@ -38,6 +38,7 @@ PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100", "FORCE_COLOR": None}
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where runs/ is made
+    monkeypatch.setenv(user_cache.VARIABLE, "off")
 
 
 def call(*arguments: str) -> Result:
@@ -781,6 +782,7 @@ def test_a_terminal_gets_a_bar_with_time_left(environment: dict[str, str]) -> No
     assert process.wait() == 0
     text = shown.decode()
     assert "epoch 200/200" in text
+    assert 0 < text.find("compiling") < text.find("epoch "), "before the first epoch"
     assert "\u2501" in text, "the bar"
     assert "accuracy" in text
     assert "00:0" in text, "time left"

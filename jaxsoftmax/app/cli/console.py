@@ -77,13 +77,16 @@ def epoch_progress(console: Console, epochs: int) -> Iterator[Callable[[Mapping[
     """
     is_live, interval = _is_live(console), math.ceil(epochs / MAX_EPOCH_LINES)
     with Progress(*_columns(), console=console, disable=not is_live) as bar:
-        task = bar.add_task("epoch", total=epochs, figures="")
+        # Without a total the bar moves by itself, until the first epoch is compiled and over.
+        task = bar.add_task("compiling", total=None, figures="")
 
         def callback(metrics: Mapping[str, Any]) -> None:
             _check_finite(metrics)
             epoch, figures = metrics["epoch"], _format_epoch(metrics)
             description = f"epoch {epoch}/{epochs}"
-            bar.update(task, completed=epoch, figures=figures, description=description)
+            bar.update(
+                task, total=epochs, completed=epoch, figures=figures, description=description
+            )
             if not is_live and (epoch % interval == 0 or epoch in (1, epochs)):
                 console.print(f"{description}: {figures}")
 
@@ -108,11 +111,11 @@ def sweep_progress(
     """
     is_live = _is_live(console)
     with Progress(*_columns(), console=console, disable=not is_live) as bar:
-        task = bar.add_task("sweeping C", total=points, figures="")
+        task = bar.add_task("sweeping C", total=None, figures="")  # moves before the first
 
         def callback(stage: Mapping[str, Any]) -> None:
             figures = f"C = {stage['C']:.4g}: {sum(stage['converged'])} of {folds} certified"
-            bar.update(task, completed=stage["stage"], figures=figures)
+            bar.update(task, total=points, completed=stage["stage"], figures=figures)
             if not is_live:
                 console.print(f"{stage['stage']}/{points}, {figures}")
 
