@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 import jaxsoftmax
 from jaxsoftmax import linear
-from jaxsoftmax.app import run_folder
+from jaxsoftmax.app import folder_lock, run_folder
 from jaxsoftmax.app.data.dataset import Schema, Task
 from jaxsoftmax.app.data.preprocessing import Preprocessing
 from jaxsoftmax.linear import LinearParams
@@ -26,7 +26,6 @@ from jaxsoftmax.linear import LinearParams
 HISTORY = {"loss": np.array([1.5, 0.1], np.float32), "accuracy": np.array([0.5, 1.0])}
 SCHEMA = Schema(Task.classes, ("a", "b", "ç"), shape=(5,), columns=tuple("vwxyz"), target=("t",))
 PLAIN = {"model.safetensors", "model.json", "metrics.json", "history.csv"}
-SECOND = {"model.2.safetensors", "model.json", "metrics.2.json", "history.2.csv"}
 
 
 def make(bias: bool = True, seed: int = 0, **of_model: object) -> run_folder.Model:
@@ -148,23 +147,63 @@ def test_numbered_folders_are_distinct(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_replaced_leaves_nothing(tmp_path: Path) -> None:
-    for seed, expected in enumerate([PLAIN, SECOND, PLAIN, SECOND]):
+    for seed in range(4):
         save(tmp_path, seed)
         assert seed_of(tmp_path) == seed
-        assert names(tmp_path) == expected
+        assert names(tmp_path) == PLAIN, "the promised names"
+        assert json.loads((tmp_path / "metrics.json").read_text()) == {"seed": seed}
 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
-    for name in ("metrics.json", "notes.txt", "report.html", "model.2.bin"):
+    others = ("notes.txt", "report.html", "model.2.bin")
+    for name in others:
         (tmp_path / name).write_text("mine")
     save(tmp_path, 1)
     save(tmp_path, 2)
     assert seed_of(tmp_path) == 2
-    assert all(
-        (tmp_path / name).read_text() == "mine"
-        for name in ("metrics.json", "notes.txt", "report.html", "model.2.bin")
-    )
-    assert len(names(tmp_path)) == 4 + 4
+    assert all((tmp_path / name).read_text() == "mine" for name in others)
+    assert len(names(tmp_path)) == 4 + 3
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "report.html"])
+def test_no_other_file_has_a_promised_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"{name} already exists, and does not belong to"):
+        run_folder.make_folder(tmp_path, overwrite=True)
+    if name == "report.html":
+        save(tmp_path)  # which writes none
+    write = {
+        "metrics.json": lambda: save(tmp_path),
+        "report.html": lambda: run_folder.add(tmp_path, name, lambda path: path.write_text("")),
+    }
+    with pytest.raises(FileExistsError, match=rf"{name} already exists, and does not belong to"):
+        write[name]()
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_two_processes_that_save_one_run_do_not_mix_it(tmp_path: Path) -> None:
+    """Without a lock: the header that is written last is of the run that was saved last."""
+    save(tmp_path, 1)
+
+    def write_slowly(path: Path) -> None:
+        save(tmp_path, 2)
+        path.write_text("of the first run")
+
+    with pytest.raises(FileExistsError, match="another process saved a run there"):
+        run_folder.add(tmp_path, "report.html", write_slowly)
+    assert seed_of(tmp_path) == 2
+    assert names(tmp_path) == PLAIN
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with (
+        folder_lock.hold(tmp_path),
+        pytest.raises(BlockingIOError, match="is in use by another process"),
+        folder_lock.hold(tmp_path),
+    ):
+        pass
+    with folder_lock.hold(tmp_path):
+        assert not names(tmp_path)
 
 
 def test_what_is_added_belongs_to_the_run(tmp_path: Path) -> None:
@@ -172,9 +211,9 @@ def test_what_is_added_belongs_to_the_run(tmp_path: Path) -> None:
     path = run_folder.add(tmp_path, "report.html", lambda path: path.write_text("<p>"))
     assert (path.name, run_folder.read(tmp_path, "report.html")) == ("report.html", b"<p>")
     save(tmp_path, 1)
-    assert names(tmp_path) == SECOND
+    assert names(tmp_path) == PLAIN, "no page of the run that is replaced"
     path = run_folder.add(tmp_path, "report.html", lambda path: path.write_text("<b>"))
-    assert (path.name, run_folder.read(tmp_path, "report.html")) == ("report.2.html", b"<b>")
+    assert (path.name, run_folder.read(tmp_path, "report.html")) == ("report.html", b"<b>")
     assert seed_of(tmp_path) == 1
 
 
@@ -264,7 +303,7 @@ def test_killed_at_any_line_a_save_leaves_the_old_run_or_the_new(tmp_path: Path)
     seeds = [seed_of(folder) for folder in folders]
     assert seeds == sorted(seeds), "the old ones first"
     assert set(seeds) == {1, 2}
-    assert names(folders[-1]) == SECOND
+    assert names(folders[-1]) == PLAIN
     for folder in folders:  # the next one clears up after the dead
         save(folder, 3)
         assert seed_of(folder) == 3
@@ -460,7 +499,8 @@ def test_a_header_cannot_have_other_files_removed(tmp_path: Path) -> None:
     for victim in (tmp_path / "model.safetensors", folder / "notes.txt"):
         victim.write_text("mine")
     entry = {"name": "../model.safetensors", "sha256": ""}
-    rewrite(folder, files={"model.safetensors": entry}, replaces=["notes.txt", "../x"])
+    files = json.loads((folder / "model.json").read_text())["files"]
+    rewrite(folder, files=files | {"model.safetensors": entry}, replaces=["notes.txt", "../x"])
     save(folder, 1)
     assert seed_of(folder) == 1
     assert (tmp_path / "model.safetensors").read_text() == "mine"

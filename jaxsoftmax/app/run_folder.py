@@ -1,16 +1,17 @@
 """The folder of a run: the fitted model with its header, its metrics and its history.
 
 The header, `model.json`, lists the run's other files with the SHA-256 of each. It is replaced in
-one step, after those files are complete and on the disk. If the process dies or the disk is full,
-the folder therefore holds either the previous run or the new one. A run that replaces another is
-written under file names with a generation number (`model.2.safetensors`), next to the files of the
-previous run, which are removed at the end.
+one step, after those files are complete and on the disk under names with a generation number
+(`model.2.safetensors`). Only then do they take their own names, those of the previous run. If the
+process dies or the disk is full, the folder therefore holds either the previous run or the new one:
+a file that has not taken its name yet is found by its number.
 """
 
 import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ HEADER, MODEL, METRICS, HISTORY, REPORT = (
     "history.csv",
     "report.html",
 )
-_NUMBERED_FILES = (MODEL, METRICS, HISTORY, REPORT)
+_NAMES = (MODEL, METRICS, HISTORY, REPORT)
 
 
 class Model(NamedTuple):
@@ -58,14 +59,14 @@ def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
     Args:
         folder: the folder to make, with its parents. It may exist if it is empty.
         overwrite: whether the folder may hold files. `save` then replaces the run in it and leaves
-            other files alone.
+            other files alone; none of them may have the name of a file of a run.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if the folder is not empty and overwrite is False, if it is a file, or if
-            its model.json is not the header of a run.
+        FileExistsError: if the folder is not empty and overwrite is False, if it is a file, if its
+            model.json is not the header of a run, or if it holds other files with such names.
 
     Example:
         >>> import tempfile, pathlib
@@ -79,7 +80,7 @@ def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite and any(folder.iterdir()):
         raise FileExistsError(f"output {folder} is not empty; choose another, or pass --overwrite")
-    _find_replaced_files(folder)
+    _find_replaced_files(folder, _NAMES)
     return folder
 
 
@@ -120,8 +121,7 @@ def save(
 ) -> None:
     """Write model.safetensors, metrics.json, history.csv and, last of all, model.json.
 
-    A run that is already in the folder is replaced: its files are removed once the header lists the
-    new ones.
+    A run that is already in the folder is replaced, and none of its files stays.
 
     Args:
         folder: a folder from `make_folder` or `make_numbered_folder`.
@@ -132,6 +132,8 @@ def save(
 
     Raises:
         ValueError: if the metrics contain NaN or infinity, which JSON cannot represent.
+        FileExistsError: if a file that is not of a run has one of its names, or if another process
+            saves a run at the same time.
         OSError: if a file cannot be written. The folder is then as it was before.
 
     Example:
@@ -155,27 +157,28 @@ def save(
         METRICS: encode_json(metrics),
         HISTORY: _encode_csv(history),
     }
-    replaced, generation = _find_replaced_files(folder), _free_generation(folder)
-    files = {
-        name: _file_entry(_numbered_name(name, generation), content)
-        for name, content in contents.items()
-    }
+    previous, generation = _read_bytes(folder / HEADER), _free_generation(folder)
+    replaced = _find_replaced_files(folder, contents) - contents.keys()
+    numbered = {name: _numbered_name(name, generation) for name in contents}
     header = encode_json(
         {
             **_describe_model(model),
             "generation": generation,
             "replaces": sorted(replaced),
-            "files": files,
+            "files": {name: _file_entry(name, content) for name, content in contents.items()},
         }
     )
     try:
         for name, content in contents.items():
-            atomic_files.create(folder / files[name]["name"], content)
-        _replace_header(folder, header)
+            atomic_files.create(folder / numbered[name], content)
+        _replace_header(folder, header, previous)
     except BaseException:
-        if not _has_header(folder, header):  # an interrupt may come just after the replacement
-            _remove(folder, (entry["name"] for entry in files.values()))
+        # An interrupt may come just after the replacement.
+        if _read_bytes(folder / HEADER) != header:
+            _remove(folder, numbered.values())
         raise
+    for name in contents:
+        os.replace(folder / numbered[name], folder / name)
     _remove(folder, replaced)
 
 
@@ -191,7 +194,8 @@ def add(folder: Path, name: str, write: Callable[[Path], object]) -> Path:
         The path of the file. If anything fails, the run is as it was before.
 
     Raises:
-        FileExistsError: if a file of that name exists that does not belong to the run.
+        FileExistsError: if a file of that name exists that does not belong to the run, or if
+            another process has saved a run since.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
@@ -207,20 +211,21 @@ def add(folder: Path, name: str, write: Callable[[Path], object]) -> Path:
         ...     run_folder.read(folder, "report.html")
         b'good'
     """
-    header = read_header(folder)
-    path = folder / _numbered_name(name, header["generation"])
-    if path.exists():
-        raise FileExistsError(f"{path} already exists, and does not belong to the run")
+    previous, header = _read_bytes(folder / HEADER), read_header(folder)
+    _find_replaced_files(folder, (name,))
+    numbered, written = folder / _numbered_name(name, header["generation"]), None
     try:
-        write(path)
-        atomic_files.sync(path)
-        header["files"][name] = _file_entry(path.name, path.read_bytes())
-        _replace_header(folder, encode_json(header))
+        write(numbered)
+        atomic_files.sync(numbered)
+        header["files"][name] = _file_entry(name, numbered.read_bytes())
+        written = encode_json(header)
+        _replace_header(folder, written, previous)
     except BaseException:
-        if name not in read_header(folder)["files"]:
-            path.unlink(missing_ok=True)
+        if _read_bytes(folder / HEADER) != written:
+            numbered.unlink(missing_ok=True)
         raise
-    return path
+    os.replace(numbered, folder / name)
+    return folder / name
 
 
 def load(folder: Path) -> Model:
@@ -281,14 +286,17 @@ def read(folder: Path, name: str) -> bytes:
         Traceback (most recent call last):
         FileNotFoundError: nowhere holds no run: model.json is missing
     """
-    entry = _find_file(folder, read_header(folder), name)
+    header = read_header(folder)
+    entry = _find_file(folder, header, name)
     path = folder / entry["name"]
+    # The second, if the process that saved the run died before the file took its name.
+    for candidate in (path, folder / _numbered_name(name, header.get("generation", 1))):
+        content = _read_bytes(candidate)
+        if content is not None and _sha256(content) == entry["sha256"]:
+            return content
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is incomplete: {path.name} is missing")
-    content = path.read_bytes()
-    if _sha256(content) != entry["sha256"]:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {HEADER}")
-    return content
+    raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {HEADER}")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -404,12 +412,12 @@ def _check_values(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{path}: {name} must be finite, and holds NaN or infinity")
 
 
-# File names. Generation 1 has plain names; those of generation 2 are like model.2.safetensors.
+# File names. Before they have their own, the files of generation 2 are like model.2.safetensors.
 
 
 def _numbered_name(name: str, generation: int) -> str:
     stem, suffix = name.rsplit(".", 1)
-    return name if generation == 1 else f"{stem}.{generation}.{suffix}"
+    return f"{stem}.{generation}.{suffix}"
 
 
 def _is_numbered_name(candidate: str, name: str) -> bool:
@@ -421,27 +429,31 @@ def _is_numbered_name(candidate: str, name: str) -> bool:
 def _free_generation(folder: Path) -> int:
     """Return the first generation that has no file yet, so that no file is overwritten."""
     generation = 1
-    while any((folder / _numbered_name(name, generation)).exists() for name in _NUMBERED_FILES):
+    while any((folder / _numbered_name(name, generation)).exists() for name in _NAMES):
         generation += 1
     return generation
 
 
-def _find_replaced_files(folder: Path) -> set[str]:
+def _find_replaced_files(folder: Path, new_names: Iterable[str]) -> set[str]:
     """Return the names of the files to remove when the run in the folder is replaced.
 
     These are the files that its header lists, the files that it replaced itself, and all files with
     a generation number, which a killed process may have left behind. Any other file with a plain
-    name does not belong to the run.
+    name does not belong to the run, and none of the new files may take its name.
     """
     path = folder / HEADER
-    if not path.exists():
-        return set()
-    listed = _listed_files(path)
+    listed = _listed_files(path) if path.exists() else set()
+    for name in new_names:
+        if name not in listed and (folder / name).exists():
+            raise FileExistsError(
+                f"{folder / name} already exists, and does not belong to the run; move it, or "
+                "choose another folder"
+            )
     return {
         file.name
         for file in folder.iterdir()
-        if any(_is_numbered_name(file.name, name) for name in _NUMBERED_FILES)
-        and (file.name in listed or file.name not in _NUMBERED_FILES)
+        if any(_is_numbered_name(file.name, name) for name in _NAMES)
+        and (file.name in listed or file.name not in _NAMES)
     }
 
 
@@ -451,7 +463,8 @@ def _listed_files(path: Path) -> set[str]:
         header = _read_json(path)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
-        return {*header["replaces"], *(entry["name"] for entry in header["files"].values())}
+        files = header["files"]
+        return {*header["replaces"], *files, *(entry["name"] for entry in files.values())}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FileExistsError(
             f"{path} is not the header of a run; choose another folder"
@@ -504,18 +517,27 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _replace_header(folder: Path, header: bytes) -> None:
-    """Replace the header in one step, once all files that it lists are on the disk."""
+def _replace_header(folder: Path, header: bytes, previous: bytes | None) -> None:
+    """Replace the header in one step, once all files that it lists are on the disk.
+
+    The lock of `folder_lock` keeps other processes away; where there is none, a header that is not
+    the previous one shows them.
+    """
     path = folder / HEADER
     atomic_files.sync(folder)  # the names of the new files
     atomic_files.remove_partials(path)
+    if _read_bytes(path) != previous:
+        raise FileExistsError(f"{path} was replaced meanwhile: another process saved a run there")
     atomic_files.write(path, lambda partial: partial.write_bytes(header))
     atomic_files.sync(folder)
 
 
-def _has_header(folder: Path, header: bytes) -> bool:
-    path = folder / HEADER
-    return path.is_file() and path.read_bytes() == header
+def _read_bytes(path: Path) -> bytes | None:
+    """Return the content of a file, or None if there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import jaxsoftmax
-from jaxsoftmax.app import pipeline, run_folder
+from jaxsoftmax.app import folder_lock, pipeline, run_folder
 from jaxsoftmax.app.cli import console, interrupts
 from jaxsoftmax.app.cli.inputs import PreparedData
 from jaxsoftmax.app.cli.interrupts import Interrupts
@@ -92,18 +92,21 @@ def start(options: RunOptions, default_name: str) -> Iterator[NewRun]:
 
     Raises:
         FileExistsError: if the folder of --output is not empty and may not be overwritten.
+        BlockingIOError: if another process writes a run there.
         ValueError: if --overwrite is given without --output.
     """
     with interrupts.handle_interrupts() as handled:
         # The name of a file may have characters that control a terminal.
         printable = replace_unprintable(default_name, replacement="_")
         folder = _make_folder(options, Path("runs") / printable)
-        try:
-            yield NewRun(folder, handled)
-        except BaseException:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-            raise
+        with folder_lock.hold(folder):
+            _check_folder(options)
+            try:
+                yield NewRun(folder, handled)
+            except BaseException:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+                raise
 
 
 def save(
@@ -186,6 +189,12 @@ def _make_folder(options: RunOptions, default: Path) -> Path:
     if options.overwrite:
         raise ValueError("--overwrite needs --output: without it, each run has a new folder")
     return run_folder.make_numbered_folder(default)
+
+
+def _check_folder(options: RunOptions) -> None:
+    """Check again now that the folder is held: another process may have saved a run meanwhile."""
+    if options.output is not None:
+        run_folder.make_folder(options.output, overwrite=options.overwrite)
 
 
 def _write_report(screen: Console, saved: SavedRun) -> None:
