@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from jaxsoftmax import metrics
 from jaxsoftmax.app import plots
+from jaxsoftmax.app.ranking_curves import RankingCurve, rank
 from jaxsoftmax.app.text import shorten
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -43,6 +44,24 @@ def reliability(size: int = 400, *, seed: int = 0) -> metrics.Reliability:
     return metrics.reliability(jnp.asarray(p, jnp.float32), jnp.asarray(rng.uniform(size=size) < p))
 
 
+def rankings(size: int) -> list[RankingCurve]:
+    rng = np.random.default_rng(0)
+    targets = rng.uniform(size=(size, 300)) < 0.3
+    scores = targets * np.linspace(3, 1, size)[:, None] + rng.normal(size=targets.shape)
+    return [rank(z, t) for z, t in zip(scores, targets, strict=True)]
+
+
+def with_outliers() -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true numbers, one of which is far from all others."""
+    true = np.random.default_rng(0).normal(10, 2, size=500)
+    return np.where(np.arange(500) == 7, -927_904, true + np.sin(np.arange(500))), true
+
+
+def over_decades() -> tuple[np.ndarray, np.ndarray]:
+    true = np.geomspace(1, 1e6, 300)
+    return np.where(np.arange(300) == 9, -1, true * 1.2), true
+
+
 FIGURES = {
     "learning_curves": lambda: plots.learning_curves(HISTORY),
     "one epoch": lambda: plots.learning_curves({"loss": np.array([1.0])}),
@@ -65,6 +84,13 @@ FIGURES = {
         np.random.default_rng(0).normal(size=(20, 15)), names(20), names(15)
     ),
     "one score": lambda: plots.top_features(np.eye(3, 1), names(3), ["yes"], limit=15),
+    "rankings": lambda: plots.ranking_curves(rankings(6), names(6)),
+    "one ranking": lambda: plots.ranking_curves(rankings(1), ["yes"]),
+    "thresholds": lambda: plots.threshold_curves(
+        rankings(1)[0], np.linspace(1, 0, len(rankings(1)[0].thresholds)), LONG[0]
+    ),
+    "outliers": lambda: plots.residuals(*with_outliers(), ["price"]),
+    "decades": lambda: plots.residuals(*over_decades(), ["price"]),
     "residuals": lambda: plots.residuals(
         np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e6, 1e-6], np.zeros((50, 3)), names(3)
     ),
@@ -163,6 +189,14 @@ def test_learning_curves() -> None:
     assert words == ["training", "validation", "lowest validation loss, epoch 3"]
     assert upper.get_yscale() == "linear"
     assert FIGURES["huge losses"]().axes[0].get_yscale() == "log"
+
+
+def test_learning_curves_of_numbers() -> None:
+    (axes,) = plots.learning_curves(
+        {"rmse": np.array([3.0, 2.0]), "validation_rmse": np.array([2.0, 2.5])}
+    ).axes
+    assert axes.get_title("left") == "root mean squared error"
+    np.testing.assert_array_equal(axes.lines[-1].get_xydata(), [[1, 2.0]])
 
 
 def test_confusion_matrix_counts_and_colours() -> None:
@@ -319,6 +353,45 @@ def test_residuals_draw_points_over_all_examples() -> None:
     assert points[0].tolist() == [0, 1]
     assert points[-1].tolist() == [4999, 5000]
     assert sum(bar.get_height() for bar in right.patches) == 5000
+
+
+def test_an_outlier_does_not_squeeze_the_others() -> None:
+    predicted, true = with_outliers()
+    left, right = plots.residuals(predicted, true, ["price"]).axes
+    for axes in (left.get_xlim(), left.get_ylim()):
+        assert np.ptp(axes) < 3 * np.ptp(true)
+    (cross,) = left.lines[2].get_xydata()
+    np.testing.assert_allclose(cross, [true[7], left.get_ylim()[0]])
+    assert left.texts[0].get_text() == "× 1 outside"
+    assert right.get_xlabel() == "residual (1 outside)"
+    assert np.ptp(right.get_xlim()) < 10
+    assert sum(bar.get_height() for bar in right.patches) == 499
+
+
+def test_amounts_of_unlike_sizes_have_log_scales() -> None:
+    left, right = FIGURES["decades"]().axes
+    assert (left.get_xscale(), left.get_yscale(), right.get_xscale()) == ("log", "log", "linear")
+    assert left.texts[0].get_text() == "× 1 outside"
+    assert plots.residuals(np.ones(9), np.ones(9), ["n"]).axes[0].get_xscale() == "linear"
+
+
+def test_ranking_curves() -> None:
+    curves = rankings(3)
+    left, right = plots.ranking_curves(curves, ["a", "b", "c"]).axes
+    for axes, area, x, y in (
+        (left, "roc_auc", "false_positive_rate", "recall"),
+        (right, "average_precision", "recall", "precision"),
+    ):
+        worst = int(np.argmin([getattr(curve, area) for curve in curves]))
+        (name,) = (text.get_text() for text in axes.get_legend().get_texts())
+        assert name.startswith(f"lowest: {'abc'[worst]}\n")
+        assert name.endswith(f"{getattr(curves[worst], area):.3f}")
+        line = axes.lines[-1].get_xydata()
+        assert axes.lines[-1].get_color() == plots.ORANGE
+        expected = np.stack([getattr(curves[worst], x), getattr(curves[worst], y)], 1)
+        np.testing.assert_allclose(line[-len(expected) :], expected)
+    single = plots.ranking_curves(curves[:1], ["a"]).axes[1]
+    assert single.lines[-1].get_ydata()[0] == curves[0].positives / 300, "what a guess gives"
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -204,9 +204,9 @@ def compute_metrics(
     labels), and per_label, as above. With probabilities also nll (the mean over labels), ece, and
     log_loss for each label.
 
-    For numbers: examples, loss, mse, rmse, mae, r2, and per_number, which has the same. rmse is the
-    root of mse. r2 is 1 - (sum of squared errors) / (sum of squared deviations from the mean). For
-    several numbers mse, mae and r2 are the means of theirs.
+    For numbers: examples, loss, mse, rmse, mae, r2, and per_number, which has the same and mean,
+    that of the true values. rmse is the root of mse. r2 is 1 - (sum of squared errors) / (sum of
+    squared deviations from the mean). For several numbers mse, mae and r2 are the means of theirs.
 
     Args:
         scores: `[N, K]`, or `[N, 1]` for a binary sigmoid.
@@ -263,6 +263,80 @@ def separate_items(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[dic
     return {name: value for name, value in metrics.items() if name != key}, metrics[key]
 
 
+def supports(metrics: Mapping[str, Any]) -> list[int | None]:
+    """Return the number of examples of each class or label.
+
+    Args:
+        metrics: the result of `compute_metrics` for classes or labels.
+
+    Returns:
+        A count for each; None if it is undefined.
+
+    Example:
+        >>> from jaxsoftmax.app import evaluation
+        >>> evaluation.supports({"per_class": [{"name": "yes", "support": 3}]})
+        [3]
+    """
+    return [item["support"] for item in separate_items(metrics)[1]]
+
+
+class Baseline(NamedTuple):
+    """The value of a metric for a model without features, and what it always predicts."""
+
+    metric: str
+    value: float
+    prediction: str
+
+
+def baseline(train: Mapping[str, Any], test: Mapping[str, Any]) -> Baseline | None:
+    """Return what the best constant prediction would reach on the test examples.
+
+    For classes that is the commonest class of the training examples, for labels the commoner value
+    of each label, and for numbers their mean.
+
+    Args:
+        train: the result of `compute_metrics` for the training examples.
+        test: the same for the test examples.
+
+    Returns:
+        The accuracy, or the root mean squared error; None if a count is unknown.
+
+    Example:
+        >>> from jaxsoftmax.app import evaluation
+        >>> train = {"examples": 9, "per_class": [{"name": "a", "support": 6},
+        ...                                       {"name": "b", "support": 3}]}
+        >>> test = {"examples": 4, "per_class": [{"name": "a", "support": 1},
+        ...                                      {"name": "b", "support": 3}]}
+        >>> evaluation.baseline(train, test)
+        Baseline(metric='accuracy', value=0.25, prediction='a')
+    """
+    if "per_number" in test:
+        return _mean_baseline(train["per_number"], test["per_number"])
+    counts = [supports(train), supports(test)]
+    if None in counts[0] + counts[1]:
+        return None
+    before, now = (np.array(count, float) for count in counts)
+    size = max(test["examples"], 1)
+    if "per_class" in test:
+        commonest = int(before.argmax())
+        name = test["per_class"][commonest]["name"]
+        return Baseline("accuracy", float(now[commonest] / size), name)
+    is_common = 2 * before > train["examples"]
+    share = np.where(is_common, now / size, 1 - now / size)
+    return Baseline("accuracy", float(share.mean()), "the commoner value of each label")
+
+
+def _mean_baseline(train: list[dict[str, Any]], test: list[dict[str, Any]]) -> Baseline | None:
+    """Return the error of the means of the training examples, from R² and the test means."""
+    squares = []
+    for before, now in zip(train, test, strict=True):
+        if None in (before["mean"], now["mean"], now["mse"]):
+            return None
+        variance = 0.0 if now["r2"] is None else now["mse"] / max(1 - now["r2"], 1e-300)
+        squares.append(variance + (now["mean"] - before["mean"]) ** 2)
+    return Baseline("rmse", float(np.sqrt(np.mean(squares))), "the mean")
+
+
 TITLES = {
     "examples": "examples",
     "loss": "loss",
@@ -286,6 +360,7 @@ TITLES = {
     "rmse": "root mean squared error",
     "mae": "mean absolute error",
     "r2": "R²",
+    "mean": "true mean",
 }
 """The names of the metrics in tables."""
 
@@ -312,7 +387,9 @@ def format_metric(name: str, value: float | None) -> str:
     if "accuracy" in name or name.startswith("top_"):
         return f"{value:.2%}"
     return (
-        f"{value:.4g}" if name in ("mse", "rmse", "mae") or abs(value) >= 1000 else f"{value:.4f}"
+        f"{value:.4g}"
+        if name in ("mse", "rmse", "mae", "mean") or abs(value) >= 1000
+        else f"{value:.4f}"
     )
 
 
@@ -320,7 +397,7 @@ _PER_ITEM = {Task.classes: "per_class", Task.labels: "per_label", Task.numbers: 
 _RANKINGS = ("roc_auc", "average_precision")
 _ORDER = ("accuracy", "top_3", "top_5", "subset_accuracy", "nll", "brier", "ece",
           "macro_f1", "micro_f1", "precision", "recall", "f1", "support", *_RANKINGS, "log_loss",
-          "mse", "rmse", "mae", "r2")  # fmt: skip
+          "mse", "rmse", "mae", "r2", "mean")  # fmt: skip
 
 
 class _RawMetrics(NamedTuple):
@@ -412,6 +489,7 @@ def _number_metrics(scores: np.ndarray, targets: np.ndarray) -> _RawMetrics:
     }
     overall = {name: np.mean(values) for name, values in per_number.items()}
     overall["rmse"] = np.sqrt(overall["mse"])
+    per_number["mean"] = t.mean(0)
     return _RawMetrics(overall, per_number, {"mse": squared_errors.mean(1)})
 
 

@@ -1,9 +1,11 @@
 """Figures of a fit, each a separate matplotlib `Figure`, for a notebook or for the report.
 
-    learning_curves        loss and accuracy by epoch
+    learning_curves        loss, error and accuracy by epoch
     regularization_curve   held-out loss by the strength of the penalty
     confusion_matrix       true against predicted classes, readable for 2 to 100 of them
     reliability_diagram    frequencies against probabilities, before and after calibration
+    ranking_curves         ROC and precision-recall curves
+    threshold_curves       precision, recall and F1 by the threshold
     class_templates        the weights of a model of images, as images
     top_features           the features with the largest weights for each class
     mistakes               misclassified images, with their predictions
@@ -18,7 +20,7 @@ color rather than the color, so that they suit both light and dark pages.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -26,10 +28,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 from jaxsoftmax.app.host_metrics import Reliability
+from jaxsoftmax.app.ranking_curves import RankingCurve
 from jaxsoftmax.app.text import JOINERS, replace_unprintable, shorten
 
 PALETTE = {
@@ -83,7 +86,8 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
 
     Args:
         history: the history of a `FitResult`: one number per epoch under "loss" and, optionally,
-            "accuracy", "validation_loss" and "validation_accuracy".
+            "accuracy", "validation_loss" and "validation_accuracy". For numbers there may be
+            "rmse" and "validation_rmse", the root mean squared error, in place of the loss.
 
     Returns:
         A figure with a panel for the loss and, if there is one, a panel for the accuracy.
@@ -95,7 +99,7 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
         >>> len(plots.learning_curves(losses).axes)
         1
     """
-    panels = [name for name in ("loss", "accuracy") if name in history]
+    panels = [name for name in _CURVES if name in history]
     with _new_figure(WIDTH, 0.4 + 2.1 * len(panels)) as figure:
         column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(column, panels, strict=True):
@@ -103,7 +107,7 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
             if f"validation_{name}" in history:
                 _draw_curve(axes, history[f"validation_{name}"], "validation", BLUE)
                 _mark_best_epoch(axes, history, name)
-            axes.set_title(name)
+            axes.set_title(_CURVES[name])
         _scale_losses(column[0])
         if "accuracy" in panels:
             column[-1].yaxis.set_major_formatter(FuncFormatter(_format_percent))
@@ -111,6 +115,9 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure
+
+
+_CURVES = {"loss": "loss", "rmse": "root mean squared error", "accuracy": "accuracy"}
 
 
 def regularization_curve(C: ArrayLike, loss: ArrayLike, *, error: ArrayLike) -> Figure:
@@ -163,7 +170,7 @@ def _scale_losses(axes: Axes) -> None:
 
 
 def _mark_best_epoch(axes: Axes, history: Mapping[str, np.ndarray], name: str) -> None:
-    losses = np.asarray(history.get("validation_loss", ()))
+    losses = np.asarray(history.get("validation_loss", history.get("validation_rmse", ())))
     if not np.isfinite(losses).any():
         return
     best = int(np.nanargmin(losses))
@@ -388,6 +395,118 @@ def _wilson(share: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return middle - half, middle + half
 
 
+def ranking_curves(curves: Sequence[RankingCurve], names: Sequence[str]) -> Figure:
+    """ROC and precision-recall curves of one or several classes or labels.
+
+    Of several curves, the one with the smallest area is drawn in orange and named in each panel. A
+    dashed line is what a guess would give: the diagonal, and the share of the positives.
+
+    Args:
+        curves: the results of `ranking_curves.rank`, with positives and negatives each.
+        names: their names.
+
+    Returns:
+        A figure with two panels.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import plots
+        >>> from jaxsoftmax.app.ranking_curves import rank
+        >>> curve = rank(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
+        >>> [axes.get_title("left") for axes in plots.ranking_curves([curve], ["yes"]).axes]
+        ['ROC', 'precision and recall']
+    """
+    with _new_figure(WIDTH, 2.7) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle="--")
+        _draw_rankings(left, curves, names, "roc_auc", "AUC")
+        _draw_rankings(right, curves, names, "average_precision", "AP")
+        if len(curves) == 1:
+            share = curves[0].positives / (curves[0].positives + curves[0].negatives)
+            right.axhline(share, color=PALETTE["muted"], linewidth=1, linestyle="--")
+        left.set(xlabel="false positive rate", ylabel="true positive rate")
+        left.set_title("ROC")
+        right.set(xlabel="recall", ylabel="precision")
+        right.set_title("precision and recall")
+        for axes, place in ((left, "lower right"), (right, "lower left")):
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            axes.legend(loc=place, fontsize=8)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(_format_percent))
+    return figure
+
+
+def _draw_rankings(
+    axes: Axes, curves: Sequence[RankingCurve], names: Sequence[str], area: str, short: str
+) -> None:
+    """Draw all curves thin and the worst one in orange, or a single one in blue."""
+    areas = [getattr(curve, area) for curve in curves]
+    worst = int(np.argmin(areas))
+    for index, curve in enumerate(curves):
+        if index != worst:
+            _draw_ranking(axes, curve, area, color=BLUE, linewidth=0.8, alpha=0.5)
+    color = ORANGE if len(curves) > 1 else BLUE
+    label = f"{short} {areas[worst]:.3f}"
+    if len(curves) > 1:
+        label = f"lowest: {_escape_math(shorten(names[worst], 10))}\n{label}"
+    _draw_ranking(axes, curves[worst], area, color=color, label=label)
+
+
+def _draw_ranking(axes: Axes, curve: RankingCurve, area: str, **style: Any) -> None:
+    recall, chosen = curve.recall, _thin_out_curve(len(curve.recall))
+    if area == "roc_auc":
+        x, y = np.append(0, curve.false_positive_rate[chosen]), np.append(0, recall[chosen])
+        axes.plot(x, y, **style)
+    else:
+        axes.plot(recall[chosen], curve.precision[chosen], drawstyle="steps-pre", **style)
+
+
+def _thin_out_curve(size: int, limit: int = 400) -> np.ndarray:
+    """Return the indices of the points to draw of a long curve: both ends, and evenly between."""
+    return np.unique(np.linspace(0, size - 1, min(size, limit)).astype(int))
+
+
+def threshold_curves(curve: RankingCurve, probabilities: np.ndarray, name: str) -> Figure:
+    """Precision, recall and F1 by the probability from which on a class is predicted.
+
+    Args:
+        curve: the result of `ranking_curves.rank`.
+        probabilities: the probability at each threshold of the curve.
+        name: the name of the class.
+
+    Returns:
+        A figure.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import plots
+        >>> from jaxsoftmax.app.ranking_curves import rank
+        >>> p = np.array([0.1, 0.4, 0.6, 0.8])
+        >>> figure = plots.threshold_curves(rank(p, np.array([0, 0, 1, 1])), p[::-1], "yes")
+        >>> [line.get_label() for line in figure.axes[0].lines[:3]]
+        ['precision', 'recall', 'F1']
+    """
+    chosen = _thin_out_curve(len(probabilities))
+    precision, recall = curve.precision[chosen], curve.recall[chosen]
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    with _new_figure(WIDTH, 2.6) as figure:
+        axes = figure.subplots()
+        for label, values, color in (
+            ("precision", precision, ORANGE),
+            ("recall", recall, BLUE),
+            ("F1", f1, PALETTE["muted"]),
+        ):
+            axes.plot(probabilities[chosen], values, color=color, label=label)
+        axes.axvline(0.5, color=PALETTE["muted"], linewidth=1, linestyle="--")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_xlabel("threshold of the probability")
+        axes.set_title(_escape_math(f"predict {shorten(name, 28)} from the threshold on"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(_format_percent))
+        axes.legend(loc="lower center", ncols=3)
+    return figure
+
+
 def class_templates(w: np.ndarray, shape: tuple[int, ...], classes: Sequence[str]) -> Figure:
     """The weights of each class as an image that shows what the class responds to.
 
@@ -591,6 +710,9 @@ def residuals(
 ) -> Figure:
     """Predicted against true numbers, and the distribution of their differences.
 
+    The axes show the bulk of the examples: a few that would squeeze all others are crosses at the
+    edge, with their number. Positive numbers of unlike sizes have log scales.
+
     Args:
         predicted: `[N, K]`, or `[N]` for one number.
         targets: the true numbers, of the same shape.
@@ -609,23 +731,89 @@ def residuals(
     """
     num_rows = len(names)
     predicted, targets = (np.asarray(a, float).reshape(-1, num_rows) for a in (predicted, targets))
-    chosen = np.linspace(0, len(targets) - 1, min(limit, len(targets))).astype(int)
     with _new_figure(WIDTH, 2.6 * num_rows) as figure:
         panels = figure.subplots(num_rows, 2, squeeze=False)
         for (left, right), name, z, t in zip(panels, names, predicted.T, targets.T, strict=True):
-            ends = [min(z.min(), t.min()), max(z.max(), t.max())]
-            left.plot(ends, ends, color=PALETTE["muted"], linewidth=1, linestyle="--")
-            left.plot(t[chosen], z[chosen], ".", color=BLUE, alpha=0.4, markersize=4)
             left.set_title(_escape_math(shorten(name)), fontweight="bold")
-            left.set(xlabel="true", ylabel="predicted")
-            right.hist(z - t, bins="auto" if len(t) < 10_000 else 100, color=BLUE)
-            right.axvline(0, color=PALETTE["muted"], linewidth=1, linestyle="--")
-            right.set_title("predicted minus true")
-            right.set(xlabel="residual", ylabel="examples")
-            for axis in (left.xaxis, left.yaxis, right.xaxis):
-                axis.set_major_locator(MaxNLocator(3))
-                axis.set_major_formatter(FuncFormatter(_format_number))
+            _draw_predictions(left, z, t, limit)
+            _draw_errors(right, z - t)
     return figure
+
+
+def _draw_predictions(axes: Axes, predicted: np.ndarray, true: np.ndarray, limit: int) -> None:
+    is_log = _spans_decades(true)
+    if is_log:
+        low, high = true.min() / 1.5, true.max() * 1.5
+        low = max(low, true.min() / 100)
+        axes.set(xscale="log", yscale="log")
+    else:
+        low, high = _robust_range(np.concatenate([true, predicted]))
+    chosen = np.linspace(0, len(true) - 1, min(limit, len(true))).astype(int)
+    points = np.stack([true, predicted])
+    is_inside = ((points >= low) & (points <= high)).all(0)
+    axes.plot([low, high], [low, high], color=PALETTE["muted"], linewidth=1, linestyle="--")
+    shown = chosen[is_inside[chosen]]
+    axes.plot(true[shown], predicted[shown], ".", color=BLUE, alpha=0.4, markersize=4)
+    outside = np.flatnonzero(~is_inside)[:limit]
+    if outside.size:
+        axes.plot(*points[:, outside].clip(low, high), "x", color=ORANGE, markersize=5,
+                  clip_on=False)  # fmt: skip
+        axes.text(0.03, 0.97, f"× {_count_outside(is_inside)} outside", color=PALETTE["ink"],
+                  transform=axes.transAxes, va="top", fontsize=8)  # fmt: skip
+    axes.set(xlabel="true", ylabel="predicted", xlim=(low, high), ylim=(low, high))
+    _format_axes(axes.xaxis, axes.yaxis, is_log=is_log)
+
+
+def _draw_errors(axes: Axes, errors: np.ndarray) -> None:
+    low, high = _robust_range(errors)
+    is_inside = (errors >= low) & (errors <= high)
+    inside = errors[is_inside]
+    axes.hist(inside, bins="auto" if len(inside) < 10_000 else 100, color=BLUE)
+    axes.axvline(0, color=PALETTE["muted"], linewidth=1, linestyle="--")
+    axes.set_title("predicted minus true")
+    omission = "" if is_inside.all() else f" ({_count_outside(is_inside)} outside)"
+    axes.set(xlabel=f"residual{omission}", ylabel="examples")
+    _format_axes(axes.xaxis)
+
+
+def _count_outside(is_inside: np.ndarray) -> str:
+    return f"{np.count_nonzero(~is_inside):,}"
+
+
+def _format_axes(*axes: Axis, is_log: bool = False) -> None:
+    for axis in axes:
+        if is_log:
+            axis.set_major_locator(LogLocator(numticks=4))
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(MaxNLocator(3))
+        axis.set_major_formatter(FuncFormatter(_format_power if is_log else _format_number))
+
+
+def _robust_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the range of values, without the few that would squeeze all others.
+
+    The middle 98% of the values may take a fifth of the range or more; else the range is theirs,
+    and half of it more on either side.
+    """
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    inner_low, inner_high = map(float, np.quantile(values, [0.01, 0.99]))
+    margin = (inner_high - inner_low) / 2
+    if margin and high - low > 10 * margin:
+        low, high = max(low, inner_low - margin), min(high, inner_high + margin)
+    margin = 0.03 * (high - low) or max(abs(high), 1.0) * 0.03
+    return low - margin, high + margin
+
+
+def _spans_decades(values: np.ndarray) -> bool:
+    """Return whether numbers are amounts of unlike sizes, which a log scale shows better."""
+    if not values.size or not values.min() > 0:
+        return False
+    low, high = np.quantile(values, [0.05, 0.95])
+    return bool(high > 100 * low)
 
 
 # -- Shared parts --
@@ -648,6 +836,15 @@ def _name_ticks(
 
 def _format_number(value: float, _: int) -> str:
     return f"{value:,.10g}".replace("-", "−")
+
+
+def _format_power(value: float, _: int) -> str:
+    """Format a power of ten: 0.01, 100, 10k, 1M, and others as 1e9."""
+    exponent = round(math.log10(value))
+    if exponent >= 9 or exponent < -3:
+        return f"1e{exponent}".replace("-", "−")
+    unit, factor = ("M", 1e6) if exponent >= 6 else ("k", 1e3) if exponent >= 4 else ("", 1)
+    return f"{value / factor:g}{unit}"
 
 
 def _format_percent(value: float, _: int) -> str:

@@ -1,0 +1,82 @@
+"""How the sections write names and numbers."""
+
+from collections.abc import Sequence
+
+from jaxsoftmax.app import evaluation
+from jaxsoftmax.app.report.elements import isolate
+
+ABSENT = "–"
+MAX_LISTED_NAMES = 20  # of more classes or features, the first are named
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names in a row.
+
+    Args:
+        names: the names.
+
+    Returns:
+        Isolated names, and an ellipsis for the rest.
+
+    Example:
+        >>> from jaxsoftmax.app.report.sections import formats
+        >>> len(formats.list_names(["a"] * 50).split(", "))
+        21
+    """
+    listed = ", ".join(map(isolate, names[:MAX_LISTED_NAMES]))
+    return listed + (", …" if len(names) > MAX_LISTED_NAMES else "")
+
+
+def metric(name: str, value: float | None) -> str:
+    """Format a metric as everywhere, but large errors without powers of ten.
+
+    Args:
+        name: the name of the metric.
+        value: its value, or None if it is undefined.
+
+    Returns:
+        A few characters.
+
+    Example:
+        >>> from jaxsoftmax.app.report.sections import formats
+        >>> formats.metric("mse", 123456.7), formats.metric("accuracy", 0.5)
+        ('123,457', '50.00%')
+    """
+    if value is not None and abs(value) >= 1000 and name in ("loss", "mse", "rmse", "mae", "mean"):
+        return number(value)
+    return evaluation.format_metric(name, value)
+
+
+def number(value: float) -> str:
+    """Format a number of the data: from 1,000 on without decimals, below with four digits.
+
+    Args:
+        value: the number.
+
+    Returns:
+        A few characters.
+
+    Example:
+        >>> from jaxsoftmax.app.report.sections import formats
+        >>> formats.number(-12345.6), formats.number(0.125)
+        ('−12,346', '0.125')
+    """
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Format a contribution with its sign.
+
+    Args:
+        value: the number.
+
+    Returns:
+        A few characters.
+
+    Example:
+        >>> from jaxsoftmax.app.report.sections import formats
+        >>> formats.signed(-0.123), formats.signed(1234.0)
+        ('−0.12', '+1,234')
+    """
+    return (f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.2g}").replace("-", "−")
