@@ -1,24 +1,36 @@
-"""Two processes, two CPU devices each: `python tests/process_cases.py RANK PORT FOLDER EXPECTED`.
+"""Several processes with four CPU devices: `process_cases.py RANK PROCESSES PORT FOLDER EXPECTED`.
 
 EXPECTED is the result of `fit_source()` in one process. Rank 0 prints a line "PASS name" or
 "FAIL name: reason" for each function of the host that is given arrays of which each process holds a
-part. The truth is the same function of the whole arrays.
+part. The truth is the same function of the whole arrays, which rank 0 computes alone.
 """
 
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxsoftmax as js
 from jaxsoftmax import linear, training
 
 N, D, K = 256, 6, 4
+DEVICES = 4
+# Compilation takes most of the time, in every process: what four need not repeat, they do not.
+ONLY_TWO = {
+    "check_labels names a label",
+    "fit, each shard in its own order",
+    "fit, resumed",
+    "fit of a source, of which each process reads its part",
+    "solve_path",
+}
+ONLY_FOUR = {"solve", "solve with shards of arrays that every process has", "solve names a feature"}
 
 
 def examples() -> tuple[np.ndarray, np.ndarray]:
@@ -45,30 +57,41 @@ def fit_source(**division: Any) -> str:
     return b"".join(np.asarray(a).tobytes() for a in result.params).hex()
 
 
-def cases(folder: str, expected: str) -> dict[str, Callable[[Any, Any], Any]]:
+def certified(solution: js.Solution) -> tuple:
+    """Return parameters and objective, after a check that all processes have the same proof."""
+    assert np.all(solution.converged), solution.reason
+    proof = np.stack([solution.objective, solution.gap, solution.gap_floor, solution.gradient_norm])
+    bits = np.concatenate([proof.astype(np.float64).ravel().view(np.uint32),
+                           solution.params.w.ravel().view(np.uint32)])  # fmt: skip
+    every = multihost_utils.process_allgather(bits)
+    assert (every == bits).all(), "another proof on another process"
+    return solution.params, solution.objective
+
+
+def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any, Any], Any]]:
     """Functions of features and labels."""
     loss = training.on_logits(js.cross_entropy)
     how = {"key": jax.random.key(0), "epochs": 2, "batch_size": 64}
 
-    def fitted(x: Any, y: Any) -> Any:
-        return training.fit(loss, x, y, optimizer=optax.sgd(0.1), **how).history
+    def is_shared(x: Any) -> bool:
+        return isinstance(x, jax.Array)
 
     def fitted_in_strata(x: Any, y: Any) -> Any:
         division = {"virtual_shards": 4}
-        if isinstance(x, jax.Array):
+        if is_shared(x):
             division |= {"shards": js.Shards(rows="rows")}
         result = training.fit(loss, x, y, optimizer=optax.sgd(0.1), **how, **division)
         return jax.tree.map(lambda a: np.asarray(a).view(np.uint32), result.params)
 
     def resumed(x: Any, y: Any) -> Any:
-        how_long = how | {"batch_size": 64, "optimizer": optax.sgd(0.1)}
-        if isinstance(x, jax.Array):
+        how_long = how | {"optimizer": optax.sgd(0.1)}
+        if is_shared(x):
             training.fit(loss, x, y, checkpoint=folder, **how_long | {"epochs": 1})
             how_long |= {"checkpoint": folder, "resume": True}
         return training.fit(loss, x, y, **how_long).history
 
-    def streamed(x: Any, y: Any) -> str:
-        if not isinstance(x, jax.Array):
+    def streamed(x: Any, _y: Any) -> str:
+        if not is_shared(x):
             return expected
         with jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))):
             return fit_source(shards=js.Shards(rows="rows"))
@@ -78,23 +101,55 @@ def cases(folder: str, expected: str) -> dict[str, Callable[[Any, Any], Any]]:
         rates = {"make_optimizer": optax.sgd, "hyperparams": jnp.array([0.1, 1.0]), "keys": keys}
         return training.sweep(loss, x, y, epochs=1, batch_size=64, **rates).history
 
-    def bad_label(x: Any, y: Any) -> str:
+    def bad_label(_x: Any, y: Any) -> str:
         try:
             js.check_labels(y, K - 1)
         except ValueError as error:
             return str(error)
         return "no error"
 
-    return {
+    def solved(x: Any, y: Any) -> tuple:
+        with mock.patch.object(
+            multihost_utils, "process_allgather", wraps=multihost_utils.process_allgather
+        ) as spy:
+            solution = js.solve(x, y, C=1.0, gap=1e-12)
+            gathered = [call.args[0].size for call in spy.call_args_list]
+        assert max(gathered, default=0) <= N, "a host has the features"
+        return certified(solution) if is_shared(x) else (solution.params, solution.objective)
+
+    def solved_whole(x: Any, y: Any) -> tuple:
+        if not is_shared(x):
+            return solved(x, y)
+        with jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))):  # each process has all rows
+            return certified(js.solve(*examples(), C=1.0, gap=1e-12, shards=js.Shards("rows")))
+
+    def solved_path(x: Any, y: Any) -> tuple:
+        path = js.solve_path(x, y, C=[0.1, 1.0], folds=np.arange(N) % 2, gap=1e-12)
+        return certified(path) if is_shared(x) else (path.params, path.objective)
+
+    def bad_feature(x: Any, y: Any) -> str:
+        try:
+            js.solve(jnp.where(jnp.arange(N)[:, None] == 200, jnp.inf, x), y, C=1.0)
+        except ValueError as error:
+            return str(error)
+        return "no error"
+
+    found = {
         "check_labels": lambda x, y: js.check_labels(y, K),
         "check_labels names a label": bad_label,
-        "fit": fitted,
-        "fit, each shard in its own order, to the same bits": fitted_in_strata,
+        "evaluate": lambda x, y: training.evaluate(linear.init(D, K), x, y, loss=loss),
+        "fit": lambda x, y: training.fit(loss, x, y, optimizer=optax.sgd(0.1), **how).history,
+        "fit, each shard in its own order": fitted_in_strata,
         "fit, resumed": resumed,
         "fit of a source, of which each process reads its part": streamed,
         "sweep": swept,
-        "solve": lambda x, y: js.solve(x, y, C=1.0, gap=1e-8).params,
+        "solve": solved,
+        "solve with shards of arrays that every process has": solved_whole,
+        "solve_path": solved_path,
+        "solve names a feature": bad_feature,
     }
+    left_out = ONLY_FOUR if processes == 2 else ONLY_TWO
+    return {name: function for name, function in found.items() if name not in left_out}
 
 
 def difference(found: Any, truth: Any) -> str | None:
@@ -107,21 +162,23 @@ def difference(found: Any, truth: Any) -> str | None:
     return None
 
 
-def main(rank: int, port: str, folder: str, expected: str) -> None:
-    """Run all, in the same order on both processes."""
+def main(rank: int, processes: int, port: str, folder: str, expected: str) -> None:
+    """Run all, in the same order on every process."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+    jax.config.update("jax_num_cpu_devices", DEVICES // processes)
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=processes, process_id=rank)
     x, y = examples()
     rows = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
     parts = [
         jax.make_array_from_callback(a.shape, rows, lambda place, a=a: a[place]) for a in (x, y)
     ]
-    for name, function in cases(folder, expected).items():
-        reason = difference(function(*parts), function(x, y))
+    for name, function in cases(processes, folder, expected).items():
+        found = function(*parts)
         if rank == 0:
+            reason = difference(found, function(x, y))
             print(f"FAIL {name}: {reason}" if reason else f"PASS {name}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

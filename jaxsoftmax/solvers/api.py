@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
-from jaxsoftmax.solvers import driver, host, prepare, shared_preconditioner
+from jaxsoftmax.sharding import Shards
+from jaxsoftmax.solvers import driver, host, prepare, row_shards, shared_preconditioner
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
@@ -36,6 +37,7 @@ def solve(
     gap: float = 1e-6,
     max_iterations: int = 1000,
     memory: int = DEFAULT_MEMORY,
+    shards: Shards | None = None,
     callback: Callback | None = None,
 ) -> Solution:
     r"""Fit a linear classifier to a certified optimum.
@@ -62,6 +64,8 @@ def solve(
         gap: the certified relative distance from the optimum at which the solver stops.
         max_iterations: limit of the outer iterations.
         memory: bytes for temporary arrays beside the features.
+        shards: `Shards(rows=...)`, the axes of the mesh of `jax.set_mesh`, or of that of the
+            features, whose devices share the rows. Not needed for an array that is sharded so.
         callback: called after each iteration, under the caller's own setting of float64, with a
             dict: iteration, products, seconds (since the call); objective and estimate (of its
             distance from the optimum), lists of one number; theta, the parameters in float64, a
@@ -80,6 +84,11 @@ def solve(
         `memory` is too small; others by compiled programs, whose products run at HIGHEST precision.
         The certificate is evaluated in float64 at the params that are returned; float64 is enabled
         inside this function only.
+
+        Where devices share the rows, each multiplies its own, also on several processes, which all
+        call this function: a product passes K (D + 1) numbers over the network, features stay where
+        they are, and every process returns the same solution. Targets and weights of all examples
+        are on the host of each process.
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape
@@ -101,6 +110,7 @@ def solve(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
+    features = row_shards.shard_features(features, shards)
     gaps = prepare.prepare_gaps(gap, max_iterations)
     if gaps.ndim:
         raise ValueError(f"gap: expected one number, got shape {gaps.shape}")
@@ -121,7 +131,7 @@ def solve(
         lane = host.Lane.create(data, s[0], t[0], theta[0], bias=bias).penalized(l2[0])
         outcome = host.minimize(lane, theta[0], config, callback=report)
         return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
-    with jax.enable_x64():
+    with row_shards.computing_with(data.features):
         problem = prepare.prepare_lanes(data, s, t, l2, l1)
         pre = shared_preconditioner.build(problem.features, problem.weights[0], memory)
         columns = data.features.shape[1]
@@ -149,6 +159,7 @@ def solve_path(
     gap: ArrayLike = 1e-6,
     max_iterations: int = 1000,
     memory: int = DEFAULT_MEMORY,
+    shards: Shards | None = None,
     callback: Callback | None = None,
 ) -> Solution:
     r"""Fit a whole grid: every C, fold and label set, in lockstep over the same features.
@@ -174,6 +185,7 @@ def solve_path(
             C, as many digits cost little where the penalty is strong.
         max_iterations: limit of the outer iterations of each stage.
         memory: bytes for temporary arrays beside the features.
+        shards: as in `solve`.
         callback: called after each stage, under the caller's own setting of float64, with a dict:
             stage, stages, C, converged (a list over the lanes), seconds.
 
@@ -194,6 +206,7 @@ def solve_path(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
+    features = row_shards.shard_features(features, shards)
     several = _is_label_sets(targets, loss)
     label_sets = [
         prepare.prepare_data(
@@ -214,7 +227,7 @@ def solve_path(
         engine = _on_host(data, lanes, theta, bias)
     else:
         engine = _on_device(data, lanes, memory)
-    outcomes = _solve_stages(engine, theta, C, penalties, configs, report)
+    outcomes = _solve_stages(engine, data, theta, C, penalties, configs, report)
     axes = (len(C), *lanes.axes)
     return _make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
 
@@ -246,7 +259,7 @@ def _on_host(data: prepare.Data, lanes: "_Lanes", theta: np.ndarray, bias: bool)
 
 def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
     """Return the compiled engine, which takes all lanes in lockstep."""
-    with jax.enable_x64():
+    with row_shards.computing_with(data.features):
         zeros = np.zeros(len(lanes.weights))
         problem = prepare.prepare_lanes(data, lanes.weights, lanes.targets, zeros, zeros)
         mean_weights = jnp.mean(problem.weights, 0)
@@ -259,7 +272,7 @@ def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
         scores: RoundedScores | None,
         config: SolverConfig,
     ) -> Outcome:
-        with jax.enable_x64():
+        with row_shards.computing_with(data.features):
             penalized = problem._replace(l2=jnp.asarray(l2), l1=jnp.asarray(l1))
             padded = _pad_columns(theta, problem)
             outcome = driver.minimize(penalized, pre, padded, config, scores=scores)
@@ -271,6 +284,7 @@ def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
 
 def _solve_stages(
     engine: _Engine,
+    data: prepare.Data,
     theta: np.ndarray,
     C: np.ndarray,
     penalties: list[tuple[np.ndarray, np.ndarray]],
@@ -281,7 +295,7 @@ def _solve_stages(
     warm_start = WarmStart(theta, smooth=configs[0].smooth)
     outcomes: dict[int, Outcome] = {}
     for stage, i in enumerate(np.argsort(C, kind="stable").tolist()):
-        with jax.enable_x64():
+        with row_shards.computing_with(data.features):
             first, scores = warm_start.start(C[i])
         l2, l1 = penalties[i]
         outcomes[i] = engine(l2, l1, first, scores, configs[i])
@@ -301,14 +315,15 @@ def _solve_stages(
 def _report_to(callback: Callback | None, start: float) -> Callback | None:
     """Return a callback that adds the seconds since `start` to its figures.
 
-    It runs under the caller's own setting of float64, which is the current one.
+    It runs under the caller's own setting of float64 and mesh, which are the current ones.
     """
     if callback is None:
         return None
     float64_enabled = jnp.result_type(float) == jnp.float64
+    mesh = jax.sharding.get_mesh()
 
     def report(figures: dict[str, Any]) -> object:
-        with jax.enable_x64(float64_enabled):
+        with jax.enable_x64(float64_enabled), jax.set_mesh(mesh):
             return callback(figures | {"seconds": time.perf_counter() - start})
 
     return report
@@ -365,7 +380,7 @@ class _Lanes(NamedTuple):
 
 def _make_lanes(label_sets: list[prepare.Data], folds: ArrayLike | None, several: bool) -> _Lanes:
     """Return a lane for every fold and label set; `several` gives the result an axis for sets."""
-    masks, axes = _fold_masks(folds, label_sets[0].features.shape[0])
+    masks, axes = _fold_masks(folds, len(label_sets[0].weights))
     s = np.stack([masks * each.weights for each in label_sets], 1)  # [F, M, N]
     if not s.any(2).all():
         raise ValueError("folds: expected every fold to leave examples of positive weight")

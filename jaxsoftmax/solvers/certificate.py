@@ -43,7 +43,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax import links
-from jaxsoftmax.solvers import newton
+from jaxsoftmax.solvers import newton, row_shards
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.sparse import Sparse
 
@@ -123,7 +123,8 @@ def _row_subsets(problem: problems.Problem, intercept: bool) -> list[np.ndarray 
     n = problem.weights.shape[1]
     if not intercept or n < MIN_SUBSET_EXAMPLES or isinstance(problem.features, Sparse):
         return [None]
-    return [np.flatnonzero(np.arange(n) % SUBSET_PERIOD < SUBSET_ROWS), None]
+    positions = np.arange(row_shards.rows_per_shard(problem.features))
+    return [np.flatnonzero(positions % SUBSET_PERIOD < SUBSET_ROWS), None]
 
 
 @jax.jit(static_argnames=("link", "intercept"))
@@ -194,13 +195,9 @@ def _restrict_to_rows(
     """Return the problem and the class variance of some examples, or of all."""
     if rows is None:
         return problem, problems.class_variance(problem, link, point)
-    assert not isinstance(problem.features, Sparse)  # its rows cannot be indexed
-    part = problem._replace(
-        features=problem.features[rows],
-        targets=problem.targets[..., rows],
-        weights=problem.weights[:, rows],
-    )
-    point = point._replace(residual=point.residual[..., rows])
+    part = problems.take_rows(problem, rows)
+    residual = row_shards.take_columns(problem.features, point.residual, rows)
+    point = point._replace(residual=residual)
     return part, problems.class_variance(part, link, point)
 
 

@@ -25,6 +25,8 @@ import scipy.linalg  # type: ignore[import-untyped]
 from jax import Array, lax
 
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers import row_shards
+from jaxsoftmax.solvers.row_shards import RowShards
 from jaxsoftmax.solvers.sparse import Sparse
 
 MAX_FEATURES = 2048  # inverses of wider blocks take longer than they save
@@ -53,18 +55,16 @@ def cost_in_products(problem: problems.Problem, lanes: int, classes: int, memory
 
 def build(problem: problems.Problem, link: problems.Link, class_variance: Array) -> Blocks | None:
     """Return the blocks at these probabilities, or None if one is not positive definite."""
-    assert not isinstance(problem.features, Sparse)
-    curvature, importance, present = _curvature(problem, link, class_variance)
-    rng = np.random.default_rng(0)
-    inverses = []
-    for lane, row_importance in enumerate(np.asarray(importance, np.float64)):
-        s = np.asarray(problem.weights[lane], np.float64)
-        rows, scale = _draw_rows(rng, row_importance, s, _num_rows(*problem.features.shape))
-        grams = _gram_matrices(problem.features, curvature[lane], rows, scale)
+    x = problem.features
+    assert not isinstance(x, Sparse)
+    curvature, present = _curvature(problem, link, class_variance)
+    size, inverses = _num_rows(*x.shape), []
+    for lane, key in enumerate(jax.random.split(jax.random.key(0), len(curvature))):
+        grams = _gram_matrices(x, problem.weights[lane], curvature[lane], key, size)
         inverse = _invert(np.array(grams, np.float64), float(problem.l2[lane]))
         if inverse is None:
             return None
-        inverses.append(inverse.astype(problem.features.dtype))
+        inverses.append(row_shards.agree(x, inverse.astype(x.dtype)))
     return Blocks(jnp.asarray(np.stack(inverses)), present)
 
 
@@ -96,34 +96,63 @@ def _num_rows(n: int, d: int) -> int:
 @jax.jit(static_argnames="link")
 def _curvature(
     problem: problems.Problem, link: problems.Link, class_variance: Array
-) -> tuple[Array, Array, Array]:
-    """Return h `[L, K, N]`, its sum over the classes, and which classes have any."""
+) -> tuple[Array, Array]:
+    """Return h `[L, K, N]`, and which classes have any."""
     p = class_variance
     h = problem.weights.astype(p.dtype)[:, None] * (p * (1 - p) if link == "softmax" else p)
-    return h, h.sum(1), (h.max(2) > 0).astype(problem.features.dtype)
+    return h, (h.max(2) > 0).astype(problem.features.dtype)
 
 
-def _draw_rows(
-    rng: np.random.Generator, importance: np.ndarray, s: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the drawn examples, and how many examples each of them represents."""
-    n = len(importance)
-    if size == n or not importance.sum() > 0:
-        return np.arange(size), np.ones(size)
-    chance = CURVATURE_SHARE * importance / importance.sum() + (1 - CURVATURE_SHARE) * s / s.sum()
-    rows = np.sort(rng.choice(n, size, p=chance / chance.sum()))
-    return rows, 1 / (size * chance[rows])
+@jax.jit(static_argnames="size")
+def _gram_matrices(
+    features: Array | RowShards, s: Array, curvature: Array, key: Array, size: int
+) -> Array:
+    """Return the block of each class without the penalty, `[K, D + 1, D + 1]`, of drawn examples.
+
+    `s` is `[N]` and `curvature` `[K, N]`. Every shard draws from its own examples.
+    """
+    if not isinstance(features, RowShards):
+        return _draw_gram_matrices(features, s, curvature, key, size)
+
+    def own_part(x: Array, key: Array, s: Array, curvature: Array) -> Array:
+        own_key = jax.random.fold_in(key, lax.axis_index(features.axes))
+        return _draw_gram_matrices(x, s, curvature, own_key, -(-size // features.count))
+
+    return row_shards.sum_rows(own_part, features, s, curvature, replicated=(key,))
 
 
-@jax.jit
-def _gram_matrices(features: Array, curvature: Array, rows: Array, scale: Array) -> Array:
-    """Return the block of each class without the penalty, `[K, D + 1, D + 1]`."""
-    x = jnp.concatenate([features[rows], jnp.ones((len(rows), 1), features.dtype)], 1)
+def _draw_gram_matrices(x: Array, s: Array, curvature: Array, key: Array, size: int) -> Array:
+    rows, scale = _draw_rows(key, curvature.sum(0), s, size)
+    x = jnp.concatenate([x[rows], jnp.ones_like(x, shape=(len(rows), 1))], 1)
 
     def gram(h: Array) -> Array:
         return jnp.dot((x * h[:, None]).T, x, precision=lax.Precision.HIGHEST)
 
-    return lax.map(gram, (curvature[:, rows] * scale).astype(features.dtype))
+    return lax.map(gram, (curvature[:, rows] * scale).astype(x.dtype))
+
+
+def _draw_rows(key: Array, importance: Array, s: Array, size: int) -> tuple[Array, Array]:
+    """Return the positions of the drawn examples, and how many examples each of them represents.
+
+    The draws divide the total probability into equal parts and fall anywhere in each of them, which
+    has less variance than independent draws.
+    """
+    n = len(s)
+    if size >= n:
+        return jnp.arange(n), jnp.ones(n)
+    importance, s = importance.astype(jnp.float64), s.astype(jnp.float64)
+    chance = CURVATURE_SHARE * _normalize(importance) + (1 - CURVATURE_SHARE) * _normalize(s)
+    cumulative = jnp.cumsum(chance)
+    drawn = (jnp.arange(size) + jax.random.uniform(key, (size,))) / size * cumulative[-1]
+    rows = jnp.minimum(jnp.searchsorted(cumulative, drawn, side="right"), n - 1)
+    # The last row may have no chance, and no curvature then.
+    chosen = chance[rows] / jnp.where(cumulative[-1] > 0, cumulative[-1], 1)
+    return rows, jnp.where(chosen > 0, 1 / (size * jnp.where(chosen > 0, chosen, 1)), 0)
+
+
+def _normalize(a: Array) -> Array:
+    total = jnp.sum(a)
+    return a / jnp.where(total > 0, total, 1)
 
 
 def _invert(grams: np.ndarray, l2: float) -> np.ndarray | None:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoftmax.solvers import certificate, class_preconditioner, prepare, steps
+from jaxsoftmax.solvers import certificate, class_preconditioner, prepare, row_shards, steps
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.class_preconditioner import Blocks
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig, explain
@@ -336,17 +336,12 @@ def _make_sample(config: SolverConfig, tier: Tier, state: LaneState) -> steps.Sa
 
 
 def _sample_rows(problem: Problem) -> steps.Sample:
-    """Return a random part of the examples, the same one each time."""
-    assert not isinstance(problem.features, Sparse)  # its rows cannot be indexed
-    n = problem.features.shape[0]
+    """Return a random part of the examples, the same one each time, from every shard."""
+    n = row_shards.rows_per_shard(problem.features)
     rows = jnp.asarray(np.sort(np.random.default_rng(1).permutation(n)[: n // SAMPLE_DIVISOR]))
-    weights = problem.weights[:, rows]
-    part = problem._replace(
-        features=problem.features[rows],
-        targets=problem.targets[..., rows],
-        weights=weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-300),
-    )
-    return steps.Sample(part, rows)
+    part = problems.take_rows(problem, rows)
+    total = jnp.maximum(part.weights.sum(1, keepdims=True), 1e-300)
+    return steps.Sample(part._replace(weights=part.weights / total), rows)
 
 
 def _is_sample_useful(state: LaneState, figures: Figures, decrement: np.ndarray) -> bool:

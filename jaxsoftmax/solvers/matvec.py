@@ -6,7 +6,7 @@ r"""Products with the features, the two linear maps that an optimizer of a linea
 Both run at HIGHEST precision, with the classes outermost, which is 2 to 5 times faster on a CPU
 (see `linear`). Float32 features meet float64 vectors chunk by chunk: the result is right to
 float64's rounding, and no float64 copy of all features ever exists. Sparse features have products
-in `sparse`.
+in `sparse`, and of features in `row_shards` each device multiplies its own rows.
 
 A Hessian-vector product is the one after the other, with an elementwise function in between.
 `gram_product` does both for a chunk of rows while the chunk is in the cache, which takes two thirds
@@ -19,17 +19,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import sparse
+from jaxsoftmax import placement
+from jaxsoftmax.solvers import row_shards, sparse
+from jaxsoftmax.solvers.row_shards import RowShards
 from jaxsoftmax.solvers.sparse import Sparse
+
+type Features = Array | Sparse | RowShards
 
 CONVERTED_CHUNK_BYTES = 64 * 2**20  # features that are converted to float64 at a time
 CACHED_CHUNK_BYTES = 4 * 2**20  # features that stay in a CPU's cache between the two products
 
 
-def apply(features: Array | Sparse, v: Array) -> Array:
+def apply(features: Features, v: Array) -> Array:
     """Return v x', `[R, N]`, in the dtype of v."""
     if isinstance(features, Sparse):
         return sparse.apply(features, v)
+    if isinstance(features, RowShards):
+        return row_shards.map_rows(apply, features, v)
     if features.dtype == v.dtype:
         return _dot(v, features, 1)
     size, starts = _conversion_chunks(features)
@@ -38,13 +44,16 @@ def apply(features: Array | Sparse, v: Array) -> Array:
         chunk = lax.dynamic_slice_in_dim(features, starts[i], size).astype(v.dtype)
         return lax.dynamic_update_slice_in_dim(scores, _dot(v, chunk, 1), starts[i], 1)
 
-    return lax.fori_loop(0, len(starts), body, jnp.zeros((len(v), len(features)), v.dtype))
+    zeros = placement.full(features, 0, (len(v), len(features)), v.dtype)
+    return lax.fori_loop(0, len(starts), body, zeros)
 
 
-def apply_transpose(features: Array | Sparse, r: Array) -> Array:
+def apply_transpose(features: Features, r: Array) -> Array:
     """Return r x, `[R, D]`, in the dtype of r."""
     if isinstance(features, Sparse):
         return sparse.apply_transpose(features, r)
+    if isinstance(features, RowShards):
+        return row_shards.sum_rows(apply_transpose, features, r)
     if features.dtype == r.dtype:
         return _dot(r, features, 0)
     size, starts = _conversion_chunks(features)
@@ -54,12 +63,12 @@ def apply_transpose(features: Array | Sparse, r: Array) -> Array:
         part = lax.dynamic_slice_in_dim(r, starts[i], size, 1)
         return total + _dot(jnp.where(_is_new_row(i, starts[i], size), part, 0), chunk, 0)
 
-    zeros = jnp.zeros((len(r), features.shape[1]), r.dtype)
+    zeros = placement.full(features, 0, (len(r), features.shape[1]), r.dtype)
     return lax.fori_loop(0, len(starts), body, zeros)
 
 
 def gram_product(
-    features: Array | Sparse, v: Array, rowwise: Callable[..., Array], *operands: Array
+    features: Features, v: Array, rowwise: Callable[..., Array], *operands: Array
 ) -> tuple[Array, Array]:
     """Return r x and the sums of r over the examples for r = rowwise(v x', *operands).
 
@@ -72,6 +81,12 @@ def gram_product(
     Returns:
         `[R, D]` and `[R]`.
     """
+    if isinstance(features, RowShards):
+
+        def own_part(x: Array, v: Array, *operands: Array) -> tuple[Array, Array]:
+            return gram_product(x, v, rowwise, *operands)
+
+        return row_shards.sum_rows(own_part, features, *operands, replicated=(v,))
     if isinstance(features, Sparse) or features.dtype != v.dtype:
         return _gram_product_unchunked(features, v, rowwise, *operands)
     return lax.platform_dependent(
@@ -82,7 +97,7 @@ def gram_product(
 
 
 def _gram_product_unchunked(
-    features: Array | Sparse, v: Array, rowwise: Callable[..., Array], *operands: Array
+    features: Features, v: Array, rowwise: Callable[..., Array], *operands: Array
 ) -> tuple[Array, Array]:
     r = rowwise(apply(features, v), *operands)
     return apply_transpose(features, r), r.sum(1)
@@ -104,8 +119,8 @@ def _gram_product_chunked(
         r = jnp.where(_is_new_row(i, start, size), rowwise(_dot(v, x, 1), *chunks), 0)
         return sums[0] + _dot(r, x, 0), sums[1] + r.sum(1)
 
-    zeros = jnp.zeros((len(v), d), v.dtype), jnp.zeros(len(v), v.dtype)
-    return lax.fori_loop(0, count, body, zeros)
+    zeros = (placement.full(features, 0, shape, v.dtype) for shape in ((len(v), d), (len(v),)))
+    return lax.fori_loop(0, count, body, tuple(zeros))
 
 
 def _is_new_row(i: Array, start: Array, size: int) -> Array:
@@ -116,19 +131,21 @@ def _is_new_row(i: Array, start: Array, size: int) -> Array:
     return start + jnp.arange(size) >= i * size
 
 
-def weighted_square_sums(features: Array | Sparse, s: Array) -> Array:
+def weighted_square_sums(features: Features, s: Array) -> Array:
     """Return s x^2, `[R, D]`: weighted sums of the squares of each column."""
     if isinstance(features, Sparse):
         return sparse.apply_transpose(sparse.square(features), s)
+    if isinstance(features, RowShards):
+        return row_shards.sum_rows(weighted_square_sums, features, s)
     return s @ features**2
 
 
 @jax.jit
-def column_max_abs(features: Array | Sparse) -> Array:
+def column_max_abs(features: Features) -> Array:
     """Return the largest |x| of each column, `[D]`."""
     if isinstance(features, Sparse):
         return sparse.column_max_abs(features)
-    return jnp.max(jnp.abs(features), 0)
+    return jnp.max(jnp.abs(row_shards.as_array(features)), 0)
 
 
 def _dot(a: Array, features: Array, axis: int) -> Array:

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxsoftmax import losses, validation
 from jaxsoftmax.losses import check_labels
-from jaxsoftmax.solvers import matvec, sparse
+from jaxsoftmax.solvers import matvec, row_shards, sparse
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.row_shards import RowShards
 from jaxsoftmax.validation import ArrayLike
 
 MAX_FLOAT64_SIZE = 2**24  # features x classes x lanes that are computed in float64 from the start
@@ -20,9 +20,9 @@ MAX_PADDED_ROWS = 8192  # up to here examples are padded, for fewer shapes and c
 
 
 class Data(NamedTuple):
-    """Checked arrays on the host."""
+    """Checked arrays on the host, but for features that devices share."""
 
-    features: Any  # [N, D], a NumPy array or a SciPy CSR matrix
+    features: Any  # [N, D], a NumPy array, a SciPy CSR matrix or RowShards
     targets: np.ndarray  # labels [N] or numbers [N, K]
     weights: np.ndarray  # [N]
     classes: int
@@ -46,7 +46,7 @@ def prepare_data(
     """
     link = _link_of(loss)
     x = _as_matrix(features)
-    s = _prepare_weights(weights, x.shape[0])
+    s = _prepare_weights(weights, num_examples(x))
     valid = s > 0
     x, t = _prepare_features(x, valid, memory), validation.to_host(targets)
     c = None if class_weights is None else _prepare_class_weights(class_weights)
@@ -65,18 +65,23 @@ def prepare_data(
     return Data(x, t, s, classes, link)
 
 
+def num_examples(x: Any) -> int:
+    """Return the number of rows that are not padding."""
+    return x.examples if isinstance(x, RowShards) else x.shape[0]
+
+
 def _as_matrix(features: Any) -> Any:
-    """Return features `[N, D]` of floats: a NumPy array, or a CSR matrix of float32 or float64."""
+    """Return features `[N, D]` of float32 or float64: a NumPy array, CSR matrix or RowShards."""
     if hasattr(features, "tocsr"):  # a SciPy sparse matrix or array
         x = features.tocsr() if features.ndim == 2 else features
         x = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
     else:
-        x = validation.to_host(features)
+        x = features if isinstance(features, RowShards) else validation.to_host(features)
     if x.dtype.name == "bfloat16" or x.dtype == np.float16:
         x = x.astype(np.float32)
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"features: expected floats, got {x.dtype}")
-    if x.ndim != 2 or 0 in x.shape:
+    if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"features: expected [N, D] and not empty, got shape {x.shape}")
     return x
 
@@ -85,6 +90,9 @@ def _prepare_features(x: Any, valid: np.ndarray, memory: int) -> Any:
     """Return finite features; CSR where that is faster, or all that `memory` allows."""
     if isinstance(x, np.ndarray):
         return _require_finite(x, valid)
+    if isinstance(x, RowShards):
+        with row_shards.computing_with(x):
+            return _require_finite(x, valid)
     x.sum_duplicates()
     size = int(np.prod(x.shape, dtype=np.int64))
     if x.nnz >= sparse.MAX_SPARSE_DENSITY * size and size * x.dtype.itemsize <= memory:
@@ -99,10 +107,11 @@ def _prepare_features(x: Any, valid: np.ndarray, memory: int) -> Any:
 
 def _require_finite(x: Any, valid: np.ndarray) -> Any:
     """Return the features, with zeros for ignored examples if those have invalid values."""
-    error = _describe_invalid_value(x)
+    describe = _describe_invalid_shard if isinstance(x, RowShards) else _describe_invalid_value
+    error = describe(x)
     if error is not None and not valid.all():
         x = _zero_ignored_rows(x, valid)
-        error = _describe_invalid_value(x)
+        error = describe(x)
     if error is not None:
         raise ValueError(f"features: {error}")
     return x
@@ -111,6 +120,8 @@ def _require_finite(x: Any, valid: np.ndarray) -> Any:
 def _zero_ignored_rows(x: Any, valid: np.ndarray) -> Any:
     if isinstance(x, np.ndarray):
         return np.where(valid[:, None], x, np.zeros((), x.dtype))
+    if isinstance(x, RowShards):
+        return x.zero_rows(~valid)
     x = x.copy()
     x.data[~np.repeat(valid, np.diff(x.indptr))] = 0
     return x
@@ -130,6 +141,21 @@ def _describe_invalid_value(x: Any) -> str | None:
     if largest > limit:
         return f"expected numbers up to {limit:g}, got {largest:g}; scale them"
     return None
+
+
+def _describe_invalid_shard(x: RowShards) -> str | None:
+    """Return what `_describe_invalid_value` does, without the features on a host."""
+    limit = MAX_MAGNITUDE[x.dtype.name]
+    row = x.first_row_above(limit)
+    if row is None:
+        return None
+    values = x.read_row(row)
+    column = int(np.argmax(~(np.abs(values) <= limit)))
+    if not np.isfinite(values[column]):
+        return f"expected finite numbers, got {values[column]} at {[row, column]}"
+    return (
+        f"expected numbers up to {limit:g}, got {values[column]:g} at {[row, column]}; scale them"
+    )
 
 
 def as_real(x: ArrayLike, name: str) -> np.ndarray:
@@ -332,13 +358,14 @@ def prepare_lanes(
         The problem, padded to one of few shapes where the features are dense.
     """
     rows, columns = _padded_shape(data.features)
-    padding = rows - data.features.shape[0]
+    padding = rows - weights.shape[1]
     s = weights / weights.sum(1, keepdims=True)
     features = _to_device(data.features, rows, columns, len(weights) * data.classes)
+    padded_targets = _pad_targets(targets, padding, data.link)
     return problems.Problem(
         features=features,
-        targets=_targets_to_device(targets, padding, data.link),
-        weights=jnp.asarray(np.pad(s, ((0, 0), (0, padding)))),
+        targets=row_shards.to_device(features, padded_targets),
+        weights=row_shards.to_device(features, np.pad(s, ((0, 0), (0, padding)))),
         l2=jnp.asarray(l2),
         l1=jnp.asarray(l1),
         column_max_abs=matvec.column_max_abs(features).astype(jnp.float64),
@@ -353,13 +380,15 @@ def _padded_shape(x: Any) -> tuple[int, int]:
     return _bucket(n), max(8, 1 << (d - 1).bit_length()) if d <= 64 else d
 
 
-def _to_device(x: Any, rows: int, columns: int, scores: int) -> Array | sparse.Sparse:
+def _to_device(x: Any, rows: int, columns: int, scores: int) -> matvec.Features:
     """Return padded features on the device, in float64 if the problem is small.
 
     `scores` is the number of scores per example in all lanes.
     """
     if x.size * scores <= MAX_FLOAT64_SIZE:
         x = x.astype(np.float64)
+    if isinstance(x, RowShards):
+        return x
     if not isinstance(x, np.ndarray):
         return sparse.from_scipy(x)
     n, d = x.shape
@@ -368,7 +397,7 @@ def _to_device(x: Any, rows: int, columns: int, scores: int) -> Array | sparse.S
     return jnp.asarray(x)
 
 
-def _targets_to_device(t: np.ndarray, padding: int, link: problems.Link) -> Array:
+def _pad_targets(t: np.ndarray, padding: int, link: problems.Link) -> np.ndarray:
     """Return padded targets, `[T, N]` or `[T, K, N]`.
 
     Padding has no weight, but the target of the last example: that of a softmax sums to one.
@@ -380,7 +409,7 @@ def _targets_to_device(t: np.ndarray, padding: int, link: problems.Link) -> Arra
         case "softmax":
             dtype = t.dtype if t.ndim == 3 else np.int32
     t = np.moveaxis(t, 1, 2) if t.ndim == 3 else t
-    return jnp.asarray(t.astype(dtype))
+    return t.astype(dtype)
 
 
 def _bucket(n: int) -> int:

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax import links, softmax_core
-from jaxsoftmax.solvers import matvec
-from jaxsoftmax.solvers.sparse import Sparse
+from jaxsoftmax.solvers import matvec, row_shards
 
 type Link = Literal["softmax", "sigmoid"]
 
@@ -24,7 +23,7 @@ type Link = Literal["softmax", "sigmoid"]
 class Problem(NamedTuple):
     """Arrays that define L problems; T is L, or 1 where the lanes share the targets."""
 
-    features: Array | Sparse  # [N, D]
+    features: matvec.Features  # [N, D]
     targets: Array  # softmax: integer [T, N] or distributions [T, K, N]; sigmoid: [T, K, N]
     weights: Array  # s: [L, N], each row of sum 1
     l2: Array  # [L]
@@ -39,6 +38,16 @@ class Point(NamedTuple):
     scores: Array  # z: [L, K, N]
     value: Array  # F: [L]
     residual: Array  # s (p - t): [L, K, N], the gradient with respect to the scores
+
+
+def take_rows(problem: Problem, rows: Array) -> Problem:
+    """Return the problem of some examples, at these positions in each shard of dense features."""
+    x = problem.features
+    return problem._replace(
+        features=row_shards.take_rows(x, rows),
+        targets=row_shards.take_columns(x, problem.targets, rows),
+        weights=row_shards.take_columns(x, problem.weights, rows),
+    )
 
 
 def select_points(use_first: Array, first: Point, second: Point) -> Point:
