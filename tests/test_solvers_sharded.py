@@ -159,5 +159,3 @@ def test_shards_that_do_not_fit_are_refused(mesh: Mesh) -> None:
             solve(x, y, C=1.0, shards=Shards(rows="data"))
         with pytest.raises(ValueError, match="sparse"):
             solve(scipy_sparse.csr_array(x), y, C=1.0, shards=ROWS)
-        with pytest.raises(ValueError, match=r"shards\.classes must be None.*'rows'"):
-            solve(x, y, C=1.0, shards=Shards(classes="rows"))

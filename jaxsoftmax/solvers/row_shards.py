@@ -97,10 +97,6 @@ def shard_features(features: Any, shards: Shards | None) -> Any:
     Raises:
         ValueError: if `shards` names no axes of the mesh, or the features are a sparse matrix.
     """
-    if shards is not None and shards.classes is not None:
-        raise ValueError(
-            f"shards.classes must be None, only rows are shared, got {shards.classes!r}"
-        )
     sharding = _choose_sharding(features, shards)
     if sharding is None:
         return features
