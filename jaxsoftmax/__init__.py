@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         weighted_mean,
     )
     from jaxsoftmax.sampling import SampledClasses, sample_classes
-    from jaxsoftmax.sharding import Shards
+    from jaxsoftmax.sharding import Shards, pad_classes
     from jaxsoftmax.solvers import Solution, solve, solve_path
     from jaxsoftmax.training import (
         FitResult,
@@ -114,6 +114,7 @@ __all__ = [
     "TrainState",
     "FitResult",
     "Shards",
+    "pad_classes",
     # the certified optimum of a linear model
     "solve",
     "solve_path",

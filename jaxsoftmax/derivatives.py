@@ -16,11 +16,12 @@ The Hessian of the softmax loss does not depend on the label. It is a product B 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import calls, links, placement, softmax_core, validation
+from jaxsoftmax import calls, class_shards, links, placement, softmax_core, validation
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def cross_entropy_gradient(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -28,6 +29,7 @@ def cross_entropy_gradient(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the gradient of each example's cross-entropy in its logits, p_k - [k = y].
 
@@ -37,6 +39,7 @@ def cross_entropy_gradient(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[..., K]` in the dtype of the logits.
@@ -62,7 +65,7 @@ def cross_entropy_gradient(
     Reference:
         Bishop, "Pattern Recognition and Machine Learning" (2006), equation 4.109.
     """
-    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     g = softmax_core.value_and_gradient(*rows)[1]
     if where is not None:
         # The label may name a masked class, whose loss is infinite but independent of its logit.
@@ -70,7 +73,7 @@ def cross_entropy_gradient(
     return g.astype(jnp.asarray(logits).dtype)
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def cross_entropy_hessian_product(
     logits: ArrayLike,
     tangents: ArrayLike,
@@ -78,6 +81,7 @@ def cross_entropy_hessian_product(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return each example's Hessian of cross-entropy times a vector, (diag(p) - p p') v.
 
@@ -87,6 +91,7 @@ def cross_entropy_hessian_product(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[..., K]` in the dtype of the logits.
@@ -114,8 +119,9 @@ def cross_entropy_hessian_product(
     v = validation.to_sum_dtype(validation.as_floats(tangents, "tangents")).astype(z.dtype)
     validation.check_shape(v, z.shape, "tangents", "that of the logits")
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
-    p = links.softmax_values(z, valid, axis)
-    return links.covariance_product(p, v, axis).astype(jnp.asarray(logits).dtype)
+    class_axes = class_shards.resolve(shards, z)
+    p = links.softmax_values(z, valid, axis, class_axes)
+    return links.covariance_product(p, v, axis, class_axes).astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()

@@ -25,19 +25,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import calls, exponential, validation
+from jaxsoftmax import calls, class_shards, exponential, validation
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
 from jaxsoftmax.placement import select
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
 
 
-@calls.compiled("axis")
-def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+@calls.compiled("axis", "shards")
+def logsumexp(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    shards: Shards | None = None,
+) -> Array:
     r"""Return the logarithm of the sum of exponentials, lse(z) = log sum_k exp(z_k).
 
     Args:
         logits: floats, `[..., K]`.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64.
@@ -62,17 +71,24 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = No
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
     z, axis = validation.prepare_logits(logits, axis, where)
-    return logsumexp_values(z, axis)
+    return logsumexp_values(z, axis, class_shards.resolve(shards, z))
 
 
-@calls.compiled("axis")
-def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+@calls.compiled("axis", "shards")
+def log_softmax(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    shards: Shards | None = None,
+) -> Array:
     r"""Return the logarithm of the softmax, log p_k = z_k - lse(z).
 
     Args:
         logits: floats, `[..., K]`.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[..., K]` in the dtype of the logits.
@@ -97,17 +113,25 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = 
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021).
     """
     z, axis = validation.prepare_logits(logits, axis, where)
-    return log_softmax_values(z, axis).astype(jnp.asarray(logits).dtype)
+    log_p = log_softmax_values(z, axis, class_shards.resolve(shards, z))
+    return log_p.astype(jnp.asarray(logits).dtype)
 
 
-@calls.compiled("axis")
-def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+@calls.compiled("axis", "shards")
+def softmax(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    shards: Shards | None = None,
+) -> Array:
     r"""Return the softmax, p_k = exp(z_k) / sum_j exp(z_j).
 
     Args:
         logits: floats, `[..., K]`.
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[..., K]` in the dtype of the logits.
@@ -133,7 +157,8 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
         Bridle, "Probabilistic interpretation of feedforward classification network outputs" (1990).
     """
     z, axis = validation.prepare_logits(logits, axis, where)
-    return softmax_values(z, None, axis).astype(jnp.asarray(logits).dtype)
+    p = softmax_values(z, None, axis, class_shards.resolve(shards, z))
+    return p.astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()
@@ -231,25 +256,29 @@ def softplus(logits: ArrayLike) -> Array:
     return softplus_values(validation.to_sum_dtype(z)).astype(z.dtype)
 
 
-def center(p: Array, tangents: Array, axis: int) -> Array:
+def center(p: Array, tangents: Array, axis: int, shards: ClassShards = UNSHARDED) -> Array:
     """Return u - sum_k p_k u_k, where u is the tangents minus that of the class above one half.
 
     Softmax is invariant under a shift of its logits, and this shift makes the centered tangents of
     a confident row exact: what remains for the leading class is the small sum itself.
     """
-    u = _subtract_leader(p, tangents, axis)
-    return u - jnp.sum(_restrict_to_support(p, p * u), axis, keepdims=True)
+    u = _subtract_leader(p, tangents, axis, shards)
+    products = _restrict_to_support(p, p * u)
+    return u - class_shards.sum_classes(products, axis, shards, keepdims=True)
 
 
-def _subtract_leader(p: Array, tangents: Array, axis: int) -> Array:
+def _subtract_leader(p: Array, tangents: Array, axis: int, shards: ClassShards) -> Array:
     """Return the tangents minus that of the class whose probability is above one half."""
-    return tangents - jnp.sum(select(p > 0.5, tangents, 0), axis, keepdims=True)
+    of_leader = select(p > 0.5, tangents, 0)
+    return tangents - class_shards.sum_classes(of_leader, axis, shards, keepdims=True)
 
 
-def covariance_product(p: Array, tangents: Array, axis: int) -> Array:
+def covariance_product(
+    p: Array, tangents: Array, axis: int, shards: ClassShards = UNSHARDED
+) -> Array:
     """Return (diag(p) - p p') times the tangents, to a few ulp of each entry's largest term."""
-    u = _subtract_leader(p, _restrict_to_support(p, tangents), axis)
-    return p * (u - jnp.sum(p * u, axis, keepdims=True))
+    u = _subtract_leader(p, _restrict_to_support(p, tangents), axis, shards)
+    return p * (u - class_shards.sum_classes(p * u, axis, shards, keepdims=True))
 
 
 def _restrict_to_support(p: Array, x: Array) -> Array:
@@ -257,47 +286,60 @@ def _restrict_to_support(p: Array, x: Array) -> Array:
     return select(p == 0, 0, x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def softmax_values(z: Array, valid: Array | None, axis: int) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def softmax_values(
+    z: Array, valid: Array | None, axis: int, shards: ClassShards = UNSHARDED
+) -> Array:
     """Return the softmax of prepared logits; rows with valid=False are 0 whatever they hold."""
+    return class_shards.run(_softmax_values, (z, valid), axis, shards)
+
+
+def _softmax_values(z: Array, valid: Array | None, axis: int, shards: ClassShards) -> Array:
     expand = functools.partial(jnp.expand_dims, axis=axis)
-    maximum = jnp.max(z, axis)
+    maximum = class_shards.max_classes(z, axis, shards)
     has_mass = ~is_fully_masked(maximum)
     if valid is not None:
         maximum = select(valid, maximum, 0)
     row = exponential.prepare_rows(maximum)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
-    total = exponential.sum_terms(e, row, axis)
+    total = class_shards.sum_terms(e, row, maximum, axis, shards)
     e = exponential.recompute(e, z, row.expand_dims(axis))
     p = e * expand(_reciprocal(total, has_mass))
     return p if valid is None else jnp.where(expand(valid), p, 0)
 
 
 @softmax_values.defjvp
-def _softmax_values_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    p = softmax_values(*primals, axis)
-    return p, covariance_product(p, tangents[0], axis)
+def _softmax_values_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    p = softmax_values(*primals, axis, shards)
+    return p, covariance_product(p, tangents[0], axis, shards)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_softmax_values(z: Array, axis: int) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def log_softmax_values(z: Array, axis: int, shards: ClassShards = UNSHARDED) -> Array:
     """Return the logarithm of the softmax of prepared logits."""
-    return softmax_and_log(z, axis)[1]
+    return softmax_and_log(z, axis, shards)[1]
 
 
 @log_softmax_values.defjvp
-def _log_softmax_values_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _log_softmax_values_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
-    p, log_p = softmax_and_log(z, axis)
-    return log_p, select(z == -jnp.inf, 0, center(p, dz, axis))
+    p, log_p = softmax_and_log(z, axis, shards)
+    return log_p, select(z == -jnp.inf, 0, center(p, dz, axis, shards))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax_and_log(z: Array, axis: int) -> tuple[Array, Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def softmax_and_log(z: Array, axis: int, shards: ClassShards = UNSHARDED) -> tuple[Array, Array]:
     """Return the softmax and its logarithm, computed with one exponential per entry."""
+    return class_shards.run(_softmax_and_log, (z,), axis, shards)
+
+
+def _softmax_and_log(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Array]:
     expand = functools.partial(jnp.expand_dims, axis=axis)
-    maximum = jnp.max(z, axis)
-    e, total, log_excess = _sum_exponentials(z, maximum, axis)
+    maximum, e, total, log_excess = _sum_exponentials(z, axis, shards)
     # Equal infinities differ by 0.
     peak = expand(maximum)
     below = select(z >= peak, 0, z - peak)
@@ -306,57 +348,93 @@ def softmax_and_log(z: Array, axis: int) -> tuple[Array, Array]:
 
 
 @softmax_and_log.defjvp
-def _softmax_and_log_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+def _softmax_and_log_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Any, Any]:
     (z,), (dz,) = primals, tangents
-    p, log_p = softmax_and_log(z, axis)
-    centered = center(p, dz, axis)
+    p, log_p = softmax_and_log(z, axis, shards)
+    centered = center(p, dz, axis, shards)
     return (p, log_p), (_restrict_to_support(p, p * centered), select(z == -jnp.inf, 0, centered))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def logsumexp_values(z: Array, axis: int) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def logsumexp_values(z: Array, axis: int, shards: ClassShards = UNSHARDED) -> Array:
     """Return the logarithm of the sum of exponentials of prepared logits."""
-    return _softmax_and_logsumexp(z, axis)[1]
+    return _softmax_and_logsumexp(z, axis, shards)[1]
 
 
 @logsumexp_values.defjvp
-def _logsumexp_values_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    p, lse = _softmax_and_logsumexp(*primals, axis)
-    return lse, jnp.sum(_restrict_to_support(p, p * tangents[0]), axis)
+def _logsumexp_values_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    p, lse = _softmax_and_logsumexp(*primals, axis, shards)
+    return lse, _expected_tangent(p, tangents[0], axis, shards)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax_and_logsumexp(z: Array, axis: int) -> tuple[Array, Array]:
-    maximum = jnp.max(z, axis)
-    e, total, log_excess = _sum_exponentials(z, maximum, axis)
+def _expected_tangent(p: Array, tangents: Array, axis: int, shards: ClassShards) -> Array:
+    return class_shards.sum_classes(_restrict_to_support(p, p * tangents), axis, shards)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _softmax_and_logsumexp(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Array]:
+    return class_shards.run(_share_and_logsumexp, (z,), axis, shards)
+
+
+def _share_and_logsumexp(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Array]:
+    maximum, e, total, log_excess = _sum_exponentials(z, axis, shards)
     p = e * jnp.expand_dims(_reciprocal(total, ~is_fully_masked(maximum)), axis)
     return p, maximum + log_excess
 
 
 @_softmax_and_logsumexp.defjvp
-def _softmax_and_logsumexp_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, lse = _softmax_and_logsumexp(*primals, axis)
-    product = covariance_product(p, tangents[0], axis)
-    return (p, lse), (product, jnp.sum(_restrict_to_support(p, p * tangents[0]), axis))
+def _softmax_and_logsumexp_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Any, Any]:
+    p, lse = _softmax_and_logsumexp(*primals, axis, shards)
+    product = covariance_product(p, tangents[0], axis, shards)
+    return (p, lse), (product, _expected_tangent(p, tangents[0], axis, shards))
 
 
-def _sum_exponentials(z: Array, maximum: Array, axis: int) -> tuple[Array, Array, Array]:
-    """Return the scaled exponentials, their sum S, and log(S / e_max) as log1p(rest / e_max).
+def _sum_exponentials(
+    z: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Array, Array, Array]:
+    """Return the maximum, the scaled exponentials, their sum S, and log(S / e_max).
 
-    The rest consists of the entries below the maximum and all but one of those equal to it. S is
-    not computed from it: a compiler may round what it computes twice, such as a product in z, in
-    two ways, and the shares of the mass are quotients of the very entries whose sum is S.
+    The logarithm is log1p(rest / e_max). The rest consists of the entries below the maximum and all
+    but one of those equal to it. On one device S is not computed from it: a compiler may round what
+    it computes twice, such as a product in z, in two ways, and the shares of the mass are quotients
+    of the very entries whose sum is S.
     """
+    maximum = class_shards.max_classes(z, axis, shards)
     row = exponential.prepare_rows(maximum)
     top = exponential.exp_of_maximum(row)
     # A product fused into z may exceed its own rounded maximum. The comparison is False for a NaN.
     leads = z >= jnp.expand_dims(maximum, axis)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
-    ties = jnp.sum(leads, axis, dtype=z.dtype)
-    lower = exponential.sum_terms(select(leads, 0, e), row, axis)
-    total = exponential.sum_terms(e, row, axis)
+    lower, total, ties = _sum_below(z, e, leads, row, axis, shards)
     e = exponential.recompute(e, z, row.expand_dims(axis))
-    return e, total, jnp.log1p(lower / top + (ties - 1))
+    return maximum, e, total, jnp.log1p(lower / top + (ties - 1))
+
+
+def _sum_below(
+    z: Array,
+    e: Array,
+    leads: Array,
+    row: exponential.RowScale,
+    axis: int,
+    shards: ClassShards,
+) -> tuple[Array, Array, Array]:
+    """Return the sum of the entries below the maximum, S, and how many are equal to the maximum."""
+    below = select(leads, 0, e)
+    if not shards.local_axes:
+        ties = jnp.sum(leads, axis, dtype=z.dtype)
+        lower = exponential.sum_terms(below, row, axis)
+        return lower, exponential.sum_terms(e, row, axis), ties
+    largest = class_shards.max_classes(select(leads, -jnp.inf, z), axis, shards)
+    ties = jnp.sum(leads, axis, dtype=jnp.int32)
+    lower, (ties,) = class_shards.sum_terms_and_counts(below, row, largest, (ties,), axis, shards)
+    count = ties.astype(z.dtype)
+    return lower, lower + count * exponential.exp_of_maximum(row), count
 
 
 def _reciprocal(total: Array, has_mass: Array) -> Array:

@@ -29,19 +29,30 @@ where p is the softmax or, for the binary loss, the sigmoid of z. All losses sha
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsoftmax import calls, exponential, links, placement, softmax_core, validation
+from jaxsoftmax import (
+    calls,
+    class_shards,
+    exponential,
+    links,
+    placement,
+    softmax_core,
+    validation,
+)
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
 from jaxsoftmax.placement import select
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.softmax_core import LabeledRows
 from jaxsoftmax.validation import ArrayLike
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -49,6 +60,7 @@ def cross_entropy(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the softmax cross-entropy with integer labels, -log p_y = lse(z) - z_y.
 
@@ -58,6 +70,9 @@ def cross_entropy(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`. None leaves sharded classes to the
+            compiler (on an Auto mesh) or to JAX (on an Explicit one): right, but with sums of
+            floats, whose error grows with the number of shards, and more collectives.
 
     Returns:
         `[...]`, float32 or float64.
@@ -67,6 +82,12 @@ def cross_entropy(
         example. Accurate to 8 ulp at any margin and offset (to 9 on a CPU if the number of classes
         is from 257 to 10,000 and has no divisor from 32 to 256, such as 1009). +inf for a label on
         a masked class, 0 for a fully masked row and for valid=False, NaN for a label out of range.
+
+        With `shards` the bound of 8 ulp holds for any number of shards of up to 2^21 classes: two
+        all-reduces of at most three integers a row, in which nothing is rounded, and none for the
+        gradient. Where the number of classes is a multiple of 128 times the number of shards,
+        values and gradients have the same bits for any number of shards (tested on CPUs). Other
+        losses add their own sum over the classes, in floats.
 
     Derivatives:
         p - onehot(y), see `cross_entropy_gradient`; of any order, in both modes.
@@ -83,14 +104,14 @@ def cross_entropy(
     Reference:
         Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021), and `exponential`.
     """
-    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     return _label_losses(logits, rows, where)
 
 
 def _label_losses(logits: ArrayLike, rows: LabeledRows, where: ArrayLike | None) -> Array:
     """Return the cross-entropy of prepared rows, by a kernel on a GPU where that is faster."""
     logits = jnp.asarray(logits)
-    kernels = softmax_core.find_kernels(logits, rows.axis)
+    kernels = softmax_core.find_kernels(logits, rows.axis, rows.shards)
     if kernels is None:
         return _cross_entropy(*rows)
     return kernels.losses(logits, rows, is_masked=where is not None)
@@ -99,17 +120,27 @@ def _label_losses(logits: ArrayLike, rows: LabeledRows, where: ArrayLike | None)
 CPU_BLOCK_ENTRIES = 2**20  # 4 MB of exponentials, which stay in a CPU's cache
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _cross_entropy(z: Array, labels: Array, in_range: Array, valid: Array, axis: int) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _cross_entropy(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> Array:
     arrays = (z, labels, in_range, valid)
-    values = functools.partial(_values, axis=axis)
-    if z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
+    values = functools.partial(_values, axis=axis, shards=shards)
+    if shards.classes or z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
         return values(*arrays)
     return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=values)
 
 
-def _values(z: Array, labels: Array, in_range: Array, valid: Array, *, axis: int) -> Array:
-    return softmax_core.value_and_gradient(z, labels, in_range, valid, axis)[0]
+def _values(
+    z: Array,
+    labels: Array,
+    in_range: Array,
+    valid: Array,
+    *,
+    axis: int,
+    shards: ClassShards = UNSHARDED,
+) -> Array:
+    return softmax_core.value_and_gradient(z, labels, in_range, valid, axis, shards)[0]
 
 
 def _is_large(z: Array) -> bool:
@@ -146,13 +177,16 @@ def _values_by_blocks(z: Array, *per_row: Array) -> Array:
 
 
 @_cross_entropy.defjvp
-def _cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _cross_entropy_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     valid = primals[3]
-    value, gradient = softmax_core.value_and_gradient(*primals, axis)
-    return value, softmax_core.directional_derivative(gradient, tangents[0], valid, axis)
+    value, gradient = softmax_core.value_and_gradient(*primals, axis, shards)
+    change = softmax_core.directional_derivative(gradient, tangents[0], valid, axis, shards)
+    return value, change
 
 
-@calls.compiled("axis", constant="smoothing")
+@calls.compiled("axis", "shards", constant="smoothing")
 def smoothed_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -162,6 +196,7 @@ def smoothed_cross_entropy(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return cross-entropy with smoothed labels and class weights, sum_k t_k c_k (-log p_k).
 
@@ -176,6 +211,7 @@ def smoothed_cross_entropy(
         axis: the class axis.
         where: bool, broadcastable to the logits, or `[K]`: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64. A mean of them divides by the sum of the weights of the labels'
@@ -204,7 +240,7 @@ def smoothed_cross_entropy(
         weights and smoothing combine as in torch.nn.CrossEntropyLoss, which weights the uniform
         part too.
     """
-    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     return _smoothed_values(logits, rows, smoothing, class_weights, where)[0]
 
 
@@ -227,8 +263,7 @@ def _smoothed_values(
             values = softmax_core.weighted_term(label_weights, values)
         return values, label_weights
     t = _smooth_targets(rows, a, c)
-    z, t, valid, axis = _prepare_soft(z, t, axis, None, rows.valid)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), valid), label_weights
+    return _soft_values(_soft_rows(z, t, rows.valid, axis, rows.shards)), label_weights
 
 
 def _is_zero(smoothing: float | Array) -> bool:
@@ -251,12 +286,13 @@ def _prepare_class_weights(
 def _take_label_weights(class_weights: Array, rows: LabeledRows) -> Array:
     """Return the weight of each label's class.
 
-    An Explicit mesh has no gather; there it is a sum with one nonzero term.
+    Sharded classes have no gather; there it is a sum with one nonzero term.
     """
-    if not any(placement.partition_spec(rows.z)):
+    if not any(placement.partition_spec(rows.z)) and not rows.shards.classes:
         return class_weights[rows.labels]
-    is_label = softmax_core.label_mask(rows.z, rows.labels, rows.axis)
-    return jnp.sum(jnp.where(is_label, _expand_classes(class_weights, rows), 0), rows.axis)
+    is_label = softmax_core.label_mask(rows.z, rows.labels, rows.axis, rows.shards)
+    terms = jnp.where(is_label, _expand_classes(class_weights, rows), 0)
+    return class_shards.sum_classes(terms, rows.axis, rows.shards)
 
 
 def _expand_classes(per_class: Array, rows: LabeledRows) -> Array:
@@ -268,8 +304,9 @@ def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | 
     """Return t c: a is shared by the classes that exist, and the label has 1 - a more."""
     z, axis = rows.z, rows.axis
     exists = z != -jnp.inf
-    share = smoothing / jnp.maximum(jnp.sum(exists, axis, keepdims=True, dtype=z.dtype), 1)
-    is_label = softmax_core.label_mask(z, rows.labels, axis)
+    count = class_shards.sum_classes(exists.astype(z.dtype), axis, rows.shards, keepdims=True)
+    share = smoothing / jnp.maximum(count, 1)
+    is_label = softmax_core.label_mask(z, rows.labels, axis, rows.shards)
     t = jnp.where(is_label, 1 - smoothing, 0) + jnp.where(exists, share, 0)
     t = t if class_weights is None else t * _expand_classes(class_weights, rows)
     # NaN for a label out of range, but not where a gradient would multiply it by 0.
@@ -277,7 +314,7 @@ def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | 
     return t * jnp.expand_dims(factor, axis)
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def soft_cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -285,6 +322,7 @@ def soft_cross_entropy(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return cross-entropy with target probabilities, -sum_k t_k log p_k.
 
@@ -294,6 +332,7 @@ def soft_cross_entropy(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64.
@@ -317,32 +356,50 @@ def soft_cross_entropy(
     Reference:
         Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
-    z, t, valid, axis = _prepare_soft(logits, targets, axis, where, valid)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis), valid)
+    return _soft_values(_prepare_soft(logits, targets, axis, where, valid, shards))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
-    return _negative_log_likelihood(links.softmax_and_log(z, axis)[1], t, axis)
+class _SoftRows(NamedTuple):
+    """Logits with the targets of all classes."""
+
+    z: Array
+    t: Array
+    valid: Array  # which rows count; a fully masked row has no distribution and does not
+    axis: int
+    shards: ClassShards
+
+
+def _soft_values(rows: _SoftRows) -> Array:
+    z, t, valid, axis, shards = rows
+    return validation.zero_ignored(_soft_cross_entropy(z, t, axis, shards), valid)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _soft_cross_entropy(z: Array, t: Array, axis: int, shards: ClassShards) -> Array:
+    return _negative_log_likelihood(links.softmax_and_log(z, axis, shards)[1], t, axis, shards)
 
 
 @_soft_cross_entropy.defjvp
-def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _soft_cross_entropy_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     (z, t), (dz, dt) = primals, tangents
-    p, log_p = links.softmax_and_log(z, axis)
+    p, log_p = links.softmax_and_log(z, axis, shards)
     # The loss depends on neither the logit nor the target of a masked class. Where a logit is +inf,
     # it does not depend on the targets of the classes with probability 0 either.
-    gradient = select(z == -jnp.inf, 0, p * jnp.sum(t, axis, keepdims=True) - t)
+    mass = class_shards.sum_classes(t, axis, shards, keepdims=True)
+    gradient = select(z == -jnp.inf, 0, p * mass - t)
     products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
-    return _negative_log_likelihood(log_p, t, axis), jnp.sum(products, axis)
+    value = _negative_log_likelihood(log_p, t, axis, shards)
+    return value, class_shards.sum_classes(products, axis, shards)
 
 
-def _negative_log_likelihood(log_p: Array, t: Array, axis: int) -> Array:
+def _negative_log_likelihood(log_p: Array, t: Array, axis: int, shards: ClassShards) -> Array:
     """Return -sum_k t_k log p_k, with 0 log 0 = 0."""
-    return -jnp.sum(select(t == 0, 0, t * log_p), axis)
+    return -class_shards.sum_classes(select(t == 0, 0, t * log_p), axis, shards)
 
 
-@calls.compiled("axis", "log_targets")
+@calls.compiled("axis", "log_targets", "shards")
 def kl_divergence(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -351,6 +408,7 @@ def kl_divergence(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the Kullback-Leibler divergence KL(t || p) = sum_k t_k (log t_k - log p_k).
 
@@ -361,6 +419,7 @@ def kl_divergence(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64; `soft_cross_entropy` minus the targets' entropy.
@@ -385,22 +444,26 @@ def kl_divergence(
     Reference:
         Kullback and Leibler, "On information and sufficiency" (1951).
     """
-    z, t, valid, axis = _prepare_soft(logits, targets, axis, where, valid, logs=log_targets)
+    rows = _prepare_soft(logits, targets, axis, where, valid, shards, logs=log_targets)
+    t = rows.t
     if log_targets:
         t, log_t = jnp.exp(t), select(t == -jnp.inf, 0, t)
     else:
         log_t = jnp.log(select(t == 0, 1, t))
-    negative_entropy = jnp.sum(select(t == 0, 0, t * log_t), axis)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis) + negative_entropy, valid)
+    products = select(t == 0, 0, t * log_t)
+    negative_entropy = class_shards.sum_classes(products, rows.axis, rows.shards)
+    cross_entropies = _soft_cross_entropy(rows.z, t, rows.axis, rows.shards)
+    return validation.zero_ignored(cross_entropies + negative_entropy, rows.valid)
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def entropy(
     logits: ArrayLike,
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the entropy of the softmax, H(p) = -sum_k p_k log p_k.
 
@@ -409,6 +472,7 @@ def entropy(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64.
@@ -435,8 +499,10 @@ def entropy(
     z, axis = validation.prepare_logits(logits, axis, where)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     z = validation.zero_ignored_rows(z, valid, axis)
-    p, log_p = links.softmax_and_log(z, axis)
-    return validation.zero_ignored(-jnp.sum(p * select(p == 0, 0, log_p), axis), valid)
+    class_axes = class_shards.resolve(shards, z)
+    p, log_p = links.softmax_and_log(z, axis, class_axes)
+    terms = p * select(p == 0, 0, log_p)
+    return validation.zero_ignored(-class_shards.sum_classes(terms, axis, class_axes), valid)
 
 
 @calls.compiled()
@@ -517,13 +583,14 @@ def _binary_in_one_pass_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Arr
     return _binary_in_one_pass(z, a, b), (b * p - a * q) * dz + by_weight
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def squared_error(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
     axis: int = -1,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the squared error of the logits themselves, sum_k (z_k - t_k)^2.
 
@@ -533,6 +600,7 @@ def squared_error(
           labels whose one-hot codes are the targets.
         axis: the class axis.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64.
@@ -558,19 +626,22 @@ def squared_error(
     """
     z, axis = validation.prepare_logits(logits, axis)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
-    t = _regression_targets(jnp.asarray(targets), z, axis)
+    class_axes = class_shards.resolve(shards, z)
+    t = _regression_targets(jnp.asarray(targets), z, axis, class_axes)
     z, t = (
         validation.zero_ignored_rows(z, valid, axis),
         validation.zero_ignored_rows(t, valid, axis),
     )
-    return validation.zero_ignored(jnp.sum((z - t) ** 2, axis), valid)
+    squares = class_shards.sum_classes((z - t) ** 2, axis, class_axes)
+    return validation.zero_ignored(squares, valid)
 
 
-def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
+def _regression_targets(targets: Array, z: Array, axis: int, shards: ClassShards) -> Array:
     """Return targets of the logits' shape: one-hot codes of labels, or the numbers themselves."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        labels, in_range = validation.prepare_labels(targets, z, axis, "targets")
-        onehot = softmax_core.label_mask(z, labels, axis).astype(z.dtype)
+        classes = class_shards.count_classes(z, axis, shards)
+        labels, in_range = validation.prepare_labels(targets, z, axis, "targets", classes)
+        onehot = softmax_core.label_mask(z, labels, axis, shards).astype(z.dtype)
         return jnp.where(jnp.expand_dims(in_range, axis), onehot, jnp.nan)
     targets = validation.as_floats(targets, "targets").astype(z.dtype)
     if z.shape[axis] == 1 and targets.ndim == z.ndim - 1:
@@ -578,7 +649,7 @@ def _regression_targets(targets: Array, z: Array, axis: int) -> Array:
     return validation.check_shape(targets, z.shape, "targets", "that of the logits")
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def brier(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -586,6 +657,7 @@ def brier(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the Brier score of the softmax, sum_k (p_k - [k = y])^2.
 
@@ -597,6 +669,7 @@ def brier(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]` between 0 and 2, float32 or float64.
@@ -620,9 +693,9 @@ def brier(
     Reference:
         Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
-    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     residual = softmax_core.value_and_gradient(*rows)[1]
-    return jnp.sum(residual**2, rows.axis)
+    return class_shards.sum_classes(residual**2, rows.axis, rows.shards)
 
 
 @calls.compiled()
@@ -668,7 +741,7 @@ def hinge(
     return validation.zero_ignored(_ramp(1 - (2 * t - 1) * z), valid)
 
 
-@calls.compiled("axis")
+@calls.compiled("axis", "shards")
 def multiclass_hinge(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -676,6 +749,7 @@ def multiclass_hinge(
     axis: int = -1,
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the multi-class hinge (large margin) loss, max(0, 1 + max over k != y of z_k - z_y).
 
@@ -685,6 +759,7 @@ def multiclass_hinge(
         axis: the class axis.
         where: bool, broadcastable to the logits: which classes exist.
         valid: bool, `[...]`: which examples count.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`.
 
     Returns:
         `[...]`, float32 or float64.
@@ -713,17 +788,19 @@ def multiclass_hinge(
     z, axis = validation.prepare_logits(logits, axis, where)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     z = validation.zero_ignored_rows(z, valid, axis)
-    labels, in_range = validation.prepare_labels(labels, z, axis)
+    class_axes = class_shards.resolve(shards, z)
+    classes = class_shards.count_classes(z, axis, class_axes)
+    labels, in_range = validation.prepare_labels(labels, z, axis, num_classes=classes)
     # A factor, not a selection: the NaN of a label out of range reaches the gradient too.
     is_number = jnp.expand_dims(in_range, axis)
     if valid is not None:
         is_number = is_number | ~jnp.expand_dims(valid, axis)
     z = z * jnp.where(is_number, 1, jnp.nan).astype(z.dtype)
-    is_label = softmax_core.label_mask(z, labels, axis)
-    label_logit = jnp.sum(select(is_label, z, 0), axis)
-    best_other = jnp.max(select(is_label, -jnp.inf, z), axis)
+    is_label = softmax_core.label_mask(z, labels, axis, class_axes)
+    label_logit = class_shards.sum_classes(select(is_label, z, 0), axis, class_axes)
+    best_other = class_shards.max_classes(select(is_label, -jnp.inf, z), axis, class_axes)
     # XLA's maxima may lose a NaN.
-    best_other = select(jnp.any(z != z, axis), jnp.nan, best_other)
+    best_other = select(class_shards.any_class(z != z, axis, class_axes), jnp.nan, best_other)
     # Where no other class exists there is no margin to keep.
     is_alone = best_other == -jnp.inf
     # Two infinite logits are equal. So may be finite ones, but those keep their derivative.
@@ -866,14 +943,16 @@ def _mean_weights(values: Array, valid: ArrayLike | None, weights: ArrayLike | N
     return w
 
 
-def _ratio(values: Array, weights: Array, denominators: Array) -> Array:
-    """Return the weighted sum over the sum of the denominators.
+def _ratio(
+    values: Array, weights: Array, denominators: Array, row_axes: tuple[str, ...] = ()
+) -> Array:
+    """Return the weighted sum over the sum of the denominators, of all rows.
 
     NaN and infinity are ignored where the weight is 0.
     """
-    total = jnp.sum(denominators)
+    total = lax.psum(jnp.sum(denominators), row_axes)
     values = select((weights == 0) & ~jnp.isfinite(values), 0, values)
-    return jnp.sum(weights * values) / _nonzero(total)
+    return lax.psum(jnp.sum(weights * values), row_axes) / _nonzero(total)
 
 
 def _nonzero(total: Array) -> Array:
@@ -881,7 +960,7 @@ def _nonzero(total: Array) -> Array:
     return select(total == 0, 1, total)
 
 
-@calls.compiled("axis", constant="smoothing")
+@calls.compiled("axis", "shards", constant="smoothing")
 def mean_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -892,6 +971,7 @@ def mean_cross_entropy(
     where: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the mean cross-entropy of the valid examples, which most training steps minimize.
 
@@ -910,6 +990,8 @@ def mean_cross_entropy(
         where: bool, broadcastable to the logits, or `[K]`: which classes exist.
         valid: bools, or integers 0 and 1, `[...]`: which examples count, such as `labels != -100`.
         weights: w >= 0, numbers or bools `[...]`, or a leading part of that shape.
+        shards: the mesh axes of rows and classes, see `Shards`; None as in `cross_entropy`. Inside
+            a shard_map over the rows, the mean is over the rows of all shards.
 
     Returns:
         A scalar, float32 or float64; 0 where the total weight is 0.
@@ -936,14 +1018,15 @@ def mean_cross_entropy(
         The denominator is that of torch.nn.CrossEntropyLoss(weight, ignore_index,
         label_smoothing), reduction "mean".
     """
-    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     w = _mean_weights(rows.valid.astype(rows.z.dtype), rows.valid, weights)
     if weights is not None:
         # Nothing in an example without weight can spoil the gradient in the logits. If its logits
         # are numbers, its value stays, for the gradient in the weight.
-        is_sound = rows.in_range & jnp.all(rows.z < jnp.inf, rows.axis)
+        is_sound = ~class_shards.any_class(~(rows.z < jnp.inf), rows.axis, rows.shards)
+        is_sound &= rows.in_range
         rows = rows._replace(valid=rows.valid & (is_sound | (w != 0)))
-    kernels = softmax_core.find_kernels(jnp.asarray(logits), rows.axis)
+    kernels = softmax_core.find_kernels(jnp.asarray(logits), rows.axis, rows.shards)
     if kernels is not None and _is_zero(smoothing):
         # Value and gradient in one pass over the logits, since the weights are known before it.
         w = w * _prepare_class_weights(class_weights, rows)[1]
@@ -951,7 +1034,7 @@ def mean_cross_entropy(
         is_masked = where is not None
         return kernels.weighted_sum(jnp.asarray(logits), rows, mean_weights, is_masked=is_masked)
     values, label_weights = _smoothed_values(logits, rows, smoothing, class_weights, where)
-    return _ratio(values, w, w * label_weights)
+    return _ratio(values, w, w * label_weights, rows.shards.local_row_axes)
 
 
 def check_labels(
@@ -1041,18 +1124,22 @@ def _prepare_soft(
     axis: int,
     where: ArrayLike | None,
     valid: ArrayLike | None,
+    shards: Shards | None,
     *,
     logs: bool = False,
-) -> tuple[Array, Array, Array, int]:
-    """Return logits and targets of one shape and dtype, which rows are valid, and the axis.
-
-    A fully masked row has no distribution, so it is not valid either.
-    """
+) -> _SoftRows:
+    """Return the checked arguments of a loss with soft targets, of one shape and dtype."""
     z, axis = validation.prepare_logits(logits, axis, where)
     t = validation.as_distributions(targets, z, axis, logs=logs)
-    has_classes = jnp.any(z != -jnp.inf, axis)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
+    return _soft_rows(z, t, valid, axis, class_shards.resolve(shards, z))
+
+
+def _soft_rows(
+    z: Array, t: Array, valid: Array | None, axis: int, shards: ClassShards
+) -> _SoftRows:
+    has_classes = class_shards.any_class(z != -jnp.inf, axis, shards)
     if valid is None:
-        return z, t, has_classes, axis
+        return _SoftRows(z, t, has_classes, axis, shards)
     z, t = (validation.zero_ignored_rows(a, valid, axis) for a in (z, t))
-    return z, t, has_classes & valid, axis
+    return _SoftRows(z, t, has_classes & valid, axis, shards)

@@ -180,11 +180,11 @@ def shard_like_rows(x: Array, like: Array, axis: int) -> Array:
     The later axes of x keep their sharding, except over mesh axes that the rows use.
     """
     rows = partition_spec(like)[:axis] + partition_spec(like)[axis + 1 :]
-    rest = _drop_used(partition_spec(x)[len(rows) :], rows)
+    rest = drop_used(partition_spec(x)[len(rows) :], rows)
     return reshard(x, like, *rows, *rest)
 
 
-def _drop_used(entries: tuple[Any, ...], used: tuple[Any, ...]) -> tuple[Any, ...]:
+def drop_used(entries: tuple[Any, ...], used: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return entries of a PartitionSpec, with None for those that share a mesh axis with `used`."""
     names = {*_merge_entries(used)}
     return tuple(None if names & {*axis_names(entry)} else entry for entry in entries)
@@ -296,4 +296,4 @@ def shard_rows(x: Array, like: Array, axes: Any) -> Array:
 
 def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:
     """Return x's partition spec with these axes for its rows and no axis used twice."""
-    return axes, *_drop_used(partition_spec(x)[1:], (axes,))
+    return axes, *drop_used(partition_spec(x)[1:], (axes,))

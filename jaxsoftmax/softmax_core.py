@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax import exponential, links, placement, validation
+from jaxsoftmax import class_shards, exponential, links, placement, validation
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards, RowMaxima
 from jaxsoftmax.placement import select
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
 
 
@@ -25,6 +27,7 @@ class LabeledRows(NamedTuple):
     in_range: Array  # bool: which labels are in range
     valid: Array  # bool: which rows count
     axis: int  # the class axis, from the front
+    shards: ClassShards = UNSHARDED  # where the classes are
 
 
 def prepare_labeled_rows(
@@ -33,6 +36,7 @@ def prepare_labeled_rows(
     axis: int,
     where: ArrayLike | None,
     valid: ArrayLike | None,
+    shards: Shards | None = None,
 ) -> LabeledRows:
     """Return the checked arguments of a loss with integer labels.
 
@@ -40,27 +44,36 @@ def prepare_labeled_rows(
     mesh axes.
     """
     z, axis = validation.prepare_logits(logits, axis, where)
-    index, in_range = validation.prepare_labels(labels, z, axis)
+    class_axes = class_shards.resolve(shards, z)
+    classes = class_shards.count_classes(z, axis, class_axes)
+    index, in_range = validation.prepare_labels(labels, z, axis, num_classes=classes)
     valid = validation.broadcast_valid(valid, index.shape)
     valid = jnp.ones_like(in_range) if valid is None else valid
-    per_row = (placement.shard_like_rows(a, z, axis) for a in (index, in_range, valid))
-    return LabeledRows._make((*placement.match_varying_axes(z, *per_row), axis))
+    per_row = [placement.shard_like_rows(a, z, axis) for a in (index, in_range, valid)]
+    if class_axes.local_axes:  # rows are the same for all shards of the classes
+        arrays = (z, *placement.match_varying_axes(*per_row))
+    else:
+        arrays = placement.match_varying_axes(z, *per_row)
+    return LabeledRows._make((*arrays, axis, class_axes))
 
 
-def find_kernels(logits: Array, axis: int) -> ModuleType | None:
+def find_kernels(logits: Array, axis: int, shards: ClassShards) -> ModuleType | None:
     """Return the row kernels if the program is traced for a GPU on which they are faster.
+
+    A kernel needs all classes of a row.
 
     They are imported by name at their first use: importing Pallas is slow, and they are built on
     this module.
     """
-    if not exponential.is_for_gpu():
+    if shards.classes or not exponential.is_for_gpu():
         return None
     kernels = import_module("jaxsoftmax.kernels.gpu.rows")
     return kernels if kernels.unsupported(logits, axis) is None else None
 
 
-def label_mask(z: Array, labels: Array, axis: int) -> Array:
+def label_mask(z: Array, labels: Array, axis: int, shards: ClassShards = UNSHARDED) -> Array:
     """Return which entries of z are those of the rows' labels, a bool array of the shape of z."""
+    labels = labels - class_shards.first_class(z, axis, shards)
     classes = lax.broadcasted_iota(labels.dtype, z.shape, axis)
     return classes == jnp.expand_dims(labels, axis)
 
@@ -76,9 +89,30 @@ def label_logit(z: Array, labels: Array, axis: int) -> Array:
     return jnp.sum(select(label_mask(z, labels, axis), z, 0), axis)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _row_maxima(
+    z: Array, labels: Array, is_label: Array, axis: int, shards: ClassShards
+) -> RowMaxima:
+    """Return the largest logit of each row, that of its label, and the largest of the others.
+
+    The largest of the others is only needed, and only computed, where classes are sharded.
+    """
+    if not shards.local_axes:
+        maximum = jnp.max(z, axis)
+        return RowMaxima(maximum, label_logit(z, labels, axis), maximum)
+    classes = z.shape[axis]
+    local = jnp.clip(labels - class_shards.first_class(z, axis, shards), 0, classes - 1)
+    z_y = label_logit(z, local, axis)
+    return class_shards.max_around_label(z, z_y, is_label, axis, shards.local_axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def value_and_gradient(
-    z: Array, labels: Array, in_range: Array, valid: Array, axis: int
+    z: Array,
+    labels: Array,
+    in_range: Array,
+    valid: Array,
+    axis: int,
+    shards: ClassShards = UNSHARDED,
 ) -> tuple[Array, Array]:
     """Return cross-entropy and its gradient, computed with one exponential per entry.
 
@@ -86,23 +120,31 @@ def value_and_gradient(
     leads, and log(S) + (z_max - z_y), S = s_o + e_y, where it does not: both are sums of terms of
     one sign. The gradient is e_k / S, and -s_o / S at the label.
     """
+    return class_shards.run(_value_and_gradient, (z, labels, in_range, valid), axis, shards)
+
+
+def _value_and_gradient(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Array]:
     expand = functools.partial(jnp.expand_dims, axis=axis)
-    maximum = jnp.max(z, axis)
+    is_label = label_mask(z, labels, axis, shards)
+    maximum, z_y, largest_rest = _row_maxima(z, labels, is_label, axis, shards)
     is_zero = ~valid | links.is_fully_masked(maximum)
     # Every entry of a row depends on its maximum, so a NaN here reaches the whole row: that is how
     # a label out of range gives NaN.
     maximum = select(valid, select(in_range, maximum, jnp.nan), 0)
     row = exponential.prepare_rows(maximum)
-    z_y = select(valid, label_logit(z, labels, axis), 0)
+    z_y, largest_rest = select(valid, z_y, 0), select(valid, largest_rest, 0)
     e_y = exponential.scaled_exp(z_y, row)
     # All entries of an ignored row are left out, NaN included.
-    left_out = label_mask(z, labels, axis) | expand(~valid)
+    left_out = is_label | expand(~valid)
     per_entry = row.expand_dims(axis)
     others = select(left_out, 0, exponential.scaled_exp(z, per_entry))
     # A row whose value and gradient are 0 is treated as one whose label leads and whose others sum
     # to 0. The sum is multiplied rather than replaced: the maximum of a row of NaNs may be -inf,
     # but their sum is NaN.
-    s_o = exponential.sum_terms(others, row, axis) * (~is_zero).astype(z.dtype)
+    s_o = class_shards.sum_terms(others, row, largest_rest, axis, shards)
+    s_o *= (~is_zero).astype(z.dtype)
     total = s_o + e_y
     leads = (z_y == maximum) | is_zero
     excess = select(leads, s_o / e_y, total / exponential.exp_of_maximum(row) - 1)
@@ -113,17 +155,23 @@ def value_and_gradient(
 
 
 @value_and_gradient.defjvp
-def _value_and_gradient_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple:
+def _value_and_gradient_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple:
     z, _, _, valid = primals
-    value, gradient = value_and_gradient(*primals, axis)
-    p = links.softmax_values(z, valid, axis)
-    product = links.covariance_product(p, tangents[0], axis)
-    return (value, gradient), (directional_derivative(gradient, tangents[0], valid, axis), product)
+    value, gradient = value_and_gradient(*primals, axis, shards)
+    p = links.softmax_values(z, valid, axis, shards)
+    product = links.covariance_product(p, tangents[0], axis, shards)
+    change = directional_derivative(gradient, tangents[0], valid, axis, shards)
+    return (value, gradient), (change, product)
 
 
-def directional_derivative(gradient: Array, tangents: Array, valid: Array, axis: int) -> Array:
+def directional_derivative(
+    gradient: Array, tangents: Array, valid: Array, axis: int, shards: ClassShards = UNSHARDED
+) -> Array:
     """Return the derivative of the loss along the tangents: 0 for an ignored row, even of NaNs."""
-    return validation.zero_ignored(jnp.sum(gradient * tangents, axis), valid)
+    change = class_shards.sum_classes(gradient * tangents, axis, shards)
+    return validation.zero_ignored(change, valid)
 
 
 def weighted_term(coefficient: Array, value: Array) -> Array:

@@ -260,12 +260,13 @@ def drop_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def prepare_labels(
-    labels: Any, logits: Array, axis: int, name: str = "labels"
+    labels: Any, logits: Array, axis: int, name: str = "labels", num_classes: int | None = None
 ) -> tuple[Array, Array]:
     """Return labels as int32 class indices, and which of them are in range; the others become 0.
 
-    The range is checked in the dtype of the labels or a wider one, and in NumPy for NumPy arrays: a
-    cast to int32 before the check would wrap 2^32 to class 0.
+    The logits may be a part of `num_classes` classes. The range is checked in the dtype of the
+    labels or a wider one, and in NumPy for NumPy arrays: a cast to int32 before the check would
+    wrap 2^32 to class 0.
     """
     given = as_array(labels, name) if labels is None else as_argument(labels, name)
     # An empty list has no integer dtype.
@@ -275,7 +276,8 @@ def prepare_labels(
     check_shape(labels, drop_axis(logits.shape, axis), name, "logits without the class axis")
     if jnp.iinfo(labels.dtype).bits < 32:
         labels = labels.astype(jnp.int32)
-    in_range = jnp.asarray((labels >= 0) & (labels < logits.shape[axis]))
+    classes = logits.shape[axis] if num_classes is None else num_classes
+    in_range = jnp.asarray((labels >= 0) & (labels < classes))
     return jnp.where(in_range, labels, 0).astype(jnp.int32), in_range
 
 

@@ -1,0 +1,260 @@
+"""Maxima and sums over classes that are sharded over mesh axes, and the shard_map around them.
+
+Functions of links and losses take `ClassShards` beside their class axis. Inside a shard_map over
+the axes of the classes their arrays are local, and the functions of this module go over all shards.
+Elsewhere `run` makes that shard_map around a primal function; its derivative rule is outside, on
+whole arrays, where the compiler or JAX takes the sums.
+
+Both collectives are of integers. A maximum is that of the floats' bits, which are in the order of
+the floats with NaN above all: XLA's maximum of floats loses a NaN among devices. A sum of
+exponentials is in fixed point (see `fixed_point`).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from jaxsoftmax import exponential, fixed_point, placement
+from jaxsoftmax.exponential import RowScale
+from jaxsoftmax.placement import select
+from jaxsoftmax.sharding import Shards
+
+
+class ClassShards(NamedTuple):
+    """The mesh axes of classes and rows, as functions of links and losses take them."""
+
+    classes: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    mesh: AbstractMesh | None = None  # None where arrays are local: inside a shard_map
+
+    @property
+    def local_axes(self) -> tuple[str, ...]:
+        """The axes over which sums of classes go by name."""
+        return self.classes if self.mesh is None else ()
+
+    @property
+    def local_row_axes(self) -> tuple[str, ...]:
+        """The axes over which sums of rows go by name."""
+        return self.rows if self.mesh is None else ()
+
+
+UNSHARDED = ClassShards()
+
+
+def resolve(shards: Shards | None, x: Array) -> ClassShards:
+    """Return the mesh axes of a call, and whether x is a local part or whole."""
+    if shards is None:
+        return UNSHARDED
+    if not isinstance(shards, Shards):
+        raise TypeError(f"shards: expected Shards(rows=..., classes=...), got {shards!r}")
+    rows, classes = placement.axis_names(shards.rows), placement.axis_names(shards.classes)
+    if shared := {*rows} & {*classes}:
+        raise ValueError(f"shards: expected different axes of rows and classes, got {shared}")
+    placement.count_shards(rows + classes, x)
+    is_manual = [placement.is_manual((name,), x) for name in rows + classes]
+    if any(is_manual) != all(is_manual):
+        raise ValueError(
+            f"shards: expected axes that are all in the shard_map or not, got {shards}"
+        )
+    return ClassShards(classes, rows, None if all(is_manual) else placement.mesh_of(x))
+
+
+def count_classes(z: Array, axis: int, shards: ClassShards) -> int:
+    """Return the number of classes of all shards."""
+    return z.shape[axis] * count_shards(shards.local_axes, z)
+
+
+def count_shards(axes: tuple[str, ...], x: Array) -> int:
+    """Return the number of shards over these axes, 1 without any."""
+    return placement.count_shards(axes, x) if axes else 1
+
+
+def first_class(z: Array, axis: int, shards: ClassShards) -> Array | int:
+    """Return the number of the first class of z."""
+    axes = shards.local_axes
+    return lax.axis_index(axes) * z.shape[axis] if axes else 0
+
+
+def sum_classes(x: Array, axis: int, shards: ClassShards, *, keepdims: bool = False) -> Array:
+    """Return the sum over the classes of all shards, in the order of the network."""
+    return lax.psum(jnp.sum(x, axis, keepdims=keepdims), shards.local_axes)
+
+
+def any_class(x: Array, axis: int, shards: ClassShards) -> Array:
+    """Return whether x is True for a class of any shard."""
+    found = jnp.any(x, axis)
+    axes = shards.local_axes
+    return lax.pmax(found.astype(jnp.int32), axes) > 0 if axes else found
+
+
+def max_classes(z: Array, axis: int, shards: ClassShards) -> Array:
+    """Return the maximum over the classes; NaN if one is, where they are sharded."""
+    return _max_over_shards(z, axis, shards) if shards.local_axes else jnp.max(z, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _max_over_shards(z: Array, axis: int, shards: ClassShards) -> Array:
+    return _from_order(lax.pmax(jnp.max(_to_order(z), axis), shards.local_axes), z.dtype)
+
+
+@_max_over_shards.defjvp
+def _max_over_shards_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    """The largest entries share the derivative, as in `jnp.max`."""
+    (z,), (dz,) = primals, tangents
+    maximum = _max_over_shards(z, axis, shards)
+    is_largest = z == jnp.expand_dims(maximum, axis)
+    count = sum_classes(is_largest.astype(z.dtype), axis, shards)
+    return maximum, sum_classes(select(is_largest, dz, 0), axis, shards) / jnp.maximum(count, 1)
+
+
+class RowMaxima(NamedTuple):
+    """The largest logit of each row, that of its label, and the largest of the other classes."""
+
+    all: Array
+    label: Array
+    rest: Array
+
+
+def max_around_label(z: Array, label: Array, is_label: Array, axis: int, axes: Any) -> RowMaxima:
+    """Return the maxima of rows whose classes are sharded, in one all-reduce.
+
+    Args:
+        z: the logits of the local classes.
+        label: z_y, and anything where the label is on another device.
+        is_label: which entries are those of the labels.
+        axis: the class axis.
+        axes: the mesh axes.
+    """
+    nothing = int(jnp.iinfo(_integer(z.dtype)).min)  # below every logit
+    order = jnp.max(select(is_label, _order_of(-jnp.inf, z.dtype), _to_order(z)), axis)
+    label_order = select(jnp.any(is_label, axis), _to_order(label), nothing)
+    order, label_order = lax.pmax((order, label_order), axes)
+    rest, label = _from_order(order, z.dtype), _from_order(label_order, z.dtype)
+    return RowMaxima(_from_order(jnp.maximum(order, label_order), z.dtype), label, rest)
+
+
+def sum_terms(terms: Array, row: RowScale, largest: Array, axis: int, shards: ClassShards) -> Array:
+    """Return the sum of a row's scaled exponentials over all classes; NaN where the maximum is.
+
+    `largest` is the largest logit of the terms, and is not read where classes are not sharded.
+    """
+    if not shards.local_axes:
+        return exponential.sum_terms(terms, row, axis)
+    return sum_terms_and_counts(terms, row, largest, (), axis, shards)[0]
+
+
+def sum_terms_and_counts(
+    terms: Array,
+    row: RowScale,
+    largest: Array,
+    counts: tuple[Array, ...],
+    axis: int,
+    shards: ClassShards,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Return the sum over sharded classes, and the sums of integers, in one all-reduce."""
+    blocks = fixed_point.sum_blocks(terms, axis)
+    axes, count = shards.local_axes, count_shards(shards.local_axes, terms)
+    form = fixed_point.choose_format(
+        terms.dtype, count * terms.shape[axis], count * blocks.shape[axis]
+    )
+    bound = fixed_point.power_above(exponential.scaled_exp(largest, row))
+    limbs = fixed_point.to_limbs(blocks, bound, axis, form)
+    limbs, counts = lax.psum((limbs, counts), axes)
+    total = fixed_point.from_limbs(limbs, bound, form)
+    return select(jnp.isnan(row.maximum), jnp.nan, total), counts
+
+
+def run(
+    function: Callable[..., Any], arrays: tuple[Any, ...], axis: int, shards: ClassShards
+) -> Any:
+    """Return function(*arrays, axis, shards), computed by each device for its own classes.
+
+    Arrays and results either have the rank of the first array, the logits, or one without the
+    class axis.
+    """
+    if shards.mesh is None or not shards.classes:
+        return function(*arrays, axis, shards)
+    logits, mesh = arrays[0], shards.mesh
+    spec = functools.partial(_spec, logits, axis, shards)
+    _check_sizes(logits, axis, shards)
+    results = jax.eval_shape(lambda *a: function(*a, axis, UNSHARDED), *arrays)
+    arrays = jax.tree.map(lambda a: placement.reshard(a, logits, *spec(a)), arrays)
+    return jax.shard_map(
+        lambda *a: function(*a, axis, shards._replace(mesh=None)),
+        mesh=mesh,
+        in_specs=jax.tree.map(spec, arrays),
+        out_specs=jax.tree.map(spec, results),
+        axis_names=_manual_axes(shards),
+    )(*arrays)
+
+
+def _spec(logits: Array, axis: int, shards: ClassShards, x: Any) -> PartitionSpec:
+    """Return where x lies: its rows as those of the logits, and its classes over their axes."""
+    rows = list(_row_entries(logits, axis, shards))
+    if x.ndim == logits.ndim:
+        rows.insert(axis, shards.classes)
+    return PartitionSpec(*rows)
+
+
+def _row_entries(logits: Array, axis: int, shards: ClassShards) -> tuple[Any, ...]:
+    """Return the mesh axes of the axes without the class axis."""
+    found = placement.partition_spec(logits)
+    entries = placement.drop_used(found[:axis] + found[axis + 1 :], (shards.classes,))
+    return (shards.rows, *entries[1:]) if shards.rows and entries else entries
+
+
+def _manual_axes(shards: ClassShards) -> set[str]:
+    """Return the axes of the shard_map: those that are named, and all Explicit ones."""
+    mesh: Any = shards.mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
+    return {*shards.classes, *shards.rows} | explicit
+
+
+def _check_sizes(logits: Array, axis: int, shards: ClassShards) -> None:
+    sizes = dict(shards.mesh.shape) if shards.mesh else {}
+    rows = next((i for i in range(logits.ndim) if i != axis), None)
+    for i, axes, name, advice in (
+        (axis, shards.classes, "classes", "; see pad_classes"),
+        (rows, shards.rows, "rows", ""),
+    ):
+        count = math.prod(sizes[a] for a in axes)
+        if count > 1 and (i is None or logits.shape[i] % count):
+            size = 1 if i is None else logits.shape[i]
+            expected = f"a number of {name} that {count} shards divide"
+            raise ValueError(f"logits: expected {expected}, got {size}{advice}")
+
+
+def _integer(dtype: Any) -> Any:
+    return jnp.dtype(f"int{jnp.finfo(dtype).bits}")
+
+
+def _to_order(x: Array) -> Array:
+    """Return integers in the order of the floats; NaN is the largest."""
+    integer = _integer(x.dtype)
+    bits = lax.bitcast_convert_type(x, integer)
+    largest = int(jnp.iinfo(integer).max)
+    # The bits of a negative number are its sign and its size, whose order is the other way around.
+    return select(x != x, largest, bits ^ (bits >> (jnp.finfo(x.dtype).bits - 1) & largest))
+
+
+def _order_of(x: float, dtype: Any) -> int:
+    """Return the integer of a number."""
+    bits = int(np.asarray(x, dtype).view(_integer(dtype)))
+    return bits ^ int(jnp.iinfo(_integer(dtype)).max) if bits < 0 else bits
+
+
+def _from_order(order: Array, dtype: Any) -> Array:
+    """Undo `_to_order`."""
+    largest = int(jnp.iinfo(order.dtype).max)
+    bits = select(order < 0, order ^ largest, order)
+    return lax.bitcast_convert_type(bits, dtype)

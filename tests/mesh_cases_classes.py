@@ -1,0 +1,397 @@
+"""Losses, links and linear heads with their classes over mesh axes, against the same on one device.
+
+A script, because a process has one number of devices: `test_class_shards.py` runs it. It prints a
+line for each case, PASS or FAIL with the reason; arguments select the cases whose names hold them,
+and --list prints the names.
+"""
+
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import adversaries  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import oracles  # noqa: E402
+from jax import lax  # noqa: E402
+from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+import jaxsoftmax as js  # noqa: E402
+from jaxsoftmax import Shards  # noqa: E402
+
+K = 1024
+CLASSES = Shards(classes="model")
+BOTH = Shards(rows="data", classes="model")
+CASES: dict[str, Callable[[], None]] = {}
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    """Register a case under its function's name."""
+    CASES[function.__name__] = function
+    return function
+
+
+def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
+    """Classes over the last axis, "model", and rows over the first, "data"."""
+    devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
+    return Mesh(devices, ("data", "model")[-len(sizes) :], axis_types=(kind,) * len(sizes))
+
+
+def put(mesh: Mesh, x: Any, *places: str | None) -> jax.Array:
+    """An array on a mesh; of the places, those that the mesh has."""
+    spec = P(*(place if place in mesh.axis_names else None for place in places))
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+
+# -- Exact, and the same bits --
+
+
+@cache
+def traps() -> tuple[np.ndarray, np.ndarray]:
+    z = adversaries.logits(K, np.float32)
+    return z, adversaries.labels("random", z)
+
+
+def values(z: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    return {
+        "loss": js.cross_entropy(z, y, shards=CLASSES),
+        "gradient": js.cross_entropy_gradient(z, y, shards=CLASSES),
+        "log_softmax": js.log_softmax(z, shards=CLASSES),
+    }
+
+
+@cache
+def values_on(shards: int) -> dict[str, np.ndarray]:
+    z, y = traps()
+    mesh = mesh_of(shards)
+    given = put(mesh, z, None, "model"), put(mesh, y)
+    return jax.tree.map(np.asarray, jax.jit(values)(*given))
+
+
+@case
+def exact_to_8_ulp() -> None:
+    z, y = traps()
+    found, (lse, scale) = dict(values_on(8)), oracles.logsumexp(z)
+    given = put(mesh_of(8), z, None, "model")
+    found["softmax"] = jax.jit(partial(js.softmax, shards=CLASSES))(given)
+    found["logsumexp"] = jax.jit(partial(js.logsumexp, shards=CLASSES))(given)
+    oracles.assert_ulps(found["loss"], oracles.cross_entropy(z, y))
+    oracles.assert_ulps(found["gradient"], oracles.cross_entropy_gradient(z, y))
+    oracles.assert_ulps(found["softmax"], oracles.softmax(z))
+    oracles.assert_ulps(found["log_softmax"], oracles.log_softmax(z))
+    oracles.assert_ulps(found["logsumexp"], lse, scale=scale)
+
+
+@case
+def same_bits_on_1_2_4_and_8_shards() -> None:
+    for shards in (2, 4, 8):
+        jax.tree.map(np.testing.assert_array_equal, values_on(shards), values_on(1))
+
+
+@case
+def exact_where_labels_are_close_and_others_are_many() -> None:
+    """Sums in which each of many small terms would be lost, or rounded the same way."""
+    classes, mesh = 2**17, mesh_of(8)
+    z = np.full((8, classes), -20.0, np.float32)
+    z[:, 5] = 0, 3, -1, 8, 0, 12.5, 2, 40
+    z[:4, classes - 3] = -1.5
+    y = np.array([5, 5, 5, 7, 5, 5, 5, 5], np.int32)
+    given = put(mesh, z, None, "model"), put(mesh, y)
+    found = jax.jit(partial(js.cross_entropy, shards=CLASSES))(*given)
+    oracles.assert_ulps(found, oracles.cross_entropy(z, y))
+
+
+# -- Everything, in every way --
+
+
+def few_rows() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    n, k = 16, 64
+    z = (4 * rng.standard_normal((n, k))).astype(np.float32)
+    z[5] -= 700
+    where = rng.random((n, k)) < 0.9
+    where[3] = False
+    labels = rng.integers(0, k, n).astype(np.int32)
+    where[:3, labels[:3]] = where[4:, labels[4:]] = True
+    targets = rng.random((n, k)).astype(np.float32)
+    targets = np.where(where, targets / targets.sum(1, keepdims=True), 0).astype(np.float32)
+    valid = np.arange(n) % 5 != 4
+    # Ignored with a NaN, infinite, NaN among others, labels out of range, a label that is masked.
+    z[4, 3], z[6, 40], z[7, 60], labels[8], labels[10] = np.nan, np.inf, np.nan, k, -1
+    where[11, labels[11]] = False
+    return {
+        "z": z,
+        "labels": labels,
+        "where": where,
+        "valid": valid,
+        "targets": targets,
+        "tangents": rng.standard_normal((n, k)).astype(np.float32),
+        "weights": rng.random(n).astype(np.float32),
+        "class_weights": rng.random(k).astype(np.float32),
+    }
+
+
+PLACES = {
+    "z": ("data", "model"),
+    "labels": ("data",),
+    "where": ("data", "model"),
+    "valid": ("data",),
+    "targets": ("data", "model"),
+    "tangents": ("data", "model"),
+    "weights": ("data",),
+    "class_weights": ("model",),
+}
+
+
+def losses_of(z: jax.Array, data: dict[str, jax.Array], shards: Shards | None) -> dict[str, Any]:
+    """One value per example of each loss."""
+    how: dict[str, Any] = {"where": data["where"], "valid": data["valid"], "shards": shards}
+    of_labels = (js.cross_entropy, js.brier, js.multiclass_hinge)
+    of_targets = (js.soft_cross_entropy, js.kl_divergence)
+    found = {f.__name__: f(z, data["labels"], **how) for f in of_labels}
+    found |= {f.__name__: f(z, data["targets"], **how) for f in of_targets}
+    smoothed = partial(js.smoothed_cross_entropy, z, data["labels"], **how)
+    return found | {
+        "smoothed": smoothed(smoothing=0.1, class_weights=data["class_weights"]),
+        "class weights": smoothed(smoothing=0.0, class_weights=data["class_weights"]),
+        "entropy": js.entropy(z, **how),
+        "squared_error": js.squared_error(z, data["labels"], shards=shards),
+        "logsumexp": js.logsumexp(z, shards=shards),
+    }
+
+
+def links_of(z: jax.Array, data: dict[str, jax.Array], shards: Shards | None) -> dict[str, Any]:
+    """Results with a class axis."""
+    product = js.cross_entropy_hessian_product(z, data["tangents"], shards=shards)
+    return {
+        "softmax": js.softmax(z, where=data["where"], shards=shards),
+        "log_softmax": js.log_softmax(z, shards=shards),
+        "product": product,
+    }
+
+
+def everything(
+    data: dict[str, jax.Array],
+    shards: Shards | None,
+    *,
+    axes: tuple[str, ...] = (),
+    second_order: bool = True,
+) -> dict[str, Any]:
+    """Values, gradient, jvp and Hessian product; `axes` of the classes inside a shard_map."""
+
+    def scalar(z: jax.Array) -> jax.Array:
+        weights = data["weights"]
+        parts = [jnp.sum(weights * v) for v in losses_of(z, data, shards).values()]
+        parts += [lax.psum(jnp.sum(v * dz), axes) for v in links_of(z, data, shards).values()]
+        return sum(parts[1:], parts[0])
+
+    z, dz = data["z"], data["tangents"]
+    if not second_order:
+        return {"values": losses_of(z, data, shards), "gradient": jax.grad(scalar)(z)}
+    values, changes = jax.jvp(lambda z: losses_of(z, data, shards), (z,), (dz,))
+    gradient, hessian = jax.jvp(jax.grad(scalar), (z,), (dz,))
+    found = {"values": values, "jvp": changes, "gradient": gradient, "hessian": hessian}
+    return found | {"links": links_of(z, data, shards)}
+
+
+@cache
+def truth() -> Any:
+    jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
+    with jax.enable_x64():
+        data = {
+            n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in few_rows().items()
+        }
+        return jax.tree.map(np.asarray, jax.jit(partial(everything, shards=None))(data))
+
+
+def close(found: Any, wanted: Any) -> None:
+    """The same entries are finite, and they differ by rounding of the largest."""
+
+    def check(path: Any, a: Any, t: Any) -> None:
+        a, t = np.float64(a), np.float64(t)
+        bound = 4e-6 * np.abs(t[np.isfinite(t)]).max(initial=1e-30)
+        np.testing.assert_allclose(a, t, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, found, {part: wanted[part] for part in found})
+
+
+@case
+def auto_mesh() -> None:
+    wanted = truth()
+    mesh = mesh_of(2, 4)
+    data = {name: put(mesh, a, *PLACES[name]) for name, a in few_rows().items()}
+    close(jax.jit(partial(everything, shards=BOTH, second_order=False))(data), wanted)
+
+
+@case
+def explicit_mesh() -> None:
+    wanted = truth()
+    mesh = mesh_of(2, 4, kind=AxisType.Explicit)
+    data = {name: put(mesh, a, *PLACES[name]) for name, a in few_rows().items()}
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda data: {"values": losses_of(data["z"], data, CLASSES)})(data)
+    close(found, wanted)
+
+
+@case
+def inside_shard_map() -> None:
+    wanted = truth()
+    mesh, data = mesh_of(2, 4), few_rows()
+    row, entry = P("data"), P("data", "model")
+    run = jax.shard_map(
+        partial(everything, shards=CLASSES, axes=("model",)),
+        mesh=mesh,
+        in_specs=({name: P(*PLACES[name]) for name in data},),
+        out_specs={"values": row, "jvp": row, "gradient": entry, "hessian": entry, "links": entry},
+    )
+    close(jax.jit(run)(data), wanted)
+
+
+HALVES = (jnp.bfloat16, jnp.float16)
+
+
+@case
+def dtypes_axes_and_transformations() -> None:
+    data, mesh = few_rows(), mesh_of(8)
+    z, y, dz = np.where(np.isfinite(data["z"]), data["z"], 0), data["labels"] % 64, data["tangents"]
+    loss = partial(js.cross_entropy, shards=CLASSES)
+
+    def run(z: jax.Array, y: jax.Array, dz: jax.Array) -> dict[str, Any]:
+        gradient = jax.grad(lambda z: loss(z, y).sum())
+        return {
+            "halves": [loss(z.astype(dtype), y) for dtype in HALVES],
+            "models": jax.vmap(loss, in_axes=(0, None))(jnp.stack([z, 2 * z]), y),
+            "rows": jax.vmap(jax.grad(loss))(z, y),
+            "first axis": loss(z.T, y, axis=0),
+            "none": loss(z[:0], y[:0]),
+            "hessian": jax.jvp(gradient, (z,), (dz,))[1],
+        }
+
+    given = put(mesh, z, None, "model"), put(mesh, y), put(mesh, dz, None, "model")
+    found = jax.jit(run)(*given)
+    value, (product, scale) = oracles.cross_entropy(z, y), oracles.softmax_hessian_product(z, dz)
+    for dtype, half in zip(HALVES, found["halves"], strict=True):
+        oracles.assert_ulps(half, oracles.cross_entropy(np.float32(jnp.asarray(z, dtype)), y))
+    oracles.assert_ulps(found["models"], np.stack([value, oracles.cross_entropy(2 * z, y)]))
+    oracles.assert_ulps(found["rows"], oracles.cross_entropy_gradient(z, y))
+    oracles.assert_ulps(found["first axis"], value)
+    oracles.assert_ulps(found["hessian"], product, scale=scale)
+    assert found["none"].shape == (0,)
+
+
+@case
+def float64() -> None:
+    with jax.enable_x64():
+        z, y = (a[:8] for a in traps())
+        z = z.astype(np.float64) * (1 + 1e-9)
+        mesh = mesh_of(8)
+        given = put(mesh, z, None, "model"), put(mesh, y)
+        found = jax.jit(partial(js.cross_entropy_gradient, shards=CLASSES))(*given)
+        oracles.assert_ulps(found, oracles.cross_entropy_gradient(z, y))
+
+
+@case
+def padded_classes() -> None:
+    data, mesh = few_rows(), mesh_of(8)
+    z, y = data["z"][:3, :61], data["labels"][:3] % 61
+    z = np.where(np.isfinite(z), z, 0)
+
+    def padded(z: jax.Array) -> jax.Array:
+        return js.cross_entropy(js.pad_classes(z, multiple=8), y, shards=CLASSES)
+
+    with jax.set_mesh(mesh):
+        value, gradient = jax.jit(lambda z: (padded(z), jax.grad(lambda z: padded(z).sum())(z)))(z)
+    oracles.assert_ulps(value, oracles.cross_entropy(z, y))
+    oracles.assert_ulps(gradient, oracles.cross_entropy_gradient(z, y))
+
+
+@case
+def compositions_are_those_of_all_classes() -> None:
+    """Label smoothing and z-loss: the count and the mean of a shard's classes would be wrong."""
+    data, mesh = few_rows(), mesh_of(8)
+    z, y = data["z"][:3], data["labels"][:3]
+
+    def local(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        lse = js.logsumexp(z, shards=CLASSES)
+        mean = lax.psum(jnp.sum(z, 1), "model") / 64
+        composed = 0.9 * js.cross_entropy(z, y, shards=CLASSES) + 0.1 * (lse - mean)
+        smoothed = js.smoothed_cross_entropy(z, y, smoothing=0.1, shards=CLASSES)
+        return composed + 1e-2 * lse**2, smoothed + 1e-2 * lse**2
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=P(None, "model"), out_specs=P())
+    composed, smoothed = jax.jit(run)(put(mesh, z, None, "model"))
+    exact = np.float64(z)
+    lse = np.log(np.exp(exact).sum(1))
+    t = 0.9 * np.eye(64)[y] + 0.1 / 64
+    wanted = (t * (lse[:, None] - exact)).sum(1) + 1e-2 * lse**2
+    np.testing.assert_allclose(composed, wanted, rtol=1e-6)
+    np.testing.assert_allclose(smoothed, wanted, rtol=1e-6)
+
+
+@case
+def means_over_all_rows_inside_shard_map() -> None:
+    data, mesh = few_rows(), mesh_of(2, 4)
+    z, y, w = data["z"][:4], data["labels"][:4], data["weights"][:4]
+    run = jax.shard_map(
+        lambda z, y, w: js.mean_cross_entropy(z, y, weights=w, shards=BOTH),
+        mesh=mesh,
+        in_specs=(P("data", "model"), P("data"), P("data")),
+        out_specs=P(),
+    )
+    z[0], w[0] = np.nan, 0  # nothing of an example without weight
+    found = jax.jit(run)(z, y, w)
+    values = oracles.cross_entropy(z[1:], y[1:])
+    np.testing.assert_allclose(found, np.average(values, weights=w[1:]), rtol=1e-6)
+
+
+@case
+def two_all_reduces_of_three_numbers_a_row() -> None:
+    mesh, n = mesh_of(2, 4), 64
+    z, y = (
+        put(mesh, np.zeros((n, K), np.float32), "data", "model"),
+        put(mesh, np.zeros(n, int), "data"),
+    )
+
+    def collectives(function: Callable) -> list[str]:
+        text = jax.jit(function).lower(z, y).compile().as_text()
+        kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+        return re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", text)
+
+    def total(z: jax.Array, y: jax.Array) -> jax.Array:
+        return js.cross_entropy(z, y, shards=CLASSES).sum()
+
+    for function in (partial(js.cross_entropy, shards=CLASSES), jax.grad(total)):
+        found = [re.findall(r"(\w+)\[([\d,]*)\]", types) for types in collectives(function)]
+        assert found == [[("s32", "32")] * 2, [("s32", "32")] * 3], found
+
+
+def main(wanted: list[str]) -> int:
+    if wanted == ["--list"]:
+        print("\n".join(CASES))
+        return 0
+    failed = 0
+    for name, run in CASES.items():
+        if wanted and not any(part in name for part in wanted):
+            continue
+        try:
+            run()
+            print("PASS", name, flush=True)
+        except Exception as error:
+            failed += 1
+            frames = traceback.extract_tb(error.__traceback__)
+            places = [f"{f.filename}:{f.lineno}" for f in frames if "/main/" in f.filename]
+            reason = " ".join(str(error).split())[:600]
+            print("FAIL", name, places[-1:], type(error).__name__, reason, flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))

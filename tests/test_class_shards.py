@@ -1,0 +1,95 @@
+"""Classes over mesh axes: what is refused, and eight devices in a process of their own."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxsoftmax import Shards, cross_entropy, fixed_point, pad_classes
+
+SCRIPT = Path(__file__).parent / "mesh_cases_classes.py"
+
+
+def run(*arguments: str) -> list[str]:
+    """What the script prints, line by line; its status says no more."""
+    found = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
+    )
+    assert found.stdout, found.stderr
+    return found.stdout.splitlines()
+
+
+def test_on_eight_devices() -> None:
+    lines = run()
+    assert len(lines) >= 10
+    assert not [line for line in lines if not line.startswith("PASS")]
+
+
+LOGITS, LABELS = jnp.zeros((3, 8)), jnp.zeros(3, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("shards", "error", "message"),
+    [
+        ("model", TypeError, "shards: expected Shards"),
+        (Shards(classes="other"), ValueError, "shards must name axes of the mesh, .*'other'"),
+        (Shards(rows="model", classes="model"), ValueError, "different axes of rows and classes"),
+        (Shards(rows="data", classes="model"), ValueError, "number of rows that 2 .*got 3"),
+    ],
+)
+def test_shards_that_are_refused(shards: Any, error: type[Exception], message: str) -> None:
+    mesh = jax.make_mesh((2, 1), ("data", "model"), (AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh), pytest.raises(error, match=message):
+        cross_entropy(LOGITS, LABELS, shards=shards)
+
+
+def test_classes_that_the_shards_do_not_divide() -> None:
+    mesh = jax.make_mesh((2,), ("model",), (AxisType.Auto,))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="divide, got 7; see pad_classes"):
+        cross_entropy(LOGITS[:, :7], LABELS, shards=Shards(classes="model"))
+
+
+def test_axes_inside_and_outside_of_a_shard_map() -> None:
+    mesh = jax.make_mesh((2, 1), ("data", "model"), (AxisType.Auto,) * 2)
+    loss = partial(cross_entropy, shards=Shards(rows="data", classes="model"))
+    inner = jax.shard_map(
+        loss,
+        mesh=mesh,
+        in_specs=(P(None, "model"), P()),
+        out_specs=P(),
+        axis_names={"model"},
+    )
+    with pytest.raises(ValueError, match="all in the shard_map or not"):
+        jax.jit(inner)(LOGITS, LABELS)
+
+
+def test_padding() -> None:
+    x = jnp.ones((2, 3, 5))
+    assert pad_classes(x, multiple=5) is x
+    padded = pad_classes(x, multiple=4, axis=1)
+    assert padded.shape == (2, 4, 5)
+    assert (padded[:, 3] == -jnp.inf).all()
+    with pytest.raises(ValueError, match="multiple: expected a positive number, got 0"):
+        pad_classes(x, multiple=0)
+
+
+@pytest.mark.parametrize("classes", [128, 1000, 2**21])
+def test_sums_in_fixed_point_are_those_of_float64(classes: int) -> None:
+    """One large term and small ones, each of which is half a unit of a shorter sum."""
+    terms = np.full(classes, 2.0**-26 * 1.37, np.float32)
+    terms[classes // 3] = 1.99
+    bound = fixed_point.power_above(jnp.float32(1.99))
+    assert bound == 2
+    blocks = fixed_point.sum_blocks(jnp.asarray(terms), 0)
+    form = fixed_point.choose_format(np.dtype(np.float32), classes, blocks.shape[0])
+    found = fixed_point.from_limbs(fixed_point.to_limbs(blocks, bound, 0, form), bound, form)
+    exact = np.sum(terms.astype(np.float64))
+    assert abs(np.float64(found) - exact) <= 4 * np.spacing(np.float32(exact))
