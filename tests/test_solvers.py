@@ -290,6 +290,16 @@ def test_l1_has_the_zeros_and_the_objective_of_scikit_learn(l1_ratio: float) -> 
     assert np.array_equal(found.params.w != 0, params.w != 0)
 
 
+def test_l1_of_correlated_features_takes_few_iterations() -> None:
+    """A proximal step in a diagonal metric takes 547."""
+    rng = np.random.default_rng(0)
+    x = 0.1 * rng.normal(size=(178, 13)) + rng.normal(size=(178, 2)) @ rng.normal(size=(2, 13)) + 2
+    y = (x @ rng.normal(size=(13, 3)) / 3 + rng.gumbel(size=(178, 3))).argmax(1)
+    found = solve(x, y, C=30.0, l1_ratio=0.7, gap=1e-9)
+    assert found.converged
+    assert found.iterations <= 100
+
+
 def test_l1_large_enough_leaves_nothing_but_the_intercept() -> None:
     x, y = problem()
     found = solve(x, y, alpha=100.0, l1_ratio=1.0, gap=1e-10)

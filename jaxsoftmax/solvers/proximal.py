@@ -1,20 +1,22 @@
 r"""Steps with an l1 penalty: a proximal gradient step finds the zeros, then Newton moves the rest.
 
-The proximal step in the metric h (one number per parameter) is w <- soft(w - g / h, l1 / h). The
-weights that it sets to 0 are kept there. On the face of the remaining parameters, as long as they
-keep their signs, F is smooth; Newton's step is computed there by conjugate gradients, and a weight
-whose sign would change is set to 0. The proximal step guarantees convergence, and Newton's step
-makes it fast.
+The proximal step minimizes a quadratic model of the loss, whose Hessian is the preconditioner's
+matrix, plus the l1 penalty, see `proximal_operator`. The weights that it sets to 0 are kept there.
+On the face of the remaining parameters, as long as they keep their signs, F is smooth; Newton's
+step is computed there by conjugate gradients, and a weight whose sign would change is set to 0. The
+proximal step guarantees convergence, and Newton's step makes it fast.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import matvec, newton, shared_preconditioner
+from jaxsoftmax.solvers import newton, proximal_operator, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.proximal_operator import Metric
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 MAX_PROXIMAL_TRIALS = 40
@@ -53,6 +55,7 @@ def shrink(
     link: problems.Link,
     point: problems.Point,
     gradient: Array,
+    preconditioner: Preconditioner,
     tolerance: Array,
     stiffness: Array | None,
     *,
@@ -60,26 +63,24 @@ def shrink(
 ) -> ProximalStep:
     """Take a proximal gradient step.
 
-    The metric is the Hessian's diagonal under each class's mean curvature times the stiffness,
-    which doubles until F falls below the model's value: with it, F descends (Beck and Teboulle).
-    A lane whose tolerance is infinite keeps its point.
+    The metric is the preconditioner's matrix times the stiffness, which doubles until F falls below
+    the model's value and its own: with it, F descends (Beck and Teboulle). A lane whose tolerance
+    is infinite keeps its point.
     """
     dtype = gradient.dtype
-    diagonal = _diagonal(problem, link, problems.class_variance(problem, link, point))
-    l1, l2 = (a.astype(dtype)[:, None, None] for a in (problem.l1, problem.l2))
-    smooth_value = point.value - _l1_penalty(problem, point.theta)
+    variance = problems.class_variance(problem, link, point)
+    c = shared_preconditioner.mean_curvature(problem, link, variance)
+    preconditioner = jax.tree.map(lambda a: a.astype(dtype), preconditioner)
+    slack = 8 * jnp.finfo(dtype).eps * jnp.abs(point.value)
 
     def attempt(stiffness: Array, trials: Array | int) -> _Trial:
-        metric = stiffness[:, None, None] * diagonal + l2
-        theta = _soft_threshold(point.theta - gradient / metric, l1 / metric[..., :-1], intercept)
+        metric = _metric(problem, preconditioner, stiffness[:, None] * c, intercept)
+        theta, change = _minimize_model(problem, metric, point.theta, gradient)
         end = problems.point_from_scores(
             problem, link, theta, problems.linear_scores(problem, theta)
         )
-        move = jnp.where(theta == point.theta, 0, theta - point.theta)
-        model = smooth_value + jnp.sum(gradient * move + 0.5 * metric * move**2, (1, 2))
-        slack = 8 * jnp.finfo(dtype).eps * jnp.abs(point.value)
-        accepted = end.value - _l1_penalty(problem, theta) <= model + slack
-        return _Trial(stiffness, end, accepted, trials)
+        descended = end.value <= point.value + jnp.minimum(change, 0) + slack
+        return _Trial(stiffness, end, descended, trials)
 
     def body(last: _Trial) -> _Trial:
         stiffness = jnp.where(last.accepted, last.number, 2 * last.number)
@@ -142,28 +143,39 @@ def _unfinished(max_trials: int) -> Callable[[_Trial], Array]:
     return lambda last: ~jnp.all(last.accepted) & (last.trials < max_trials)
 
 
-def _soft_threshold(theta: Array, threshold: Array, intercept: bool) -> Array:
-    """Return the weights moved towards 0 by the threshold, and the intercept, 0 if unused."""
-    w, b = theta[..., :-1], theta[..., -1:]
-    w = jnp.sign(w) * jnp.maximum(jnp.abs(w) - threshold, 0)
-    return jnp.concatenate([w, b if intercept else jnp.zeros_like(b)], -1)
+def _metric(
+    problem: problems.Problem, preconditioner: Preconditioner, c: Array, intercept: bool
+) -> Metric:
+    """Return the metric for curvatures c, `[L, K]`."""
+    dtype = preconditioner.spectrum.dtype
+    c = jnp.maximum(c, jnp.finfo(dtype).eps)[..., None].astype(dtype)
+    return Metric(preconditioner, c, problem.l2.astype(dtype)[:, None, None], intercept)
+
+
+def _minimize_model(
+    problem: problems.Problem, metric: Metric, theta: Array, gradient: Array
+) -> tuple[Array, Array]:
+    """Return the parameters that minimize the model of F, and by how much that changes it, `[L]`.
+
+    With an intercept, the optimal one follows from the weights: b' = b - g_b / c - (v - w) m.
+    """
+    w, b, c = theta[..., :-1], theta[..., -1:], metric.curvature
+    slope, slope_b = gradient[..., :-1], gradient[..., -1:]
+    mean = metric.preconditioner.mean
+    if metric.centered:
+        slope = slope - slope_b * mean
+    l1 = problem.l1.astype(w.dtype)[:, None, None]
+    v = proximal_operator.prox(metric, w, slope, l1)
+    move = v - w
+    change = slope * move + 0.5 * move * proximal_operator.multiply(metric, move)
+    change = jnp.sum(change + l1 * (jnp.abs(v) - jnp.abs(w)), (1, 2))
+    if metric.centered:
+        b = b - slope_b / c - jnp.sum(move * mean, -1, keepdims=True)
+        change = change - 0.5 * jnp.sum(slope_b**2 / c, (1, 2))
+    return jnp.concatenate([v, b], -1), change
 
 
 def _face_gradient(problem: problems.Problem, w: Array, gradient: Array) -> Array:
     """Return the gradient of F with the l1 penalty, which is smooth where w is not 0."""
     l1 = problem.l1.astype(gradient.dtype)[:, None, None]
     return gradient.at[..., :-1].add(l1 * jnp.sign(w))
-
-
-def _diagonal(problem: problems.Problem, link: problems.Link, class_variance: Array) -> Array:
-    """Return the Hessian's diagonal, without the penalty, under each class's mean curvature."""
-    c = shared_preconditioner.mean_curvature(problem, link, class_variance)[..., None]
-    s = problem.weights.astype(problem.features.dtype)
-    squares = matvec.weighted_square_sums(problem.features, s)
-    h = jnp.concatenate([squares, jnp.ones_like(squares[:, :1])], 1)[:, None].astype(c.dtype)
-    eps = jnp.finfo(c.dtype).eps
-    return jnp.maximum(c, eps) * jnp.maximum(h, eps * jnp.max(h, -1, keepdims=True))
-
-
-def _l1_penalty(problem: problems.Problem, theta: Array) -> Array:
-    return problem.l1.astype(theta.dtype) * jnp.sum(jnp.abs(theta[..., :-1]), (1, 2))
