@@ -33,6 +33,13 @@ class OptimizerName(StrEnum):
     lbfgs = "lbfgs"
 
 
+class KeptEpoch(StrEnum):
+    """The epoch whose model is kept: that of the smallest validation loss, or the last one."""
+
+    best = "best"
+    last = "last"
+
+
 EMBEDDED = "digits"
 """The data set that is part of the package."""
 

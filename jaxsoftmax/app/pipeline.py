@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -126,6 +127,8 @@ def train(
     choices: Choices,
     *,
     callback: Callable[[dict[str, Any]], object] | None = None,
+    checkpoint: Path | None = None,
+    interval: float | None = None,
 ) -> FitResult:
     """Train a linear model on the training split, and evaluate each epoch on the validation split.
 
@@ -133,9 +136,12 @@ def train(
         dataset: the data, after preprocessing.
         choices: complete choices, from `choose`.
         callback: as in `training.fit`.
+        checkpoint: a folder for checkpoints, from which the training continues, or None.
+        interval: the least number of seconds between two checkpoints.
 
     Returns:
-        The result of `training.fit`.
+        The result of `training.fit`. Its parameters are those of the epoch with the smallest
+        validation loss, and those of its state are the last ones.
 
     Raises:
         training.Interrupted: at Ctrl-C, or if the callback raises KeyboardInterrupt, with the
@@ -165,8 +171,12 @@ def train(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         validation=validation,
-        patience=choices.patience,
+        # With a patience of all epochs it never stops early, but returns the best parameters.
+        patience=choices.patience or settings.epochs,
         callback=callback,
+        checkpoint=checkpoint,
+        resume=checkpoint is not None,
+        checkpoint_interval=interval or 0,
     )
 
 

@@ -66,7 +66,7 @@ def _jaxsoftmax(
 @app.command(no_args_is_help=True)
 @_implemented_in("fit")
 def fit(
-    name: options.Data,
+    name: options.DataOrResume = None,
     label: options.Label = None,
     labels: options.Labels = None,
     identifier: options.Identifier = None,
@@ -93,11 +93,14 @@ def fit(
     learning_rate: options.LearningRate = None,
     weight_decay: options.WeightDecay = None,
     patience: options.Patience = None,
+    keep_epoch: options.KeepEpoch = None,
     seed: options.Seed = 0,
     data_dir: options.DataDir = None,
     download: options.Download = False,
     output: options.RunOutput = None,
     overwrite: options.OverwriteRun = False,
+    checkpoint: options.Checkpoint = None,
+    resume: options.Resume = None,
     no_report: options.NoReport = False,
     quiet: options.QuietRun = False,
 ) -> None:
@@ -107,8 +110,9 @@ def fit(
     model.json), metrics.json, history.csv and report.html. 15% of the
     rows of a file are used for validation and 15% for the test, the same
     rows each time. The same command with the same seed gives the same
-    model. Ctrl-C ends the fit after the current epoch and saves the best
-    model so far.
+    model, that of the epoch with the smallest validation loss. Ctrl-C ends
+    the fit after the current epoch and saves the best model so far; a fit
+    with --checkpoint that was killed goes on with --resume.
     """
 
 
@@ -204,6 +208,21 @@ def evaluate(
 
     The intervals are computed from 1,000 bootstrap resamples of the
     examples.
+    """
+
+
+@app.command(no_args_is_help=True)
+@_implemented_in("compare")
+def compare(
+    runs: options.Runs,
+    output: options.PageOutput = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare runs side by side: test metrics, settings that differ and, with --output, a page.
+
+    A star marks the best value of each metric. The page has intervals
+    and learning curves too.
     """
 
 

@@ -196,6 +196,40 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     )
 
 
+OVERFITTING = 0.01
+"""The relative rise of the validation loss after its minimum that is called overfitting."""
+
+
+def describe_overfitting(
+    history: Mapping[str, np.ndarray], *, is_last_kept: bool = False
+) -> str | None:
+    """Describe how the validation loss rose after its minimum, if it did while training went on.
+
+    Args:
+        history: one number per epoch, with "loss" and "validation_loss".
+        is_last_kept: whether the model of the last epoch is kept in place of the best one.
+
+    Returns:
+        One line, or None.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app.cli import console
+        >>> losses = {"loss": np.array([3.0, 2, 1]), "validation_loss": np.array([3.0, 2, 4])}
+        >>> print(console.describe_overfitting(losses).partition(":")[0])
+        overfitting after epoch 2
+    """
+    train, validation = history["loss"], history["validation_loss"]
+    best = int(np.argmin(np.where(np.isnan(validation), np.inf, validation)))
+    if not (validation[-1] > (1 + OVERFITTING) * validation[best] and train[-1] < train[best]):
+        return None
+    kept = f"{len(train)}, the last one, which was asked for" if is_last_kept else str(best + 1)
+    return (
+        f"overfitting after epoch {best + 1}: the validation loss rose from {validation[best]:.4f} "
+        f"to {validation[-1]:.4f} while the training loss fell; the model kept is of epoch {kept}"
+    )
+
+
 def format_certificate(C: float, solution: "Solution") -> str:
     """Format the proven distance of a solution from the optimum.
 
@@ -264,7 +298,7 @@ def make_splits_table(metrics: Mapping[str, Mapping[str, Any]], task: Task) -> T
         1
     """
     names = _SPLIT_METRICS[task]
-    table = _make_table("", *(TITLES[name] for name in names))
+    table = make_table("", *(TITLES[name] for name in names))
     for split, values in metrics.items():
         table.add_row(split, *(format_metric(name, values[name]) for name in names))
     return table
@@ -288,7 +322,7 @@ def make_metrics_tables(metrics: Mapping[str, Any]) -> list[Table | str]:
         [1, 1]
     """
     overall, items = separate_items(metrics)
-    table = _make_table("", "", "95% interval")
+    table = make_table("", "", "95% interval")
     for name, value in overall.items():
         if name in TITLES:
             ends = overall.get(f"{name}_interval")
@@ -304,7 +338,7 @@ def make_metrics_tables(metrics: Mapping[str, Any]) -> list[Table | str]:
 
 def _make_items_table(items: Sequence[Mapping[str, Any]]) -> Table:
     names = [name for name in items[0] if name != "name"]
-    table = _make_table("", *(TITLES[name] for name in names))
+    table = make_table("", *(TITLES[name] for name in names))
     for item in items:
         # The name comes from a file, and might hold characters that control the terminal.
         title = replace_unprintable(item["name"], replacement="\N{REPLACEMENT CHARACTER}")
@@ -312,7 +346,21 @@ def _make_items_table(items: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _make_table(first: str, *others: str) -> Table:
+def make_table(first: str, *others: str) -> Table:
+    """Make a table without rows.
+
+    Args:
+        first: the heading of the first column.
+        others: the headings of the other columns, which are aligned to the right.
+
+    Returns:
+        A table for the console.
+
+    Example:
+        >>> from jaxsoftmax.app.cli import console
+        >>> len(console.make_table("", "accuracy").columns)
+        2
+    """
     table = Table(first, box=SIMPLE_HEAD if sys.stdout.isatty() else None)
     for heading in others:
         table.add_column(heading, justify="right")

@@ -22,7 +22,7 @@ def check(given: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         FileNotFoundError: nowhere.csv: no such file
     """
-    folder: Path | None = given.get("run")
+    folder: Path | None = given.get("run") or given.get("resume")
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"{folder} holds no run: there is no such folder")
     for option in ("name", "labels", "test"):

@@ -1,17 +1,19 @@
 """The command `fit`: train by epochs, and save the run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
 from jaxsoftmax import training
 from jaxsoftmax.app import pipeline
-from jaxsoftmax.app.cli import console, inputs, new_run, repeat
+from jaxsoftmax.app.cli import checkpoints, console, inputs, new_run, repeat
 from jaxsoftmax.app.cli.inputs import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset, Task
-from jaxsoftmax.app.names import LossName
+from jaxsoftmax.app.names import KeptEpoch, LossName
 from jaxsoftmax.app.pipeline import Choices
+from jaxsoftmax.training import FitResult
 
 _CHOICES = ("loss", "optimizer", "epochs", "batch_size", "learning_rate", "weight_decay",
             "patience", "seed")  # fmt: skip
@@ -19,6 +21,10 @@ _CHOICES = ("loss", "optimizer", "epochs", "batch_size", "learning_rate", "weigh
 
 def run(**given: Any) -> None:
     """Run the command with its options, which `app` declares."""
+    if given["resume"] is not None:
+        given = checkpoints.restore_options(given)
+    if given["name"] is None:
+        raise ValueError("DATA is missing: name a file or a data set, or a run to --resume")
     if given["loss"] is LossName.squared_error:
         given["task"] = given["task"] or Task.numbers
     screen = console.make_console(quiet=given["quiet"])
@@ -29,15 +35,25 @@ def run(**given: Any) -> None:
     settings = choices.to_json()
     screen.print(console.format_settings(settings))
     with new_run.start(run_options, f"{prepared.dataset.name}-{choices.loss}") as run:
-        fitted = _train(screen, run, prepared.dataset, choices)
-        command = repeat.format_command("fit", given["name"], data_options.to_dict() | settings)
+        if given["resume"] is None:
+            checkpoints.remove(run.folder)  # of the run that is replaced
+        fitted = _train(screen, run, prepared.dataset, choices, given)
+        repeated = data_options.to_dict() | settings | {"keep_epoch": given["keep_epoch"]}
+        command = repeat.format_command("fit", given["name"], repeated)
         saved = new_run.save(screen, run, prepared, fitted, settings, command)
-    new_run.show(screen, run, saved, run_options)
+        if not fitted.header["interrupted"]:
+            checkpoints.remove(run.folder)
+        new_run.show(screen, run, saved, run_options)
 
 
-def _train(screen: Console, run: NewRun, dataset: Dataset, choices: Choices) -> FittedModel:
+def _train(
+    screen: Console, run: NewRun, dataset: Dataset, choices: Choices, given: Mapping[str, Any]
+) -> FittedModel:
     """Train a model by epochs; an interrupt ends the training with the epochs done so far."""
-    is_interrupted = False
+    steps, interval = None, given["checkpoint"]
+    if interval is not None:
+        steps = checkpoints.start(run.folder, given, dataset)
+        screen.print(f"to continue this run if it is killed: jaxsoftmax fit --resume {run.folder}")
     try:
         with run.training(), console.epoch_progress(screen, choices.settings.epochs) as show_epoch:
 
@@ -45,19 +61,30 @@ def _train(screen: Console, run: NewRun, dataset: Dataset, choices: Choices) -> 
                 show_epoch(metrics)
                 run.interrupts.check(has_result=True)
 
-            result = pipeline.train(dataset, choices, callback=callback)
+            result = pipeline.train(
+                dataset, choices, callback=callback, checkpoint=steps, interval=interval
+            )
     except training.Interrupted as interrupt:
         if interrupt.result is None:  # it came before the first epoch ended
             raise
-        result, is_interrupted = interrupt.result, True
         screen.print(
-            f"interrupted after epoch {result.epochs}: saving the model of epoch "
-            f"{result.best_epoch}, the best so far by validation loss"
+            f"interrupted after epoch {interrupt.result.epochs}: saving the model of epoch "
+            f"{interrupt.result.best_epoch}, the best so far by validation loss"
         )
-    is_best_epoch = is_interrupted or choices.patience is not None
-    kept_epoch = int(result.best_epoch) if is_best_epoch else result.epochs
+        return _describe_fit(interrupt.result, is_last_kept=False, is_interrupted=True)
+    is_last_kept = given["keep_epoch"] is KeptEpoch.last
+    note = console.describe_overfitting(result.history, is_last_kept=is_last_kept)
+    if note is not None:
+        screen.print(note)
+    return _describe_fit(result, is_last_kept=is_last_kept, is_interrupted=False)
+
+
+def _describe_fit(result: FitResult, *, is_last_kept: bool, is_interrupted: bool) -> FittedModel:
+    kept_epoch = result.epochs if is_last_kept else int(result.best_epoch)
+    # After an interrupt there is no state; the parameters are always those of the best epoch.
+    params = result.state.params if is_last_kept and result.state else result.params
     return FittedModel(
-        result.params,
+        params,
         header={"interrupted": is_interrupted, "kept_epoch": kept_epoch},
         metrics={"epochs": result.epochs, "kept_epoch": kept_epoch},
         history=result.history,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jaxsoftmax.app.names import EMBEDDED, PREPARED, LossName, OptimizerName, Task
+from jaxsoftmax.app.names import EMBEDDED, PREPARED, KeptEpoch, LossName, OptimizerName, Task
 
 DATA, TABLE, FIT, RUN = "Data", "Tables", "Fit", "Run"  # the panels of `fit --help`
 
@@ -19,6 +19,7 @@ Data = Annotated[
         f"input, or a name: {EMBEDDED}, {', '.join(PREPARED)}, or another in TensorFlow Datasets.",
     ),
 ]
+DataOrResume = Annotated[str | None, *Data.__metadata__]
 Label = Annotated[
     list[str] | None,
     typer.Option(
@@ -268,8 +269,35 @@ Patience = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Stop if the validation loss has not fallen for N epochs, and keep the best epoch.",
+        help="Stop if the validation loss has not fallen for N epochs.",
         rich_help_panel=FIT,
+    ),
+]
+KeepEpoch = Annotated[
+    KeptEpoch | None,
+    typer.Option(
+        metavar="EPOCH",
+        help="The model to keep: best, of the epoch with the smallest validation loss, or last.",
+        show_default="best",
+        rich_help_panel=FIT,
+    ),
+]
+Checkpoint = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="Save a checkpoint after an epoch when this time has passed since the previous one.",
+        show_default="none",
+        rich_help_panel=RUN,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Continue a fit with --checkpoint that was killed, in place of DATA and options.",
+        rich_help_panel=RUN,
     ),
 ]
 Seed = Annotated[
@@ -403,3 +431,10 @@ Quiet = Annotated[
 # The option of cache.
 
 ClearCache = Annotated[bool, typer.Option("--clear", help="Remove all that the cache holds.")]
+
+# The options of compare.
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one task.")]
+PageOutput = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Page to write as well: .html.")
+]

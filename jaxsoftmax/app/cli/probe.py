@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxsoftmax.app import linear_probe
-from jaxsoftmax.app.cli import console, inputs, new_run, repeat
+from jaxsoftmax.app.cli import checkpoints, console, inputs, new_run, repeat
 from jaxsoftmax.app.cli.inputs import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset
@@ -27,6 +27,7 @@ def run(**given: Any) -> None:
     ends = {name: given[name] for name in ("strongest", "weakest", "points", "folds")}
     settings = {"loss": loss, **ends}
     with new_run.start(run_options, f"{dataset.name}-probe") as run:
+        checkpoints.remove(run.folder)  # of the run that is replaced
         fitted = _sweep_and_refit(screen, run, dataset, loss=loss, C=C, folds=folds, gap=gap)
         repeated = data_options.to_dict() | settings | {"gap": gap}
         command = repeat.format_command("probe", given["name"], repeated)
