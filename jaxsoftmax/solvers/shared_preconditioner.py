@@ -14,15 +14,16 @@ too large, or the features are sparse, the diagonal of the Gram matrix replaces 
 replaces U.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsoftmax.solvers import matvec
+from jaxsoftmax.solvers import matvec, row_shards
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.row_shards import RowShards
 from jaxsoftmax.solvers.sparse import Sparse
 
 MAX_FEATURES = 2048  # an eigendecomposition of a larger matrix takes longer than it saves
@@ -38,26 +39,28 @@ class Preconditioner(NamedTuple):
     mean: Array  # m: [D]
 
 
-def build(features: Array | Sparse, weights: Array, memory: int) -> Preconditioner:
+def build(features: matvec.Features, weights: Array, memory: int) -> Preconditioner:
     """Return the eigendecomposition of the centered Gram matrix, or its diagonal.
 
-    The diagonal alone is used where the features are sparse, where both N and D are above
-    MAX_FEATURES, or where `memory` does not allow a matrix.
+    The diagonal alone is used where the features are sparse, where both N and D (of sharded rows:
+    where D) are above MAX_FEATURES, or where `memory` does not allow a matrix.
     """
     if isinstance(features, Sparse):
         return _build_sparse(features, weights)
     n, d = features.shape
-    diagonal = min(n, d) > MAX_FEATURES or 4 * 8 * d * min(n, d) > memory
-    if n < d and not diagonal:
+    # Products of examples on different devices would pass all features over the network.
+    least = d if isinstance(features, RowShards) else min(n, d)
+    diagonal = least > MAX_FEATURES or 4 * 8 * d * least > memory
+    if n < d and not (diagonal or isinstance(features, RowShards)):
         return _build_from_rows(features, weights)
     num_rows = n if diagonal else min(n, max(MIN_ROWS, ROWS_PER_FEATURE * d))
-    rows = slice(None) if num_rows == n else _random_rows(n, num_rows)
-    x, s = features[rows], weights[rows]
+    x, s = _take_random_rows(features, weights, num_rows)
     mean, second_moment = _moments(x, s / jnp.sum(s), diagonal)
     if diagonal:
         return Preconditioner(None, second_moment, mean)
     # The decomposition is LAPACK's in float64: float32 loses what badly scaled columns hold.
     values, vectors = np.linalg.eigh(np.asarray(second_moment, np.float64))
+    values, vectors = (row_shards.agree(features, a) for a in (values, vectors))
     dtype = features.dtype
     return Preconditioner(
         jnp.asarray(vectors, dtype), jnp.asarray(np.maximum(values, 0), dtype), mean
@@ -77,9 +80,14 @@ def _build_from_rows(features: Array, weights: Array) -> Preconditioner:
     return Preconditioner(*(jnp.asarray(a, features.dtype) for a in arrays))
 
 
-def _random_rows(n: int, count: int) -> Array:
+def _take_random_rows(features: Any, weights: Array, count: int) -> tuple[Array, Array]:
     """Return random examples: the first ones of sorted examples would not be a sample."""
-    return jnp.asarray(np.random.default_rng(0).permutation(n)[:count])
+    n, size = features.shape[0], row_shards.rows_per_shard(features)
+    if count < n:
+        rows = np.random.default_rng(0).permutation(size)[: -(-count * size // n)]
+        weights = row_shards.take_columns(features, weights, rows)
+        features = row_shards.take_rows(features, rows)
+    return row_shards.as_array(features), weights
 
 
 @jax.jit

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax.solvers import line_search, newton, proximal
+from jaxsoftmax.solvers import line_search, newton, proximal, row_shards
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.class_preconditioner import Blocks
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
@@ -19,7 +19,7 @@ class Sample(NamedTuple):
     """A cheaper problem with nearly the same Hessian: fewer examples, or float32 features."""
 
     problem: problems.Problem
-    rows: Array | None  # indices of the examples, None for all
+    rows: Array | None  # positions of the examples in each shard, None for all
 
 
 class Step(NamedTuple):
@@ -72,8 +72,8 @@ def newton_cg(
     if sample is not None:
         hessian_problem = sample.problem
         if sample.rows is not None:
-            cost = len(sample.rows) / variance.shape[-1]
-            variance = variance[..., sample.rows]
+            cost = hessian_problem.features.shape[0] / variance.shape[-1]
+            variance = row_shards.take_columns(problem.features, variance, sample.rows)
     d, hessian_products = newton.direction(
         hessian_problem, link, variance, gradient, preconditioner, tolerance, intercept=intercept
     )
