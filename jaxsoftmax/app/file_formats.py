@@ -1,4 +1,4 @@
-"""The formats of files of data, by their suffixes; nothing is opened here."""
+"""The formats of files of data, by their suffixes, and the files of a run; none is opened here."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ ARRAYS = (".npy", ".npz")
 TABLES = (*TEXT, *EXCEL, PARQUET)
 ALL = (*TABLES, *ARRAYS)
 STDIN = "-"
+RUN_FILES = ("model.json", "model.safetensors", "metrics.json", "history.csv", "report.html")
 
 
 def is_file(source: str | Path) -> bool:

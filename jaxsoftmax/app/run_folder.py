@@ -27,17 +27,12 @@ from safetensors.numpy import save as to_safetensors
 from jaxsoftmax.app import atomic_files
 from jaxsoftmax.app.data.dataset import Schema
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
+from jaxsoftmax.app.file_formats import RUN_FILES
 from jaxsoftmax.linear import LinearParams
 
 FORMAT = "jaxsoftmax-linear"
 VERSION = 3
-HEADER, MODEL, METRICS, HISTORY, REPORT = (
-    "model.json",
-    "model.safetensors",
-    "metrics.json",
-    "history.csv",
-    "report.html",
-)
+HEADER, MODEL, METRICS, HISTORY, REPORT = RUN_FILES
 _NAMES = (MODEL, METRICS, HISTORY, REPORT)
 
 

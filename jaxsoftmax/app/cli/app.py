@@ -14,7 +14,7 @@ import typer
 
 import jaxsoftmax
 from jaxsoftmax.app import user_cache
-from jaxsoftmax.app.cli import errors, existence, options
+from jaxsoftmax.app.cli import errors, options, paths
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +31,7 @@ def _implemented_in(module: str) -> Callable[[Callable[..., None]], Callable[...
         @wraps(declaration)
         def command(**given: Any) -> None:
             with errors.exit_on_error():
-                existence.check(given)
+                paths.check(given)
                 user_cache.keep_programs()
                 import_module(f"{__package__}.{module}").run(**given)
 
