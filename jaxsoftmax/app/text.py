@@ -48,3 +48,20 @@ def shorten(name: str, width: int = 18) -> str:
         if used > width:
             return name[: index - 1].rstrip() + "…"
     return name
+
+
+def format_setting(value: object) -> str:
+    """Format the value of a setting.
+
+    Args:
+        value: a number or text.
+
+    Returns:
+        Floats with six digits, and others as they are.
+
+    Example:
+        >>> from jaxsoftmax.app import text
+        >>> text.format_setting(0.1 + 0.2)
+        '0.3'
+    """
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

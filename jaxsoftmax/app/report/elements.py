@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Drawing
 
 from jaxsoftmax.app import plots
 from jaxsoftmax.app.report import svg
+from jaxsoftmax.app.text import format_setting
 
 ISOLATE, END_OF_ISOLATE = "\u2068", "\u2069"
 
@@ -169,20 +170,3 @@ def settings_table(title: str, settings: Mapping[str, Any]) -> Iterable[Table]:
     rows = [(name.replace("_", " "), format_setting(value)) for name, value in settings.items()]
     if rows:
         yield Table(title, ("", ""), rows, "ll")
-
-
-def format_setting(value: object) -> str:
-    """Format the value of a setting.
-
-    Args:
-        value: a number or text.
-
-    Returns:
-        Floats with six digits, and others as they are.
-
-    Example:
-        >>> from jaxsoftmax.app.report import elements
-        >>> elements.format_setting(0.1 + 0.2)
-        '0.3'
-    """
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

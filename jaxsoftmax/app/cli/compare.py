@@ -1,0 +1,58 @@
+"""The command `compare`: several runs side by side, as tables and as a page."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import typer
+from rich.table import Table
+
+from jaxsoftmax.app import atomic_files, comparison, evaluation
+from jaxsoftmax.app.cli import console
+from jaxsoftmax.app.comparison import ComparedRun
+from jaxsoftmax.app.text import format_setting, replace_unprintable
+
+
+def run(*, runs: list[Path], output: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Run the command with its options, which `app` declares."""
+    screen = console.make_console(quiet=quiet)
+    if output is not None:
+        atomic_files.check_output(output, suffixes=[".html"], overwrite=overwrite)
+    compared = comparison.load(runs)
+    for note in comparison.notes(compared):
+        screen.print(replace_unprintable(note))
+    for table in _tables(compared):
+        screen.print(table)
+    if output is not None:
+        from jaxsoftmax.app.report import comparison_page  # matplotlib takes time to import
+
+        atomic_files.write(output, lambda partial: comparison_page.write(partial, compared))
+        typer.echo(output if quiet else f"page: {output}")
+
+
+def _tables(runs: Sequence[ComparedRun]) -> Iterator[Table]:
+    """Yield the test metrics, * at the best, and the settings that differ."""
+    names = comparison.shared_metrics(runs)
+    metrics = console.make_table("", *(evaluation.TITLES[name] for name in names))
+    bests = {name: comparison.best(runs, name) for name in names}
+    for one in runs:
+        cells = (
+            evaluation.format_metric(name, one.test.get(name))
+            + (" *" if one.name in bests[name] else "  ")
+            for name in names
+        )
+        metrics.add_row(replace_unprintable(one.name), *cells)
+    yield metrics
+    settings = comparison.differing_settings(runs)
+    if settings:
+        yield _settings_table(runs, settings)
+
+
+def _settings_table(runs: Sequence[ComparedRun], settings: dict[str, list]) -> Table:
+    table = console.make_table("", *(name.replace("_", " ") for name in settings))
+    for index, one in enumerate(runs):
+        cells = (values[index] for values in settings.values())
+        shown = (
+            "–" if cell is None else replace_unprintable(format_setting(cell)) for cell in cells
+        )
+        table.add_row(replace_unprintable(one.name), *shown)
+    return table
