@@ -71,7 +71,7 @@ READ: dict[str, dict[str, tuple[str, str]]] = {
         "torch": ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
         "tokamax": ("no", TOKAMAX),
     },
-    DIGITS: {"torch": ("no", "experiments/results/exactness_cpu.json")},
+    DIGITS: {"torch": ("no", "experiments/results/benchmark_cpu.json")},
     CERTIFIED: {"Cyanure": ("yes", CYANURE)},
     CTC: {"torch": ("yes", f"{TORCH}/torch.nn.functional.ctc_loss.html")},
     GROUPS: {"Cyanure": ("yes", CYANURE)},

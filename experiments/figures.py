@@ -87,10 +87,10 @@ def move(axes: Axes, row: float, start: float, end: float, *, color: str) -> Non
     axes.plot(end, row, "o", color=color, markersize=6.5)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, *, dpi: int = 170) -> None:
     """Write a PNG; 256 colors show no difference, and the file names no version of matplotlib."""
     pixels = io.BytesIO()
     with matplotlib.style.context(STYLE):
-        figure.savefig(pixels, dpi=170)
+        figure.savefig(pixels, dpi=dpi)
     image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     image.save(path, optimize=True)

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="draw all figures from their records")
     if parser.parse_args().draw:
-        for name in (*DOCUMENTS, "benchmark_cpu", "head_by_classes_cpu"):
+        for name in (*DOCUMENTS, "head_by_classes_cpu"):
             draw(name)
     README.write_text(rendered(README.read_text()))
 

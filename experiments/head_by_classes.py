@@ -89,7 +89,7 @@ def processor_seconds(program: Callable, *arguments: jax.Array) -> float:
 
 # The figure
 
-# Rows of exactness_cpu.json, as the figure names them.
+# Cases of benchmark.py's exactness, as the figure names them.
 EXACTNESS = {
     "10 classes, scale 10, confident": "10 classes,\nconfident",
     "1,000 classes, scale 3": "1,000\nclasses",
@@ -130,10 +130,10 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def exactness(axes: Axes) -> None:
     """Draw the larger error of loss and gradient, for some rows of the record of exactness."""
-    errors = document.recorded("exactness_cpu")["errors_in_ulps"]
+    errors = document.recorded("benchmark_cpu")["exactness"]["found"]
     for row, name in enumerate(EXACTNESS):
         for peer, (color, mark, _) in LOOKS.items():
-            largest = max(errors[name][peer].values())
+            largest = max(errors[name]["errors in ulps"][peer].values())
             axes.plot(largest, row, mark, color=color, markersize=7, alpha=0.85)
     figures.label(axes, "jaxsoftmax", (8, 0), BLUE, va="center")
     figures.label(axes, "optax", (60, 1.72), ORANGE, ha="center")

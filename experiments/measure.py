@@ -37,9 +37,10 @@ def paired(
 
     Returns:
         `{"rounds", "baseline", "seconds": {name: summary}, "ratios": {name: summary},
-        "ratios_of_minima": {name: float}}`, where a summary has minimum, lower quartile, median,
-        upper quartile; a ratio is the baseline's time over the function's in the same round, so
-        that 2 means twice as fast.
+        "times the baseline": {name: float}, "ratios_of_minima": {name: float}}`, where a summary
+        has minimum, lower quartile, median, upper quartile; a ratio is the baseline's time over the
+        function's in the same round, so that 2 means twice as fast, and times the baseline are the
+        inverse of the median.
     """
     timers = {name: partial(clock, function) for name, function in functions.items()}
     timers |= clocks or {}
@@ -60,6 +61,7 @@ def paired(
         "baseline": names[0],
         "seconds": {name: summary(seconds[name]) for name in names},
         "ratios": ratios,
+        "times the baseline": {name: 1 / ratio["median"] for name, ratio in ratios.items()},
         "ratios_of_minima": {name: min(base) / min(seconds[name]) for name in names},
     }
 
@@ -90,6 +92,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        "load": os.getloadavg()[0],  # processes that want a core, this one included
         "system": platform.system(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }

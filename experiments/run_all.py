@@ -26,13 +26,10 @@ DATA = {
     "image_classification",
     "main_job",
 }
-TORCH = {"exactness", "training_speed", "stability"}
+TORCH = {"benchmark", "stability"}
 TIMED = (
-    "exactness",
-    "loss_price",
-    "call_cost",
+    "benchmark",
     "data_parallel",
-    "training_speed",
     "main_job",
     "language_model_cost",
     "head_by_classes",

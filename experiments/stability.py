@@ -16,7 +16,7 @@ How large may a margin or an offset be before value and gradient are lost? The l
 (m, 0), with the first as the label (right by m) or the second (wrong by m), and ten normal logits
 plus an offset, in float32, bfloat16 and float16. The truth is computed in 80-bit extended precision
 from the rounded logits. Only entries whose true value is a normal float32 count. An error of 1
-means that the value is lost completely, and a value that is not finite counts as 10. exactness.py
+means that the value is lost completely, and a value that is not finite counts as 10. benchmark.py
 measures the exactness of this library in units in the last place.
 
 Findings: Every textbook form of cross-entropy, and every library tried, loses the loss of an answer
@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from exactness import truth
+from benchmarks.exactness import truth
 from figures import BLUE, MUTED
 from matplotlib.figure import Figure
 

@@ -6,11 +6,11 @@ Command: `python experiments/tables.py`, seconds. It rewrites the text between e
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import measure
+from benchmarks.table import entries, markdown, ulps
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -36,34 +36,32 @@ def record(name: str) -> dict[str, Any]:
     return json.loads((measure.RESULTS / f"{name}.json").read_text())
 
 
+def measured(part: str) -> dict[str, Any]:
+    """Return what benchmark.py measured of a part on the CPU, in the order of its numbers."""
+    return entries(record("benchmark_cpu"), part)
+
+
 def exactness() -> list[str]:
     """Return the table of the largest errors in ulps, a column for each peer."""
-    errors = record("exactness_cpu")["errors_in_ulps"]
-    peers = ("jaxsoftmax", "optax", "jax.nn", "torch")
-    cells = {
-        name: [f"{ulps(row[p]['value'])} / {ulps(row[p]['gradient'])}" for p in peers]
-        for name, row in errors.items()
-    }
-    order = sorted(cells, key=lambda name: (int(name.split()[0].replace(",", "")), name))
-    return markdown(("float32 logits", *peers), ([name, *cells[name]] for name in order))
-
-
-def ulps(error: float) -> str:
-    """Format an error, or "all" where it is the whole of a number with 24 bits."""
-    return "all" if error > 2**23 else f"{error:,.1f}"
+    rows = []
+    for name, entry in measured("exactness").items():
+        errors = [entry["errors in ulps"][peer] for peer in PEERS]
+        cells = (f"{ulps(error['value'])} / {ulps(error['gradient'])}" for error in errors)
+        rows.append([name, *cells])
+    return markdown(("float32 logits", *PEERS), rows)
 
 
 def price() -> list[str]:
     """Return the table of times as multiples of Optax's, and temporary memory."""
-    shapes = record("loss_price_cpu")["shapes"]
     rows = []
-    for name, found in sorted(shapes.items(), key=lambda item: -int(item[0].split("x")[1])):
-        times, memory = found["times_optax"]["jaxsoftmax"], found["temporary_bytes"]
+    for name, found in measured("rows").items():
+        # The baseline is this library's loss: a ratio is its time over Optax's.
+        times, memory = found["ratios"]["optax"], found["temporary_bytes"]
         rows.append(
             [
-                name.replace("x", " x "),
+                name.removeprefix("float32 "),
                 f"{times['median']:.2f} ({times['lower']:.2f} to {times['upper']:.2f})",
-                f"{memory['jaxsoftmax'] / 1e6:.2f} MB",
+                f"{memory[found['baseline']] / 1e6:.2f} MB",
                 f"{memory['optax'] / 1e6:.2f} MB",
             ]
         )
@@ -73,21 +71,22 @@ def price() -> list[str]:
 
 def training() -> list[str]:
     """Return the table of milliseconds of an epoch, and of sweeps as multiples of fits."""
-    found = record("training_speed")
-    seconds = {name: s["median"] for name, s in found["epoch"]["seconds"].items()}
+    (found,) = measured("epoch").values()
+    seconds = {name: s["median"] for name, s in found["seconds"].items()}
+    torch = found["versions"]["torch"].split(", ")[-1]
     named = {
         "train_epoch": "`train_epoch`, one compiled scan",
         "python loop": "Python loop over a jitted step with Optax's loss",
-        "torch bare": f"{found['torch'].split(', ')[1]}, bare loop",
-        "torch loader": f"{found['torch'].split(', ')[1]}, DataLoader",
+        "torch bare": f"{torch}, bare loop",
+        "torch loader": f"{torch}, DataLoader",
     }
     rows = [
         [text, f"{seconds[name] / seconds['train_epoch']:.1f}"]
         for name, text in named.items()
         if name in seconds
     ]
-    for models, timing in sorted(found["sweep"].items(), key=lambda item: int(item[0])):
-        ratio = timing["ratios"]["sweep"]["median"]
+    for models, timing in measured("sweep").items():
+        ratio = 1 / timing["ratios"]["loop of fits"]["median"]
         rows.append([f"{models} fits one after the other, against one `sweep`", f"{ratio:.1f}"])
     return markdown(("median time", "times `train_epoch`'s or `sweep`'s"), rows)
 
@@ -96,14 +95,13 @@ def fused() -> list[str]:
     """Return the table of the scalar route's speed over its peers, and temporary memory."""
     peers = {"optax": "Optax, dense", "torch": "torch, dense", "torch fused": "torch, fused"}
     rows = []
-    for name, found in record("benchmark_cpu")["shapes"].items():
+    for name, found in measured("heads").items():
         shape, *parameters = name.removesuffix(" float32").split("/")
-        memory = found["temporary_bytes"]
-        ratios = found["speed of the baseline over each"]
+        memory, ratios = found["temporary_bytes"], found["ratios"]
         rows.append(
             [
                 shape.replace("x", " x ") + (", w and bias alone" if parameters else ""),
-                *(f"{ratios[peer]:.2f}" for peer in peers),
+                *(f"{1 / ratios[peer]['median']:.2f}" for peer in peers),
                 *(f"{memory[part] / 1e6:,.0f} MB" for part in ("sum", "per example", "optax")),
             ]
         )
@@ -221,13 +219,7 @@ def features() -> list[str]:
     return markdown(("", *LIBRARIES), rows)
 
 
-def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return a Markdown table; numbers are aligned right."""
-    heads = list(heads)
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in (heads, rule, *rows)]
-
-
+PEERS = ("jaxsoftmax", "optax", "jax.nn", "torch")
 RATIO = "time of dense over time without logits"
 LIBRARIES = ("jaxsoftmax", "Optax", "jax.nn", "scikit-learn", "torch", "Liger",
              "cut-cross-entropy", "tokamax", "Cyanure")  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 RESULTS = FOLDER / "results"
+RUNS = Path(__file__).with_name("experiment_runs.py")
 PATIENCE = 1800  # seconds: for what hangs, not for what a busy machine makes slow
 UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # where compiling takes the time
 SHARED = ("document", "run_all", "words", "figures")
@@ -35,27 +36,47 @@ EXPERIMENTS = sorted(
 )
 
 
+def experiment_of(result: Path) -> str | None:
+    """The experiment that wrote NAME.json, or NAME_DEVICE.json and the like: the longest name."""
+    names = [path.stem for path in EXPERIMENTS if f"{result.stem}_".startswith(f"{path.stem}_")]
+    return max(names, key=len, default=None)
+
+
+RECORDS: dict[str, list[Path]] = {}
+for record in sorted(RESULTS.glob("*.json")):
+    RECORDS.setdefault(experiment_of(record) or "", []).append(record)
+# Those with a figure, and one with a table in README.md.
+CLAIMING = sorted({experiment_of(path) for path in RESULTS.glob("*.png")} | {"language_model_cost"})
+# The description of a machine is fixed when a process starts: other devices, another compiler.
+ALONE = ("compile_targets", "data_parallel", "scaling")
+TOGETHER = [path for path in EXPERIMENTS if path.stem not in ALONE]
+GROUPS = {path.stem: [path] for path in EXPERIMENTS if path.stem in ALONE}
+GROUPS |= {f"group {i + 1}": TOGETHER[i::3] for i in range(3)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path",
+    "name",
     [
-        pytest.param(path, marks=[pytest.mark.libtpu] if path.stem == "compile_targets" else [])
-        for path in EXPERIMENTS
+        pytest.param(name, marks=[pytest.mark.libtpu] if name == "compile_targets" else [])
+        for name in GROUPS
     ],
-    ids=lambda path: path.stem,
 )
-def test_smoke(path: Path) -> None:
+def test_smoke(name: str) -> None:
     before = {result: result.read_bytes() for result in RESULTS.iterdir()}
-    environment = os.environ | UNOPTIMIZED
     done = subprocess.run(
-        [sys.executable, str(path), "--smoke"],
+        [sys.executable, str(RUNS), *map(str, GROUPS[name])],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env=environment,
+        env=os.environ | UNOPTIMIZED,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) > 1
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == {path.stem for path in GROUPS[name]}
+    for experiment, lines in found.items():
+        assert isinstance(lines, int), f"{experiment}: {lines}\n{done.stderr}"
+        assert lines > 1, experiment
     after = {result: result.read_bytes() for result in RESULTS.iterdir()}
     assert after == before  # a smoke run leaves no record
 
@@ -84,15 +105,11 @@ def test_says_what_it_is(path: Path) -> None:
     assert "FINDINGS" not in text
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*RESULTS.glob("*.png"), RESULTS / "language_model_cost.json"]),
-    ids=lambda path: path.stem,
-)
-def test_findings_are_in_the_record(path: Path) -> None:
-    script = FOLDER / f"{path.stem.removesuffix('_cpu')}.py"  # of a benchmark, one per platform
-    text = docstring(script).split("\nFindings", 1)[1]
-    recorded = list(numbers(json.loads(path.with_suffix(".json").read_text())))
+@pytest.mark.parametrize("name", CLAIMING)
+def test_findings_are_in_the_record(name: str) -> None:
+    text = docstring(FOLDER / f"{name}.py").split("\nFindings", 1)[1]
+    records = [json.loads(path.read_text()) for path in RECORDS[name]]
+    recorded = list(numbers(records))
     claims = re.findall(r"(?<![\w.,])(\d[\d,]*\.\d+(?:e-\d+)?)(\s*%)?", text)
     assert claims
     for claim, percent in claims:
@@ -100,6 +117,22 @@ def test_findings_are_in_the_record(path: Path) -> None:
         form = f",.{places}{'e' if 'e' in claim else 'f'}"
         shown = {format(value * (100 if percent else 1), form) for value in recorded}
         assert claim in shown, f"{claim}{percent} is not in the record"
+
+
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [
+        ("temperature.png", "temperature"),
+        ("benchmark_cpu.png", "benchmark"),
+        ("benchmark_nvidia_h200.json", "benchmark"),
+        ("head_by_classes_cpu.png", "head_by_classes"),
+        ("solver_speed_mnist.json", "solver_speed"),
+        ("own_data.png", "own_data"),
+        ("of_nothing_here.png", None),
+    ],
+)
+def test_the_experiment_of_a_result(result: str, name: str | None) -> None:
+    assert experiment_of(Path(result)) == name
 
 
 def test_documents_have_a_claim_few_findings_and_a_figure_of_the_record() -> None:
@@ -111,10 +144,25 @@ for name in names:
     assert page.claim[0].isupper() and page.claim.endswith(".") and len(page.claim) < 200, name
     assert 1 <= len(page.findings) <= 3, name
     assert set(gallery.DOCUMENTS[name]) <= set(names[: names.index(name)]), name
-for name in (*names, "benchmark_cpu", "head_by_classes_cpu"):
+for name in (*names, "head_by_classes_cpu"):
     module = importlib.import_module(name.removesuffix("_cpu"))
     if not hasattr(module, "drawn_beside"):  # it shows images too
         document.drawn(module.draw, document.recorded(name))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("benchmark_*.json")), ids=lambda p: p.stem)
+def test_a_device_has_the_table_and_the_page_of_its_record(path: Path) -> None:
+    code = f"""
+import json, pathlib
+from benchmarks import page, table
+record = pathlib.Path({str(path)!r})
+found = json.loads(record.read_text())
+assert record.with_suffix(".md").read_text() == table.rendered(found), "run benchmark.py --draw"
+figure = page.draw(found)
+assert [axes.axison for axes in figure.axes] == [True] * 4
+assert record.with_suffix(".png").exists()
 """
     subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
 
@@ -135,9 +183,11 @@ def test_pages_hold_the_records_figures(module: str, page: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda p: p.stem)
 def test_records_say_where_they_were_taken(path: Path) -> None:
-    environment = json.loads(path.read_text())["environment"]
-    assert environment.keys() >= {"platform", "device", "cpu", "cores", "versions"}
-    assert {"python", "jax", "jaxlib", "optax", "numpy"} <= environment["versions"].keys()
+    record = json.loads(path.read_text())
+    parts = (part for part in record.values() if isinstance(part, dict) and "found" in part)
+    for environment in (record["environment"], *(part["environment"] for part in parts)):
+        assert environment.keys() >= {"platform", "device", "cpu", "cores", "versions"}
+        assert {"python", "jax", "jaxlib", "optax", "numpy"} <= environment["versions"].keys()
 
 
 def docstring(path: Path) -> str:

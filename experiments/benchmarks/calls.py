@@ -1,12 +1,9 @@
 """The price of one call: eager time and traced equations, beside the function that it replaces.
 
-Command: `python experiments/call_cost.py`, about a minute. `--smoke` takes few rounds and writes no
-record. The record is results/call_cost_PLATFORM.json.
-
-Question. Notebooks call losses eagerly on small arrays, and large programs trace them many times.
-How long does a call on float32 [32, 10] take outside of `jit`, and how many equations does the
-gradient of its mean add to a program, beside Optax's or JAX's function? All equations are counted,
-including those of calls within the program and the calls themselves.
+Notebooks call losses eagerly on small arrays, and large programs trace them many times. How long
+does a call on float32 [32, 10] take outside of `jit`, and how many equations does the gradient of
+its mean add to a program, beside Optax's or JAX's function? All equations are counted, including
+those of calls within the program and the calls themselves.
 
 Findings, on two cores: A loss takes 6 to 28 us, at most a quarter of the time of Optax, whose
 functions run operation by operation. `log_softmax` takes 1.3 times and `sigmoid` 2.3 times the time
@@ -16,7 +13,6 @@ equations of Optax's and that of `binary_cross_entropy` has fewer. Those of the 
 and the logarithm of the rest of a row are a hundred equations that no primitive combines.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -28,15 +24,9 @@ import optax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import jaxsoftmax as js
+from benchmarks.timing import Conditions, Step
 
-CALLS = 50  # per reading of the clock
-KEYS = jax.random.split(jax.random.key(0), 4)
-Z = 3 * jax.random.normal(KEYS[0], (32, 10))
-Y = jax.random.randint(KEYS[1], (32,), 0, 10)
-T = jax.nn.softmax(jax.random.normal(KEYS[2], Z.shape))
-B = (T > 0.1).astype(jnp.float32)
-V = jax.random.uniform(KEYS[3], (32,))
-ON = Y > 2
+CALLS, ROUNDS = 50, 41  # calls per reading of the clock
 
 
 def kl_divergence(z: jax.Array, t: jax.Array) -> jax.Array:
@@ -54,38 +44,46 @@ def ours_where(z: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
     return js.mean_cross_entropy(z, y, valid=valid)
 
 
-# Our function, the function that it replaces, and their arguments; the first is differentiated.
-PAIRS: dict[str, tuple[Callable, Callable, tuple]] = {
-    "cross_entropy": (js.cross_entropy, optax.softmax_cross_entropy_with_integer_labels, (Z, Y)),
-    "mean_cross_entropy, valid": (ours_where, mean_where, (Z, Y, ON)),
-    "soft_cross_entropy": (js.soft_cross_entropy, optax.softmax_cross_entropy, (Z, T)),
-    "kl_divergence": (js.kl_divergence, kl_divergence, (Z, T)),
-    "binary_cross_entropy": (js.binary_cross_entropy, optax.sigmoid_binary_cross_entropy, (Z, B)),
-    "multiclass_hinge": (js.multiclass_hinge, optax.losses.multiclass_hinge_loss, (Z, Y)),
-    "squared_error": (js.squared_error, optax.squared_error, (Z, T)),
-    "weighted_mean": (js.weighted_mean, jnp.mean, (V,)),
-    "log_softmax": (js.log_softmax, jax.nn.log_softmax, (Z,)),
-    "softmax": (js.softmax, jax.nn.softmax, (Z,)),
-    "logsumexp": (js.logsumexp, partial(jax.nn.logsumexp, axis=-1), (Z,)),
-    "sigmoid": (js.sigmoid, jax.nn.sigmoid, (Z,)),
-}
+def pairs() -> dict[str, tuple[Callable, Callable, tuple]]:
+    """Return our function, the one that it replaces, and arguments; the first is differentiated."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    z = 3 * jax.random.normal(keys[0], (32, 10))
+    y = jax.random.randint(keys[1], (32,), 0, 10)
+    t = jax.nn.softmax(jax.random.normal(keys[2], z.shape))
+    b = (t > 0.1).astype(jnp.float32)
+    v = jax.random.uniform(keys[3], (32,))
+    integers = optax.softmax_cross_entropy_with_integer_labels
+    return {
+        "cross_entropy": (js.cross_entropy, integers, (z, y)),
+        "mean_cross_entropy, valid": (ours_where, mean_where, (z, y, y > 2)),
+        "soft_cross_entropy": (js.soft_cross_entropy, optax.softmax_cross_entropy, (z, t)),
+        "kl_divergence": (js.kl_divergence, kl_divergence, (z, t)),
+        "binary_cross_entropy": (
+            js.binary_cross_entropy, optax.sigmoid_binary_cross_entropy, (z, b)
+        ),
+        "multiclass_hinge": (js.multiclass_hinge, optax.losses.multiclass_hinge_loss, (z, y)),
+        "squared_error": (js.squared_error, optax.squared_error, (z, t)),
+        "weighted_mean": (js.weighted_mean, jnp.mean, (v,)),
+        "log_softmax": (js.log_softmax, jax.nn.log_softmax, (z,)),
+        "softmax": (js.softmax, jax.nn.softmax, (z,)),
+        "logsumexp": (js.logsumexp, partial(jax.nn.logsumexp, axis=-1), (z,)),
+        "sigmoid": (js.sigmoid, jax.nn.sigmoid, (z,)),
+    }  # fmt: skip
 
 
-def main() -> None:
-    """Time and count every pair, print the table and write the record."""
-    parser = argparse.ArgumentParser(description="Eager and tracing cost of a call.")
-    parser.add_argument("--rounds", type=int, default=41, help="paired rounds per function")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
-    arguments = parser.parse_args()
+def steps(conditions: Conditions) -> list[Step]:
+    """Return one step for all functions."""
+    return [Step("float32 32 x 10", partial(all_pairs, conditions))]
+
+
+def all_pairs(conditions: Conditions) -> dict[str, Any]:
+    """Time and count every pair."""
     print(f"{'':28}{'us':>8}{'theirs':>8}{'times theirs (quartiles)':>28}{'equations':>12}")
-    record = {}
-    for name, pair in PAIRS.items():
-        record[name] = found = compared(*pair, rounds=3 if arguments.smoke else arguments.rounds)
-        show(name, found)
-    if not arguments.smoke:
-        settings = {"dtype": "float32", "shape": [32, 10], "logits": "3 * normal"}
-        name = f"call_cost_{jax.default_backend()}"
-        print("written:", measure.write_record(name, settings | {"functions": record}).name)
+    found = {}
+    for name, pair in pairs().items():
+        found[name] = compared(*pair, rounds=1 if conditions.smoke else ROUNDS)
+        show(name, found[name])
+    return {"functions": found}
 
 
 def compared(ours: Callable, theirs: Callable, arguments: tuple, *, rounds: int) -> dict[str, Any]:
@@ -146,7 +144,3 @@ def show(name: str, found: dict[str, Any]) -> None:
         f"{ratio['median']:12.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
         f"{counts['ours']:8} / {counts['theirs']}"
     )
-
-
-if __name__ == "__main__":
-    main()
