@@ -166,7 +166,7 @@ def test_output_is_never_overwritten_in_silence() -> None:
     before = Path("run/model.safetensors").read_bytes()
     refused = call(*arguments)
     assert refused.exit_code == 1
-    assert "run is not empty; choose another, or pass --overwrite" in refused.output
+    assert "run is not empty; choose another, or add --overwrite" in refused.output
     assert Path("run/model.safetensors").read_bytes() == before
     assert call(*arguments, "--overwrite").exit_code == 0
     assert run_folder.read(Path("run"), "model.safetensors") != before
@@ -683,7 +683,7 @@ def test_predictions_are_never_overwritten_in_silence() -> None:
     change(petal=[1e6] * 20)
     refused = call("predict", "run", "more.csv")
     assert refused.exit_code == 1
-    assert "predictions.csv already exists; choose another, or pass --overwrite" in refused.output
+    assert "predictions.csv already exists; choose another, or add --overwrite" in refused.output
     assert Path("predictions.csv").read_bytes() == before
     done = call("predict", "run", "more.csv", "--overwrite", "--quiet")
     assert (done.exit_code, done.output) == (0, "predictions.csv\n")

@@ -95,7 +95,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="folds: expected at least 2, got 1"):
         linear_probe.cross_validate(dataset, loss=LossName.softmax, C=C, folds=1)
     for ends in ((0, 1), (2, 1), (1, np.inf)):
-        with pytest.raises(ValueError, match="C: expected 0 < strongest <= weakest"):
+        with pytest.raises(ValueError, match="--strongest must be above 0 and at most --weakest"):
             linear_probe.grid(*ends, 3)
 
 
@@ -118,4 +118,4 @@ def test_the_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["evaluate", str(folder), "digits"]).exit_code == 0
     bad = CliRunner().invoke(app, ["probe", "digits", "--strongest", "-1"])
     assert bad.exit_code == 2
-    assert "0 < strongest" in bad.output
+    assert "--strongest must be above 0" in bad.output

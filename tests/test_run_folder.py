@@ -115,7 +115,7 @@ def test_make_folder_refuses_what_is_not_empty(tmp_path: Path) -> None:
     assert run_folder.make_folder(folder) == folder
     assert run_folder.make_folder(folder) == folder, "empty"
     (folder / "mine.txt").write_text("kept")
-    with pytest.raises(FileExistsError, match=r"b is not empty; choose another, or .*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"b is not empty; .* or add --overwrite"):
         run_folder.make_folder(folder)
     assert run_folder.make_folder(folder, overwrite=True) == folder
     assert (folder / "mine.txt").read_text() == "kept"

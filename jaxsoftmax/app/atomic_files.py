@@ -1,7 +1,8 @@
 """Writing result files: a file is complete or absent, and is never overwritten unasked."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,14 +24,14 @@ def check_output(path: Path, *, suffixes: Sequence[str], overwrite: bool = False
         >>> from jaxsoftmax.app import atomic_files
         >>> atomic_files.check_output(pathlib.Path("table.xlsx"), suffixes=[".csv", ".parquet"])
         Traceback (most recent call last):
-        ValueError: output must end in .csv or .parquet, got table.xlsx
+        ValueError: --output must end in .csv or .parquet, got table.xlsx
     """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"output must end in {' or '.join(suffixes)}, got {path}")
+        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got {path}")
     if path.exists() and not (overwrite and path.is_file()):
-        raise FileExistsError(f"output {path} already exists; choose another, or pass --overwrite")
+        raise FileExistsError(f"--output {path} already exists; choose another, or add --overwrite")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"output {path}: there is no folder {path.parent}")
+        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}")
 
 
 def write(path: Path, write_partial: Callable[[Path], object]) -> None:
@@ -54,9 +55,10 @@ def write(path: Path, write_partial: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        write_partial(partial)
-        sync(partial)
-        os.replace(partial, path)
+        with naming(path):
+            write_partial(partial)
+            sync(partial)
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -81,10 +83,36 @@ def create(path: Path, content: bytes) -> None:
         ...     path.read_text()
         'yes'
     """
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path of a file into errors of the disk, which do not have it when a write fails.
+
+    Args:
+        path: the file that is written.
+
+    Raises:
+        OSError: with the path as its file name.
+
+    Example:
+        >>> import errno, pathlib
+        >>> from jaxsoftmax.app import atomic_files
+        >>> with atomic_files.naming(pathlib.Path("model.json")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'model.json'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, FileExistsError):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def sync(path: Path) -> None:

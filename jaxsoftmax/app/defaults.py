@@ -291,8 +291,8 @@ def make_optimizer(
     if name is OptimizerName.lbfgs:
         if settings.learning_rate is not None or decay:
             raise ValueError(
-                "lbfgs finds its own steps and minimizes the loss alone: "
-                "it takes neither a learning rate nor a weight decay"
+                "--optimizer lbfgs finds its own steps and minimizes the loss alone: "
+                "it takes neither --learning-rate nor --weight-decay"
             )
         return optax.lbfgs()
     assert settings.learning_rate is not None

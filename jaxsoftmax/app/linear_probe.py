@@ -63,7 +63,8 @@ def grid(strongest: float, weakest: float, points: int) -> np.ndarray:
     """
     if not 0 < strongest <= weakest < np.inf:
         raise ValueError(
-            f"C: expected 0 < strongest <= weakest, got strongest {strongest}, weakest {weakest}"
+            "--strongest must be above 0 and at most --weakest, which must be finite, "
+            f"got {strongest} and {weakest}"
         )
     return np.geomspace(strongest, weakest, points)
 

@@ -118,6 +118,10 @@ def choose(
         defaults.default_settings(dataset, optimizer, loss),
         **{name: value for name, value in settings.items() if value is not None},  # type: ignore[arg-type]
     )
+    for name in ("learning_rate", "weight_decay"):
+        value = getattr(complete, name)
+        if value is not None and not np.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be finite, got {value}")
     defaults.make_optimizer(optimizer, complete, num_examples=len(dataset.train.features))
     return Choices(loss, optimizer, complete, patience, seed)
 

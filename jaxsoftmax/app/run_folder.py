@@ -71,10 +71,10 @@ def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
         'first'
     """
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"output must be a folder, got the file {folder}")
+        raise FileExistsError(f"--output must be a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite and any(folder.iterdir()):
-        raise FileExistsError(f"output {folder} is not empty; choose another, or pass --overwrite")
+        raise FileExistsError(f"--output {folder} is not empty; choose another, or add --overwrite")
     _find_replaced_files(folder, _NAMES)
     return folder
 

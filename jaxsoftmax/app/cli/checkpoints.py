@@ -25,7 +25,8 @@ _TYPES = {
     "optimizer": OptimizerName,
     "keep_epoch": KeptEpoch,
 }
-_OF_EACH_PROCESS = ("resume", "output", "overwrite", "no_report", "quiet")
+_OF_EACH_COMMAND = ("resume", "no_report", "quiet", "as_json")
+_NOT_SAVED = (*_OF_EACH_COMMAND, "output", "overwrite")
 
 
 def start(run: Path, given: Mapping[str, Any], dataset: Dataset) -> Path:
@@ -44,7 +45,7 @@ def start(run: Path, given: Mapping[str, Any], dataset: Dataset) -> Path:
     """
     folder, digest = run / FOLDER, _digest(dataset)
     if given["resume"] is None:
-        options = {name: value for name, value in given.items() if name not in _OF_EACH_PROCESS}
+        options = {name: value for name, value in given.items() if name not in _NOT_SAVED}
         content = json.dumps({"options": options, "data": digest}, default=str)
         folder.mkdir()
         atomic_files.write(folder / "fit.json", lambda partial: partial.write_text(content))
@@ -64,14 +65,14 @@ def restore_options(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if there is an option that a resumed fit cannot have.
     """
     for name, value in given.items():
-        if name not in ("resume", "no_report", "quiet") and value not in (None, False, 0):
+        if name not in _OF_EACH_COMMAND and value not in (None, False, 0):
             flag = "DATA" if name == "name" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} cannot be given with --resume: a run keeps its options")
     saved = _read(given["resume"])["options"]
     typed = {
         name: _TYPES[name](value) if name in _TYPES and value is not None else value
         for name, value in saved.items()
-        if name not in _OF_EACH_PROCESS
+        if name not in _NOT_SAVED
     }
     return {**given, **typed, "output": given["resume"], "overwrite": True}
 

@@ -104,7 +104,7 @@ def _find_builder(name: str, data_dir: str | Path | None, *, download: bool) -> 
         if not _is_listed(name):
             known = ", ".join((EMBEDDED, *PREPARED))
             raise ValueError(
-                f"data must be one of {known}, got {name!r}, which is neither a file, nor "
+                f"DATA must be one of {known}, got {name!r}, which is neither a file, nor "
                 f"prepared in {folder}, nor a name of TensorFlow Datasets"
             )
         if not download:

@@ -137,7 +137,7 @@ def read(
             source, schema, targets=targets, labels=labels, dialect=dialect, progress=progress
         )
     if split not in ("train", "validation", "test"):
-        raise ValueError(f"split must be train, validation or test, got {split!r}")
+        raise ValueError(f"--split must be train, validation or test, got {split!r}")
     dataset = load(str(source), data_dir=data_dir, use_cache=use_cache, progress=progress)
     examples: Split = getattr(dataset, split)
     if dataset.schema.num_features != schema.num_features:

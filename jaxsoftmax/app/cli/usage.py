@@ -1,0 +1,37 @@
+"""Errors of usage, such as a wrong option, in the style of all other errors."""
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from jaxsoftmax.app.text import replace_unprintable
+
+# A class of click, or of the copy of it that newer versions of typer have.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+class Group(TyperGroup):
+    """The commands; a wrong option is an error of one line, with status 2."""
+
+    def main(self, *arguments: Any, **given: Any) -> Any:
+        """Parse the arguments and run a command."""
+        if not given.pop("standalone_mode", True):
+            return super().main(*arguments, **given, standalone_mode=False)
+        try:
+            status = super().main(*arguments, **given, standalone_mode=False)
+        except _UsageError as error:
+            _show(error)
+            sys.exit(2)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show(error: Any) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    message = error.format_message().strip().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "jaxsoftmax"
+    line = f"jaxsoftmax: {message[:1].lower()}{message[1:]} (see {command} --help)"
+    typer.echo(replace_unprintable(line), err=True)
