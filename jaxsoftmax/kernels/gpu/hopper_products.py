@@ -139,7 +139,8 @@ def _run(
 
     given = (result,) if isinstance(result, Array) else ()
     function = _in_turn(change if given else write)
-    return launch.run(function, types, (*inputs, *given), options)[0]
+    inputs = (*inputs, *given)
+    return launch.run(function, types, inputs, interpret=options.target.interpret)[0]
 
 
 def _multiply(product: Product, finish: Finish, refs: tuple[Any, ...], scratch: Any) -> None:

@@ -146,7 +146,7 @@ def _run_kernel(
     arguments = KernelArguments(x, head.w, start, by_class, by_row, has_label, targets, outputs)
     kernel = _build_kernel(f"linear_{name}", epilogue, arguments, num_classes, head, options)
     inputs = jax.tree.leaves(arguments._replace(outputs=None))
-    found = launch.run(kernel, outputs, inputs, options)
+    found = launch.run(kernel, outputs, inputs, interpret=options.target.interpret)
     return jax.tree.unflatten(jax.tree.structure(outputs), found)
 
 

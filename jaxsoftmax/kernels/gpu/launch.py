@@ -53,13 +53,13 @@ def interpreter(options: Options) -> Any:
 
 
 def run(
-    kernel: Callable[..., Any], types: Any, inputs: Sequence[Array], options: Options
+    kernel: Callable[..., Any], types: Any, inputs: Sequence[Array], *, interpret: bool
 ) -> list[Array]:
     """Return the leaves of a kernel's results, whose types are given."""
-    if options.target.interpret:
+    if interpret:
         # Its effects are ordered, which primitives with rules of their own do not allow.
-        interpret = partial(_interpret, kernel)
-        found = jax.pure_callback(interpret, types, *inputs, vmap_method="sequential")
+        call = partial(_interpret, kernel)
+        found = jax.pure_callback(call, types, *inputs, vmap_method="sequential")
     else:
         # Traced apart from shard_map: the references of a kernel vary over no mesh axis.
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]

@@ -1,16 +1,16 @@
 """The calls of the row kernels: losses, and losses with their gradient."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas import mosaic_gpu as gpu
-from jax.extend.core import jaxpr_as_fun
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels.gpu.launch import INTERPRETER_LOCK
+from jaxsoftmax.kernels.gpu import launch
 from jaxsoftmax.kernels.gpu.rows import pipeline
 from jaxsoftmax.kernels.gpu.rows.pipeline import Kernel, Refs
 from jaxsoftmax.kernels.gpu.rows.plans import WARPS, Plan
@@ -70,27 +70,19 @@ def _call(
     kernel: Kernel, cores: int, in_place: bool, logits: Array, labels: Array, cotangents: Array
 ) -> list[Array]:
     """Return the parts of the losses, `[N, 2]`, and the gradient if the kernel writes one."""
-    arguments = placement.match_varying_axes(logits, labels, cotangents)
-    run = partial(_run, kernel, cores, in_place)
-    if kernel.interpret:
-        # Its effects are ordered, which derivative rules do not allow.
-        interpret = partial(_interpret, kernel, cores, in_place)
-        types = jax.eval_shape(run, *arguments)
-        found = jax.pure_callback(interpret, types, *arguments, vmap_method="sequential")
-    else:
-        # Traced apart from shard_map: the references of a kernel vary over no mesh axis.
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
-        found = jaxpr_as_fun(jax.make_jaxpr(run)(*shapes))(*arguments)
-    return list(placement.match_varying_axes(logits, *found)[1:])
+    inputs = placement.match_varying_axes(logits, labels, cotangents)
+    gradient = [jax.ShapeDtypeStruct(logits.shape, logits.dtype)] * kernel.writes_gradient
+    types = [jax.ShapeDtypeStruct((kernel.rows, 2), jnp.float32), *gradient]
+    program = _program(kernel, cores, in_place)
+    return launch.run(program, types, inputs, interpret=kernel.interpret)
 
 
-def _interpret(kernel: Kernel, cores: int, in_place: bool, *arguments: Array) -> list[Array]:
-    """Run a kernel in the interpreter, which has one GPU, and runs one kernel at a time."""
-    with INTERPRETER_LOCK:
-        return jax.block_until_ready(_run(kernel, cores, in_place, *arguments))
+@cache  # so that each kernel is traced and compiled once
+def _program(kernel: Kernel, cores: int, in_place: bool) -> Callable[..., list[Array]]:
+    """Return a function of logits, labels and cotangents."""
+    return jax.jit(partial(_run, kernel, cores, in_place))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
     kernel: Kernel, cores: int, in_place: bool, logits: Array, labels: Array, cotangents: Array
 ) -> list[Array]:
