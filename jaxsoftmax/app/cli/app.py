@@ -14,7 +14,7 @@ import typer
 
 import jaxsoftmax
 from jaxsoftmax.app import user_cache
-from jaxsoftmax.app.cli import errors, options, paths
+from jaxsoftmax.app.cli import errors, options, output, paths
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,7 @@ def _implemented_in(module: str) -> Callable[[Callable[..., None]], Callable[...
     def decorate(declaration: Callable[..., None]) -> Callable[..., None]:
         @wraps(declaration)
         def command(**given: Any) -> None:
-            with errors.exit_on_error():
+            with errors.exit_on_error(), output.collecting(given.pop("as_json")):
                 paths.check(given)
                 user_cache.keep_programs()
                 import_module(f"{__package__}.{module}").run(**given)
@@ -59,7 +59,8 @@ def _jaxsoftmax(
 
     Compiled programs and decoded images are kept in a cache (see jaxsoftmax cache).
     The exit status is 2 for a command or data that are not as they should be, 1 for what
-    went wrong with them, and 130 for Ctrl-C.
+    went wrong with them, and 130 for Ctrl-C. With --json a command writes one JSON object to
+    standard output, and its messages to standard error.
     """
 
 
@@ -103,6 +104,7 @@ def fit(
     resume: options.Resume = None,
     no_report: options.NoReport = False,
     quiet: options.QuietRun = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fit a linear model to DATA and save the run.
 
@@ -151,6 +153,7 @@ def probe(
     overwrite: options.OverwriteRun = False,
     no_report: options.NoReport = False,
     quiet: options.QuietRun = False,
+    as_json: options.Json = False,
 ) -> None:
     """Probe the features of DATA: choose the penalty by cross-validation, and fit the optimum.
 
@@ -177,6 +180,7 @@ def predict(
     keep_formulas: options.KeepFormulas = False,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the predictions of the model of RUN for DATA: a table with probabilities.
 
@@ -203,6 +207,7 @@ def evaluate(
     output: options.MetricsOutput = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Evaluate the model of RUN on DATA, which must have labels.
 
@@ -218,6 +223,7 @@ def compare(
     output: options.PageOutput = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare runs side by side: test metrics, settings that differ and, with --output, a page.
 
@@ -227,18 +233,20 @@ def compare(
 
 
 @app.command()
-def cache(clear: options.ClearCache = False) -> None:
+def cache(clear: options.ClearCache = False, as_json: options.Json = False) -> None:
     """Show the cache of compiled programs and decoded images, or clear it.
 
     JAXSOFTMAX_CACHE_DIR names another folder for it, or switches it off if it is "off". At most
     2 GB are kept.
     """
-    with errors.exit_on_error():
+    with errors.exit_on_error(), output.collecting(as_json):
         folder = user_cache.folder()
         if folder is None:
-            typer.echo(f"there is no cache: {user_cache.VARIABLE} is off")
+            output.write(f"there is no cache: {user_cache.VARIABLE} is off", folder=None)
             return
-        size = f"{user_cache.size(folder) / 1e6:,.1f} MB"
+        num_bytes = user_cache.size(folder)
+        size = f"{num_bytes / 1e6:,.1f} MB"
         if clear:
             user_cache.clear(folder)
-        typer.echo(f"{'cleared ' if clear else ''}{size}: {folder}")
+        line = f"{'cleared ' if clear else ''}{size}: {folder}"
+        output.write(line, folder=folder, bytes=num_bytes, cleared=clear)

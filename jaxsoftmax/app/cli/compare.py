@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import typer
 from rich.table import Table
 
 from jaxsoftmax.app import atomic_files, comparison, evaluation
 from jaxsoftmax.app.cli import console
+from jaxsoftmax.app.cli import output as results
 from jaxsoftmax.app.comparison import ComparedRun
 from jaxsoftmax.app.text import format_setting, replace_unprintable
 
@@ -22,11 +22,12 @@ def run(*, runs: list[Path], output: Path | None, overwrite: bool, quiet: bool) 
         screen.print(replace_unprintable(note))
     for table in _tables(compared):
         screen.print(table)
+    results.add(**comparison.to_json(compared))
     if output is not None:
         from jaxsoftmax.app.report import comparison_page  # matplotlib takes time to import
 
         atomic_files.write(output, lambda partial: comparison_page.write(partial, compared))
-        typer.echo(output if quiet else f"page: {output}")
+        results.write(str(output) if quiet else f"page: {output}", page=output)
 
 
 def _tables(runs: Sequence[ComparedRun]) -> Iterator[Table]:

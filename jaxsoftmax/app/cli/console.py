@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxsoftmax.app.cli import output
 from jaxsoftmax.app.data.dataset import Dataset, Task
 from jaxsoftmax.app.data.dataset import Progress as Callback
 from jaxsoftmax.app.evaluation import TITLES, format_metric, separate_items
@@ -37,7 +38,8 @@ def make_console(*, quiet: bool) -> Console:
         >>> from jaxsoftmax.app.cli import console
         >>> console.make_console(quiet=True).print("nothing")
     """
-    return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    is_json = output.is_json()
+    return Console(quiet=quiet, stderr=is_json, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from jaxsoftmax.app import atomic_files, data, evaluation, run_folder
 from jaxsoftmax.app.cli import console, inputs
+from jaxsoftmax.app.cli import output as results
 
 
 def run(
@@ -27,7 +26,8 @@ def run(
     )
     for table in console.make_metrics_tables(metrics):
         screen.print(table)
+    results.add(run=run, data=name, metrics=metrics)
     if output is not None:
         content = run_folder.encode_json({"run": str(run), "data": name} | metrics)
         atomic_files.write(output, lambda partial: partial.write_bytes(content))
-        typer.echo(output if quiet else f"metrics: {output}")
+        results.write(str(output) if quiet else f"metrics: {output}", output=output)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import jaxsoftmax
 from jaxsoftmax.app import folder_lock, pipeline, run_folder
-from jaxsoftmax.app.cli import console, interrupts
+from jaxsoftmax.app.cli import console, interrupts, output
 from jaxsoftmax.app.cli.inputs import PreparedData
 from jaxsoftmax.app.cli.interrupts import Interrupts
 from jaxsoftmax.app.data.dataset import Dataset
@@ -178,7 +178,8 @@ def show(screen: Console, run: NewRun, saved: SavedRun, options: RunOptions) -> 
         is_interrupted = True
     finally:
         # Not by the console, which would fold a long path.
-        typer.echo(saved.folder if options.quiet else f"run: {saved.folder}")
+        line = str(saved.folder) if options.quiet else f"run: {saved.folder}"
+        output.write(line, run=saved.folder, metrics=metrics)
     if is_interrupted:
         raise typer.Exit(interrupts.EXIT_STATUS)
 
@@ -224,3 +225,4 @@ def _write_report(screen: Console, saved: SavedRun) -> None:
             saved.folder, run_folder.REPORT, lambda path: report.write(path, content)
         )
     screen.print(f"report: {path}")
+    output.add(report=path)

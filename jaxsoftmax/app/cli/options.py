@@ -438,3 +438,12 @@ Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of r
 PageOutput = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Page to write as well: .html.")
 ]
+
+# For scripts, of all commands.
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Write one JSON object to standard output, and messages to standard error."
+    ),
+]

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from jaxsoftmax.app import atomic_files, predictions, run_folder
 from jaxsoftmax.app.cli import console, inputs
+from jaxsoftmax.app.cli import output as results
 from jaxsoftmax.app.names import Task
 
 
@@ -26,4 +25,5 @@ def run(
     predictions.write(output, table, keep_formulas=keep_formulas)
     if model.schema.task is not Task.numbers and table.num_columns < 3:
         screen.print(f"no probabilities: a model fitted with {loss} does not give any")
-    typer.echo(output if quiet else f"{table.num_rows:,} predictions: {output}")
+    line = str(output) if quiet else f"{table.num_rows:,} predictions: {output}"
+    results.write(line, predictions=output, examples=table.num_rows)
