@@ -3,6 +3,7 @@
 It is drawn from the record alone, and shows what was measured.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from benchmarks.table import entries, heading
 
 SIZE, DPI = (16, 10.5), 100
+INTENSITY = "useful operations for each byte moved; over 100%: from a cache"
+APART = 15  # points between two names
 STYLE = figures.STYLE | {"font.size": 11, "axes.titlesize": 13, "axes.titleweight": "bold"}
 # Left, bottom, width and height of each panel; the labels of the roofline are to its right.
 PLACES = {
-    "roofline": (0.045, 0.56, 0.27, 0.34),
-    "peers": (0.69, 0.56, 0.29, 0.34),
-    "memory": (0.055, 0.07, 0.31, 0.36),
-    "rates": (0.58, 0.07, 0.29, 0.36),
+    "roofline": (0.045, 0.585, 0.27, 0.32),
+    "peers": (0.69, 0.585, 0.29, 0.32),
+    "memory": (0.055, 0.07, 0.31, 0.34),
+    "rates": (0.58, 0.07, 0.29, 0.34),
 }
 # Other ways and libraries: names, colors and marks.
 PEERS = {
@@ -84,7 +87,7 @@ def roofline(axes: Axes, record: dict[str, Any]) -> bool:
         point["label"] += f"  {point['rate'] / roof:.0%}"
         marked(axes, point)
     labeled(axes, found)
-    axes.set(xscale="log", yscale="log", xlabel="useful operations for each byte that must move")
+    axes.set(xscale="log", yscale="log", xlabel=INTENSITY)
     axes.set_title("Operations a second, and the share of what copy and product allow", loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rate_text(value)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -128,12 +131,17 @@ def roofs(axes: Axes, copied: float, peaks: dict[str, float], at: list[float]) -
     left, right = min(at) / 2, max(at) * 2
     top = max(peaks.values())
     axes.plot([left, top / copied], [copied * left, top], color=MUTED, linewidth=1.5)
-    where = left * 1.15, copied * left * 1.15
-    figures.label(axes, f"copy, {copied / 1e9:,.0f} GB/s", where, rotation=32, va="bottom",
-                  rotation_mode="anchor")  # fmt: skip
-    for dtype, peak in peaks.items():
+    middle = (left * top / copied) ** 0.5
+    axes.annotate(f"copy, {copied / 1e9:,.0f} GB/s", (middle, copied * middle), (12, -4),
+                  textcoords="offset points", color=MUTED, fontsize=9.5, va="top")  # fmt: skip
+    names: dict[float, list[str]] = {}
+    for dtype, peak in sorted(peaks.items(), key=lambda item: item[1]):
         axes.plot([peak / copied, right], [peak, peak], color=MUTED, linewidth=1.5)
-        figures.label(axes, f"product, {dtype}", (right, peak * 1.06), ha="right", va="bottom")
+        near = next((other for other in names if peak < 1.2 * other), peak)
+        names.setdefault(near, []).append(DTYPES.get(dtype, dtype))
+    for peak, dtypes in names.items():
+        where = 1.2 * peak / copied, peak * 0.93
+        figures.label(axes, f"product, {' and '.join(dtypes)}", where, va="top", fontsize=8.5)
     axes.set_xlim(left, right)
 
 
@@ -181,7 +189,7 @@ def peers(axes: Axes, record: dict[str, Any]) -> bool:
     }
     drawn = {}
     for row, entry in enumerate(found.values()):
-        for name in PEERS.keys() & entry["ratios"].keys():
+        for name in (peer for peer in PEERS if peer in entry["ratios"]):
             text, color, mark = PEERS[name]
             (drawn[text],) = axes.plot(1 / entry["ratios"][name]["median"], row, mark, color=color,
                                        linestyle="", markersize=9, alpha=0.85)  # fmt: skip
@@ -214,9 +222,11 @@ def memory(axes: Axes, record: dict[str, Any]) -> bool:
         "sum": ("linear_cross_entropy_sum", GREEN, "D-"),
         "per example": ("linear_cross_entropy", BLUE, "o-"),
     }
-    for way, look in ways.items():
-        line(axes, {k: e["temporary_bytes"][way] / 1e6 for k, e in found.items()}, *look)
     axes.set(yscale="log", ylabel="MB of temporaries")
+    lines(axes, {
+        name: ({k: e["temporary_bytes"][way] / 1e6 for k, e in found.items()}, *look)
+        for way, (name, *look) in ways.items()
+    })  # fmt: skip
     axes.set_title("Memory of value and gradients of a head by the number of classes", loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     return bool(found)
@@ -232,21 +242,33 @@ def rates(axes: Axes, record: dict[str, Any]) -> bool:
         "mean": ("mean_cross_entropy", BLUE, "o-"),
         "optax": ("Optax", ORANGE, "s-"),
     }
-    for way, look in ways.items():
-        line(axes, {k: e["share of the copy"][way] for k, e in found.items()}, *look)
-    axes.set(ylim=(0, None), ylabel="share of the rate of XLA's copy")
+    highest = max((max(e["share of the copy"].values()) for e in found.values()), default=1)
+    axes.set(ylim=(0, 1.1 * highest), ylabel="share of the rate of XLA's copy")
+    lines(axes, {
+        name: ({k: e["share of the copy"][way] for k, e in found.items()}, *look)
+        for way, (name, *look) in ways.items()
+    })  # fmt: skip
     axes.set_title("Rate of value and gradient of logits by the number of classes", loc="left")
     return bool(found)
 
 
-def line(axes: Axes, values: dict[str, float], name: str, color: str, style: str) -> None:
-    """Draw values by the number of classes, with a name at the end."""
-    classes = sorted(values, key=int)
-    if classes:
-        last = int(classes[-1]), values[classes[-1]]
-        numbers = [int(k) for k in classes], [values[k] for k in classes]
-        axes.plot(*numbers, style, color=color, markersize=5)
-        axes.annotate(name, last, (6, 0), textcoords="offset points", color=color, va="center",
-                      fontweight="bold", annotation_clip=False)  # fmt: skip
+def lines(axes: Axes, ways: dict[str, tuple[dict[str, float], str, str]]) -> None:
+    """Draw each way's values by the number of classes in its color and style."""
+    ends = []
+    for name, (values, color, style) in ways.items():
+        classes = sorted(map(int, values))
+        axes.plot(classes, [values[str(k)] for k in classes], style, color=color, markersize=5)
+        ends += [(values[str(k)], k, name, color) for k in classes[-1:]]
     axes.set(xscale="log", xlabel="classes")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    name_ends(axes, ends)
+
+
+def name_ends(axes: Axes, ends: list[tuple[float, int, str, str]]) -> None:
+    """Write each line's name at its end, from the lowest to the highest, apart from each other."""
+    lowest = -math.inf
+    for value, classes, name, color in sorted(ends):
+        at = axes.transData.transform((classes, value))[1] * 72 / axes.figure.dpi  # in points
+        lowest = max(at, lowest + APART)
+        axes.annotate(name, (classes, value), (6, lowest - at), textcoords="offset points",
+                      color=color, va="center", fontweight="bold")  # fmt: skip
