@@ -15,10 +15,12 @@ import typer
 import jaxsoftmax
 from jaxsoftmax.app import user_cache
 from jaxsoftmax.app.cli import errors, options, output, paths
+from jaxsoftmax.app.cli.usage import Group
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -51,7 +53,7 @@ def _jaxsoftmax(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
 ) -> None:

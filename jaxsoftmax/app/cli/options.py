@@ -229,6 +229,7 @@ Epochs = Annotated[
     typer.Option(
         metavar="N",
         min=1,
+        max=1_000_000,
         help="Passes over the training data.",
         show_default="by DATA",
         rich_help_panel=FIT,
@@ -239,6 +240,7 @@ BatchSize = Annotated[
     typer.Option(
         metavar="N",
         min=1,
+        max=2**31 - 1,
         help="Examples per minibatch.",
         show_default="by DATA",
         rich_help_panel=FIT,
@@ -333,7 +335,11 @@ Weakest = Annotated[
 Points = Annotated[
     int,
     typer.Option(
-        metavar="N", min=1, help="Number of values of C, in equal ratios.", rich_help_panel=FIT
+        metavar="N",
+        min=1,
+        max=1_000,
+        help="Number of values of C, in equal ratios.",
+        rich_help_panel=FIT,
     ),
 ]
 Folds = Annotated[

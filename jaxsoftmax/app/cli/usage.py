@@ -17,10 +17,10 @@ class Group(TyperGroup):
 
     def main(self, *arguments: Any, **given: Any) -> Any:
         """Parse the arguments and run a command."""
-        if not given.pop("standalone_mode", True):
-            return super().main(*arguments, **given, standalone_mode=False)
+        if not given.get("standalone_mode", True):
+            return super().main(*arguments, **given)
         try:
-            status = super().main(*arguments, **given, standalone_mode=False)
+            status = super().main(*arguments, **{**given, "standalone_mode": False})
         except _UsageError as error:
             _show(error)
             sys.exit(2)
