@@ -1,4 +1,4 @@
-"""What is asked wrongly and what goes wrong: one clear line, an exit status, and nothing half done."""
+"""What is asked wrongly and what goes wrong: one clear line, a status, and nothing half done."""
 
 import errno
 import os
