@@ -86,6 +86,12 @@ FIGURES = {
     "one score": lambda: plots.top_features(np.eye(3, 1), names(3), ["yes"], limit=15),
     "rankings": lambda: plots.ranking_curves(rankings(6), names(6)),
     "one ranking": lambda: plots.ranking_curves(rankings(1), ["yes"]),
+    "compared intervals": lambda: plots.compare_intervals(
+        [0.9, 0.8], [[0.85, 0.95], [0.7, 0.9]], names(2), title="accuracy", is_share=True
+    ),
+    "compared curves": lambda: plots.compare_curves(
+        {name: np.linspace(1, k / 10, 9) for k, name in enumerate(names(10))}
+    ),
     "thresholds": lambda: plots.threshold_curves(
         rankings(1)[0], np.linspace(1, 0, len(rankings(1)[0].thresholds)), LONG[0]
     ),
@@ -383,9 +389,9 @@ def test_ranking_curves() -> None:
         (right, "average_precision", "recall", "precision"),
     ):
         worst = int(np.argmin([getattr(curve, area) for curve in curves]))
-        (name,) = (text.get_text() for text in axes.get_legend().get_texts())
-        assert name.startswith(f"lowest: {'abc'[worst]}\n")
-        assert name.endswith(f"{getattr(curves[worst], area):.3f}")
+        title = axes.get_title("left")
+        assert f"\nlowest: {'abc'[worst]}\n" in title
+        assert title.endswith(f" {getattr(curves[worst], area):.3f}")
         line = axes.lines[-1].get_xydata()
         assert axes.lines[-1].get_color() == plots.ORANGE
         expected = np.stack([getattr(curves[worst], x), getattr(curves[worst], y)], 1)

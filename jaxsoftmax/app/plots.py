@@ -398,9 +398,9 @@ def _wilson(share: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def ranking_curves(curves: Sequence[RankingCurve], names: Sequence[str]) -> Figure:
-    """ROC and precision-recall curves of one or several classes or labels.
+    r"""ROC and precision-recall curves of one or several classes or labels.
 
-    Of several curves, the one with the smallest area is drawn in orange and named in each panel. A
+    Of several curves, the one with the smallest area is drawn in orange and named above it. A
     dashed line is what a guess would give: the diagonal, and the share of the positives.
 
     Args:
@@ -416,23 +416,21 @@ def ranking_curves(curves: Sequence[RankingCurve], names: Sequence[str]) -> Figu
         >>> from jaxsoftmax.app.ranking_curves import rank
         >>> curve = rank(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
         >>> [axes.get_title("left") for axes in plots.ranking_curves([curve], ["yes"]).axes]
-        ['ROC', 'precision and recall']
+        ['ROC\nAUC 0.875', 'precision and recall\nAP 0.833']
     """
-    with _new_figure(WIDTH, 2.7) as figure:
+    with _new_figure(WIDTH, 2.8) as figure:
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle="--")
-        _draw_rankings(left, curves, names, "roc_auc", "AUC")
-        _draw_rankings(right, curves, names, "average_precision", "AP")
+        left.set_title("ROC" + _draw_rankings(left, curves, names, "roc_auc", "AUC"))
+        title = _draw_rankings(right, curves, names, "average_precision", "AP")
+        right.set_title(f"precision and recall{title}")
         if len(curves) == 1:
             share = curves[0].positives / (curves[0].positives + curves[0].negatives)
             right.axhline(share, color=PALETTE["muted"], linewidth=1, linestyle="--")
         left.set(xlabel="false positive rate", ylabel="true positive rate")
-        left.set_title("ROC")
         right.set(xlabel="recall", ylabel="precision")
-        right.set_title("precision and recall")
-        for axes, place in ((left, "lower right"), (right, "lower left")):
+        for axes in (left, right):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            axes.legend(loc=place, fontsize=8)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(FuncFormatter(_format_percent))
     return figure
@@ -440,18 +438,18 @@ def ranking_curves(curves: Sequence[RankingCurve], names: Sequence[str]) -> Figu
 
 def _draw_rankings(
     axes: Axes, curves: Sequence[RankingCurve], names: Sequence[str], area: str, short: str
-) -> None:
-    """Draw all curves thin and the worst one in orange, or a single one in blue."""
+) -> str:
+    """Draw all curves thin and the worst one in orange, or one in blue; return its title."""
     areas = [getattr(curve, area) for curve in curves]
     worst = int(np.argmin(areas))
     for index, curve in enumerate(curves):
         if index != worst:
             _draw_ranking(axes, curve, area, color=BLUE, linewidth=0.8, alpha=0.5)
-    color = ORANGE if len(curves) > 1 else BLUE
-    label = f"{short} {areas[worst]:.3f}"
-    if len(curves) > 1:
-        label = f"lowest: {_escape_math(shorten(names[worst], 10))}\n{label}"
-    _draw_ranking(axes, curves[worst], area, color=color, label=label)
+    _draw_ranking(axes, curves[worst], area, color=ORANGE if len(curves) > 1 else BLUE)
+    title = f"{short} {areas[worst]:.3f}"
+    if len(curves) == 1:
+        return f"\n{title}"
+    return f"\nlowest: {_escape_math(shorten(names[worst], 12))}\n{title}"
 
 
 def _draw_ranking(axes: Axes, curve: RankingCurve, area: str, **style: Any) -> None:
@@ -505,7 +503,7 @@ def threshold_curves(curve: RankingCurve, probabilities: np.ndarray, name: str) 
         axes.set_title(_escape_math(f"predict {shorten(name, 28)} from the threshold on"))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(_format_percent))
-        axes.legend(loc="lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxsoftmax.app import comparison, evaluation, plots
 from jaxsoftmax.app.comparison import ComparedRun
+from jaxsoftmax.app.data.dataset import Task
 from jaxsoftmax.app.report import rendering
 from jaxsoftmax.app.report.elements import (
     Element,
@@ -33,17 +34,17 @@ def html(runs: Sequence[ComparedRun]) -> str:
         >>> from jaxsoftmax.app.data.dataset import Schema, Task
         >>> from jaxsoftmax.app.report import comparison_page
         >>> schema = Schema(Task.numbers, ("price",), (1,))
-        >>> runs = [ComparedRun(n, schema, {"preprocessing": {}}, {"test": {"mae": 1.0}}, {})
+        >>> runs = [ComparedRun(n, schema, {"preprocessing": {}}, {"test": {}}, {})
         ...         for n in "ab"]
         >>> "<h1>Comparison of 2 runs</h1>" in comparison_page.html(runs)
         True
     """
     sections = [
         Section("metrics", "Test metrics", list(_render_metrics(runs))),
-        Section("intervals", "Intervals", list(_render_intervals(runs))),
         Section("settings", "Settings that differ", list(_render_settings(runs))),
+        Section("intervals", "Intervals", list(_render_intervals(runs))),
         Section("curves", "Learning curves", list(_render_curves(runs))),
-        Section("items", "Worst classes", list(_render_items(runs))),
+        Section("items", "Where the runs differ most", list(_render_items(runs))),
         Section("commands", "Commands", list(_render_commands(runs))),
     ]
     opening = [Text(note, "warning") for note in comparison.notes(runs)]
@@ -161,8 +162,9 @@ def _render_items(runs: Sequence[ComparedRun]) -> Iterator[Element]:
     ]
     rows.sort(key=lambda row: min(row[1:]) - max(row[1:]))
     shown = [(name, *(formats.metric("f1", value) for value in f1)) for name, *f1 in rows[:10]]
-    headings = (runs[0].schema.task, *(shorten(run.name, MAX_NAME_WIDTH) for run in runs))
-    title = "F1 of test examples, where the runs differ most"
+    singular = {Task.classes: "class", Task.labels: "label"}[runs[0].schema.task]
+    headings = (singular, *(shorten(run.name, MAX_NAME_WIDTH) for run in runs))
+    title = f"F1 of the test examples of each {singular}"
     yield Table(title, headings, shown, "l" + "r" * len(runs))
 
 

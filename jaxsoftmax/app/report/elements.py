@@ -139,6 +139,10 @@ class Command(NamedTuple):
 Element = Text | Table | Figure | Details | Summary | Command
 
 
+MAX_NARROW_COLUMNS = 6
+"""The largest number of columns of a table in one of the two columns of a wide screen."""
+
+
 class Section(NamedTuple):
     """A part of a page with a heading."""
 
@@ -148,8 +152,11 @@ class Section(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes both columns of a wide screen: a table has a wide column."""
-        return any(isinstance(element, Table) and "w" in element.align for element in self.content)
+        """Whether it takes both columns of a wide screen: it is one large table."""
+        first = self.content[0]
+        return isinstance(first, Table) and (
+            "w" in first.align or len(first.align) > MAX_NARROW_COLUMNS
+        )
 
 
 def settings_table(title: str, settings: Mapping[str, Any]) -> Iterable[Table]:

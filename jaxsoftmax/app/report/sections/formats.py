@@ -61,7 +61,7 @@ def number(value: float) -> str:
         >>> formats.number(-12345.6), formats.number(0.125)
         ('−12,346', '0.125')
     """
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
     return text.replace("-", "−")
 
 

@@ -17,9 +17,9 @@ LABEL_COSTS = (0.2, 1.0, 5.0)
 MAX_LABELS = 20  # of more labels, the first have thresholds
 
 MEANING = (
-    "A missed positive that costs c false alarms makes 1 / (1 + c) the best threshold, if "
-    "probabilities are frequencies. The cost counts false alarms as 1 and missed positives as c, "
-    "beside that of the threshold of 50%."
+    "A false alarm costs 1. If a missed one costs c and probabilities are frequencies, the best "
+    "threshold is 1 / (1 + c). The cost is that of all test examples, beside the cost of the "
+    "threshold of 50%."
 )
 
 
@@ -46,7 +46,7 @@ def render(context: Context) -> Iterator[Element]:
         yield from _curves(context, p, context.classes[1])
         title = f"Thresholds of {context.classes[1]} by the cost of missing one"
         rows = [_row(p, targets, ratio) for ratio in COSTS]
-        yield _table(title, ("a missed one costs",), rows)
+        yield _table(title, ("cost of a missed one",), rows)
         yield Text(MEANING, "muted")
     elif context.task is Task.labels:
         rows = [
@@ -55,7 +55,7 @@ def render(context: Context) -> Iterator[Element]:
             for ratio in LABEL_COSTS
         ]
         yield _table(
-            "Thresholds by the cost of a missed label", ("label", "a missed one costs"), rows
+            "Thresholds by the cost of a missed label", ("label", "cost of a missed one"), rows
         )
         yield Text(MEANING, "muted")
 
@@ -87,7 +87,7 @@ def _row(probabilities: np.ndarray, targets: np.ndarray, ratio: float) -> tuple[
     threshold = 1 / (1 + ratio)
     there, usual = (_outcome(probabilities, targets, ratio, at) for at in (threshold, 0.5))
     return (
-        f"{ratio:g} false alarms" if ratio != 1 else "1 false alarm",
+        f"{ratio:g}",
         f"{threshold:.1%}",
         _share(there.found, there.found + there.false_alarms),
         _share(there.found, there.found + there.missed),
@@ -105,4 +105,4 @@ def _share(part: int, whole: int) -> str:
 def _table(title: str, first: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     headings = (*first, "threshold", "precision", "recall", "missed", "false alarms", "cost",
                 "cost at 50%")  # fmt: skip
-    return Table(title, headings, rows, "l" * len(first) + "r" * 7)
+    return Table(title, headings, rows, "l" * (len(first) - 1) + "r" * 8)
