@@ -48,7 +48,7 @@ def kill_after_a_checkpoint(*arguments: str, delay: float) -> None:
         time.sleep(0.005)
     time.sleep(delay)
     process.kill()
-    assert process.communicate()[1] == b""
+    assert process.communicate()[1].decode() == ""
     assert process.returncode == -9, "it was not killed in time"
 
 

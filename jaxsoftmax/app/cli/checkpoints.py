@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ def start(run: Path, given: Mapping[str, Any], dataset: Dataset) -> Path:
     Raises:
         ValueError: if the fit is resumed, and the data are not those that it began with.
     """
+    # Orbax warns of a checkpoint that was not complete when the process was killed.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     folder, digest = run / FOLDER, _digest(dataset)
     if given["resume"] is None:
         options = {name: value for name, value in given.items() if name not in _NOT_SAVED}
