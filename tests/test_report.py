@@ -425,6 +425,9 @@ def test_dark_mode(browser: Browser, made: Made) -> None:
     assert sum(corner.getpixel((1, 1))) < 120
 
 
+PAGE_HEIGHT = 26.7 / 2.54 * 96  # of A4 without its margins, in pixels
+
+
 def test_on_paper(browser: Browser, made: Made) -> None:
     browser.open(made.path, dark=True)
     pdf = browser.pdf()
@@ -443,6 +446,10 @@ def test_on_paper(browser: Browser, made: Made) -> None:
         "return [...document.querySelectorAll('details table')].every(e => e.checkVisibility())"
     )
     assert shown, "what is folded on a screen is printed"
+    browser.open(made.path, width=680)  # about that of A4 without its margins
+    browser.emulate(media="print")
+    height = browser.run("return document.documentElement.scrollHeight")
+    assert pages <= 2 or height / pages > 0.55 * PAGE_HEIGHT, "pages are filled"
 
 
 def test_figures_are_not_cut_by_a_page(browser: Browser, made: Made) -> None:
