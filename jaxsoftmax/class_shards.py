@@ -76,6 +76,11 @@ def count_shards(axes: tuple[str, ...], x: Array) -> int:
     return placement.count_shards(axes, x) if axes else 1
 
 
+def count_devices(entry: Any, sizes: dict[str, int]) -> int:
+    """Return the number of devices over the mesh axes of an entry of a PartitionSpec."""
+    return math.prod(sizes[name] for name in placement.axis_names(entry))
+
+
 def first_class(z: Array, axis: int, shards: ClassShards) -> Array | int:
     """Return the number of the first class of z."""
     axes = shards.local_axes
@@ -193,7 +198,7 @@ def run(
         mesh=mesh,
         in_specs=jax.tree.map(spec, arrays),
         out_specs=jax.tree.map(spec, results),
-        axis_names=_manual_axes(shards),
+        axis_names=manual_axes(shards),
     )(*arrays)
 
 
@@ -212,7 +217,7 @@ def _row_entries(logits: Array, axis: int, shards: ClassShards) -> tuple[Any, ..
     return (shards.rows, *entries[1:]) if shards.rows and entries else entries
 
 
-def _manual_axes(shards: ClassShards) -> set[str]:
+def manual_axes(shards: ClassShards) -> set[str]:
     """Return the axes of the shard_map: those that are named, and all Explicit ones."""
     mesh: Any = shards.mesh
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -227,7 +232,7 @@ def _check_sizes(logits: Array, axis: int, shards: ClassShards) -> None:
         (axis, shards.classes, "classes", "; see pad_classes"),
         (rows, shards.rows, "rows", ""),
     ):
-        count = math.prod(sizes[a] for a in axes)
+        count = count_devices(axes, sizes)
         if count > 1 and (i is None or logits.shape[i] % count):
             size = 1 if i is None else logits.shape[i]
             expected = f"a number of {name} that {count} shards divide"

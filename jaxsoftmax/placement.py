@@ -29,6 +29,15 @@ def match_varying_axes(*trees: Any) -> tuple[Any, ...]:
     return jax.tree.map(lambda a: _vary(a, axes), trees)
 
 
+def sum_like(x: Array, like: Array) -> Array:
+    """Return the sum of x over the mesh axes over which it varies and `like` does not.
+
+    It is the transpose of `match_varying_axes`.
+    """
+    axes = tuple(sorted(_varying(x) - _varying(like)))
+    return lax.psum(x, axes)
+
+
 def _varying(x: Array) -> frozenset:
     return jax.typeof(x).mat.varying
 
@@ -218,6 +227,11 @@ def reshard(x: Array, like: Array, *axes: Any) -> Array:
         return jax.sharding.reshard(x, sharding(like, *axes))
     concrete: Any = like.sharding
     return jax.device_put(x, NamedSharding(concrete.mesh, PartitionSpec(*axes)))
+
+
+def sharded_first(arrays: list[Array]) -> Array:
+    """Return an array that is sharded over an Explicit mesh, or else the first."""
+    return next((a for a in arrays if any(partition_spec(a))), arrays[0])
 
 
 def _is_explicit(x: Array) -> bool:

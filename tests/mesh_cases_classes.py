@@ -19,6 +19,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import adversaries  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 import oracles  # noqa: E402
 from jax import lax  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
@@ -371,6 +372,144 @@ def two_all_reduces_of_three_numbers_a_row() -> None:
     for function in (partial(js.cross_entropy, shards=CLASSES), jax.grad(total)):
         found = [re.findall(r"(\w+)\[([\d,]*)\]", types) for types in collectives(function)]
         assert found == [[("s32", "32")] * 2, [("s32", "32")] * 3], found
+
+
+# -- Linear heads --
+
+TILES = js.Tiles(rows=4, classes=8)  # several blocks and chunks on each device
+
+
+def model() -> dict[str, np.ndarray]:
+    rng, data = np.random.default_rng(2), few_rows()
+    n, k, d = 16, 64, 12
+    x, w, bias = (rng.standard_normal(shape) for shape in ((n, d), (d, k), (k,)))
+    tangents = (rng.standard_normal(shape) for shape in ((n, d), (d, k), (k,)))
+    found = {"x": x, "w": w, "bias": bias}
+    found |= dict(zip(("dx", "dw", "dbias"), tangents, strict=True))
+    found = {name: a.astype(np.float32) for name, a in found.items()}
+    exists = np.arange(k) != 5
+    marks = rng.integers(0, 2, (n, k)).astype(np.int32)
+    kept = {name: data[name] for name in ("labels", "valid", "weights")}
+    kept["labels"] = np.where(kept["labels"] == 5, 6, kept["labels"])
+    return found | kept | {"exists": exists, "marks": marks}
+
+
+MODEL_PLACES = {"x": ("data", None), "w": (None, "model"), "bias": ("model",)}
+MODEL_PLACES |= {f"d{name}": place for name, place in MODEL_PLACES.items()}
+MODEL_PLACES |= dict.fromkeys(("labels", "valid", "weights"), ("data",))
+MODEL_PLACES |= {"exists": ("model",), "marks": ("data", "model")}
+
+
+def heads(
+    data: dict[str, jax.Array],
+    shards: Shards | None,
+    *,
+    axes: tuple[str, ...] = (),
+    second_order: bool = True,
+) -> dict[str, Any]:
+    """Values, gradients and Hessian products of the fused losses.
+
+    `axes` are those of the rows inside a shard_map whose caller sums over them.
+    """
+    how: dict[str, Any] = {"where": data["exists"], "valid": data["valid"], "tiles": TILES}
+    how |= {"shards": shards}
+    weights, labels, marks = data["weights"], data["labels"], data["marks"]
+    ignored = jnp.isin(labels, jnp.array([64, -1]))
+
+    def scalars(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
+        stats = js.linear_cross_entropy_stats(x, w, labels, bias=bias, softcap=9.0, **how)
+        counted = jnp.where(ignored, 0, weights)
+        rows = stats.nll - 0.3 * stats.lse + stats.mean_logit * stats.nll
+        rows += js.linear_binary_cross_entropy(x, w, marks, bias=bias, **how)
+        per_example = lax.psum(jnp.sum(jnp.where(ignored, 0, rows) * weights), axes)
+        of = {"bias": bias, "weights": counted, **how}
+        total = js.linear_cross_entropy_sum(x, w, labels, **of)
+        return per_example + total + js.linear_binary_cross_entropy_sum(x, w, marks, **of)
+
+    primals = data["x"], data["w"], data["bias"]
+    tangents = data["dx"], data["dw"], data["dbias"]
+    gradient = jax.value_and_grad(scalars, (0, 1, 2))
+    if not second_order:
+        return {"gradients": gradient(*primals)[1]}
+    (value, gradients), (change, hessian) = jax.jvp(gradient, primals, tangents)
+    nll = js.linear_cross_entropy(*primals[:2], labels, bias=data["bias"], **how).nll
+    stats = js.linear_cross_entropy_stats(*primals[:2], labels, **how)
+    return {
+        "values": jnp.stack([value, change]),
+        "gradients": gradients,
+        "hessian": hessian,
+        "rows": (nll, stats.lse, stats.predicted, stats.correct),
+    }
+
+
+@cache
+def true_heads() -> Any:
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64():
+        data = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in model().items()}
+        return jax.tree.map(np.asarray, jax.jit(partial(heads, shards=None))(data))
+
+
+@case
+def heads_on_an_auto_mesh() -> None:
+    wanted, mesh = true_heads(), mesh_of(2, 4)
+    data = {name: put(mesh, a, *MODEL_PLACES[name]) for name, a in model().items()}
+    close(jax.jit(partial(heads, shards=BOTH, second_order=False))(data), wanted)
+
+
+@case
+def heads_inside_shard_map() -> None:
+    wanted, mesh, data = true_heads(), mesh_of(2, 4), model()
+    of_model = P("data"), P(None, "model"), P("model")
+    run = jax.shard_map(
+        partial(heads, shards=BOTH, axes=("data",)),
+        mesh=mesh,
+        in_specs=({name: P(*MODEL_PLACES[name]) for name in data},),
+        out_specs={
+            "values": P(),
+            "gradients": of_model,
+            "hessian": of_model,
+            "rows": P("data"),
+        },
+    )
+    close(jax.jit(run)(data), wanted)
+
+
+@case
+def sum_of_a_head_takes_three_products() -> None:
+    mesh, data = mesh_of(2, 4), model()
+    given = [put(mesh, data[name], *MODEL_PLACES[name]) for name in ("x", "w", "labels")]
+
+    def total(x: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+        return js.linear_cross_entropy_sum(x, w, y, shards=BOTH)
+
+    program = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*given).compile()
+    text = program.as_text()
+    assert len(re.findall(r" dot\(", text)) == 3
+    assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
+    assert [a.sharding for a in program(*given)[1]] == [a.sharding for a in given[:2]]
+
+
+@case
+def virtual_shards_of_rows_around_shards_of_classes() -> None:
+    """A shard_map over the classes inside one over the rows, differentiated."""
+    data = model()
+
+    def loss(params: js.LinearParams, x: jax.Array, y: jax.Array) -> jax.Array:
+        options = {"bias": params.bias, "tiles": TILES, "shards": CLASSES}
+        return js.linear_cross_entropy(x, params.w, y, **options).nll
+
+    def train(mesh: Mesh) -> np.ndarray:
+        w, bias = (put(mesh, data[name], *MODEL_PLACES[name]) for name in ("w", "bias"))
+        x, y = put(mesh, data["x"], "data", None), put(mesh, data["labels"] % 64, "data")
+        with jax.set_mesh(mesh):
+            sums = {"shards": Shards(rows="data"), "virtual_shards": 2}
+            found = js.fit(
+                loss, x, y, params=js.LinearParams(w, bias), optimizer=optax.sgd(0.1),
+                key=jax.random.key(0), epochs=1, batch_size=8, **sums)  # fmt: skip
+        return np.asarray(found.params.w)
+
+    np.testing.assert_array_equal(train(mesh_of(2, 4)), train(mesh_of(1, 4)))
 
 
 def main(wanted: list[str]) -> int:

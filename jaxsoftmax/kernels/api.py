@@ -16,11 +16,12 @@ from jax import Array, export
 from jax.typing import DTypeLike
 
 from jaxsoftmax import validation
-from jaxsoftmax.kernels import arguments, per_device, settings, shards, target
+from jaxsoftmax.kernels import arguments, per_device, settings, target
 from jaxsoftmax.kernels.settings import Call
 from jaxsoftmax.kernels.target import Target
 from jaxsoftmax.kernels.tiles import Tiles
 from jaxsoftmax.kernels.types import Precision
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
 
 
@@ -64,6 +65,7 @@ def linear_cross_entropy(
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
+    shards: Shards | None = None,
 ) -> LinearLoss:
     r"""Return the softmax cross-entropy of a linear model, computed in blocks of classes.
 
@@ -93,6 +95,10 @@ def linear_cross_entropy(
             "mosaic_gpu" on a Hopper GPU where x and w are bfloat16 or float16 and the logits are
             many (see `defaults`), and "xla_chunked" elsewhere.
         tiles: block sizes, in place of a budget.
+        shards: the mesh axes of rows and classes, see `Shards`: each device computes the rows and
+            classes that it holds, with blocks of the size of its part, and gradients of w stay
+            where w is. Inside a shard_map over the classes, w, bias and `where` are local. None
+            reads the types on an Explicit mesh; on an Auto mesh the compiler divides the blocks.
 
     Returns:
         `LinearLoss(nll, lse)`, `[...]` each, float32 (float64 for products in float64).
@@ -150,6 +156,7 @@ def linear_cross_entropy(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
+        shards=shards,
     )
     return _run(_linear_loss, call, x=x, w=w, labels=labels, bias=bias, where=where, valid=valid)
 
@@ -168,6 +175,7 @@ def linear_cross_entropy_stats(
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
+    shards: Shards | None = None,
 ) -> LinearStats:
     r"""Return `linear_cross_entropy` with the mean logit and the predicted class in one pass.
 
@@ -187,6 +195,7 @@ def linear_cross_entropy_stats(
         memory: the budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
+        shards: the mesh axes of rows and classes, as in `linear_cross_entropy`.
 
     Returns:
         `LinearStats(nll, lse, mean_logit, predicted, correct)`, `[...]` each. The first three are
@@ -223,6 +232,7 @@ def linear_cross_entropy_stats(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
+        shards=shards,
         stats=True,
     )
     return _run(_linear_stats, call, x=x, w=w, labels=labels, bias=bias, where=where, valid=valid)
@@ -243,6 +253,7 @@ def linear_cross_entropy_sum(
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the weighted sum of the losses, with gradients computed in the forward pass.
 
@@ -268,6 +279,7 @@ def linear_cross_entropy_sum(
             its place. "mosaic_gpu" needs no such sum beyond the budget.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
+        shards: the mesh axes of rows and classes, as in `linear_cross_entropy`.
 
     Returns:
         A scalar, float32 or float64.
@@ -307,6 +319,7 @@ def linear_cross_entropy_sum(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
+        shards=shards,
     )
     return _run(
         _linear_sum,
@@ -336,6 +349,7 @@ def linear_binary_cross_entropy(
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the sigmoid cross-entropy of a linear model, computed in blocks of labels.
 
@@ -357,6 +371,7 @@ def linear_binary_cross_entropy(
         memory: the budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
+        shards: the mesh axes of rows and classes, as in `linear_cross_entropy`.
 
     Returns:
         The losses summed over the labels, `[...]`, float32 or float64.
@@ -389,6 +404,7 @@ def linear_binary_cross_entropy(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
+        shards=shards,
     )
     return _run(
         _linear_binary,
@@ -419,6 +435,7 @@ def linear_binary_cross_entropy_sum(
     memory: int | None = None,
     implementation: str | None = None,
     tiles: Tiles | None = None,
+    shards: Shards | None = None,
 ) -> Array:
     r"""Return the weighted sum of the sigmoid losses, with gradients from the forward pass.
 
@@ -442,6 +459,7 @@ def linear_binary_cross_entropy_sum(
         memory: the budget in bytes for a block of logits.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
+        shards: the mesh axes of rows and classes, as in `linear_cross_entropy`.
 
     Returns:
         A scalar, float32 or float64.
@@ -472,6 +490,7 @@ def linear_binary_cross_entropy_sum(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
+        shards=shards,
     )
     return _run(
         _linear_binary_sum,
@@ -508,35 +527,31 @@ def _program(
 
 
 def _linear_loss(call: Call, **inputs: Any) -> LinearLoss:
-    head, in_range, valid, unflatten = arguments.prepare_softmax(call.dtype, **inputs)
-    nll, lse = shards.run_on_shards(per_device.losses, call, head, in_range, valid)[:2]
+    axes, head, in_range, valid, unflatten = arguments.prepare_softmax(call, **inputs)
+    nll, lse = per_device.losses(call, axes, head, in_range, valid)[:2]
     return LinearLoss(unflatten(nll), unflatten(lse))
 
 
 def _linear_stats(call: Call, **inputs: Any) -> LinearStats:
-    head, in_range, valid, unflatten = arguments.prepare_softmax(call.dtype, **inputs)
-    nll, lse, mean, predicted = shards.run_on_shards(per_device.losses, call, head, in_range, valid)
+    axes, head, in_range, valid, unflatten = arguments.prepare_softmax(call, **inputs)
+    nll, lse, mean, predicted = per_device.losses(call, axes, head, in_range, valid)
     correct = (predicted == head.targets) & in_range
     correct = correct if valid is None else correct & valid
     return LinearStats(*map(unflatten, (nll, lse, mean, predicted, correct)))
 
 
 def _linear_sum(call: Call, weights: Array | None, **inputs: Any) -> Array:
-    head, in_range, valid, _ = arguments.prepare_softmax(call.dtype, **inputs)
-    weights = arguments.prepare_weights(call.dtype, weights, valid, inputs["x"], head)
-    return shards.run_on_shards(
-        per_device.sum_of_losses, call, head, in_range, valid, weights, per_row=False
-    )
+    axes, head, in_range, valid, _ = arguments.prepare_softmax(call, **inputs)
+    weights = arguments.prepare_weights(call, weights, valid, inputs["x"], head)
+    return per_device.sum_of_losses(call, axes, head, in_range, valid, weights)
 
 
 def _linear_binary(call: Call, **inputs: Any) -> Array:
-    head, valid, unflatten = arguments.prepare_sigmoid(call.dtype, **inputs)
-    return unflatten(shards.run_on_shards(per_device.binary_losses, call, head, valid))
+    axes, head, valid, unflatten = arguments.prepare_sigmoid(call, **inputs)
+    return unflatten(per_device.binary_losses(call, axes, head, valid))
 
 
 def _linear_binary_sum(call: Call, weights: Array | None, **inputs: Any) -> Array:
-    head, valid, _ = arguments.prepare_sigmoid(call.dtype, **inputs)
-    weights = arguments.prepare_weights(call.dtype, weights, valid, inputs["x"], head)
-    return shards.run_on_shards(
-        per_device.sum_of_binary_losses, call, head, valid, weights, per_row=False
-    )
+    axes, head, valid, _ = arguments.prepare_sigmoid(call, **inputs)
+    weights = arguments.prepare_weights(call, weights, valid, inputs["x"], head)
+    return per_device.sum_of_binary_losses(call, axes, head, valid, weights)

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxsoftmax import placement, validation
-from jaxsoftmax.kernels import primitives
+from jaxsoftmax import class_shards, placement, validation
+from jaxsoftmax.class_shards import ClassShards
+from jaxsoftmax.kernels import primitives, shards
+from jaxsoftmax.kernels.settings import Call
 from jaxsoftmax.kernels.types import Head, Model
 from jaxsoftmax.validation import ArrayLike
 
@@ -24,6 +26,7 @@ type Unflatten = Callable[[Array], Array]  # from [N] to the leading shape of th
 class SoftmaxInputs(NamedTuple):
     """The arrays of a softmax loss, with one axis of rows."""
 
+    axes: ClassShards
     head: Head
     in_range: Array  # bool [N]: which labels are classes
     valid: Array | None  # bool [N]: which examples count
@@ -33,13 +36,14 @@ class SoftmaxInputs(NamedTuple):
 class SigmoidInputs(NamedTuple):
     """The arrays of a sigmoid loss, with one axis of rows."""
 
+    axes: ClassShards
     head: Head
     valid: Array | None  # bool [N]: which examples count
     unflatten: Unflatten
 
 
 def prepare_softmax(
-    dtype: DTypeLike | None,
+    call: Call,
     *,
     x: ArrayLike,
     w: ArrayLike,
@@ -49,21 +53,25 @@ def prepare_softmax(
     valid: ArrayLike | None,
 ) -> SoftmaxInputs:
     """Check the arrays of a softmax loss and flatten their leading axes."""
-    model, features = _linear_model(dtype, x, w, bias)
+    model, features = _linear_model(call.dtype, x, w, bias)
     lead, k = features.shape[:-1], model.w.shape[1]
+    axes = shards.resolve(call, model)
     mask = _mask(where, features, k)
-    scores = jax.ShapeDtypeStruct((*lead, k), jnp.float32)
+    classes = class_shards.count_classes(model.w, 1, axes)
+    scores = jax.ShapeDtypeStruct((*lead, classes), jnp.float32)
     index, in_range = validation.prepare_labels(labels, scores, len(lead))  # type: ignore[arg-type]
     valid = validation.broadcast_valid(valid, lead)
     index, in_range = _flatten(index, features), _flatten(in_range, features)
     valid = None if valid is None else _flatten(valid, features)
-    has_class = _rows_with_a_class(mask, model.x)
+    has_class = _rows_with_a_class(mask, model.x, axes)
     model = model._replace(x=validation.zero_ignored_rows(model.x, has_class, 1))
-    return SoftmaxInputs(Head(*model, mask, index), in_range, valid, partial(_unflatten, features))
+    head, unflatten = Head(*model, mask, index), partial(_unflatten, features)
+    arrays = _match_varying_axes(axes, head, in_range, valid)
+    return SoftmaxInputs._make((axes, *arrays, unflatten))
 
 
 def prepare_sigmoid(
-    dtype: DTypeLike | None,
+    call: Call,
     *,
     x: ArrayLike,
     w: ArrayLike,
@@ -74,20 +82,37 @@ def prepare_sigmoid(
     valid: ArrayLike | None,
 ) -> SigmoidInputs:
     """Check the arrays of a sigmoid loss and flatten their leading axes."""
-    model, features = _linear_model(dtype, x, w, bias)
+    model, features = _linear_model(call.dtype, x, w, bias)
     k = model.w.shape[1]
+    axes = shards.resolve(call, model)
     mask, valid = _mask_and_valid(where, valid, features, k)
     t = _targets(targets, features, k)
-    weight = None if pos_weight is None else _pos_weight(pos_weight, k, _sum_dtype(dtype, model))
-    if (has_class := _rows_with_a_class(mask, model.x)) is not None:
+    weight = (
+        None if pos_weight is None else _pos_weight(pos_weight, k, _sum_dtype(call.dtype, model))
+    )
+    if (has_class := _rows_with_a_class(mask, model.x, axes)) is not None:
         valid = has_class if valid is None else has_class & valid
     model = model._replace(x=validation.zero_ignored_rows(model.x, valid, 1))
     t = lax.stop_gradient(validation.zero_ignored_rows(t, valid, 1))
-    return SigmoidInputs(Head(*model, mask, t, weight), valid, partial(_unflatten, features))
+    head, unflatten = Head(*model, mask, t, weight), partial(_unflatten, features)
+    return SigmoidInputs._make((axes, *_match_varying_axes(axes, head, valid), unflatten))
+
+
+def _match_varying_axes(axes: ClassShards, head: Head, *row_arrays: Any) -> tuple[Any, ...]:
+    """Return arrays that vary over the same mesh axes, so that JAX sums gradients of shared ones.
+
+    Labels and other arrays of the rows stay the same for all shards of the classes, and so do the
+    results per row. Outside a shard_map nothing varies.
+    """
+    if not axes.local_axes:
+        return placement.match_varying_axes(head, *row_arrays)
+    targets = head.targets
+    (head,) = placement.match_varying_axes(head)
+    return head._replace(targets=targets), *row_arrays
 
 
 def prepare_weights(
-    dtype: DTypeLike | None,
+    call: Call,
     weights: ArrayLike | None,
     valid: Array | None,
     features: ArrayLike,
@@ -95,7 +120,7 @@ def prepare_weights(
 ) -> Array:
     """Return the weights of the rows, `[N]`, with 0 for an ignored example."""
     features = jnp.asarray(features)
-    values: Any = jax.ShapeDtypeStruct(features.shape[:-1], _sum_dtype(dtype, head.model))
+    values: Any = jax.ShapeDtypeStruct(features.shape[:-1], _sum_dtype(call.dtype, head.model))
     w = validation.as_numbers(1 if weights is None else weights, "weights").astype(values.dtype)
     w = _flatten(validation.broadcast_leading(w, values, "weights"), features)
     return validation.zero_ignored(w, valid)
@@ -167,11 +192,11 @@ def _pos_weight(pos_weight: ArrayLike, k: int, dtype: DTypeLike) -> Array:
     return lax.stop_gradient(validation.broadcast_to(weight, (k,), "pos_weight")[None, :])
 
 
-def _rows_with_a_class(mask: Array | None, x: Array) -> Array | None:
+def _rows_with_a_class(mask: Array | None, x: Array, axes: ClassShards) -> Array | None:
     """Return which rows have a class that exists; the features of the other rows are ignored."""
     if mask is None or (mask.shape[0] == 1 and x.shape[0] != 1):
         return None
-    return jnp.any(mask, 1)
+    return class_shards.any_class(mask, 1, axes)
 
 
 def _broadcasts_to(x: Array, shape: tuple[Any, ...]) -> bool:

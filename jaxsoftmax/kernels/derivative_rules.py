@@ -8,6 +8,8 @@ vmap(grad), each lane with its own w   the same, batched
 grad of a sum over lanes that share w  forward, and the automatic transpose of `tangent`
 Hessian-vector products                derivatives of the code of `backward`, in blocks
 grad of a weighted sum                 gradients in the forward pass (`value_and_gradients`)
+
+An implementation is a module, or one with its arrays on a mesh (`sharded`).
 """
 
 from functools import partial
@@ -34,9 +36,9 @@ from jaxsoftmax.kernels.types import (
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def lse_parts(name: str, options: Options, head: Head) -> LSEParts:
+def lse_parts(implementation: Any, options: Options, head: Head) -> LSEParts:
     """Return the terms of each row's loss, with the predicted class as the bits of a float."""
-    return _as_floats(dispatch.load(name).forward(dispatch.cast_operands(head, options), options))
+    return _as_floats(implementation.forward(dispatch.cast_operands(head, options), options))
 
 
 def _as_floats(parts: LSEParts) -> LSEParts:
@@ -61,12 +63,11 @@ def _bitcast_predicted(parts: LSEParts, dtype: Any) -> LSEParts:
 
 
 def _lse_parts_jvp(
-    name: str, options: Options, primals: tuple, tangents: tuple
+    implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[LSEParts, LSEParts]:
     (head,) = primals
-    implementation = dispatch.load(name)
     model_tangents, needs_grad = _nonzero_tangents(tangents[0])
-    parts = lse_parts(name, options, head)
+    parts = lse_parts(implementation, options, head)
     zeros = jax.tree.map(jnp.zeros_like, parts)
     if not any(needs_grad):
         return parts, zeros
@@ -92,20 +93,19 @@ lse_parts.defjvp(_lse_parts_jvp, symbolic_zeros=True)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def weighted_sum(
-    name: str, options: Options, head: Head, valid: Array | None, weights: Array
+    implementation: Any, options: Options, head: Head, valid: Array | None, weights: Array
 ) -> Array:
     """Return the weighted sum of the losses, whose gradients come from the forward pass."""
     head = dispatch.cast_operands(head, options)
-    nll, _ = dispatch.load(name).value_and_gradients(head, valid, weights, NeedsGrad(), options)
+    nll, _ = implementation.value_and_gradients(head, valid, weights, NeedsGrad(), options)
     return primitives.weighted_total(nll, weights)
 
 
 def _weighted_sum_jvp(
-    name: str, options: Options, primals: tuple, tangents: tuple
+    implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     head, valid, weights = primals
     model_tangents, needs_grad = _nonzero_tangents(tangents[0])
-    implementation = dispatch.load(name)
 
     def value_and_gradients(
         arguments: tuple[Head, Array | None, Array],
@@ -123,18 +123,17 @@ weighted_sum.defjvp(_weighted_sum_jvp, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def binary_values(name: str, options: Options, head: Head) -> Array:
+def binary_values(implementation: Any, options: Options, head: Head) -> Array:
     """Return the sigmoid losses, `[N]`, summed over the labels of a row."""
-    return dispatch.load(name).binary_forward(dispatch.cast_operands(head, options), options)
+    return implementation.binary_forward(dispatch.cast_operands(head, options), options)
 
 
 def _binary_values_jvp(
-    name: str, options: Options, primals: tuple, tangents: tuple
+    implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (head,) = primals
-    implementation = dispatch.load(name)
     model_tangents, needs_grad = _nonzero_tangents(tangents[0])
-    values = binary_values(name, options, head)
+    values = binary_values(implementation, options, head)
     if not any(needs_grad):
         return values, jnp.zeros_like(values)
 
@@ -153,18 +152,17 @@ binary_values.defjvp(_binary_values_jvp, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def binary_weighted_sum(name: str, options: Options, head: Head, weights: Array) -> Array:
+def binary_weighted_sum(implementation: Any, options: Options, head: Head, weights: Array) -> Array:
     """Return the weighted sum of the sigmoid losses, whose gradients come from the forward pass."""
     head = dispatch.cast_operands(head, options)
-    return primitives.weighted_total(dispatch.load(name).binary_forward(head, options), weights)
+    return primitives.weighted_total(implementation.binary_forward(head, options), weights)
 
 
 def _binary_weighted_sum_jvp(
-    name: str, options: Options, primals: tuple, tangents: tuple
+    implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     head, weights = primals
     model_tangents, needs_grad = _nonzero_tangents(tangents[0])
-    implementation = dispatch.load(name)
 
     def value_and_gradients(arguments: tuple[Head, Array]) -> tuple[Array, ModelCotangents]:
         head, weights = arguments
@@ -200,4 +198,6 @@ def _total_tangent(
     ]
     if not isinstance(weight_tangents, SymbolicZero):
         terms.append(jnp.sum(values * weight_tangents))
-    return sum(terms[1:], terms[0]) if terms else placement.full(values, 0, (), values.dtype)
+    if not terms:
+        return placement.full(values, 0, (), values.dtype)
+    return placement.sum_like(sum(terms[1:], terms[0]), values)

@@ -7,14 +7,19 @@ from types import ModuleType
 import jax
 
 from jaxsoftmax import placement
-from jaxsoftmax.kernels import primitives, target, tiles
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.kernels import primitives, shards, target, tiles
 from jaxsoftmax.kernels.defaults import DEFAULTS
 from jaxsoftmax.kernels.settings import IMPLEMENTATIONS, Call
 from jaxsoftmax.kernels.types import Head, Options
 
 
-def prepare(call: Call, head: Head) -> tuple[Options, str]:
-    """Return the options of a call on these arrays, and the name of the implementation to run."""
+def prepare(call: Call, head: Head, axes: ClassShards = UNSHARDED) -> tuple[Options, str]:
+    """Return the options of a call on these arrays, and the name of the implementation to run.
+
+    Both are for the rows and classes of one device.
+    """
+    head = shards.local_head(head, axes)
     options = Options(
         _tiles(call, head),
         target.current(),
@@ -42,7 +47,7 @@ def _choose(implementation: str | None, head: Head, options: Options) -> str:
     """
     if implementation == "reference":
         return "reference"
-    inputs = jax.eval_shape(lambda: cast_operands(head, options))
+    inputs = jax.eval_shape(lambda head: cast_operands(head, options), head)
     if implementation is not None and (reason := _unsupported(implementation, inputs, options)):
         raise NotImplementedError(f"implementation {implementation!r}: {reason}")
     if head.x.shape[0] == 0:

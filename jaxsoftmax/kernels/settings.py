@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxsoftmax.kernels.tiles import Tiles
 from jaxsoftmax.kernels.types import Precision
+from jaxsoftmax.sharding import Shards
 
 
 class Implementation(NamedTuple):
@@ -50,6 +51,7 @@ class Call:
     implementation: str | None
     tiles: Tiles | None
     stats: bool = False
+    shards: Shards | None = None
 
 
 def check(
@@ -61,6 +63,7 @@ def check(
     implementation: str | None,
     tiles: Tiles | None,
     stats: bool = False,
+    shards: Shards | None = None,
 ) -> Call:
     """Return the settings, normalized.
 
@@ -78,6 +81,7 @@ def check(
         None if implementation is None else _check_implementation(implementation),
         tiles,
         stats,
+        shards,
     )
 
 

@@ -36,6 +36,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxsoftmax import derivatives, losses, placement, softmax_core
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
 from jaxsoftmax.kernels import primitives, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
@@ -166,15 +167,23 @@ def _per_class(mean: Array | None, parts: LSEParts) -> Array | None:
 
 
 def value_and_gradients(
-    head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    shards: ClassShards = UNSHARDED,
 ) -> tuple[Array, ModelCotangents]:
-    """Return each row's loss, and the gradients of the weighted sum; an ignored row adds 0."""
+    """Return each row's loss, and the gradients of the weighted sum; an ignored row adds 0.
+
+    Where the classes are sharded, w has those of this device, and labels count all of them.
+    """
     # Few classes are laid out class-major: see `primitives.weight_gradient`.
     class_major = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
     axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
 
     def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
-        nll, dz = _row_gradient(chunk, valid, options, axis)
+        nll, dz = _row_gradient(chunk, valid, options, axis, shards)
         return nll, _scale_gradients(dz, jnp.expand_dims(weights, axis))
 
     nll, gradients = scan_rows(
@@ -335,7 +344,9 @@ def _add_chunk(sums: ModelCotangents, found: ModelCotangents, cut: Cut) -> Model
     return ModelCotangents(x, add(sums.w, found.w), add(sums.bias, found.bias))
 
 
-def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tuple[Array, Array]:
+def _row_gradient(
+    chunk: Head, valid: Array, options: Options, axis: int, shards: ClassShards
+) -> tuple[Array, Array]:
     """Return loss and gradient in the logits of whole rows, with the classes along `axis`."""
     a, b = (chunk.w, chunk.x) if axis == 0 else (chunk.x, chunk.w)
     z = primitives.dot(a, b, (1, 1 - axis), options.precision)
@@ -345,7 +356,7 @@ def _row_gradient(chunk: Head, valid: Array, options: Options, axis: int) -> tup
     where = chunk.where if chunk.where is None or axis == 1 else chunk.where.T
     z, dcap = primitives.mask_and_cap(z, where, options.softcap)
     in_range = jnp.ones_like(valid)
-    nll, dz = softmax_core.value_and_gradient(z, chunk.targets, in_range, valid, axis)
+    nll, dz = softmax_core.value_and_gradient(z, chunk.targets, in_range, valid, axis, shards)
     dz = dz if dcap is None else dz * dcap
     return nll, dz if where is None else jnp.where(where, dz, 0)
 

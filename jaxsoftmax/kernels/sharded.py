@@ -1,0 +1,258 @@
+"""An implementation on rows and classes that are sharded over mesh axes.
+
+It has the functions of an implementation (see `types`), each with one shard_map around those of
+another one, so that the rules of differentiation see whole arrays. Inside a shard_map of the
+caller's the arrays are local already.
+
+What crosses between devices are a few numbers a row over the shards of the classes, the gradient of
+x over those of the classes, and the gradients of w and bias over those of the rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from jaxsoftmax import placement
+from jaxsoftmax.class_shards import ClassShards
+from jaxsoftmax.kernels import shards, xla_chunked
+from jaxsoftmax.kernels.primitives import relative_exp
+from jaxsoftmax.kernels.types import (
+    Head,
+    LSEParts,
+    ModelCotangents,
+    ModelTangents,
+    NeedsGrad,
+    Options,
+    RowCotangents,
+    RowTangents,
+    Stats,
+)
+
+
+def on_shards(module: ModuleType, axes: ClassShards) -> Any:
+    """Return the implementation for arrays that lie on these axes."""
+    if not axes.classes and axes.mesh is None:
+        return module
+    return ShardedImplementation(module, axes)
+
+
+class ShardedImplementation(NamedTuple):
+    """The implementation of a module, on the parts that each device holds."""
+
+    module: ModuleType
+    axes: ClassShards
+
+    # -- Softmax --
+
+    def forward(self, head: Head, options: Options) -> LSEParts:
+        """Return the terms of each row's loss over all classes."""
+
+        def local(head: Head) -> LSEParts:
+            (head,) = placement.match_varying_axes(head)
+            head, first = _localize_labels(head, self.axes)
+            return _combine(self.module.forward(head, options), first, self.axes)
+
+        stats = Stats(0, 0, 0) if options.stats else None  # type: ignore[arg-type]
+        terms = LSEParts(0, 0, 0, stats)  # type: ignore[arg-type]
+        return self._map(local, (head,), (self._head(head),), self._rows(terms))
+
+    def tangent(
+        self, head: Head, parts: LSEParts, tangents: ModelTangents, options: Options
+    ) -> RowTangents:
+        """Return the tangents of the loss terms and the mean."""
+
+        def local(head: Head, parts: LSEParts, tangents: ModelTangents) -> RowTangents:
+            head, parts, tangents = placement.match_varying_axes(head, parts, tangents)
+            head, _ = _localize_labels(head, self.axes)
+            found = self.module.tangent(head, parts, tangents, options)
+            return jax.tree.map(self._sum_classes, found)
+
+        places = self._head(head), self._rows(parts), self._model(tangents)
+        results = RowTangents(0, 0, None if parts.stats is None else 0)  # type: ignore[arg-type]
+        return self._map(local, (head, parts, tangents), places, self._rows(results))
+
+    def backward(
+        self,
+        head: Head,
+        parts: LSEParts,
+        cotangents: RowCotangents,
+        needs_grad: NeedsGrad,
+        options: Options,
+    ) -> ModelCotangents:
+        """Return the gradients of x, w and bias that are needed."""
+
+        def local(head: Head, parts: LSEParts, cotangents: RowCotangents) -> ModelCotangents:
+            matched, parts, cotangents = placement.match_varying_axes(head, parts, cotangents)
+            matched, _ = _localize_labels(matched, self.axes)
+            found = self.module.backward(matched, parts, cotangents, needs_grad, options)
+            return self._sum_gradients(found, head)
+
+        places = self._head(head), self._rows(parts), self._rows(cotangents)
+        return self._map(local, (head, parts, cotangents), places, self._model(needs_grad))
+
+    def value_and_gradients(
+        self,
+        head: Head,
+        valid: Array | None,
+        weights: Array,
+        needs_grad: NeedsGrad,
+        options: Options,
+    ) -> tuple[Array, ModelCotangents]:
+        """Return each row's loss, and the gradients of the weighted sum.
+
+        The exponentials of whole rows are needed at once. Where classes are sharded they are those
+        of `softmax_core`, in XLA's operations, whatever the implementation.
+        """
+        axes = self.axes
+        run = self.module.value_and_gradients
+        if axes.classes:
+            run = partial(xla_chunked.value_and_gradients, shards=axes._replace(mesh=None))
+
+        def local(head: Head, valid: Array | None, weights: Array) -> tuple[Array, ModelCotangents]:
+            matched, matched_valid, matched_weights = self._match(head, valid, weights)
+            nll, found = run(matched, matched_valid, matched_weights, needs_grad, options)
+            return self._once_per_row(nll), self._sum_gradients(found, head)
+
+        places = self._head(head), self._rows(valid), self._rows(weights)
+        results = self._rows(weights), self._model(needs_grad)
+        return self._map(local, (head, valid, weights), places, results)
+
+    # -- Sigmoid --
+
+    def binary_forward(self, head: Head, options: Options) -> Array:
+        """Return the sum of each row's losses over the labels of all shards."""
+
+        def local(head: Head) -> Array:
+            (head,) = placement.match_varying_axes(head)
+            return self._sum_classes(self.module.binary_forward(head, options))
+
+        return self._map(local, (head,), (self._head(head),), self._rows(0))
+
+    def binary_tangent(self, head: Head, tangents: ModelTangents, options: Options) -> Array:
+        """Return the tangent of `binary_forward`."""
+
+        def local(head: Head, tangents: ModelTangents) -> Array:
+            head, tangents = placement.match_varying_axes(head, tangents)
+            return self._sum_classes(self.module.binary_tangent(head, tangents, options))
+
+        places = self._head(head), self._model(tangents)
+        return self._map(local, (head, tangents), places, self._rows(0))
+
+    def binary_backward(
+        self, head: Head, cotangents: Array, needs_grad: NeedsGrad, options: Options
+    ) -> ModelCotangents:
+        """Return the gradients of x, w and bias that are needed."""
+
+        def local(head: Head, cotangents: Array) -> ModelCotangents:
+            matched, cotangents = placement.match_varying_axes(head, cotangents)
+            found = self.module.binary_backward(matched, cotangents, needs_grad, options)
+            return self._sum_gradients(found, head)
+
+        places = self._head(head), self._rows(cotangents)
+        return self._map(local, (head, cotangents), places, self._model(needs_grad))
+
+    def binary_value_and_gradients(
+        self, head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
+    ) -> tuple[Array, ModelCotangents]:
+        """Return each row's loss, and the gradients of the weighted sum."""
+
+        def local(head: Head, weights: Array) -> tuple[Array, ModelCotangents]:
+            matched, weights = placement.match_varying_axes(head, weights)
+            values, found = self.module.binary_value_and_gradients(
+                matched, weights, needs_grad, options
+            )
+            return self._sum_classes(values), self._sum_gradients(found, head)
+
+        places = self._head(head), self._rows(weights)
+        results = self._rows(weights), self._model(needs_grad)
+        return self._map(local, (head, weights), places, results)
+
+    # -- Where arrays lie, and what crosses --
+
+    def _map(self, function: Callable[..., Any], inputs: Any, places: Any, results: Any) -> Any:
+        return shards.map_shards(function, self.axes, inputs, places, results)
+
+    def _head(self, head: Head) -> Head:
+        return shards.specs(head, self.axes)
+
+    def _rows(self, tree: Any) -> Any:
+        return shards.per_row(self.axes, tree)
+
+    def _model(self, tree: Any) -> ModelTangents:
+        """Return the PartitionSpecs of what is there of x, w and bias."""
+        rows, classes = self.axes.rows or None, self.axes.classes or None
+        places = PartitionSpec(rows, None), PartitionSpec(None, classes), PartitionSpec(classes)
+        pairs: Any = zip(tree, places, strict=True)
+        return ModelTangents(*(None if a is None else place for a, place in pairs))
+
+    def _sum_classes(self, x: Array) -> Array:
+        return lax.psum(x, self.axes.classes)
+
+    def _sum_gradients(self, found: ModelCotangents, head: Head) -> ModelCotangents:
+        """Return gradients that vary as their arguments do: summed over the other axes.
+
+        Inside a shard_map of the caller's all arguments vary alike, and JAX takes these sums.
+        """
+        pairs: Any = zip(found, head.model, strict=True)
+        return ModelCotangents(*(None if g is None else placement.sum_like(g, a) for g, a in pairs))
+
+    def _match(self, head: Head, valid: Array | None, weights: Array) -> tuple[Any, ...]:
+        """Return arrays that vary alike, those of rows only over the axes of the rows."""
+        if not self.axes.classes:
+            return placement.match_varying_axes(head, valid, weights)
+        targets, valid, weights = placement.match_varying_axes(head.targets, valid, weights)
+        (head,) = placement.match_varying_axes(head)
+        return head._replace(targets=targets), valid, weights
+
+    def _once_per_row(self, values: Array) -> Array:
+        """Return values per row, which are the same for all classes, with a type that says so."""
+        if not self.axes.classes:
+            return values
+        is_first = lax.axis_index(self.axes.classes) == 0
+        return self._sum_classes(jnp.where(is_first, values, 0))
+
+
+def _localize_labels(head: Head, axes: ClassShards) -> tuple[Head, Array | int]:
+    """Return the head with labels relative to this device's first class, and that class.
+
+    The label of another device's class becomes -1: a number above the classes of this device could
+    be in a kernel's padding.
+    """
+    if not axes.classes:
+        return head, 0
+    classes = head.w.shape[1]
+    first = lax.axis_index(axes.classes) * classes
+    local = head.targets - first
+    is_local = (local >= 0) & (local < classes)
+    return head._replace(targets=jnp.where(is_local, local, -1)), first
+
+
+def _combine(parts: LSEParts, first: Array | int, axes: ClassShards) -> LSEParts:
+    """Combine the loss terms of each device's classes, from class `first` on, over all classes."""
+    if not axes.classes:
+        return parts
+    maximum = lax.pmax(parts.maximum, axes.classes)
+    rest = parts.sum_exp_rest * relative_exp(parts.maximum, maximum)
+    sum_exp_rest, label_logit = lax.psum((rest, parts.label_logit), axes.classes)
+    stats = _combine_stats(parts, maximum, first, axes)
+    return LSEParts(maximum, sum_exp_rest, label_logit, stats)
+
+
+def _combine_stats(
+    parts: LSEParts, maximum: Array, first: Array | int, axes: ClassShards
+) -> Stats | None:
+    if parts.stats is None:
+        return None
+    mean, classes, predicted = parts.stats
+    total, classes = lax.psum((mean * classes, classes), axes.classes)
+    # Of the devices that have the largest logit, the one with the smallest index has the first.
+    none = jnp.iinfo(jnp.int32).max  # a row with a NaN has no largest logit
+    candidate = jnp.where(parts.maximum == maximum, predicted + first, none).astype(jnp.int32)
+    least = lax.pmin(candidate, axes.classes)
+    return Stats(total / jnp.maximum(classes, 1), classes, jnp.where(least == none, 0, least))
