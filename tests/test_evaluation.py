@@ -224,10 +224,30 @@ def test_figures_of_numbers(count: int) -> None:
         loss=LossName.squared_error,
     )
     assert told["mse"] == pytest.approx(skm.mean_squared_error(targets, scores))
+    assert told["rmse"] == pytest.approx(skm.mean_squared_error(targets, scores) ** 0.5)
     assert told["mae"] == pytest.approx(skm.mean_absolute_error(targets, scores))
     assert told["r2"] == pytest.approx(skm.r2_score(targets, scores))
     assert told["loss"] == pytest.approx(count * told["mse"], rel=1e-5), "the sum over numbers"
     assert [one["name"] for one in told["per_number"]] == [f"name {k}" for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("accuracy", 0.98765, "98.77%"),
+        ("r2", -0.5, "-0.5000"),
+        ("rmse", 30998.4, "30,998"),
+        ("mse", 3.516e9, "3,516,000,000"),
+        ("mae", 0.000123456, "0.0001235"),
+        ("loss", 2e13, "2e+13"),
+        ("support", 1234, "1,234"),
+        ("ece", None, "–"),
+    ],
+)
+def test_figures_are_written_without_powers_of_ten(
+    name: str, value: float | None, written: str
+) -> None:
+    assert evaluation.format_metric(name, value) == written
 
 
 def test_what_is_undefined_is_none() -> None:

@@ -379,6 +379,8 @@ def format_metric(name: str, value: float | None) -> str:
         >>> from jaxsoftmax.app import evaluation
         >>> evaluation.format_metric("accuracy", 0.5), evaluation.format_metric("r2", None)
         ('50.00%', '–')
+        >>> evaluation.format_metric("mse", 123456.7)
+        '123,457'
     """
     if value is None:
         return "–"
@@ -386,11 +388,10 @@ def format_metric(name: str, value: float | None) -> str:
         return f"{value:,.0f}"
     if "accuracy" in name or name.startswith("top_"):
         return f"{value:.2%}"
-    return (
-        f"{value:.4g}"
-        if name in ("mse", "rmse", "mae", "mean") or abs(value) >= 1000
-        else f"{value:.4f}"
-    )
+    if 1000 <= abs(value) < 1e12:
+        return f"{value:,.0f}"
+    has_unit = name in ("mse", "rmse", "mae", "mean")
+    return f"{value:.4g}" if has_unit or abs(value) >= 1e12 else f"{value:.4f}"
 
 
 _PER_ITEM = {Task.classes: "per_class", Task.labels: "per_label", Task.numbers: "per_number"}

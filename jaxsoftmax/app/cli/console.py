@@ -15,8 +15,8 @@ from rich.table import Table
 from jaxsoftmax.app.cli import output
 from jaxsoftmax.app.data.dataset import Dataset, Task
 from jaxsoftmax.app.data.dataset import Progress as Callback
-from jaxsoftmax.app.evaluation import TITLES, format_metric, separate_items
-from jaxsoftmax.app.text import replace_unprintable
+from jaxsoftmax.app.evaluation import TITLES, baseline, format_metric, separate_items
+from jaxsoftmax.app.text import replace_unprintable, shorten
 
 if TYPE_CHECKING:  # for `probe` alone, which imports the solvers
     from jaxsoftmax.solvers import Solution
@@ -256,30 +256,38 @@ def format_certificate(C: float, solution: "Solution") -> str:
     return f"C = {C:.4g}: objective {solution.objective:.6f}, {distance}"
 
 
-def format_headline(metrics: Mapping[str, Any]) -> str:
-    """Format the most important metric with its interval.
+def format_headline(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the most important metric with its interval, and what a constant would reach.
 
     Args:
-        metrics: the result of `evaluation.compute_metrics` for the test split, with intervals.
+        metrics: the result of `evaluation.compute_metrics` for each split, with intervals for the
+            test examples.
 
     Returns:
         One line.
 
     Example:
         >>> from jaxsoftmax.app.cli import console
-        >>> console.format_headline({"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]})
-        'test accuracy 50.00%, 95% interval 40.00% to 60.00%'
+        >>> test = {"examples": 4, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6],
+        ...         "per_class": [{"name": "a", "support": 1}, {"name": "b", "support": 3}]}
+        >>> console.format_headline({"train": test, "test": test})
+        'test accuracy 50.00%, 95% interval 40.00% to 60.00%; baseline 75.00%, always b'
     """
-    name = "accuracy" if "accuracy" in metrics else "mse"
-    low, high = (format_metric(name, end) for end in metrics[f"{name}_interval"])
-    value = format_metric(name, metrics[name])
-    return f"test {TITLES[name]} {value}, 95% interval {low} to {high}"
+    test = metrics["test"]
+    name = "accuracy" if "accuracy" in test else "rmse"
+    low, high = (format_metric(name, end) for end in test[f"{name}_interval"])
+    line = f"test {TITLES[name]} {format_metric(name, test[name])}, 95% interval {low} to {high}"
+    constant = baseline(metrics["train"], test)
+    if constant is None:
+        return line
+    prediction = replace_unprintable(shorten(constant.prediction, 40))
+    return f"{line}; baseline {format_metric(name, constant.value)}, always {prediction}"
 
 
 _SPLIT_METRICS = {
     Task.classes: ("loss", "accuracy"),
     Task.labels: ("loss", "accuracy", "macro_f1"),
-    Task.numbers: ("loss", "mae", "r2"),
+    Task.numbers: ("loss", "rmse", "mae", "r2"),
 }
 
 

@@ -166,7 +166,7 @@ def show(screen: Console, run: NewRun, saved: SavedRun, options: RunOptions) -> 
     """
     metrics = saved.result.metrics
     screen.print(console.make_splits_table(metrics, saved.dataset.schema.task))
-    screen.print(console.format_headline(metrics["test"]))
+    screen.print(console.format_headline(metrics))
     screen.print(f"{run.seconds:.1f} s of training")
     # One interrupt may have ended the fit; any other one skips the report.
     num_expected = 1 if saved.fitted.header.get("interrupted") else 0

@@ -80,7 +80,8 @@ def _render_metrics(runs: Sequence[ComparedRun]) -> Iterator[Element]:
         (
             shorten(run.name, MAX_NAME_WIDTH),
             *(
-                formats.metric(name, run.test.get(name)) + (" ★" if run.name in bests[name] else "")
+                evaluation.format_metric(name, run.test.get(name))
+                + (" ★" if run.name in bests[name] else "")
                 for name in names
             ),
         )
@@ -161,7 +162,9 @@ def _render_items(runs: Sequence[ComparedRun]) -> Iterator[Element]:
         if all(item["f1"] is not None for item in group)
     ]
     rows.sort(key=lambda row: min(row[1:]) - max(row[1:]))
-    shown = [(name, *(formats.metric("f1", value) for value in f1)) for name, *f1 in rows[:10]]
+    shown = [
+        (name, *(evaluation.format_metric("f1", value) for value in f1)) for name, *f1 in rows[:10]
+    ]
     singular = {Task.classes: "class", Task.labels: "label"}[runs[0].schema.task]
     headings = (singular, *(shorten(run.name, MAX_NAME_WIDTH) for run in runs))
     title = f"F1 of the test examples of each {singular}"

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxsoftmax.app import host_metrics, plots
+from jaxsoftmax.app import evaluation, host_metrics, plots
 from jaxsoftmax.app.data.dataset import Task
 from jaxsoftmax.app.report.context import Context
 from jaxsoftmax.app.report.elements import Element, Table, Text, figure
-from jaxsoftmax.app.report.sections import formats
 
 
 def render(context: Context) -> Iterator[Element]:
@@ -44,13 +43,17 @@ def _tables(calibrations: Mapping[str, Any]) -> Iterator[Element]:
 def _table(fitted: Mapping[str, Any]) -> Table:
     columns = [(split, name) for split in ("validation", "test") for name in ("nll", "ece")]
     before = next(iter(fitted.values()))  # the metrics before calibration are those of any method
-    rows = [("as fitted", *(formats.metric(m, before[split][m][0]) for split, m in columns))]
+    rows = [
+        ("as fitted", *(evaluation.format_metric(m, before[split][m][0]) for split, m in columns))
+    ]
     for name, method in fitted.items():
         title = (
             f"temperature {1 / method['scale']:.3g}" if name == "temperature" else f"{name} scaling"
         )
         title += "" if method["converged"] else ", not determined by the data"
-        rows.append((title, *(formats.metric(m, method[split][m][1]) for split, m in columns)))
+        rows.append(
+            (title, *(evaluation.format_metric(m, method[split][m][1]) for split, m in columns))
+        )
     headings = ("", *(f"{split} {m.upper()}" for split, m in columns))
     return Table("Calibrations fitted to the validation examples", headings, rows, "lrrrr")
 

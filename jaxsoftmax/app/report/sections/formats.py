@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from jaxsoftmax.app import evaluation
 from jaxsoftmax.app.report.elements import isolate
 
 ABSENT = "–"
@@ -25,26 +24,6 @@ def list_names(names: Sequence[str]) -> str:
     """
     listed = ", ".join(map(isolate, names[:MAX_LISTED_NAMES]))
     return listed + (", …" if len(names) > MAX_LISTED_NAMES else "")
-
-
-def metric(name: str, value: float | None) -> str:
-    """Format a metric as everywhere, but large errors without powers of ten.
-
-    Args:
-        name: the name of the metric.
-        value: its value, or None if it is undefined.
-
-    Returns:
-        A few characters.
-
-    Example:
-        >>> from jaxsoftmax.app.report.sections import formats
-        >>> formats.metric("mse", 123456.7), formats.metric("accuracy", 0.5)
-        ('123,457', '50.00%')
-    """
-    if value is not None and abs(value) >= 1000 and name in ("loss", "mse", "rmse", "mae", "mean"):
-        return number(value)
-    return evaluation.format_metric(name, value)
 
 
 def number(value: float) -> str:

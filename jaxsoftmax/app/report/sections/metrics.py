@@ -6,7 +6,6 @@ from typing import Any
 from jaxsoftmax.app import evaluation
 from jaxsoftmax.app.report.context import MAX_NAME_WIDTH, Context
 from jaxsoftmax.app.report.elements import Details, Element, Table
-from jaxsoftmax.app.report.sections import formats
 from jaxsoftmax.app.text import shorten
 
 MAX_TABLE_ROWS = 20  # of more classes, the worst have a table, and all one that is folded
@@ -22,7 +21,7 @@ def render(context: Context) -> Iterator[Element]:
 def _overall_table(context: Context) -> Table:
     splits = context.run.metrics
     rows = [
-        (title, *(formats.metric(name, values.get(name)) for values in splits.values()))
+        (title, *(evaluation.format_metric(name, values.get(name)) for values in splits.values()))
         for name, title in evaluation.TITLES.items()
         if name in context.test_metrics
         and name != "examples"
@@ -49,7 +48,10 @@ def _item_table(context: Context, title: str, items: Sequence[Mapping[str, Any]]
     columns = [name for name in evaluation.TITLES if name in items[0]]
     headings = (context.singular, *(evaluation.TITLES[name] for name in columns))
     rows = [
-        (shorten(item["name"], MAX_NAME_WIDTH), *(formats.metric(c, item[c]) for c in columns))
+        (
+            shorten(item["name"], MAX_NAME_WIDTH),
+            *(evaluation.format_metric(c, item[c]) for c in columns),
+        )
         for item in items
     ]
     return Table(title, headings, rows, "l" + "r" * len(columns))
