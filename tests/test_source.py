@@ -16,7 +16,7 @@ import stream_run
 
 import jaxsoftmax
 from jaxsoftmax import linear, training
-from jaxsoftmax.training.source import Block
+from jaxsoftmax.sources import Block
 from jaxsoftmax.training.windows import Plan, Window, read_windows
 
 SIZES = (5, 8, 1, 7, 8)  # blocks of 29 rows in all

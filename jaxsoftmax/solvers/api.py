@@ -12,19 +12,20 @@ import numpy as np
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
 from jaxsoftmax.sharding import Shards
-from jaxsoftmax.solvers import driver, host, prepare, row_shards, shared_preconditioner
+from jaxsoftmax.solvers import driver, host, prepare, row_shards, shared_preconditioner, stream
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
 from jaxsoftmax.solvers.warm_start import WarmStart
+from jaxsoftmax.sources import Source
 from jaxsoftmax.validation import ArrayLike
 
 DEFAULT_MEMORY = 4 * 2**30  # bytes, for temporary arrays beside the features
 
 
 def solve(
-    features: ArrayLike,
-    targets: ArrayLike,
+    features: ArrayLike | Source,
+    targets: ArrayLike | None = None,
     *,
     loss: Callable = cross_entropy,
     C: float | None = None,
@@ -47,7 +48,9 @@ def solve(
 
     Args:
         features: floats `[N, D]`, or a SciPy sparse matrix, which stays sparse if at most one entry
-            in a hundred is not 0, or if it does not fit into `memory` as a dense array.
+            in a hundred is not 0, or if it does not fit into `memory` as a dense array. Or a
+            `Source`, such as `training.ParquetSource`, for data larger than memory: targets and
+            weights are its own, and the penalty has no |w|_1.
         targets: integer labels `[N]` for `cross_entropy`; probabilities `[N, K]` for
             `soft_cross_entropy`; numbers in [0, 1], `[N]` or `[N, K]`, for `binary_cross_entropy`.
         loss: `cross_entropy`, `soft_cross_entropy` or `binary_cross_entropy`.
@@ -85,6 +88,12 @@ def solve(
         The certificate is evaluated in float64 at the params that are returned; float64 is enabled
         inside this function only.
 
+        A device holds the features and about five arrays of scores, 4 or 8 N K bytes each. Of a
+        source, memory holds two blocks, two windows and a sample of one window. A window has at
+        most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and each
+        Hessian product reads all examples once; a Hessian product computes their scores again,
+        which makes three products with the features of two.
+
         Where devices share the rows, each multiplies its own, also on several processes, which all
         call this function: a product passes K (D + 1) numbers over the network, features stay where
         they are, and every process returns the same solution. Targets and weights of all examples
@@ -94,7 +103,7 @@ def solve(
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape
         or value, which the message names; a label too large to be a class, if neither
         class_weights nor init give the number of classes. MemoryError: sparse features whose
-        entries alone exceed `memory`.
+        entries alone exceed `memory`, or features that with their scores exceed the device's.
 
     Example:
         >>> import numpy as np
@@ -110,18 +119,37 @@ def solve(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
-    features = row_shards.shard_features(features, shards)
     gaps = prepare.prepare_gaps(gap, max_iterations)
     if gaps.ndim:
         raise ValueError(f"gap: expected one number, got shape {gaps.shape}")
+    if isinstance(features, Source):
+        _check_beside_source(targets=targets, weights=weights, shards=shards)
+        fit = _solve_source(
+            features,
+            loss=loss,
+            C=C,
+            alpha=alpha,
+            l1_ratio=l1_ratio,
+            class_weights=class_weights,
+            bias=bias,
+            init=init,
+            gap=gaps,
+            max_iterations=max_iterations,
+            memory=memory,
+            report=report,
+        )
+        return _make_solution(*fit, (), bias, time.perf_counter() - start)
+    if targets is None:
+        raise ValueError("targets: expected an array beside features that are one, got None")
+    features = row_shards.shard_features(features, shards)
     data = prepare.prepare_data(
-        features,
+        features,  # type: ignore[arg-type]
         targets,
         loss=loss,
         weights=weights,
         class_weights=class_weights,
         memory=memory,
-        classes=None if init is None or np.ndim(init.w) != 2 else np.shape(init.w)[1],
+        classes=_num_classes(init),
     )
     s, t = data.weights[None], data.targets[None]
     l2, l1 = prepare.prepare_penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
@@ -230,6 +258,49 @@ def solve_path(
     outcomes = _solve_stages(engine, data, theta, C, penalties, configs, report)
     axes = (len(C), *lanes.axes)
     return _make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
+
+
+def _num_classes(init: LinearParams | None) -> int | None:
+    return None if init is None or np.ndim(init.w) != 2 else np.shape(init.w)[1]
+
+
+def _check_beside_source(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None beside a source, got {type(value).__name__}")
+
+
+def _solve_source(
+    source: Source,
+    *,
+    loss: Callable,
+    C: float | None,
+    alpha: float | None,
+    l1_ratio: float,
+    class_weights: ArrayLike | None,
+    bias: bool,
+    init: LinearParams | None,
+    gap: np.ndarray,
+    max_iterations: int,
+    memory: int,
+    report: Callback | None,
+) -> tuple[list[Outcome], prepare.Data]:
+    """Return the outcome of a source, and its sample in place of all its examples."""
+    prepare.prepare_penalties(np.ones(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
+    if l1_ratio != 0 or alpha == 0:
+        name, value = ("alpha", alpha) if alpha == 0 else ("l1_ratio", l1_ratio)
+        raise ValueError(f"{name}: expected a squared penalty alone for a source, got {value!r}")
+    c = None if class_weights is None else prepare.prepare_class_weights(class_weights)
+    with jax.enable_x64():
+        found = stream.open_stream(
+            source, loss=loss, class_weights=c, classes=_num_classes(init), memory=memory
+        )
+        data = found.sample
+        total = np.array([found.total])
+        l2, _ = prepare.prepare_penalties(total, C=C, alpha=alpha, l1_ratio=0.0)
+        theta = None if init is None else _pack_init(data, bias, init)[None]
+        config = _make_config(data, gap, 0.0, bias, max_iterations, memory)
+        return [stream.minimize(found, theta, float(l2[0]), config, callback=report)], data
 
 
 # Minimizes all lanes: (l2, l1, theta, scores of theta, config) -> outcome.

@@ -35,7 +35,7 @@ regression models" (1999); the rule for l1 is that of Ndiaye, Fercoq, Gramfort a
 screening rules for sparsity enforcing penalties" (2017).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +152,7 @@ def _certify_without_centering(
     gap = divergence + newton.norm(slope) ** 2 / (2 * problem.l2)
     size = jnp.abs(point.residual).sum(-1)
     rounding = jnp.finfo(size.dtype).eps * size.sum(-1)
-    floor = _rounding_floor(problem, point, jnp.sum(size**2, -1), rounding)
+    floor = rounding_floor(problem, point, jnp.sum(size**2, -1), rounding)
     spent = int(intercept and rows is None)
     enough = jnp.all((gap <= goal) | (divergence <= 0.1 * goal))
     found = _make_certificate(problem, point, gradient, _Bound(gap, floor), spent)
@@ -270,24 +270,24 @@ def _bound(
 
     `beta` is Newton's next step of the predictor's intercepts, None without intercepts.
     """
-    target, log_p, log_q = _outcome_probabilities(
+    target, log_p, log_q = outcome_probabilities(
         link, problem.targets, point.scores, predictor.scores
     )
-    s = _outcome_weights(problem)
+    s = outcome_weights(problem)
     if beta is not None:
-        log_q = _meet_intercept_condition(s, log_q, target, _outcome_steps(link, beta))
-    residual = _outcome_residual(problem, link, log_q, target)
+        log_q = _meet_intercept_condition(s, log_q, target, outcome_steps(link, beta))
+    residual = outcome_residual(problem, link, log_q, target)
     g = problems.linear_scores_adjoint(problem, residual)[..., :-1]
     scaling = _dual_scaling(problem, g)
     g, log_q = scaling * g, _log_mixture(log_q, target, scaling[..., None])
-    gap = _divergence(s, log_q, log_p) + _penalty_gap(problem, point.theta[..., :-1], g)
+    gap = weighted_divergence(s, log_q, log_p) + penalty_gap(problem, point.theta[..., :-1], g)
     difference = s * (jnp.exp(log_q) - target)
     if beta is None:
         violation = jnp.zeros_like(gap)
     else:
         violation = jnp.sum(jnp.abs(jnp.sum(difference, -1)), (1, 2))
     squares = jnp.sum(jnp.sum(jnp.abs(difference), -1) ** 2, (1, 2))
-    return _Bound(gap, _rounding_floor(problem, point, squares, violation))
+    return _Bound(gap, rounding_floor(problem, point, squares, violation))
 
 
 def least_subgradient(problem: problems.Problem, theta: Array, gradient: Array) -> Array:
@@ -316,21 +316,19 @@ def estimate_gap(
     g = gradient[..., :-1] - l2[:, None, None] * w
     penalty = problem._replace(l1=l1, l2=l2)
     if not pure_l1:  # q is p, and the divergence is 0
-        return _penalty_gap(penalty, w, g)
+        return penalty_gap(penalty, w, g)
     scaling = _dual_scaling(problem, g)
-    target, log_p = _outcome_probabilities(link, problem.targets, point.scores)
+    target, log_p = outcome_probabilities(link, problem.targets, point.scores)
     log_q = _log_mixture(log_p, target.astype(dtype), scaling[..., None])
-    divergence = _divergence(_outcome_weights(problem).astype(dtype), log_q, log_p)
-    return divergence + _penalty_gap(penalty, w, scaling * g)
+    divergence = weighted_divergence(outcome_weights(problem).astype(dtype), log_q, log_p)
+    return divergence + penalty_gap(penalty, w, scaling * g)
 
 
 # Both links as outcomes `[L, O, M, N]`: a softmax has the K classes as outcomes and M = 1; K
 # sigmoids have the outcomes 1 and 0 and M = K.
 
 
-def _outcome_probabilities(
-    link: problems.Link, targets: Array, *scores: Array
-) -> tuple[Array, ...]:
+def outcome_probabilities(link: problems.Link, targets: Array, *scores: Array) -> tuple[Array, ...]:
     """Return the targets' probabilities, and the log-probabilities of each array of scores."""
     shape = scores[0].shape
     if link == "softmax":
@@ -347,19 +345,20 @@ def _log_softmax(z: Array) -> Array:
     return z - jax.nn.logsumexp(z, axis=1, keepdims=True)
 
 
-def _outcome_weights(problem: problems.Problem) -> Array:
+def outcome_weights(problem: problems.Problem) -> Array:
+    """Return s in float64, with axes for the outcomes, `[L, 1, 1, N]`."""
     return problem.weights.astype(jnp.float64)[:, None, None]
 
 
-def _outcome_residual(
+def outcome_residual(
     problem: problems.Problem, link: problems.Link, log_q: Array, target: Array
 ) -> Array:
     """Return s (q - y) in the shape of scores, `[L, K, N]`."""
-    difference = _outcome_weights(problem) * (jnp.exp(log_q) - target)
+    difference = outcome_weights(problem) * (jnp.exp(log_q) - target)
     return difference[:, :, 0] if link == "softmax" else difference[:, 0]
 
 
-def _outcome_steps(link: problems.Link, move: Array) -> Array:
+def outcome_steps(link: problems.Link, move: Array) -> Array:
     """Return steps of the intercepts as steps of the outcomes, `[L, O, M, 1]`."""
     if link == "softmax":
         return move[:, :, None, None]
@@ -420,19 +419,25 @@ def _intercept_step(
         return -excess / (jnp.sum(s * p, -1) + eps)
     if p.shape[1] > MAX_COUPLED_CLASSES:  # halved, because the classes share their probability
         return -0.5 * excess / (jnp.sum(s * p * (1 - p), -1) + eps)
-    step = jnp.linalg.solve(_intercept_hessian(s, p, eps), -excess[..., None])[..., 0]
-    return jnp.where(jnp.isfinite(step), step, 0)
+    return coupled_step(shared_probability(s, p), excess)
 
 
-def _intercept_hessian(s: Array, p: Array, eps: Any) -> Array:
-    """Return the softmax's Hessian in the intercepts, made positive definite, `[L, K, K]`."""
-    shared = jnp.einsum("lkn,ljn->lkj", s * p, p)
-    on_diagonal = jnp.eye(p.shape[1], dtype=bool)
+def shared_probability(s: Array, p: Array) -> Array:
+    """Return sum_i s_i p_ik p_ij, `[L, K, K]`: what couples the intercepts of a softmax."""
+    return jnp.einsum("lkn,ljn->lkj", s * p, p)
+
+
+def coupled_step(shared: Array, excess: Array) -> Array:
+    """Return Newton's step of a softmax's intercepts, `[L, K]`."""
+    classes, eps = shared.shape[-1], jnp.finfo(shared.dtype).eps
+    on_diagonal = jnp.eye(classes, dtype=bool)
     # The Hessian's rows sum to 0, and this sum of the others is without cancellation.
     diagonal = jnp.sum(jnp.where(on_diagonal, 0, shared), -1) + eps
     # Equal shifts of all classes change nothing: the added constant makes that direction stiff.
-    stiffness = jnp.mean(diagonal, -1)[:, None, None] / p.shape[1]
-    return jnp.where(on_diagonal, diagonal[..., None], -shared) + stiffness
+    stiffness = jnp.mean(diagonal, -1)[:, None, None] / classes
+    hessian = jnp.where(on_diagonal, diagonal[..., None], -shared) + stiffness
+    step = jnp.linalg.solve(hessian, -excess[..., None])[..., 0]
+    return jnp.where(jnp.isfinite(step), step, 0)
 
 
 def _meet_intercept_condition(s: Array, log_q: Array, target: Array, beta: Array) -> Array:
@@ -485,7 +490,7 @@ def _log_mixture(log_q: Array, target: Array, share: Array) -> Array:
     return jnp.where(share == 1, log_q, jnp.log1p((1 - share) * (target - q) + q - 1))
 
 
-def _divergence(s: Array, log_q: Array, log_p: Array) -> Array:
+def weighted_divergence(s: Array, log_q: Array, log_p: Array) -> Array:
     """Return sum_i s_i KL(q_i || p_i), `[L]`.
 
     Each outcome's term is q log(q / p) - q + p, which is never negative. With d = log q - log p
@@ -499,7 +504,7 @@ def _divergence(s: Array, log_q: Array, log_p: Array) -> Array:
     return jnp.sum(jnp.where(s == 0, 0, s * terms), (1, 2, 3))
 
 
-def _penalty_gap(problem: problems.Problem, w: Array, g: Array) -> Array:
+def penalty_gap(problem: problems.Problem, w: Array, g: Array) -> Array:
     """Return Fenchel's gap of the penalty, `[L]`: a sum of terms that are never negative."""
     l1, l2 = problem.l1[:, None, None], problem.l2[:, None, None]
     # u = -sign(G) w is |w| where w has the sign that lowers the objective, and -|w| elsewhere.
@@ -511,7 +516,7 @@ def _penalty_gap(problem: problems.Problem, w: Array, g: Array) -> Array:
     return jnp.sum(linear + jnp.where(l2 > 0, square, 0), (1, 2))
 
 
-def _rounding_floor(
+def rounding_floor(
     problem: problems.Problem, point: problems.Point, squares: Array, violation: Array
 ) -> Array:
     """Return an estimate of the size of what rounding may have done to the gap, `[L]`.

@@ -14,7 +14,7 @@ from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 MAX_PRODUCTS = 500  # Hessian products for one direction
 
 
-class _Iterate(NamedTuple):
+class Iterate(NamedTuple):
     """An iterate of conjugate gradients on H d = -g."""
 
     d: Array
@@ -25,11 +25,10 @@ class _Iterate(NamedTuple):
     products: Array
 
 
-class _System(NamedTuple):
-    """The Newton system H d = -g, its preconditioner M and its stopping rule."""
+class System(NamedTuple):
+    """The Newton system H d = -g, all but H: its preconditioner M and its stopping rule."""
 
-    problem: problems.Problem
-    class_variance: Array
+    l2: Array  # [L]
     preconditioner: Preconditioner | Blocks
     curvature: Array  # the mean curvature of each class: [L, K]
     intercept_factor: Array  # weight of the intercept's squared residual in the norm: [L, K]
@@ -54,63 +53,79 @@ def direction(
     float32 resolves the residual of a small gradient. A lane whose gradient is within the tolerance
     gets d = 0. With `free`, a bool for each parameter, the other parameters are held fixed.
     """
-    dtype = problem.features.dtype
+    class_variance = class_variance.astype(problem.features.dtype)
+    c = shared_preconditioner.mean_curvature(problem, link, class_variance)
+    system, r, scale = scale_system(problem.l2, c, gradient, preconditioner, tolerance, free)
+
+    def body(last: Iterate) -> Iterate:
+        h = problems.hessian_product(problem, link, class_variance, last.p, intercept=intercept)
+        return advance(system, link, last, h, intercept)
+
+    last = lax.while_loop(is_unfinished, body, start(system, link, r, intercept))
+    return last.d.astype(gradient.dtype) * scale, last.products
+
+
+def scale_system(
+    l2: Array,
+    curvature: Array,
+    gradient: Array,
+    preconditioner: Preconditioner | Blocks,
+    tolerance: Array,
+    free: Array | None = None,
+) -> tuple[System, Array, Array]:
+    """Return the system in the dtype of the curvature, its right side -g scaled, and the scale."""
+    dtype = curvature.dtype
     g = gradient if free is None else jnp.where(free, gradient, 0)
     length = norm(g)
     scale = jnp.where(length > 0, length, 1)[:, None, None]
-    r = (-g / scale).astype(dtype)
     tolerance = (tolerance / scale[:, 0, 0]).astype(dtype)
-    class_variance = class_variance.astype(dtype)
     preconditioner = jax.tree.map(lambda a: a.astype(dtype), preconditioner)
-    c = shared_preconditioner.mean_curvature(problem, link, class_variance)
-    factor = _intercept_factor(problem, c)
-    system = _System(problem, class_variance, preconditioner, c, factor, tolerance, free)
-    last = _conjugate_gradients(system, link, r, intercept)
-    return last.d.astype(g.dtype) * scale, last.products
+    factor = _intercept_factor(l2, curvature)
+    system = System(l2, preconditioner, curvature, factor, tolerance, free)
+    return system, (-g / scale).astype(dtype), scale
 
 
-def _intercept_factor(problem: problems.Problem, c: Array) -> Array:
+def _intercept_factor(l2: Array, c: Array) -> Array:
     """Return l2 / c where it is above 1, `[L, K]`.
 
     An intercept's residual r counts in the gap as r^2 / c, a weight's as r^2 / l2.
     """
-    l2 = problem.l2.astype(c.dtype)[:, None]
+    l2 = l2.astype(c.dtype)[:, None]
     return jnp.where((l2 > c) & (c > 0), l2 / c, 1)
 
 
-def _conjugate_gradients(
-    system: _System, link: problems.Link, r: Array, intercept: bool
-) -> _Iterate:
-    """Iterate from d = 0, whose residual is r, until every lane is within its tolerance."""
-
-    def body(last: _Iterate) -> _Iterate:
-        h = problems.hessian_product(
-            system.problem, link, system.class_variance, last.p, intercept=intercept
-        )
-        h = _zero_fixed(system, h, intercept)
-        curvature = _dot(last.p, h)
-        # Along a direction without curvature nothing is left but rounding.
-        active = last.active & (curvature > 0)
-        step = _where_active(active, last.rz / jnp.where(curvature > 0, curvature, 1))
-        d, r = last.d + step * last.p, last.r - step * h
-        z = _precondition(system, link, r, intercept)
-        rz = _dot(r, z)
-        ratio = _where_active(active, rz / jnp.where(last.rz > 0, last.rz, 1))
-        active = active & _exceeds_tolerance(system, r)
-        return _Iterate(d, r, z + ratio * last.p, rz, active, last.products + 1)
-
-    def unfinished(last: _Iterate) -> Array:
-        return jnp.any(last.active) & (last.products < MAX_PRODUCTS)
-
+def start(system: System, link: problems.Link, r: Array, intercept: bool) -> Iterate:
+    """Return the iterate d = 0, whose residual is r."""
     z = _precondition(system, link, r, intercept)
     active = _exceeds_tolerance(system, r)
-    first = _Iterate(jnp.zeros_like(r), r, z, _dot(r, z), active, jnp.array(0))
-    return lax.while_loop(unfinished, body, first)
+    return Iterate(jnp.zeros_like(r), r, z, _dot(r, z), active, jnp.array(0))
 
 
-def _precondition(system: _System, link: problems.Link, r: Array, intercept: bool) -> Array:
+def advance(
+    system: System, link: problems.Link, last: Iterate, h: Array, intercept: bool
+) -> Iterate:
+    """Return the iterate after one step along p, with h = H p."""
+    h = _zero_fixed(system, h, intercept)
+    curvature = _dot(last.p, h)
+    # Along a direction without curvature nothing is left but rounding.
+    active = last.active & (curvature > 0)
+    step = _where_active(active, last.rz / jnp.where(curvature > 0, curvature, 1))
+    d, r = last.d + step * last.p, last.r - step * h
+    z = _precondition(system, link, r, intercept)
+    rz = _dot(r, z)
+    ratio = _where_active(active, rz / jnp.where(last.rz > 0, last.rz, 1))
+    active = active & _exceeds_tolerance(system, r)
+    return Iterate(d, r, z + ratio * last.p, rz, active, last.products + 1)
+
+
+def is_unfinished(last: Iterate) -> Array:
+    """Return whether some lane is not within its tolerance yet."""
+    return jnp.any(last.active) & (last.products < MAX_PRODUCTS)
+
+
+def _precondition(system: System, link: problems.Link, r: Array, intercept: bool) -> Array:
     """Return M r."""
-    l2 = system.problem.l2
+    l2 = system.l2
     match system.preconditioner:
         case Blocks() as blocks:
             z = class_preconditioner.apply(blocks, link, l2, r)
@@ -119,13 +134,13 @@ def _precondition(system: _System, link: problems.Link, r: Array, intercept: boo
     return _zero_fixed(system, z, intercept)
 
 
-def _zero_fixed(system: _System, a: Array, intercept: bool) -> Array:
+def _zero_fixed(system: System, a: Array, intercept: bool) -> Array:
     """Return a with 0 for the parameters that may not move."""
     a = a if intercept else a.at[..., -1].set(0)
     return a if system.free is None else jnp.where(system.free, a, 0)
 
 
-def _exceeds_tolerance(system: _System, r: Array) -> Array:
+def _exceeds_tolerance(system: System, r: Array) -> Array:
     return norm(r.at[..., -1].multiply(jnp.sqrt(system.intercept_factor))) > system.tolerance
 
 

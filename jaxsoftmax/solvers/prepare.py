@@ -3,8 +3,10 @@ r"""Convert a user's arrays to a problem in lanes: checks, weights, penalties, p
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse  # type: ignore[import-untyped]
 
 from jaxsoftmax import losses, validation
 from jaxsoftmax.losses import check_labels
@@ -16,6 +18,7 @@ from jaxsoftmax.validation import ArrayLike
 MAX_FLOAT64_SIZE = 2**24  # features x classes x lanes that are computed in float64 from the start
 MAX_MAGNITUDE = {"float32": 1e15, "float64": 1e100}  # of features: no sum of squares overflows
 MAX_SUM_ERROR = 1e-3  # by how much the sum of a distribution may differ from one
+SCORE_ARRAYS = 5  # arrays of the size of the scores that a step holds
 MAX_PADDED_ROWS = 8192  # up to here examples are padded, for fewer shapes and compilations
 
 
@@ -49,7 +52,7 @@ def prepare_data(
     s = _prepare_weights(weights, num_examples(x))
     valid = s > 0
     x, t = _prepare_features(x, valid, memory), validation.to_host(targets)
-    c = None if class_weights is None else _prepare_class_weights(class_weights)
+    c = None if class_weights is None else prepare_class_weights(class_weights)
     if loss is losses.cross_entropy:
         t, classes = _prepare_labels(t, valid, classes if c is None else len(c))
     elif link == "softmax":
@@ -59,7 +62,7 @@ def prepare_data(
         t = _prepare_probabilities(t, valid)
         classes = t.shape[1]
     if c is not None:
-        t, s = _apply_class_weights(t, s, c, link)
+        t, s = apply_class_weights(t, s, c, link)
         if not s.any():
             raise ValueError("class_weights: expected some example to keep a weight above 0")
     return Data(x, t, s, classes, link)
@@ -267,7 +270,8 @@ def _require_all(in_range: np.ndarray, t: np.ndarray) -> None:
         raise ValueError(f"targets: expected numbers in [0, 1], got {t[tuple(at)]} at {at}")
 
 
-def _prepare_class_weights(class_weights: ArrayLike) -> np.ndarray:
+def prepare_class_weights(class_weights: ArrayLike) -> np.ndarray:
+    """Check weights of the classes and return them in float64, `[K]`."""
     c = as_real(class_weights, "class_weights").astype(np.float64)
     if c.ndim != 1 or not len(c):
         raise ValueError(f"class_weights: expected one for each class, [K], got shape {c.shape}")
@@ -276,7 +280,7 @@ def _prepare_class_weights(class_weights: ArrayLike) -> np.ndarray:
     return c
 
 
-def _apply_class_weights(
+def apply_class_weights(
     t: np.ndarray, s: np.ndarray, c: np.ndarray, link: problems.Link
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return targets and weights that include the class weights.
@@ -357,11 +361,12 @@ def prepare_lanes(
     Returns:
         The problem, padded to one of few shapes where the features are dense.
     """
+    _require_device_memory(data.features, len(weights) * data.classes)
     rows, columns = _padded_shape(data.features)
     padding = rows - weights.shape[1]
     s = weights / weights.sum(1, keepdims=True)
     features = _to_device(data.features, rows, columns, len(weights) * data.classes)
-    padded_targets = _pad_targets(targets, padding, data.link)
+    padded_targets = pad_targets(targets, padding, data.link)
     return problems.Problem(
         features=features,
         targets=row_shards.to_device(features, padded_targets),
@@ -370,6 +375,27 @@ def prepare_lanes(
         l1=jnp.asarray(l1),
         column_max_abs=matvec.column_max_abs(features).astype(jnp.float64),
     )
+
+
+def _require_device_memory(x: Any, scores: int) -> None:
+    """Raise a MemoryError for dense features that do not fit with SCORE_ARRAYS of the scores."""
+    limit = device_memory()
+    if limit is None or scipy.sparse.issparse(x):
+        return
+    shards = x.count if isinstance(x, RowShards) else 1
+    row_bytes = x.dtype.itemsize * x.shape[0] // shards
+    own, temporary = row_bytes * x.shape[1], row_bytes * SCORE_ARRAYS * scores
+    if own + temporary > limit:
+        raise MemoryError(
+            f"features: {own:,} bytes, and {temporary:,} for their scores, the device has "
+            f"{limit:,}: pass a source, such as training.ParquetSource, or more devices as shards"
+        )
+
+
+def device_memory() -> int | None:
+    """Return the bytes of a device's own memory, None where it is the host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") if jax.default_backend() != "cpu" else None
 
 
 def _padded_shape(x: Any) -> tuple[int, int]:
@@ -397,7 +423,7 @@ def _to_device(x: Any, rows: int, columns: int, scores: int) -> matvec.Features:
     return jnp.asarray(x)
 
 
-def _pad_targets(t: np.ndarray, padding: int, link: problems.Link) -> np.ndarray:
+def pad_targets(t: np.ndarray, padding: int, link: problems.Link) -> np.ndarray:
     """Return padded targets, `[T, N]` or `[T, K, N]`.
 
     Padding has no weight, but the target of the last example: that of a softmax sums to one.
@@ -427,16 +453,19 @@ def initial_intercepts(data: Data, weights: np.ndarray, targets: np.ndarray) -> 
     This is 0, or the limit of the optimum: -inf for a class without examples, and +-inf for a label
     that is the same in all examples.
     """
-    lanes = len(weights)
-    targets = np.broadcast_to(targets, (lanes, *targets.shape[1:]))
-    b = np.zeros((lanes, data.classes))
-    for lane in range(lanes):
-        t, s = targets[lane], weights[lane]
-        if data.link == "softmax":
-            share = np.bincount(t, s, data.classes) if t.ndim == 1 else s @ t
-            b[lane, share == 0] = -np.inf
-        else:
-            share = s @ t / s.sum()
-            b[lane] = np.where(share == 0, -np.inf, np.where(share == 1, np.inf, 0))
-            b[lane, (t[s > 0] == 1).all(0)] = np.inf
-    return b
+    targets = np.broadcast_to(targets, (len(weights), *targets.shape[1:]))
+    counts = [count_targets(data, t, s) for t, s in zip(targets, weights, strict=True)]
+    return np.stack([intercept_limits(data.link, *each) for each in counts])
+
+
+def count_targets(data: Data, t: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight of each class or label, and which labels all examples have, `[K]`."""
+    if t.ndim == 1:
+        return np.bincount(t, s, data.classes), np.zeros(data.classes, bool)
+    return s @ t, (t[s > 0] == 1).all(0)
+
+
+def intercept_limits(link: problems.Link, share: np.ndarray, in_all: np.ndarray) -> np.ndarray:
+    """Return the limit of each intercept, or 0: see `initial_intercepts`."""
+    b = np.where(share == 0, -np.inf, 0)
+    return b if link == "softmax" else np.where(in_all, np.inf, b)

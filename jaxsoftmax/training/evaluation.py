@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.sources import Source
 from jaxsoftmax.training.division import UNDIVIDED, local_stratum
 from jaxsoftmax.training.means import weighted_means
 from jaxsoftmax.training.models import accuracy, named_scores
-from jaxsoftmax.training.source import Source
 from jaxsoftmax.training.streaming import (
     check_rows,
     check_source_arguments,

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.sources import Source
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import check_at_least_one, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
@@ -19,7 +20,6 @@ from jaxsoftmax.training.evaluation import evaluate, jitted_evaluate
 from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
-from jaxsoftmax.training.source import Source
 from jaxsoftmax.training.state import init_state
 from jaxsoftmax.training.streaming import (
     check_rows,

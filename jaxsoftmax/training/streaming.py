@@ -15,12 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsoftmax import placement
 from jaxsoftmax.losses import check_labels
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.sources import Block, Source
 from jaxsoftmax.training.checks import num_classes
 from jaxsoftmax.training.division import Division
 from jaxsoftmax.training.epoch import place_like, take_step
 from jaxsoftmax.training.means import total_weight, weighted_means
 from jaxsoftmax.training.models import named_scores
-from jaxsoftmax.training.source import Block, Source
 from jaxsoftmax.training.state import TrainState
 from jaxsoftmax.training.strata import run_on_strata
 from jaxsoftmax.training.types import EpochPart, Examples, Loss, Metrics, Score, Strata

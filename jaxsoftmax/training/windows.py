@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxsoftmax.training.source import Block, Source
+from jaxsoftmax.sources import Block, Source
 
 
 class Plan(NamedTuple):

@@ -1,0 +1,15 @@
+"""The engine for sources: Newton's method in passes over examples that are larger than memory.
+
+A pass reads all examples, a window at a time, and keeps sums of the size of the parameters. One
+pass gives the objective and its gradient, another one each Hessian product, for which the scores of
+a window are computed again; two give the certificate. A sample that is held in memory gives the
+start and the preconditioner, so that few passes are needed.
+
+Its parts: `examples` (what a source holds, as the solvers take it), `survey` (the first pass: what
+must be known of all examples), `sums` (the passes), `certificate`, and `driver`, the loop.
+"""
+
+from jaxsoftmax.solvers.stream.driver import minimize
+from jaxsoftmax.solvers.stream.survey import Stream, open_stream
+
+__all__ = ["Stream", "minimize", "open_stream"]

@@ -1,0 +1,93 @@
+"""A source's examples as the solvers take them: checked blocks, joined to windows of one size."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxsoftmax import losses
+from jaxsoftmax.solvers import prepare
+from jaxsoftmax.solvers.prepare import Data
+from jaxsoftmax.sources import Source
+
+
+class Examples(NamedTuple):
+    """A source, and how its targets and weights are meant."""
+
+    source: Source
+    loss: Callable
+    class_weights: np.ndarray | None
+    classes: int  # of labels, an upper bound before all of them have been seen
+
+    def read(self, block: int) -> Data:
+        """Return a block after all checks; an error names the block."""
+        x, t, s = self.source.read(block)
+        ignored = s is not None and not np.any(s)
+        if ignored:  # its features and targets may hold anything
+            x, t, s = np.zeros_like(x), self._any_targets(t), None
+        try:
+            data = prepare.prepare_data(
+                x, t, loss=self.loss, weights=s, class_weights=None, memory=0, classes=self.classes
+            )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"block {block}: {error}") from None
+        if ignored:
+            return data._replace(weights=np.zeros(len(data.weights)))
+        if self.class_weights is None:
+            return data
+        t, s = prepare.apply_class_weights(
+            data.targets, data.weights, self.class_weights, data.link
+        )
+        return data._replace(targets=t, weights=s)
+
+    def _any_targets(self, t: np.ndarray) -> np.ndarray:
+        if self.loss is losses.soft_cross_entropy:
+            return np.broadcast_to(np.eye(1, t.shape[-1], dtype=t.dtype), t.shape)
+        return np.zeros_like(t)
+
+    def blocks(self) -> Iterator[Data]:
+        """Yield all blocks in their order; a thread reads one while the one before it is in use."""
+        count = len(self.source.block_sizes)
+        with ThreadPoolExecutor(1) as thread:
+            following = thread.submit(self.read, 0)
+            for block in range(count):
+                found = following.result()
+                if block + 1 < count:
+                    following = thread.submit(self.read, block + 1)
+                yield found
+                del found
+
+    def windows(self, rows: int) -> Iterator[Data]:
+        """Yield all examples, `rows` at a time but for the last of them."""
+        pending: list[Data] = []
+        missing = rows
+        for block in self.blocks():
+            start = 0
+            while start < len(block.weights):
+                part = take(block, slice(start, start + missing))
+                pending.append(part)
+                start, missing = start + len(part.weights), missing - len(part.weights)
+                if not missing:
+                    yield join(pending)
+                    pending, missing = [], rows
+        if pending:
+            yield join(pending)
+
+
+def take(data: Data, rows: slice | np.ndarray) -> Data:
+    """Return some of the examples."""
+    return data._replace(
+        features=data.features[rows], targets=data.targets[rows], weights=data.weights[rows]
+    )
+
+
+def join(parts: list[Data]) -> Data:
+    """Return the examples of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return parts[0]._replace(
+        features=np.concatenate([part.features for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+    )

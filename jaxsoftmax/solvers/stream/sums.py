@@ -1,0 +1,124 @@
+"""Passes over a source: sums over all examples, of the size of the parameters."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax.solvers import certificate, shared_preconditioner
+from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.problem import Link, Problem
+from jaxsoftmax.solvers.stream.survey import Stream
+
+
+class Evaluation(NamedTuple):
+    """The mean loss at some parameters and its derivatives, without the penalty."""
+
+    value: Array  # [1]
+    gradient: Array  # [1, K, D + 1]
+    curvature: Array  # the mean curvature of each class: [1, K]
+
+
+class Dual(NamedTuple):
+    """What the certificate needs of predictions q, see `certificate`."""
+
+    divergence: Array  # sum_i s_i KL(q_i || p_i): [1]
+    slope: Array  # sum_i s_i (q_i - y_i) (x_i, 1): [1, K, D + 1]
+    size: Array  # sum_i s_i |q_i - y_i|, of every outcome
+
+
+def sum_over(stream: Stream, function: Callable[[Problem], Any]) -> Any:
+    """Return the sum over the windows of what a function returns of each, in one pass."""
+    total: Any = None
+    for problem in stream.problems():
+        part = function(problem)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+        # Without waiting, the windows of all products to come would be in memory.
+        jax.block_until_ready(total)
+    return total
+
+
+def evaluate(stream: Stream, link: Link, theta: Array, *, intercept: bool) -> Evaluation:
+    """Return the mean loss and its derivatives, in two products of one pass."""
+    how: dict[str, Any] = {"link": link, "intercept": intercept}
+    return sum_over(stream, partial(_evaluate_window, theta=theta, **how))
+
+
+@jax.jit(static_argnames=("link", "intercept"))
+def _evaluate_window(problem: Problem, *, theta: Array, link: Link, intercept: bool) -> Evaluation:
+    point = _point(problem, link, theta)
+    variance = problems.class_variance(problem, link, point)
+    curvature = shared_preconditioner.mean_curvature(problem, link, variance)
+    return Evaluation(
+        point.value, problems.gradient(problem, point, intercept=intercept), curvature
+    )
+
+
+def hessian_product(
+    stream: Stream, link: Link, theta: Array, v: Array, *, intercept: bool
+) -> Array:
+    """Return the Hessian of the mean loss times v, in three products of one pass."""
+    how: dict[str, Any] = {"link": link, "intercept": intercept}
+    theta = theta.astype(v.dtype)
+    return sum_over(stream, partial(_hessian_product_of_window, theta=theta, v=v, **how))
+
+
+@jax.jit(static_argnames=("link", "intercept"))
+def _hessian_product_of_window(
+    problem: Problem, *, theta: Array, v: Array, link: Link, intercept: bool
+) -> Array:
+    variance = problems.class_variance(problem, link, _point(problem, link, theta))
+    product = problems.hessian_product(problem, link, variance, v, intercept=intercept)
+    return product.astype(jnp.float64)
+
+
+def intercept_curvature(stream: Stream, link: Link, theta: Array) -> tuple[Array, Array]:
+    """Return sum_i s_i (p_i - y_i), and what couples its entries, in one product."""
+    return sum_over(stream, partial(_intercept_curvature_of_window, theta=theta, link=link))
+
+
+@jax.jit(static_argnames="link")
+def _intercept_curvature_of_window(
+    problem: Problem, *, theta: Array, link: Link
+) -> tuple[Array, Array]:
+    point = _point(problem, link, theta)
+    p = problems.class_variance(problem, link, point)
+    s = problem.weights[:, None]
+    coupling = certificate.shared_probability(s, p) if link == "softmax" else jnp.sum(s * p, -1)
+    return point.residual.sum(-1), coupling
+
+
+def dual(stream: Stream, link: Link, theta: Array, trial: Array, beta: Array | None) -> Dual:
+    """Return the sums of the certificate at theta by the predictions at the trial parameters.
+
+    q is moved by Newton's next step of the intercepts, beta; None leaves it where it is.
+    """
+    return sum_over(
+        stream, partial(_dual_of_window, theta=theta, trial=trial, beta=beta, link=link)
+    )
+
+
+@jax.jit(static_argnames="link")
+def _dual_of_window(
+    problem: Problem, *, theta: Array, trial: Array, beta: Array | None, link: Link
+) -> Dual:
+    scores = (problems.linear_scores(problem, each) for each in (theta, trial))
+    target, log_p, log_q = certificate.outcome_probabilities(link, problem.targets, *scores)
+    s = certificate.outcome_weights(problem)
+    if beta is not None:
+        step = certificate.outcome_steps(link, beta)
+        q = jnp.exp(log_q)
+        tilt = jnp.where(s * q == 0, 0, step - jnp.sum(q * step, 1, keepdims=True))
+        log_q = log_q + jnp.log1p(tilt)  # NaN if it leaves the probabilities
+    residual = certificate.outcome_residual(problem, link, log_q, target)
+    size = jnp.sum(jnp.where(s == 0, 0, s * jnp.abs(jnp.exp(log_q) - target)), -1)
+    divergence = certificate.weighted_divergence(s, log_q, log_p)
+    return Dual(divergence, problems.linear_scores_adjoint(problem, residual), size)
+
+
+def _point(problem: Problem, link: Link, theta: Array) -> problems.Point:
+    scores = problems.linear_scores(problem, theta)
+    return problems.point_from_scores(problem, link, theta, scores)

@@ -1,0 +1,133 @@
+"""The first pass over a source: what must be known of all examples, and a sample of them."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsoftmax import losses
+from jaxsoftmax.solvers import prepare
+from jaxsoftmax.solvers.prepare import Data
+from jaxsoftmax.solvers.problem import Problem
+from jaxsoftmax.solvers.stream.examples import Examples, join, take
+from jaxsoftmax.sources import Source
+
+UNKNOWN_CLASSES = 2**31 - 1  # labels are below it, whatever they are
+MAX_INFERRED_CLASSES = (
+    2**16
+)  # of labels alone: more would be a mistake, and a count of each is kept
+
+
+class Stream(NamedTuple):
+    """A source and what is known of all its examples."""
+
+    examples: Examples
+    rows: int  # of a window
+    total: float  # the sum of all weights
+    limits: np.ndarray  # of the intercepts, as of `prepare.initial_intercepts`: [K]
+    share: np.ndarray  # the weight of each class or label among all: [K]
+    column_max_abs: np.ndarray  # [D]
+    sample: Data  # random examples that stay in memory
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield the problem of each window, without penalty, with its weights among all."""
+        for window in self.examples.windows(self.rows):
+            yield self.to_problem(window, self.rows)
+
+    def to_problem(self, window: Data, rows: int) -> Problem:
+        """Return a window as a problem of one lane, padded to this number of rows."""
+        padding = rows - len(window.weights)
+        targets = prepare.pad_targets(window.targets[None], padding, window.link)
+        zeros = jnp.zeros(1)
+        return Problem(
+            features=jnp.asarray(np.pad(window.features, ((0, padding), (0, 0)))),
+            targets=jnp.asarray(targets),
+            weights=jnp.asarray(np.pad(window.weights / self.total, (0, padding)))[None],
+            l2=zeros,
+            l1=zeros,
+            column_max_abs=jnp.asarray(self.column_max_abs),
+        )
+
+
+def open_stream(
+    source: Source,
+    *,
+    loss: Callable,
+    class_weights: np.ndarray | None,
+    classes: int | None,
+    memory: int,
+) -> Stream:
+    """Read all examples once, check them, and return the stream of them."""
+    known = classes if class_weights is None else len(class_weights)
+    examples = Examples(source, loss, class_weights, known or UNKNOWN_CLASSES)
+    survey = _Survey(sum(source.block_sizes))
+    for data in examples.blocks():
+        survey.add(data, memory, source.window)
+    classes = survey.classes if known is None or loss is not losses.cross_entropy else known
+    share, in_all = (np.pad(a, (0, classes - len(a))) for a in (survey.share, survey.in_all))
+    if not share.sum() > 0 and not survey.total > 0:
+        raise ValueError("weights: expected some above 0")
+    return Stream(
+        examples._replace(classes=classes),
+        survey.rows,
+        survey.total,
+        prepare.intercept_limits(survey.parts[0].link, share, in_all),
+        share / survey.total,
+        survey.largest,
+        join(survey.parts)._replace(classes=classes),
+    )
+
+
+class _Survey:
+    """Sums over the blocks that have been seen."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.total, self.rows, self.classes = count, 0.0, 0, 1
+        self.share, self.in_all = np.zeros(0), np.ones(0, bool)
+        self.largest = np.zeros(0)
+        self.parts: list[Data] = []
+        self.rng = np.random.default_rng(0)
+
+    def add(self, data: Data, memory: int, window: int) -> None:
+        """Count a block, and keep some of its examples."""
+        if data.targets.ndim == 1:
+            data = data._replace(classes=self._count_classes(data.targets))
+        self.classes = max(self.classes, data.classes)
+        share, in_all = prepare.count_targets(data, data.targets, data.weights)
+        padding = (0, self.classes - len(share))
+        grown = np.pad(self.share, (0, self.classes - len(self.share)))
+        every = np.pad(self.in_all, (0, self.classes - len(self.in_all)), constant_values=True)
+        self.share = grown + np.pad(share, padding)
+        self.in_all = every & np.pad(in_all, padding)
+        self.total += float(data.weights.sum())
+        largest = np.maximum(data.features.max(0), -data.features.min(0)).astype(np.float64)
+        self.largest = np.maximum(self.largest, largest) if len(self.largest) else largest
+        self.rows = rows_of_window(self.count, window, data, self.classes, memory)
+        self._keep_some(data)
+
+    def _count_classes(self, labels: np.ndarray) -> int:
+        largest = int(labels.max())
+        if largest >= max(MAX_INFERRED_CLASSES, 2 * self.count):
+            raise ValueError(
+                f"targets: label {largest} implies {largest + 1} classes for {self.count} "
+                "examples; renumber the labels as 0 ... K - 1, or pass class_weights=numpy.ones(K)"
+            )
+        return largest + 1
+
+    def _keep_some(self, data: Data) -> None:
+        """Keep a random part of a block, as many in all as a window has."""
+        n = len(data.weights)
+        size = min(n, -(-n * self.rows // self.count))
+        kept = np.sort(self.rng.permutation(n)[:size])
+        self.parts.append(take(data, kept))
+
+
+def rows_of_window(count: int, window: int, data: Data, classes: int, memory: int) -> int:
+    """Return the number of examples of which a product, with its temporaries, fits into memory.
+
+    These are two windows of features, one of them in float64, and some arrays of scores.
+    """
+    bytes_per_row = 16 * data.features.shape[1] + 64 * classes
+    rows = min(count, window, max(1, memory // bytes_per_row))
+    return -(-count // -(-count // rows))  # windows of equal size

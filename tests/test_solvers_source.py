@@ -1,0 +1,156 @@
+"""`solve` over a source: the optimum that arrays have, a true certificate, and bounded memory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxsoftmax as js
+from jaxsoftmax import LinearParams, solve
+from jaxsoftmax.solvers import prepare
+from jaxsoftmax.sources import Block
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
+N, D, K = 1500, 6, 4
+
+
+class Blocks:
+    """A source of arrays in their own dtype."""
+
+    def __init__(
+        self, x: Any, t: Any, s: Any = None, *, size: int = 200, window: int = 350
+    ) -> None:
+        self.arrays, self.size, self.window = (x, t, s), size, window
+
+    @property
+    def block_sizes(self) -> list[int]:
+        n = len(self.arrays[0])
+        return [min(self.size, n - start) for start in range(0, n, self.size)]
+
+    def read(self, block: int) -> Block:
+        rows = slice(block * self.size, (block + 1) * self.size)
+        return Block(*(None if a is None else a[rows] for a in self.arrays))
+
+
+def examples(dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated features, and labels in the order of the classes, so that no block has all."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, D)) @ rng.standard_normal((D, D))
+    y = np.argmax(x @ rng.standard_normal((D, K)) + 2 * rng.gumbel(size=(N, K)), 1)
+    order = np.argsort(y, kind="stable")
+    return x[order].astype(dtype), y[order]
+
+
+def same(found: js.Solution, truth: js.Solution) -> None:
+    assert found.converged, found.reason
+    np.testing.assert_allclose(found.objective, truth.objective, rtol=1e-12)
+    np.testing.assert_allclose(found.params.w, truth.params.w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.params.bias, truth.params.bias, rtol=1e-5, atol=1e-6)
+
+
+def test_the_optimum_is_that_of_arrays() -> None:
+    x, y = examples()
+    rng = np.random.default_rng(1)
+    # A class without examples, classes of other weights, and a block that is ignored.
+    how: dict[str, Any] = {"C": 2.0, "gap": 1e-13, "class_weights": [1.0, 0.5, 3.0, 1.0, 1.0]}
+    s = rng.random(N) + 0.1
+    x[400:600], s[400:600] = np.nan, 0
+    seen: list[dict[str, Any]] = []
+    found = solve(Blocks(x, y, s), callback=seen.append, **how)
+    truth = solve(x, y, weights=s, **how)
+    same(found, truth)
+    assert found.params.bias is not None
+    assert found.params.bias[4] == -np.inf
+    assert found.gap_floor < 1e-13
+    assert [figures["iteration"] for figures in seen] == [*range(1, found.iterations + 1)]
+    assert seen[-1]["theta"].shape == (1, 5, D + 1)
+    # From the optimum, one step at most; and memory for few rows changes nothing.
+    again = solve(Blocks(x, y, s), init=found.params, memory=50_000, **how)
+    same(again, truth)
+    assert again.iterations <= 1
+
+
+def test_sigmoids_in_float32_with_a_label_that_all_have() -> None:
+    x, y = examples(np.float32)
+    hot = np.eye(K)[y]
+    hot[:, 1] = 1
+    how: dict[str, Any] = {"loss": js.binary_cross_entropy, "alpha": 1e-3, "gap": 1e-9}
+    found, truth = solve(Blocks(x, hot), **how), solve(x, hot, **how)
+    assert found.converged
+    assert found.params.w.dtype == np.float32
+    assert abs(found.objective / truth.objective - 1) <= 1e-9
+    assert found.params.bias is not None
+    assert found.params.bias[1] == np.inf
+
+
+def test_certificates_at_every_gap_are_true() -> None:
+    x, y = examples()
+    least = solve(x, y, alpha=1e-4, gap=1e-13).objective
+    for gap in (1e-1, 1e-3, 1e-5):
+        found = solve(Blocks(x, y), alpha=1e-4, gap=gap)
+        assert (found.objective - least) / found.objective <= found.gap + 1e-14
+        assert found.gap <= gap
+
+
+def test_memory_is_that_of_a_few_windows() -> None:
+    n, d, size = 2**19, 64, 2**13  # 128 MiB of features, in blocks of 2 MiB
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal((size, d)).astype(np.float32)
+    labels = (block[:, 0] + rng.standard_normal(size) > 0).astype(int)
+    held: list[int] = []
+
+    class Repeated(Blocks):
+        def __init__(self, count: int) -> None:
+            super().__init__(block, labels, window=size)
+            self.count = count
+
+        @property
+        def block_sizes(self) -> list[int]:
+            return [size] * self.count
+
+        def read(self, block: int) -> Block:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            held.append(4096 * pages)
+            return Block(self.arrays[0] + np.float32(block % 2), self.arrays[1], None)
+
+    assert solve(Repeated(4), C=1.0, gap=1e-3).converged  # the same programs
+    held.clear()
+    assert solve(Repeated(n // size), C=1.0, gap=1e-3).converged
+    assert max(held) - held[0] < 64 * 2**20
+
+
+def test_features_that_no_device_holds_are_refused_with_the_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = examples(np.float32)
+    monkeypatch.setattr(prepare, "device_memory", lambda: 4 * N * (D + 5 * K) - 1)
+    monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
+    with pytest.raises(MemoryError, match=r"features: 36,000 bytes, and 120,000 .*, the device has "
+                                          r"155,999: pass a source, .* shards"):  # fmt: skip
+        solve(x, y, C=1.0, memory=1000)
+
+
+def test_what_a_source_does_not_take_is_named() -> None:
+    x, y = examples()
+    source = Blocks(x, y)
+    with pytest.raises(ValueError, match="targets: expected None beside a source"):
+        solve(source, y, C=1.0)
+    with pytest.raises(ValueError, match="targets: expected an array"):
+        solve(x, C=1.0)
+    with pytest.raises(ValueError, match=r"l1_ratio: .*source, got 0\.5"):
+        solve(source, C=1.0, l1_ratio=0.5)
+    with pytest.raises(ValueError, match=r"alpha: .*source, got 0"):
+        solve(source, alpha=0)
+    with pytest.raises(ValueError, match=r"init: expected w \(6, 4\)"):
+        solve(source, C=1.0, init=LinearParams(np.zeros((5, 4)), np.zeros(4)))
+    x[700, 2] = np.inf
+    with pytest.raises(ValueError, match=r"block 3: features: .*got inf at \[100, 2\]"):
+        solve(source, C=1.0)
+    x[700, 2], y[900] = 0, 2**20
+    with pytest.raises(ValueError, match="targets: label 1048576 implies"):
+        solve(source, C=1.0)
+    y[900] = -1
+    with pytest.raises(ValueError, match=r"block 4: targets.*-1"):
+        solve(source, C=1.0)
