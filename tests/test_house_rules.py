@@ -28,6 +28,7 @@ RANKS = {
     "fixed_point": 0,
     "validation": 1,
     "calls": 2,
+    "sources": 2,
     "class_shards": 2,
     "sampling": 3,
     "links": 3,
