@@ -20,7 +20,7 @@ Findings. No product has a float32 operand. Per example, where the logits alone 
 in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a B200,
 the same for both numbers of classes up to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
 256000, where XLA changes the tiling of w and its gradient at the edges of the program. The sum
-takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421). This required the
+takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421; GPUs: below). This required the
 following:
 - the gradient in x of a chunk of rows is a sum over classes in blocks of 32,768: XLA for a GPU
   splits the long sum and pads a copy of w for it, 1,180 MB, where K is odd;
@@ -49,18 +49,16 @@ required the following:
 - float32 targets have 56 MiB of VMEM to fit into; as a limit for all kernels, that left XLA less
   for its own arrays and cost 38 MB on v6e.
 
-The kernels of `mosaic_gpu` need no logits in memory either. On an H200 they take 193 MB per example
-and 546 for the sum at 256000, and 2,436 at 256001, where w is copied to whole tiles of classes, and
-its gradient back; the sigmoid's 201 MB at 16,384 and 416 at 16,385. The record is of the version
-before blocks of classes were multiplied where they lie. In it, on an H200 or a B200: per example
-211 MB, x's gradient in float32 and a block of the logits' gradient, and the sum 2,374 and 2,383; at
-256001 2,437, and 3,874 and 3,876.
-Each kernel has 168 registers a thread at entry, and 225 and 224 KiB of shared memory a block, of
-the 227 available. Nothing is spilled in the forward kernel; 40 bytes a thread and none in the
-gradient's, 132 and 76 in the one that stores exponentials. The sigmoid's take 214 and 215 MB at
-16,384, and 429 and 430 at 16,385, with copies of w and of the bools in whole tiles; nothing is
-spilled in the kernel of the losses, at most 24 bytes in that of the gradients, and 184 to 868 in
-the one that computes both (jax 0.12.0.1).
+The kernels of `mosaic_gpu` need no logits in memory either. At 256000 they take 193 MB per example
+on an H200 and 177 on a B200, and 545 and 552 for the sum; at 256001, where w is copied to whole
+tiles of classes and its gradient back, 2,436 and 2,461, and 2,436 and 2,610. The sigmoid's take 201
+and 143 MB at 16,384, and 416 and 379 to 413 at 16,385. XLA's operations take 152 per example and
+for the sigmoid (219 for its sum with bools on a B200), and for the sum 2,532 at 256000, but 4,773
+at 256001, with copies of w and of its gradient.
+Each kernel has 168 registers a thread at entry at most, and 225 and 224 KiB of shared memory a
+block, of the 227 available. In bytes spilled a thread, on an H200 and a B200: none in the products
+of blocks, at most 4 in the forward kernel, 192 and 84 in the gradient's, 16 and 0 in the sigmoid's
+losses, 0 and 28 in its gradients, and 308 and 40 in the one that computes both (jax 0.12.0.1).
 """
 
 import argparse

@@ -72,7 +72,7 @@ def main() -> None:
     strengths = STRENGTHS[2:4] if options.smoke else STRENGTHS
     hashed = {kind: features(found, kind, 2**8 if options.smoke else WIDTH) for kind in KINDS}
     hashed["words and letters"] = scipy.sparse.hstack(list(hashed.values()), format="csr")
-    hashed["words, wide"] = features(found, "words", WIDE)
+    hashed["words, wide"] = features(found, "words", 2**9 if options.smoke else WIDE)
     ranked = {kind: ranking(x, found.targets, strengths) for kind, x in hashed.items()}
     document.show({kind: {k: of[k] for k in ("columns", "mean")} for kind, of in ranked.items()})
     parts = split(hashed["words and letters"], with_clean(found.targets))
