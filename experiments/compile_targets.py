@@ -20,8 +20,8 @@ Findings. No product has a float32 operand. Per example, where the logits alone 
 in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a B200,
 the same for both numbers of classes up to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
 256000, where XLA changes the tiling of w and its gradient at the edges of the program. The sum
-takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421; GPUs: below). This required the
-following:
+takes w's gradient in float32, 2,359 MB, and up to 435 more (7x at 256000: 1,421; GPUs: below).
+This required the following:
 - the gradient in x of a chunk of rows is a sum over classes in blocks of 32,768: XLA for a GPU
   splits the long sum and pads a copy of w for it, 1,180 MB, where K is odd;
 - a barrier ties those blocks to the running sum; without it all slices of w are made, and kept,
