@@ -420,6 +420,22 @@ def test_no_optimum_is_told(case: str) -> None:
     assert np.isfinite(fitted.apply(z)).all()
 
 
+@pytest.mark.parametrize("seed", [10004, 10005, 10009])
+def test_few_examples_with_all_the_curvature_do_not_end_the_search(seed: int) -> None:
+    """Scales of their own for the classes separate the last two, where a common scale cannot.
+
+    There Newton's steps are too long by far, and a trust region that is reset after every third
+    rejected step never moves: it ends at a likelihood of .013.
+    """
+    rng = np.random.default_rng(seed)
+    z = 30 * rng.normal(size=(200, 10))
+    y = (z + rng.gumbel(size=z.shape)).argmax(1)
+    fitted = vector_scaling(z.astype(np.float32), y)
+    assert fitted.converged == (seed == 10004)
+    assert fitted.converged or fitted.nll[1] < 1e-6
+    np.testing.assert_allclose(fitted.bias.sum(), 0, atol=1e-4)
+
+
 def test_a_class_without_examples_is_not_determined() -> None:
     z, y = single_label()
     rows = y != 2

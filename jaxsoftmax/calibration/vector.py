@@ -29,6 +29,8 @@ GRADIENT_TOLERANCE = 1e-7
 MAX_LAST_STEP = 1e-2
 # Newton steps after which the parameters are scaled by the curvature again.
 STEPS_PER_SCALING = 3
+# L-BFGS's steps for each Newton step that is allowed.
+MAX_GRADIENT_STEPS = 10
 # Products with the Hessian for the last Newton step.
 MAX_HESSIAN_PRODUCTS = 200
 
@@ -48,7 +50,7 @@ def vector_scaling(
         logits: those of validation data, floats, `[N, K]`, or `[N]` for one binary label.
         targets: as in `temperature_scaling`.
         weights: floats, `[N]`.
-        iterations: the maximum number of Newton steps.
+        iterations: the maximum number of Newton steps; ten times as many steps of L-BFGS.
 
     Returns:
         `Fit` with scale `[K]` and bias `[K]`, which sums to 0 for a softmax; scalars for `[N]`. It
@@ -56,9 +58,10 @@ def vector_scaling(
 
     Numerics:
         SciPy's trust-region Newton method with conjugate gradients, in float64, from the best
-        common scale, in units of each class: the deviation of its logits from their mean. It has
-        converged if the last Newton step is small, which it never is if the likelihood has no
-        optimum: all examples are right, a class has no examples, or some classes are separable.
+        common scale, in units of each class: the deviation of its logits from their mean. Where it
+        rejects every step, L-BFGS goes on. The fit has converged if the last Newton step is small,
+        which it never is if the likelihood has no optimum: all examples are right, a class has no
+        examples, or some classes are separable.
 
         What the data do not determine stays at scale 1 and bias 0. A class whose logits differ by
         rounding alone keeps scale 1, and one that is masked in all examples also keeps bias 0. If
@@ -197,7 +200,25 @@ def _search(params: np.ndarray, data: Data, iterations: int) -> tuple[_Problem, 
         if found.success:
             break
         params = params + problem.to_params(found.x)
+        if not found.x.any():
+            return problem, _search_by_gradients(problem, MAX_GRADIENT_STEPS * iterations)
     return problem, found
+
+
+def _search_by_gradients(problem: _Problem, steps: int) -> Any:
+    """Go on where every Newton step was rejected.
+
+    This happens where few examples hold all the curvature: nearby, others hold it.
+    """
+    from scipy import optimize
+
+    return optimize.minimize(
+        problem.value_and_gradient,
+        np.zeros(problem.params.size),
+        jac=True,
+        method="L-BFGS-B",
+        options={"gtol": GRADIENT_TOLERANCE, "ftol": 0, "maxiter": steps, "maxfun": 2 * steps},
+    )
 
 
 def _newton_step(problem: _Problem, found: Any) -> np.ndarray:
