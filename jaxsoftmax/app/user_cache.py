@@ -146,8 +146,8 @@ def clear(base: Path) -> None:
         >>> from jaxsoftmax.app import user_cache
         >>> user_cache.clear(pathlib.Path("nowhere"))
     """
-    for held in _folders(base):
-        shutil.rmtree(held)
+    for kept in _folders(base):
+        shutil.rmtree(kept)
 
 
 def _user_caches() -> Path:
@@ -176,8 +176,8 @@ def _folders(base: Path) -> Iterator[Path]:
 
 
 def _files(base: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for held in _folders(base):
-        for path in held.rglob("*"):
+    for kept in _folders(base):
+        for path in kept.rglob("*"):
             try:
                 status = path.stat()
             except OSError:  # another process has removed it
