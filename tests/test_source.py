@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pyarrow as pa
@@ -243,6 +245,31 @@ def test_evaluate_and_validation_read_a_source() -> None:
         training.evaluate(params, X, loss=LOSS)
     with pytest.raises(ValueError, match="targets must be None beside a source"):
         training.evaluate(params, source, Y, loss=LOSS)
+
+
+def test_a_lane_of_a_sweep_takes_the_steps_of_a_fit() -> None:
+    keys, rates = jax.random.split(jax.random.key(3), 2), jnp.array([0.1, 0.5])
+    params = jax.tree.map(lambda a: jnp.stack([a, a + 1]), linear.init(3, 2))
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 8, "validation": records(X[:20], Y[:20])}
+    swept = partial(training.sweep, LOSS, make_optimizer=optax.sgd, hyperparams=rates, keys=keys)
+    found = swept(records(), params=params, **how)
+    for lane, rate in enumerate((0.1, 0.5)):
+        options = how | {"params": jax.tree.map(lambda a, i=lane: a[i], params), "key": keys[0]}
+        wanted = fit(records(), optimizer=optax.sgd(rate), **options)
+        lane_of = (found.params, found.history)
+        lane_of = jax.tree.map(lambda a, i=lane: a[i], lane_of)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            lane_of,
+            (wanted.params, wanted.history),
+        )
+    with jax.set_mesh(jax.make_mesh((2,), ("rows",), devices=jax.devices()[:2])):
+        rows = jaxsoftmax.Shards(rows="rows")
+        shared = swept(records(), params=params, virtual_shards=2, shards=rows, **how)
+    alone = swept(records(), params=params, virtual_shards=2, **how)
+    jax.tree.map(np.testing.assert_array_equal, shared.params, alone.params)
+    with pytest.raises(ValueError, match="params must be given for a source"):
+        swept(records(), epochs=1, batch_size=8)
 
 
 @pytest.mark.parametrize(

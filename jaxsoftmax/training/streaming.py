@@ -1,6 +1,5 @@
 """Epochs over a source: one compiled scan for each window of minibatches."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,9 +47,8 @@ def open_stream(source: Source, division: Division, batch_size: int | None) -> S
     _, order, virtual_shards = division
     if order == "global":
         raise ValueError('order must be "stratified" or None for a source, got "global"')
-    sharding, processes = _row_sharding(division.shards), jax.process_count()
-    axes = () if sharding is None else placement.axis_names(sharding.spec[0])
-    devices = 1 if sharding is None else math.prod(sharding.mesh.shape[name] for name in axes)
+    axes, processes = _row_axes(division.shards), jax.process_count()
+    devices = placement.count_shards(axes, jnp.zeros(()))
     count, parts = virtual_shards or devices, virtual_shards or processes
     batch_size = batch_size or max(1, source.window // count) * count
     if count % devices or batch_size % count or parts % processes:
@@ -64,23 +62,16 @@ def open_stream(source: Source, division: Division, batch_size: int | None) -> S
         strata = Strata(axes, count // devices, batch_size // count, True, is_local=True)
     steps = max(1, source.window // batch_size)
     plan = Plan(sum(source.block_sizes), batch_size, steps, parts)
+    sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(axes)) if axes else None
     return Stream(source, plan, sharding, strata)
 
 
-def _row_sharding(shards: Shards | None) -> NamedSharding | None:
-    """Return the sharding of rows over the mesh of `jax.set_mesh`, or None for one device."""
-    if shards is None:
-        if jax.process_count() > 1:
-            raise ValueError("shards must be given for a source on several processes, got None")
-        return None
-    mesh, axes = jax.sharding.get_mesh(), placement.axis_names(shards.rows)
-    for name in axes:
-        if name not in mesh.shape:
-            raise ValueError(
-                f"shards must name axes of the mesh of jax.set_mesh, {tuple(mesh.shape)}, "
-                f"got {name!r}"
-            )
-    return NamedSharding(mesh, PartitionSpec(axes))
+def _row_axes(shards: Shards | None) -> tuple[str, ...]:
+    """Return the axes of the mesh of `jax.set_mesh` that share the rows, none for one device."""
+    axes = () if shards is None else placement.axis_names(shards.rows)
+    if not axes and jax.process_count() > 1:
+        raise ValueError("shards must be given for a source on several processes, got None")
+    return axes
 
 
 def check_source_arguments(targets: Any, weights: Any, params: Any) -> None:
@@ -125,6 +116,7 @@ def train_on_stream(
     sums: Metrics | None,
     *,
     check: Callable[[Block, int], None],
+    train_window: Callable[..., tuple[TrainState, Metrics]] | None = None,
     **options: Any,
 ) -> Iterator[EpochPart]:
     """Train for the rest of an epoch, and yield after each window.
@@ -134,15 +126,17 @@ def train_on_stream(
         state: after any window of the epoch; its number of steps says which.
         sums: those of the part before it, or None at the start of the epoch.
         check: raises an error for rows of a block that cannot be trained on.
-        options: loss, optimizer and score.
+        train_window: as `jitted_train_window`, the default, for another kind of state.
+        options: what else `train_window` takes, such as loss, optimizer and score.
     """
+    train_window = train_window or jitted_train_window
     plan = stream.plan
     first = (int(state.step) - int(state.epoch) * plan.total_steps) // plan.steps
     seed = np.asarray(state.key).tolist()
     windows = _read_placed(stream, check, seed=seed, first=first)
     for number, window in enumerate(windows, first + 1):
         is_last = number == plan.windows
-        state, sums = jitted_train_window(
+        state, sums = train_window(
             state, sums, window, strata=stream.strata, is_last=is_last, **options
         )
         yield EpochPart(state, sums, is_last)
@@ -155,11 +149,15 @@ def evaluate_stream(
     check: Callable[[Block, int], None],
     loss: Loss,
     score: Score | None,
+    sum_window: Callable[..., Metrics] | None = None,
 ) -> Metrics:
-    """Return the weighted means of loss and score over all examples of a source."""
-    sums = None
+    """Return the weighted means of loss and score over all examples of a source.
+
+    `sum_window` is as `jitted_sum_window`, the default, for other kinds of parameters.
+    """
+    sums, sum_window = None, sum_window or jitted_sum_window
     for window in _read_placed(stream, check, seed=[0], first=0):
-        sums = _add(sums, _sum_window(params, window, loss=loss, score=score))
+        sums = _add(sums, sum_window(params, window, loss=loss, score=score))
     assert sums is not None
     return _means(sums)
 
@@ -221,9 +219,16 @@ def jitted_train_window(
     """
 
     def run(window: Examples, state: TrainState) -> tuple[TrainState, Metrics]:
-        return _run_window(window, state, strata=strata, **options)
+        return run_window(window, state, strata=strata, **options)
 
     state, new = run_on_strata(run, strata, window, state)
+    return add_window(state, sums, new, is_last)
+
+
+def add_window(
+    state: TrainState, sums: Metrics | None, new: Metrics, is_last: bool
+) -> tuple[TrainState, Metrics]:
+    """Return the state and the sums after a window, or the means after the last one."""
     sums = _add(sums, new)
     if not is_last:
         return state, sums
@@ -241,7 +246,7 @@ def _means(sums: Metrics) -> Metrics:
     return {name: total / sums["weight"] for name, total in sums.items() if name != "weight"}
 
 
-def _run_window(
+def run_window(
     window: Examples,
     state: TrainState,
     *,
@@ -279,7 +284,7 @@ def _run_window(
 
 
 @partial(jax.jit, static_argnames=("loss", "score"))
-def _sum_window(params: Any, window: Examples, *, loss: Loss, score: Score | None) -> Metrics:
+def jitted_sum_window(params: Any, window: Examples, *, loss: Loss, score: Score | None) -> Metrics:
     """Return the weighted sums of loss and score over a window, a minibatch at a time."""
     functions = {"loss": loss} | named_scores(score, loss, params, window.targets[:, 0])
 

@@ -14,18 +14,30 @@ import optax
 from jax import Array
 
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.sources import Source
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import check_at_least_one, check_lanes, check_model
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.division import UNDIVIDED, Division, Order, choose_strata
 from jaxsoftmax.training.epoch import run_epoch
 from jaxsoftmax.training.evaluation import jitted_evaluate
-from jaxsoftmax.training.loop import in_one_part, run_epochs
+from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import TrainState, init_state
 from jaxsoftmax.training.strata import run_on_strata
-from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
+from jaxsoftmax.training.streaming import (
+    add_window,
+    check_rows,
+    check_source_arguments,
+    evaluate_stream,
+    jitted_sum_window,
+    open_stream,
+    run_window,
+    shapes_of_stream,
+    train_on_stream,
+)
+from jaxsoftmax.training.types import Examples, Loss, Metrics, Score, Strata
 from jaxsoftmax.validation import ArrayLike
 
 type MakeOptimizer = Callable[[Any], optax.GradientTransformation]
@@ -34,8 +46,8 @@ type MakeOptimizer = Callable[[Any], optax.GradientTransformation]
 
 def sweep(
     loss: Loss,
-    features: ArrayLike,
-    targets: ArrayLike,
+    features: ArrayLike | Source,
+    targets: ArrayLike | None = None,
     *,
     make_optimizer: MakeOptimizer,
     hyperparams: Any,
@@ -44,7 +56,7 @@ def sweep(
     batch_size: int,
     params: Any = None,
     weights: ArrayLike | None = None,
-    validation: tuple[ArrayLike, ...] | None = None,
+    validation: tuple[ArrayLike, ...] | Source | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     score: Score | None = accuracy,
     shards: Shards | None = None,
@@ -61,7 +73,7 @@ def sweep(
 
     Args:
         loss: as in `fit`.
-        features: as in `fit`.
+        features: as in `fit`. All lanes train on a window of a `Source` while the next is read.
         targets: as in `fit`.
         make_optimizer: from one lane's hyperparameters, which are traced scalars, to an Optax
             optimizer, for instance `lambda h: optax.sgd(h["learning_rate"])`. The same object is
@@ -108,44 +120,71 @@ def sweep(
     if not isinstance(keys, Array) or jnp.shape(keys)[:1] in ((), (0,)):
         raise ValueError("keys must be an array of [L] random keys with L of at least 1")
     is_linear = is_linear_model(loss, params)
-    examples = prepare_examples(features, targets, weights, is_linear=is_linear)
-    validation_examples = prepare_validation(validation, is_linear=is_linear)
+    checked: Examples | Source | None
+    if isinstance(validation, Source):
+        checked = validation
+    else:
+        checked = prepare_validation(validation, is_linear=is_linear)
     init_keys, order_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-    if params is None:
-        params = jax.vmap(lambda key: init_params(examples, key=key))(init_keys)
-    check_lanes(len(keys), hyperparams=hyperparams, params=params)
-    check_model(loss, jax.tree.map(lambda leaf: leaf[0], params), examples, validation_examples)
-    options: dict[str, Any] = {"loss": loss, "score": score}
+    how: dict[str, Any] = {"loss": loss, "score": score}
     division = Division(shards, order, virtual_shards)
-
-    def train(state: TrainState) -> tuple[TrainState, Metrics]:
-        return jitted_sweep_epoch(
-            state,
-            hyperparams,
-            examples,
-            make_optimizer=make_optimizer,
-            batch_size=batch_size,
-            division=division,
-            **options,
-        )
+    options = how | {
+        "hyperparams": hyperparams,
+        "make_optimizer": make_optimizer,
+        "batch_size": batch_size,
+        "division": division,
+    }
+    if isinstance(features, Source):
+        check_source_arguments(targets, weights, params)
+        check_lanes(len(keys), hyperparams=hyperparams, params=params)
+        train, shapes = _plan_stream(features, params, **options)
+    elif targets is None:
+        raise ValueError("targets must be given with features that are arrays, got None")
+    else:
+        examples = prepare_examples(features, targets, weights, is_linear=is_linear)
+        if params is None:
+            params = jax.vmap(lambda key: init_params(examples, key=key))(init_keys)
+        check_lanes(len(keys), hyperparams=hyperparams, params=params)
+        known = None if isinstance(checked, Source) else checked
+        check_model(loss, _first_lane(params), examples, known)
+        train = in_one_part(partial(jitted_sweep_epoch, examples=examples, **options))
+        shapes = shapes_of(examples)
 
     def validate(params: Any) -> Metrics:
-        return _evaluate_lanes(params, validation_examples, **options)
+        if not isinstance(checked, Source):
+            return _evaluate_lanes(params, checked, **how)
+        stream = open_stream(checked, UNDIVIDED._replace(shards=shards), batch_size)
+        check = partial(check_rows, loss, _first_lane(params))
+        return evaluate_stream(stream, params, check=check, sum_window=_sum_in_lanes, **how)
 
-    settings = describe_run(
-        shapes_of(examples), key=order_keys[0], batch_size=batch_size, division=division
-    )
+    settings = describe_run(shapes, key=order_keys[0], batch_size=batch_size, division=division)
     with open_checkpoints(
         checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
     ) as checkpoints:
         return run_epochs(
             init_lanes(params, hyperparams, make_optimizer=make_optimizer, key=order_keys[0]),
-            in_one_part(train),
-            None if validation_examples is None else validate,
+            train,
+            None if checked is None else validate,
             epochs=epochs,
             callback=callback,
             checkpoints=checkpoints,
         )
+
+
+def _first_lane(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], params)
+
+
+def _plan_stream(
+    source: Source, params: Any, *, division: Division, batch_size: int, **options: Any
+) -> tuple[TrainEpoch, dict[str, Any]]:
+    """Return a function that trains an epoch on a source, and what describes its examples."""
+    stream = open_stream(source, division, batch_size)
+    check = partial(check_rows, options["loss"], _first_lane(params))
+    train = partial(
+        train_on_stream, stream, check=check, train_window=_train_window_in_lanes, **options
+    )
+    return train, shapes_of_stream(stream)
 
 
 # The axes of a state under vmap.
@@ -190,6 +229,41 @@ def jitted_sweep_epoch(
         return jax.vmap(run_lane, in_axes=(_LANES, 0), out_axes=(_LANES, 0))(state, hyperparams)
 
     return run_on_strata(run, strata, examples, state, hyperparams)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("loss", "make_optimizer", "score", "strata", "is_last"),
+    donate_argnames="state",
+)
+def _train_window_in_lanes(
+    state: TrainState,
+    sums: Metrics | None,
+    window: Examples,
+    *,
+    hyperparams: Any,
+    make_optimizer: MakeOptimizer,
+    strata: Strata | None,
+    is_last: bool,
+    **options: Any,
+) -> tuple[TrainState, Metrics]:
+    """Train all lanes on a window, as `jitted_train_window` trains one model."""
+
+    def run(window: Examples, state: TrainState, hyperparams: Any) -> tuple[TrainState, Metrics]:
+        def run_lane(state: TrainState, lane_hyperparams: Any) -> tuple[TrainState, Metrics]:
+            optimizer = make_optimizer(lane_hyperparams)
+            return run_window(window, state, optimizer=optimizer, strata=strata, **options)
+
+        return jax.vmap(run_lane, in_axes=(_LANES, 0), out_axes=(_LANES, 0))(state, hyperparams)
+
+    state, new = run_on_strata(run, strata, window, state, hyperparams)
+    return add_window(state, sums, new, is_last)
+
+
+@partial(jax.jit, static_argnames=("loss", "score"))
+def _sum_in_lanes(params: Any, window: Examples, **options: Any) -> Metrics:
+    """Return the weighted sums of loss and score over a window in all lanes."""
+    return jax.vmap(lambda params: jitted_sum_window(params, window, **options))(params)
 
 
 @partial(jax.jit, static_argnames=("loss", "score"))
