@@ -105,40 +105,33 @@ class LogisticRegressionCV(SoftmaxClassifierCV):
     ) -> None:
         super().__init__(
             Cs=Cs,
+            l1_ratios=l1_ratios,
             cv=cv,
             scoring=scoring,
             tol=tol,
             fit_intercept=fit_intercept,
             class_weight=class_weight,
         )
-        self.l1_ratios, self.refit, self.use_legacy_attributes = (
-            l1_ratios,
-            refit,
-            use_legacy_attributes,
-        )
+        self.refit, self.use_legacy_attributes = refit, use_legacy_attributes
         self.max_iter, self.random_state = max_iter, random_state
         self.dual, self.solver, self.n_jobs = dual, solver, n_jobs
         self.intercept_scaling, self.verbose = intercept_scaling, verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **metadata: Any) -> Self:
-        (self.l1_ratio,) = (0,) if self.l1_ratios is None else self.l1_ratios
         given = self.get_params()
-        self.set_params(tol=gap(self.tol), max_iter=iterations(self.max_iter))
+        ratios = (0.0,) if self.l1_ratios is None else self.l1_ratios
+        limit = iterations(self.max_iter)
+        self.set_params(tol=gap(self.tol), max_iter=limit, l1_ratios=ratios)
         self.grid_tol = self.tol
         try:
             super().fit(X, y, sample_weight, **metadata)
         finally:
             self.set_params(**given)
-        self.l1_ratios_ = np.array([self.l1_ratio])
-        self.l1_ratio_ = float(self.l1_ratio)
         w, b = self.path_.params
-        paths = np.swapaxes(w, 2, 3)
+        paths = np.swapaxes(w, -2, -1)
         if b is not None:
-            paths = np.concatenate([paths, b[..., None]], -1)  # [Cs, folds, K, D + 1]
-        # In scikit-learn's order: folds, values of l1_ratio (one here), values of C.
-        self.coefs_paths_ = np.swapaxes(paths, 0, 1)[:, None]
-        self.scores_ = self.scores_.T[:, None]
-        self.n_iter_ = self.path_.iterations.T[:, None]
+            paths = np.concatenate([paths, b[..., None]], -1)
+        self.coefs_paths_, self.n_iter_ = paths, self.path_.iterations
         if self.use_legacy_attributes:
             self._in_old_layout()
         return self
@@ -147,9 +140,9 @@ class LogisticRegressionCV(SoftmaxClassifierCV):
         """Attributes by class, as they are until scikit-learn 1.10."""
         shown = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
         # [folds, Cs, values of l1_ratio], where the last axis is there if they were given.
-        one = 0 if self.l1_ratios is None else [0]
+        at = 0 if self.l1_ratios is None else slice(None)
         paths, scores, counts = (
-            np.moveaxis(a, 1, 2)[:, :, one] for a in (self.coefs_paths_, self.scores_, self.n_iter_)
+            np.moveaxis(a, 1, 2)[:, :, at] for a in (self.coefs_paths_, self.scores_, self.n_iter_)
         )
         self.coefs_paths_ = {label: paths[..., k, :] for k, label in enumerate(shown)}
         self.scores_ = dict.fromkeys(shown, scores)

@@ -6,12 +6,9 @@ Named by function where none of its cases can, else by the case's name. Each of 
 MESSAGE = "wants the words of one of scikit-learn's solvers, which are dropped"
 PENALTY = "about the deprecated argument penalty, whose place l1_ratio and C have taken"
 DEPRECATED = "wants the warning of a deprecation in scikit-learn's own signature"
-L1_RATIOS = "SoftmaxClassifierCV chooses C alone; GridSearchCV chooses l1_ratio"
-CALLBACKS = "scikit-learn's callbacks are not offered; solvers.solve has one of its own"
 PRIVATE = "calls a private method of scikit-learn's class"
 LIBLINEAR = "wants float64 of liblinear for float32 data; here the result has the dtype of the data"
 INDICES = "wants liblinear, sag and saga to refuse 64-bit indices, which are taken here"
-EMPTY = "max_iter=0 asks for no fit, which is refused"
 
 EXCEPTIONS = {
     "test_check_solver_option": MESSAGE,
@@ -26,11 +23,6 @@ EXCEPTIONS = {
     "test_penalty_none": PENALTY,
     "test_penalty_deprecated": DEPRECATED,
     "test_lr_penalty_l1ratio_incompatible": PENALTY,
-    "test_LogisticRegressionCV_GridSearchCV_elastic_net": L1_RATIOS,
-    "test_LogisticRegressionCV_no_refit[2-l1_ratios1]": L1_RATIOS,
-    "test_LogisticRegressionCV_no_refit[3-l1_ratios1]": L1_RATIOS,
-    "test_LogisticRegressionCV_elasticnet_attribute_shapes": L1_RATIOS,
-    "test_scores_attribute_layout_elasticnet": L1_RATIOS,
     "test_dtype_match[csr_matrix-False-liblinear]": LIBLINEAR,
     "test_dtype_match[csr_matrix-True-liblinear]": LIBLINEAR,
     "test_dtype_match[csr_array-False-liblinear]": LIBLINEAR,
@@ -43,7 +35,6 @@ EXCEPTIONS = {
     "test_large_sparse_matrix[csr_array-saga]": INDICES,
     "test_liblinear_with_large_values": MESSAGE,
     "test_liblinear_multiclass_raises": MESSAGE,
-    "test_zero_max_iter": EMPTY,
     "test_newton_cholesky_fallback_to_lbfgs": (
         "wants no warning at C = 1e30 on separable data, where nothing can be certified"
     ),
@@ -52,7 +43,4 @@ EXCEPTIONS = {
     "test_logisticregression_warns_with_n_jobs": DEPRECATED,
     "test_lr_scoring_warns": DEPRECATED,
     "test_get_default_scorer": PRIVATE,
-    "test_logistic_regression_callback_support": CALLBACKS,
-    "test_logistic_regression_callback_fitted_estimator": CALLBACKS,
-    "test_logistic_regression_callback_support_warning": CALLBACKS,
 }

@@ -21,7 +21,7 @@ from sklearn.exceptions import (
 )
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import get_scorer, log_loss, roc_auc_score
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_validate
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, label_binarize
 from sklearn.utils.estimator_checks import check_estimator
@@ -67,7 +67,7 @@ def test_the_rarest_class_limits_the_folds(iris: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a class with fewer examples than folds
             model = SoftmaxClassifierCV(Cs=[1.0]).fit(x[kept], y[kept])
-        assert model.scores_.shape == (1, folds)
+        assert model.scores_.shape == (folds, 1, 1)
 
 
 def test_predictions_agree_with_each_other(iris: Any) -> None:
@@ -257,10 +257,116 @@ def test_a_grid_of_folds_in_lockstep(iris: Any) -> None:
     for i, c in enumerate(model.Cs_):
         for j, (train, test) in enumerate(cv.split(x, y)):
             alone = SoftmaxClassifier(C=c, tol=1e-8).fit(x[train], y[train])
-            assert model.scores_[i, j] == alone.score(x[test], y[test])
+            assert model.scores_[j, 0, i] == alone.score(x[test], y[test])
     assert model.C_ == 1.0
     assert model.gap_ <= 1e-6
     assert not hasattr(model, "partial_fit")
+
+
+def test_a_path_in_the_l1_ratio_and_c(iris: Any) -> None:
+    x, y = iris
+    cv = StratifiedKFold(2)
+    given: dict[str, Any] = {
+        "Cs": [0.03, 1.0],
+        "cv": cv,
+        "scoring": "neg_log_loss",
+        "grid_tol": 1e-6,
+    }
+    model = SoftmaxClassifierCV(l1_ratios=[1.0, 0.0], **given).fit(x, y)
+    assert model.path_.converged.shape == model.scores_.shape == (2, 2, 2)
+    assert model.path_.converged.all()
+    alone = SoftmaxClassifierCV(l1_ratios=(0.0,), **given).fit(x, y)
+    np.testing.assert_array_equal(model.scores_[:, 1:], alone.scores_)
+    best = np.unravel_index(model.scores_.mean(0).argmax(), (2, 2))
+    assert (model.l1_ratio_, model.C_) == (model.l1_ratios_[best[0]], model.Cs_[best[1]])
+    w, b = model.path_.params
+    strong = np.count_nonzero(w[:, :, 0], (-2, -1))  # [folds, l1_ratios]
+    assert (strong[:, 0] < strong[:, 1]).all()
+    for fold, (_, test) in enumerate(cv.split(x, y)):
+        p = scipy.special.softmax(x[test] @ w[fold, 0, 0] + b[fold, 0, 0], 1)
+        np.testing.assert_allclose(model.scores_[fold, 0, 0], -log_loss(y[test], p), rtol=1e-12)
+
+
+def test_of_equal_scores_the_first_c_wins(iris: Any) -> None:
+    model = SoftmaxClassifierCV(Cs=[2.0, 1.0], l1_ratios=[0.5, 0.0], cv=2, scoring=lambda *_: 1.0)
+    model.fit(*iris)
+    assert (model.C_, model.l1_ratio_) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize("ratios", [0.5, [], [0.5, 2.0], [None]])
+def test_bad_l1_ratios_are_named(iris: Any, ratios: Any) -> None:
+    with pytest.raises(ValueError, match=r"l1_ratios: expected .* in \[0, 1\], got"):
+        SoftmaxClassifierCV(l1_ratios=ratios).fit(*iris)
+
+
+# -- The start, and callbacks --
+
+
+def test_no_iterations_leave_the_start(iris: Any) -> None:
+    x, y = iris
+    with pytest.warns(ConvergenceWarning, match="max_iter is 0") as caught:
+        model = SoftmaxClassifier(max_iter=0).fit(x, y)
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(model.predict_proba(x), np.full((150, 3), 1 / 3))
+    assert (model.n_iter_.tolist(), model.solution_, model.gap_) == ([0], None, np.inf)
+    model.set_params(max_iter=1000, warm_start=True).fit(x, y)
+    fitted = model.coef_.copy()
+    with pytest.warns(ConvergenceWarning, match="max_iter is 0"):
+        model.set_params(max_iter=0).fit(x, y)
+    np.testing.assert_array_equal(model.coef_, fitted)
+    with pytest.raises(ValueError, match="max_iter: expected a number of at least 0, got -1"):
+        SoftmaxClassifier(max_iter=-1).fit(x, y)
+    with pytest.raises(ValueError, match="max_iter: expected a number above 0, got 0"):
+        SoftmaxClassifierCV(max_iter=0).fit(x, y)
+
+
+class Recorder:
+    """A callback of scikit-learn that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, Any]] = []
+
+    def setup(self, estimator: Any, context: Any) -> None:
+        self.seen.append(("setup", context.task_name, None))
+
+    def on_fit_task_begin(
+        self, estimator: Any, context: Any, *, fitted_estimator: Any = None
+    ) -> None:
+        self.seen.append(("begin", context.task_name, fitted_estimator))
+
+    def on_fit_task_end(
+        self, estimator: Any, context: Any, *, fitted_estimator: Any = None
+    ) -> None:
+        self.seen.append(("end", context.task_name, fitted_estimator))
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        self.seen.append(("teardown", context.task_name, None))
+
+
+def test_callbacks_see_a_fitted_estimator_after_each_iteration(iris: Any) -> None:
+    x, y = iris
+    recorder = Recorder()
+    model = SoftmaxClassifier(fit_intercept=False).set_callbacks(recorder).fit(x, y)
+    steps = [each for each in recorder.seen if each[1] == "iteration"]
+    count = int(model.n_iter_[0])
+    assert [each[0] for each in steps] == ["begin", "end"] * (count + 1)
+    assert [each[0] for each in recorder.seen[:2]] == ["setup", "begin"]
+    assert [each[0] for each in recorder.seen[-2:]] == ["end", "teardown"]
+    np.testing.assert_array_equal(steps[0][2].predict_proba(x), np.full((150, 3), 1 / 3))
+    losses = [log_loss(y, each[2].predict_proba(x)) for each in steps[1:-1:2]]
+    assert len(losses) == count
+    assert np.argmax(losses) == 0
+    np.testing.assert_allclose(steps[-3][2].coef_, model.coef_, rtol=1e-12)
+    assert steps[-1][2] is None
+    assert not hasattr(clone(model.set_callbacks()).fit(x, y), "_skl_callbacks")
+
+
+def test_callbacks_are_torn_down_after_an_error(iris: Any) -> None:
+    x, y = iris
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="C: expected"):
+        SoftmaxClassifier(C=-1.0).set_callbacks(recorder).fit(x, y)
+    assert recorder.seen[-1][0] == "teardown"
 
 
 def test_sample_weights_choose_with_the_weights(iris: Any) -> None:
@@ -269,7 +375,7 @@ def test_sample_weights_choose_with_the_weights(iris: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = SoftmaxClassifierCV(Cs=3, cv=2, scoring="neg_log_loss").fit(x, y, s + 0.5)
-    assert model.scores_.shape == (3, 2)
+    assert model.scores_.shape == (2, 1, 3)
     assert (model.scores_ < 0).all()
 
 
@@ -309,7 +415,7 @@ def test_nan_never_wins(iris: Any) -> None:
         UserWarning, match=r"1 of 3 values of C have the score NaN in folds \[0, 1, 2"
     ):
         model.fit(*iris)
-    assert np.isnan(model.scores_[2]).all()
+    assert np.isnan(model.scores_[..., 2]).all()
     assert model.C_ == 1e-3
 
 
@@ -321,7 +427,7 @@ def test_where_every_c_is_nan_the_folds_are_named(iris: Any) -> None:
     model = SoftmaxClassifierCV(Cs=[0.1, 1.0], cv=_splits(fold), scoring="roc_auc")
     with pytest.raises(ValueError, match=r"scoring: .* NaN for each C, in folds \[0\]: .* cv"):
         model.fit(x, y)
-    assert np.isfinite(model.scores_[:, 1:]).all()
+    assert np.isfinite(model.scores_[1:]).all()
     with pytest.raises(NotFittedError):
         model.predict(x)
 
