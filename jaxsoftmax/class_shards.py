@@ -218,11 +218,16 @@ def _row_entries(logits: Array, axis: int, shards: ClassShards) -> tuple[Any, ..
 
 
 def manual_axes(shards: ClassShards) -> set[str]:
-    """Return the axes of the shard_map: those that are named, and all Explicit ones."""
+    """Return the axes of the shard_map: those that are named, all Explicit ones, and trivial ones.
+
+    A kernel cannot be inside it if the compiler divides work over further axes.
+    """
     mesh: Any = shards.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
-    return {*shards.classes, *shards.rows} | explicit
+    return {*shards.classes, *shards.rows} | {
+        name
+        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit or (kind == AxisType.Auto and size == 1)
+    }
 
 
 def _check_sizes(logits: Array, axis: int, shards: ClassShards) -> None:

@@ -101,14 +101,14 @@ def prepare_sigmoid(
 def _match_varying_axes(axes: ClassShards, head: Head, *row_arrays: Any) -> tuple[Any, ...]:
     """Return arrays that vary over the same mesh axes, so that JAX sums gradients of shared ones.
 
-    Labels and other arrays of the rows stay the same for all shards of the classes, and so do the
-    results per row. Outside a shard_map nothing varies.
+    Arrays of the rows stay the same for all shards of the classes, and so do the results per row;
+    the implementation sums x's gradient over them (see `sharded`). Outside a shard_map nothing
+    varies.
     """
     if not axes.local_axes:
         return placement.match_varying_axes(head, *row_arrays)
-    targets = head.targets
-    (head,) = placement.match_varying_axes(head)
-    return head._replace(targets=targets), *row_arrays
+    (matched,) = placement.match_varying_axes(head)
+    return matched._replace(x=head.x, targets=head.targets), *row_arrays
 
 
 def prepare_weights(

@@ -191,13 +191,12 @@ def _total_tangent(
     values: Array, gradients: ModelCotangents, tangents: ModelTangents, weight_tangents: Any
 ) -> Array:
     """Return the derivative of a weighted sum along tangents of the model and of the weights."""
+    # Inside a shard_map over the classes, those of w and bias are sums over local classes.
     terms = [
-        jnp.sum(g.astype(values.dtype) * t.astype(values.dtype))
+        placement.sum_like(jnp.sum(g.astype(values.dtype) * t.astype(values.dtype)), values)
         for g, t in zip(gradients, tangents, strict=True)
         if g is not None and t is not None
     ]
     if not isinstance(weight_tangents, SymbolicZero):
         terms.append(jnp.sum(values * weight_tangents))
-    if not terms:
-        return placement.full(values, 0, (), values.dtype)
-    return placement.sum_like(sum(terms[1:], terms[0]), values)
+    return sum(terms[1:], terms[0]) if terms else placement.full(values, 0, (), values.dtype)

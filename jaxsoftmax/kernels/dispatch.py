@@ -28,7 +28,7 @@ def prepare(call: Call, head: Head, axes: ClassShards = UNSHARDED) -> tuple[Opti
         call.precision,
         call.stats,
     )
-    return options, _choose(call.implementation, head, options)
+    return options, _choose(call.implementation, head, options, shards.unnamed_axes(axes))
 
 
 def _tiles(call: Call, head: Head) -> tiles.Tiles:
@@ -40,7 +40,9 @@ def _tiles(call: Call, head: Head) -> tiles.Tiles:
     return tiles.choose(n, k, memory=call.memory)
 
 
-def _choose(implementation: str | None, head: Head, options: Options) -> str:
+def _choose(
+    implementation: str | None, head: Head, options: Options, unnamed: tuple[str, ...]
+) -> str:
     """Return the named implementation if it can run, else the first of the defaults that suits.
 
     Without rows it is the reference.
@@ -48,22 +50,27 @@ def _choose(implementation: str | None, head: Head, options: Options) -> str:
     if implementation == "reference":
         return "reference"
     inputs = jax.eval_shape(lambda head: cast_operands(head, options), head)
-    if implementation is not None and (reason := _unsupported(implementation, inputs, options)):
+    if implementation is not None and (
+        reason := _unsupported(implementation, inputs, options, unnamed)
+    ):
         raise NotImplementedError(f"implementation {implementation!r}: {reason}")
     if head.x.shape[0] == 0:
         return "reference"
     return implementation or next(
         row.implementation
         for row in DEFAULTS
-        if row.suits(head, options) and _unsupported(row.implementation, inputs, options) is None
+        if row.suits(head, options)
+        and _unsupported(row.implementation, inputs, options, unnamed) is None
     )
 
 
-def _unsupported(name: str, head: Head, options: Options) -> str | None:
+def _unsupported(name: str, head: Head, options: Options, unnamed: tuple[str, ...]) -> str | None:
     """Return why an implementation cannot run the call, or None."""
     needed, current = IMPLEMENTATIONS[name].platform, options.target.platform
     if needed not in (None, current):
         return f"it needs the platform {needed!r}, and the program is traced for {current!r}"
+    if needed is not None and unnamed:
+        return f"it needs shards= to name all axes of the mesh, and {unnamed} are not"
     return load(name).unsupported(head, options)
 
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxsoftmax import placement
 from jaxsoftmax.class_shards import ClassShards
-from jaxsoftmax.kernels import shards, xla_chunked
+from jaxsoftmax.kernels import primitives, shards, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -90,8 +90,9 @@ class ShardedImplementation(NamedTuple):
         def local(head: Head, parts: LSEParts, cotangents: RowCotangents) -> ModelCotangents:
             matched, parts, cotangents = placement.match_varying_axes(head, parts, cotangents)
             matched, _ = _localize_labels(matched, self.axes)
-            found = self.module.backward(matched, parts, cotangents, needs_grad, options)
-            return self._sum_gradients(found, head)
+            wide = self._widen(needs_grad, options)
+            found = self.module.backward(matched, parts, cotangents, wide, options)
+            return self._sum_gradients(found, head, needs_grad)
 
         places = self._head(head), self._rows(parts), self._rows(cotangents)
         return self._map(local, (head, parts, cotangents), places, self._model(needs_grad))
@@ -116,8 +117,9 @@ class ShardedImplementation(NamedTuple):
 
         def local(head: Head, valid: Array | None, weights: Array) -> tuple[Array, ModelCotangents]:
             matched, matched_valid, matched_weights = self._match(head, valid, weights)
-            nll, found = run(matched, matched_valid, matched_weights, needs_grad, options)
-            return self._once_per_row(nll), self._sum_gradients(found, head)
+            wide = self._widen(needs_grad, options)
+            nll, found = run(matched, matched_valid, matched_weights, wide, options)
+            return self._once_per_row(nll), self._sum_gradients(found, head, needs_grad)
 
         places = self._head(head), self._rows(valid), self._rows(weights)
         results = self._rows(weights), self._model(needs_grad)
@@ -151,8 +153,9 @@ class ShardedImplementation(NamedTuple):
 
         def local(head: Head, cotangents: Array) -> ModelCotangents:
             matched, cotangents = placement.match_varying_axes(head, cotangents)
-            found = self.module.binary_backward(matched, cotangents, needs_grad, options)
-            return self._sum_gradients(found, head)
+            wide = self._widen(needs_grad, options)
+            found = self.module.binary_backward(matched, cotangents, wide, options)
+            return self._sum_gradients(found, head, needs_grad)
 
         places = self._head(head), self._rows(cotangents)
         return self._map(local, (head, cotangents), places, self._model(needs_grad))
@@ -164,10 +167,9 @@ class ShardedImplementation(NamedTuple):
 
         def local(head: Head, weights: Array) -> tuple[Array, ModelCotangents]:
             matched, weights = placement.match_varying_axes(head, weights)
-            values, found = self.module.binary_value_and_gradients(
-                matched, weights, needs_grad, options
-            )
-            return self._sum_classes(values), self._sum_gradients(found, head)
+            wide = self._widen(needs_grad, options)
+            values, found = self.module.binary_value_and_gradients(matched, weights, wide, options)
+            return self._sum_classes(values), self._sum_gradients(found, head, needs_grad)
 
         places = self._head(head), self._rows(weights)
         results = self._rows(weights), self._model(needs_grad)
@@ -194,13 +196,19 @@ class ShardedImplementation(NamedTuple):
     def _sum_classes(self, x: Array) -> Array:
         return lax.psum(x, self.axes.classes)
 
-    def _sum_gradients(self, found: ModelCotangents, head: Head) -> ModelCotangents:
-        """Return gradients that vary as their arguments do: summed over the other axes.
+    def _widen(self, needs_grad: NeedsGrad, options: Options) -> NeedsGrad:
+        """Return the dtypes of a device's gradients: x's is a part of a sum over all classes."""
+        if needs_grad.x is None or not self.axes.classes:
+            return needs_grad
+        return needs_grad._replace(x=primitives.sum_dtype(options.dtype))
 
-        Inside a shard_map of the caller's all arguments vary alike, and JAX takes these sums.
-        """
+    def _sum_gradients(
+        self, found: ModelCotangents, head: Head, needs_grad: NeedsGrad
+    ) -> ModelCotangents:
+        """Return gradients that vary as their arguments do: summed over the other axes."""
         pairs: Any = zip(found, head.model, strict=True)
-        return ModelCotangents(*(None if g is None else placement.sum_like(g, a) for g, a in pairs))
+        x, w, bias = (None if g is None else placement.sum_like(g, a) for g, a in pairs)
+        return ModelCotangents(None if x is None else x.astype(needs_grad.x), w, bias)
 
     def _match(self, head: Head, valid: Array | None, weights: Array) -> tuple[Any, ...]:
         """Return arrays that vary alike, those of rows only over the axes of the rows."""

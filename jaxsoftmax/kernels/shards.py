@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxsoftmax import class_shards, placement
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
@@ -54,6 +54,15 @@ def local_head(head: Head, axes: ClassShards) -> Head:
         return jax.ShapeDtypeStruct(shape, a.dtype)
 
     return jax.tree.map(local, head, places)
+
+
+def unnamed_axes(axes: ClassShards) -> tuple[str, ...]:
+    """Return the axes of an Auto mesh over which the compiler divides the work of each shard."""
+    if axes.mesh is None:
+        return ()
+    kinds = zip(axes.mesh.axis_names, axes.mesh.axis_types, strict=True)
+    named = class_shards.manual_axes(axes)
+    return tuple(name for name, kind in kinds if kind == AxisType.Auto and name not in named)
 
 
 def _check_sizes(name: str, shape: tuple[int, ...], spec: Any, axes: ClassShards) -> None:
