@@ -574,7 +574,9 @@ def test_features_that_were_fitted_are_let_go_of_before_the_figures(
         (["nowhere.csv", "--label", "y"], 1, "nowhere.csv"),
         (["digits", "--optimizer", "adagrad"], 2, "'adagrad' is not one of 'adamw'"),
         (
-            shlex.split("digits --loss squared_error --optimizer sgd --learning-rate 9"),
+            shlex.split(
+                "digits --loss squared_error --optimizer sgd --learning-rate 9 --checkpoint 60"
+            ),
             1,
             "the fit diverged. Try a lower --learning-rate",
         ),

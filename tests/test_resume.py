@@ -76,7 +76,7 @@ def test_killed_at_any_time_a_fit_ends_as_if_it_was_not() -> None:
     )
 
 
-def test_what_a_resumed_fit_refuses() -> None:
+def test_what_a_resumed_fit_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("x.csv").write_text("a,y\n" + "1,no\n2,yes\n3,no\n" * 30)
     Path("run/checkpoint").mkdir(parents=True)
     options: dict[str, Any] = dict.fromkeys(inspect.signature(fit).parameters)
@@ -94,6 +94,10 @@ def test_what_a_resumed_fit_refuses() -> None:
         assert message in result.output
     assert "holds no run" in call("fit", "--resume", "nowhere").output
     assert "DATA is missing" in call("fit", "--quiet").output
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    result = call("fit", "x.csv", "--label", "y", "--checkpoint", "9")
+    assert (result.exit_code, "pip install 'jaxsoftmax[scale]'" in result.output) == (1, True)
+    assert not list(Path("runs").iterdir())
 
 
 def test_the_best_epoch_is_kept_and_overfitting_is_told() -> None:

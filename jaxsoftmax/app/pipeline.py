@@ -111,9 +111,9 @@ def choose(
         >>> choices.loss.value, choices.settings.epochs, choices.settings.batch_size
         ('softmax', 3, 32)
     """
-    loss = loss or defaults.default_loss(dataset.schema)
+    loss = LossName(loss or defaults.default_loss(dataset.schema))
     defaults.make_loss(loss, dataset.schema)
-    optimizer = optimizer or defaults.default_optimizer(dataset.schema)
+    optimizer = OptimizerName(optimizer or defaults.default_optimizer(dataset.schema))
     complete = replace(
         defaults.default_settings(dataset, optimizer, loss),
         **{name: value for name, value in settings.items() if value is not None},  # type: ignore[arg-type]

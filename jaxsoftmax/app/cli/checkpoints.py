@@ -1,6 +1,7 @@
 """Checkpoints of a fit in the folder of its run, from which `fit --resume` continues it."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import shutil
@@ -42,8 +43,11 @@ def start(run: Path, given: Mapping[str, Any], dataset: Dataset) -> Path:
         The folder for the library's checkpoints.
 
     Raises:
+        ModuleNotFoundError: if Orbax, which writes them, is not installed.
         ValueError: if the fit is resumed, and the data are not those that it began with.
     """
+    if importlib.util.find_spec("orbax") is None:
+        raise ModuleNotFoundError("--checkpoint needs Orbax: pip install 'jaxsoftmax[scale]'")
     # Orbax warns of a checkpoint that was not complete when the process was killed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     folder, digest = run / FOLDER, _digest(dataset)

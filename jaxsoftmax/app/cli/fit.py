@@ -37,7 +37,12 @@ def run(**given: Any) -> None:
     with new_run.start(run_options, f"{prepared.dataset.name}-{choices.loss}") as run:
         if given["resume"] is None:
             checkpoints.remove(run.folder)  # of the run that is replaced
-        fitted = _train(screen, run, prepared.dataset, choices, given)
+        try:
+            fitted = _train(screen, run, prepared.dataset, choices, given)
+        except (FloatingPointError, KeyboardInterrupt):
+            if given["resume"] is None:  # there is nothing to continue
+                checkpoints.remove(run.folder)
+            raise
         repeated = data_options.to_dict() | settings | {"keep_epoch": given["keep_epoch"]}
         command = repeat.format_command("fit", given["name"], repeated)
         saved = new_run.save(screen, run, prepared, fitted, settings, command)
