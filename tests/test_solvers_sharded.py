@@ -157,5 +157,7 @@ def test_shards_that_do_not_fit_are_refused(mesh: Mesh) -> None:
     with jax.set_mesh(mesh):
         with pytest.raises(ValueError, match=r"axes of the mesh, \('rows',\), got 'data'"):
             solve(x, y, C=1.0, shards=Shards(rows="data"))
+        with pytest.raises(ValueError, match=r"shards\.classes must be None.*'rows'"):
+            solve(x, y, C=1.0, shards=Shards(classes="rows"))
         with pytest.raises(ValueError, match="sparse"):
             solve(scipy_sparse.csr_array(x), y, C=1.0, shards=ROWS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxsoftmax as js
-from jaxsoftmax import LinearParams, solve
+from jaxsoftmax import LinearParams, solve, solve_path
 from jaxsoftmax.solvers import prepare
 from jaxsoftmax.sources import Block
 
@@ -139,6 +139,8 @@ def test_what_a_source_does_not_take_is_named() -> None:
         solve(source, y, C=1.0)
     with pytest.raises(ValueError, match="targets: expected an array"):
         solve(x, C=1.0)
+    with pytest.raises(TypeError, match="features: expected an array, got a source"):
+        solve_path(source, y, C=[1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"l1_ratio: .*source, got 0\.5"):
         solve(source, C=1.0, l1_ratio=0.5)
     with pytest.raises(ValueError, match=r"alpha: .*source, got 0"):

@@ -92,7 +92,7 @@ def solve(
         source, memory holds two blocks, two windows and a sample of one window. A window has at
         most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and each
         Hessian product reads all examples once; a Hessian product computes their scores again,
-        which makes three products with the features of two.
+        which makes three products with the features of two. Each process reads the whole source.
 
         Where devices share the rows, each multiplies its own, also on several processes, which all
         call this function: a product passes K (D + 1) numbers over the network, features stay where
@@ -234,6 +234,8 @@ def solve_path(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
+    if isinstance(features, Source):
+        raise TypeError("features: expected an array, got a source; call solve for each C and fold")
     features = row_shards.shard_features(features, shards)
     several = _is_label_sets(targets, loss)
     label_sets = [

@@ -95,8 +95,13 @@ def shard_features(features: Any, shards: Shards | None) -> Any:
     """Return features as RowShards if `shards` or their own sharding asks for it, or as they are.
 
     Raises:
-        ValueError: if `shards` names no axes of the mesh, or the features are a sparse matrix.
+        ValueError: if `shards` names no axes of the mesh, or names axes of the classes, or the
+            features are a sparse matrix.
     """
+    if shards is not None and shards.classes is not None:
+        raise ValueError(
+            f"shards.classes must be None, devices share rows alone, got {shards.classes!r}"
+        )
     sharding = _choose_sharding(features, shards)
     if sharding is None:
         return features
