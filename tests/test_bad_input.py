@@ -81,6 +81,17 @@ def test_wrong_options_are_one_line(option: tuple[str, str], message: str) -> No
     assert not Path("runs").exists()
 
 
+def test_what_is_no_file() -> None:
+    Path("data/digits").mkdir(parents=True)
+    for source, message in {
+        "/dev/null": "/dev/null: expected a file that ends in .csv",
+        "data/digits": "data/digits is a folder, not a file",
+    }.items():
+        result = call("fit", source, "--label", "y")
+        assert result.exit_code in (1, 2), result.output
+        assert message in result.stderr
+
+
 def test_a_disk_that_is_full_is_told_with_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     write_table()
     assert call(*FIT, "--epochs", "1", "--no-report", "--output", "run").exit_code == 0

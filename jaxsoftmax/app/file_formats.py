@@ -26,8 +26,9 @@ def is_file(source: str | Path) -> bool:
         (True, False)
     """
     path = Path(source)
-    is_folder = path.is_dir() and len(path.parts) > 1  # which is an error that says so
-    return is_table(path) or is_array(path) or path.is_file() or is_folder
+    # A folder or a device is an error that says so; a name may be that of a folder here.
+    is_there = path.exists() and (not path.is_dir() or len(path.parts) > 1)
+    return is_table(path) or is_array(path) or is_there
 
 
 def is_table(path: Path) -> bool:
