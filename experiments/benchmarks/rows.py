@@ -114,7 +114,7 @@ def steps(conditions: Conditions) -> list[Step]:
 
 def steps_by_classes(conditions: Conditions) -> list[Step]:
     """Return a step for some numbers of classes after the other, far apart at first."""
-    classes = (2, 40) if conditions.smoke else CLASSES
+    classes = (40,) if conditions.smoke else CLASSES
     groups = [classes[first : first + TOGETHER] for first in range(0, len(classes), TOGETHER)]
     return [Step(f"{group}", partial(by_classes, group, conditions)) for group in groups]
 
