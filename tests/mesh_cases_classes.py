@@ -188,19 +188,23 @@ def everything(
 ) -> dict[str, Any]:
     """Values, gradient, jvp and Hessian product; `axes` of the classes inside a shard_map."""
 
-    def scalar(z: jax.Array) -> jax.Array:
-        weights = data["weights"]
-        parts = [jnp.sum(weights * v) for v in losses_of(z, data, shards).values()]
-        parts += [lax.psum(jnp.sum(v * dz), axes) for v in links_of(z, data, shards).values()]
-        return sum(parts[1:], parts[0])
+    def scalar(z: jax.Array) -> tuple[jax.Array, Any]:
+        weights, dz = data["weights"], data["tangents"]
+        values, links = losses_of(z, data, shards), links_of(z, data, shards)
+        parts = [jnp.sum(weights * v) for v in values.values()]
+        parts += [lax.psum(jnp.sum(v * dz), axes) for v in links.values()]
+        return sum(parts[1:], parts[0]), {"values": values, "links": links}
+
+    def gradient(z: jax.Array) -> tuple[jax.Array, Any]:
+        (_, found), gradient = jax.value_and_grad(scalar, has_aux=True)(z)
+        return gradient, found
 
     z, dz = data["z"], data["tangents"]
     if not second_order:
-        return {"values": losses_of(z, data, shards), "gradient": jax.grad(scalar)(z)}
-    values, changes = jax.jvp(lambda z: losses_of(z, data, shards), (z,), (dz,))
-    gradient, hessian = jax.jvp(jax.grad(scalar), (z,), (dz,))
-    found = {"values": values, "jvp": changes, "gradient": gradient, "hessian": hessian}
-    return found | {"links": links_of(z, data, shards)}
+        found, rest = gradient(z)
+        return rest | {"gradient": found}
+    (found, rest), (hessian, changes) = jax.jvp(gradient, (z,), (dz,))
+    return rest | {"gradient": found, "hessian": hessian, "jvp": changes["values"]}
 
 
 @cache
