@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxsoftmax import Shards, cross_entropy, fixed_point, pad_classes
+from jaxsoftmax import Shards, cross_entropy, fixed_point, linear_cross_entropy, pad_classes
+from jaxsoftmax.kernels import target
 
 SCRIPT = Path(__file__).parent / "mesh_cases_classes.py"
 
@@ -69,6 +70,42 @@ def test_axes_inside_and_outside_of_a_shard_map() -> None:
     )
     with pytest.raises(ValueError, match="all in the shard_map or not"):
         jax.jit(inner)(LOGITS, LABELS)
+
+
+X, W = jnp.ones((4, 3)), jnp.ones((3, 8))
+
+
+def test_heads_that_are_refused() -> None:
+    mesh = jax.make_mesh((2, 1), ("data", "model"), (AxisType.Auto,) * 2)
+    loss = partial(linear_cross_entropy, labels=jnp.zeros(4, jnp.int32))
+    with jax.set_mesh(mesh), target.assumed("tpu", interpret=True):
+        of_kernel = partial(loss, implementation="mosaic_tpu", shards=Shards(classes="model"))
+        with pytest.raises(NotImplementedError, match="to name all axes of the mesh"):
+            of_kernel(X, W)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="w: expected 2 shards to divide 7"):
+        loss(X, W[:, :7], shards=Shards(classes="data"))
+    dense = jax.shard_map(
+        partial(loss, implementation="reference", shards=Shards(classes="data")),
+        mesh=mesh,
+        in_specs=(P(), P(None, "data")),
+        out_specs=P(),
+    )
+    with pytest.raises(NotImplementedError, match="needs all classes on one device"):
+        jax.jit(dense)(X, W)
+
+
+def test_a_padded_head_is_the_head() -> None:
+    rng = np.random.default_rng(0)
+    x, w, bias = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, 3), (3, 5), (5,)))
+
+    def mean(x: jax.Array, w: jax.Array, bias: jax.Array, multiple: int) -> jax.Array:
+        w = pad_classes(w, multiple=multiple, value=0.0)
+        options = {"bias": pad_classes(bias, multiple=multiple)}
+        return linear_cross_entropy(x, w, jnp.arange(4), **options).nll.mean()
+
+    found, wanted = (jax.grad(partial(mean, multiple=m), (0, 1, 2))(x, w, bias) for m in (8, 1))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_padding() -> None:
