@@ -35,6 +35,7 @@ TIMED = (
     "head_by_classes",
     "features",
 )
+LONGER = {"benchmark": ["--minutes", "15"]}
 TO_COPY = ("train_minibatch", "train_large_head", "finetune_head", "distill", "serve")
 LANGUAGE_MODELS = ("language_model_flax", "language_model_equinox")
 
@@ -47,7 +48,8 @@ def main() -> None:
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     torch = ["--torch-python", options.torch_python] if options.torch_python else []
     for name in (*TIMED, *gallery.DOCUMENTS, *LANGUAGE_MODELS):
-        more = small + (data if name in DATA else []) + (torch if name in TORCH else [])
+        more = small + LONGER.get(name, [])
+        more += (data if name in DATA else []) + (torch if name in TORCH else [])
         if not run(name, more):
             failed.append(name)
     for name in (*TO_COPY, *(() if options.smoke else ("tables", "gallery"))):

@@ -73,7 +73,7 @@ def training() -> list[str]:
     """Return the table of milliseconds of an epoch, and of sweeps as multiples of fits."""
     (found,) = measured("epoch").values()
     seconds = {name: s["median"] for name, s in found["seconds"].items()}
-    torch = found["versions"]["torch"].split(", ")[-1]
+    torch = f"torch {found['versions'].get('torch bare', '')}"
     named = {
         "train_epoch": "`train_epoch`, one compiled scan",
         "python loop": "Python loop over a jitted step with Optax's loss",
