@@ -396,6 +396,12 @@ def test_ranking_curves() -> None:
         assert axes.lines[-1].get_color() == plots.ORANGE
         expected = np.stack([getattr(curves[worst], x), getattr(curves[worst], y)], 1)
         np.testing.assert_allclose(line[-len(expected) :], expected)
+    # Of many examples some are not drawn, but all peaks of a few positives are.
+    few = rank(np.arange(1000.0, 0, -1), np.arange(1000) % 9 == 0)
+    drawn_points = plots.ranking_curves([few], ["a"]).axes[1].lines[0].get_xydata()
+    assert len(drawn_points) < 600
+    peaks = np.stack([few.recall, few.precision], 1)[::9]
+    assert {tuple(point) for point in peaks} <= {tuple(point) for point in drawn_points}
     single = plots.ranking_curves(curves[:1], ["a"]).axes[1]
     assert single.lines[-1].get_ydata()[0] == curves[0].positives / 300, "what a guess gives"
 

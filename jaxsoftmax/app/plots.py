@@ -453,7 +453,10 @@ def _draw_rankings(
 
 
 def _draw_ranking(axes: Axes, curve: RankingCurve, area: str, **style: Any) -> None:
-    recall, chosen = curve.recall, _thin_out_curve(len(curve.recall))
+    recall = curve.recall
+    steps = np.flatnonzero(np.diff(recall, prepend=0.0))  # where precision has its peaks
+    steps = steps[_thin_out_curve(len(steps))]
+    chosen = np.union1d(_thin_out_curve(len(recall)), steps)
     if area == "roc_auc":
         x, y = np.append(0, curve.false_positive_rate[chosen]), np.append(0, recall[chosen])
         axes.plot(x, y, **style)
