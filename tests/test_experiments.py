@@ -48,7 +48,7 @@ for record in sorted(RESULTS.glob("*.json")):
 # Those with a figure, and one with a table in README.md.
 CLAIMING = sorted({experiment_of(path) for path in RESULTS.glob("*.png")} | {"language_model_cost"})
 # The description of a machine is fixed when a process starts: other devices, another compiler.
-ALONE = ("compile_targets", "data_parallel", "scaling")
+ALONE = ("compile_meshes", "compile_targets", "data_parallel", "scaling")
 TOGETHER = [path for path in EXPERIMENTS if path.stem not in ALONE]
 GROUPS = {path.stem: [path] for path in EXPERIMENTS if path.stem in ALONE}
 GROUPS |= {f"group {i + 1}": TOGETHER[i::3] for i in range(3)}
@@ -58,7 +58,7 @@ GROUPS |= {f"group {i + 1}": TOGETHER[i::3] for i in range(3)}
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.libtpu] if name == "compile_targets" else [])
+        pytest.param(name, marks=[pytest.mark.libtpu] if name.startswith("compile_") else [])
         for name in GROUPS
     ],
 )

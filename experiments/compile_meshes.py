@@ -1,0 +1,145 @@
+"""A linear head over 16 accelerators that are absent: compiled for them, not run.
+
+Command: `python experiments/compile_meshes.py`, about two minutes on an idle machine, for 16
+devices of TPU v5e, or of those that are named (v5p, 7x); it needs `libtpu`, in the environment or
+in a folder that JAXSOFTMAX_LIBTPU names. `--smoke` compiles tiny shapes and writes no record. The
+record is results/compile_meshes.json.
+
+Question. Features x of 8192 x 4096 and weights w of 4096 x 1,048,576, in bfloat16: the logits alone
+would take 32 GiB in float32, and w takes 8 GiB. With the classes over 16 chips, how many bytes does
+each chip need besides arguments and results for the value of `linear_cross_entropy`, for value and
+gradients per example, and for those of `linear_cross_entropy_sum`? What crosses between the chips?
+
+Findings. On v5e 0.1, 192 and 1,152 MiB, and no array of the size of w or of the logits crosses: the
+sum of x's gradient over the classes does, 64 MiB in bfloat16, and a few numbers a row. Of these
+bytes, 128 MiB per example are x's gradient in float32, and 1,024 of the sum are w's in float32. The
+kernels of `mosaic_tpu` need 320 MiB per example. On v5p, in a run that has no record, the values
+take 64 MiB (kernels 16), the gradients per example 193 (kernels 337) and those of the sum 1,225.
+With the rows over 4 and the classes over 4 of v5e, each chip has a quarter of w, whose gradient is
+summed over the rows: 2,081 MiB per example, most of it for that sum, and 6,144 for the sum.
+
+x's gradient is a float32 sum before it is rounded for the caller; the compiler rounds first and
+sums in bfloat16, which halves what crosses.
+"""
+
+import argparse
+import re
+from functools import partial
+from typing import Any
+
+import compile_targets  # first: it sets libtpu's environment  # noqa: F401
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsoftmax import Shards
+from jaxsoftmax.kernels import linear_cross_entropy, linear_cross_entropy_sum, target
+
+SLICES = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "7x": "tpu7x:2x2x2"}  # a chip of 7x is two devices
+SHAPE, SMOKE = (8192, 4096, 2**20), (256, 128, 2**13)
+CLASSES = {"classes over 16": ((1, 16), Shards(classes="model"))}
+BOTH = {"rows over 4, classes over 4": ((4, 4), Shards(rows="data", classes="model"))}
+MESHES = {"v5e": CLASSES | BOTH, "v5p": CLASSES, "7x": CLASSES}
+MEMORY = 128 * 2**20  # the budget of each chip, for both routes
+COLLECTIVE = r" = (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+?)(?:-start)?\("
+
+
+def main() -> None:
+    """Compile every program for every slice, print the table and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slices", nargs="*", help=f"of {', '.join(SLICES)}")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
+    arguments = parser.parse_args()
+    shape = SMOKE if arguments.smoke else SHAPE
+    found: dict[str, Any] = {}
+    for name in arguments.slices or ["v5e"]:
+        meshes = BOTH if arguments.smoke else MESHES[name]
+        for layout, (sizes, shards) in meshes.items():
+            entries = all_of(name, sizes, shards, shape)
+            found.setdefault(name, {})[layout] = entries
+            for title, entry in entries.items():
+                show(name, layout, title, entry)
+    if not arguments.smoke:
+        record = {"shape": dict(zip("NDK", shape, strict=True)), "slices": found}
+        print("written:", measure.write_record("compile_meshes", record).name)
+
+
+def show(name: str, layout: str, title: str, entry: dict[str, Any]) -> None:
+    """Print one line."""
+    mebibytes = entry["temporary_bytes"] / 2**20
+    print(
+        f"{name:4} {layout:28} {title:24} {mebibytes:9.1f} MiB  {entry['collectives']}", flush=True
+    )
+
+
+def value(x: Any, w: Any, labels: Any, **options: Any) -> Any:
+    """Return one value per example."""
+    return linear_cross_entropy(x, w, labels, **options).nll
+
+
+def per_example(x: Any, w: Any, labels: Any, **options: Any) -> Any:
+    """Return the mean of one value per example, and its gradients in x and w."""
+
+    def mean(x: Any, w: Any) -> Any:
+        return jnp.mean(linear_cross_entropy(x, w, labels, **options).nll)
+
+    return jax.value_and_grad(mean, (0, 1))(x, w)
+
+
+def scalar(x: Any, w: Any, labels: Any, **options: Any) -> Any:
+    """Return the weighted sum, and its gradients in x and w."""
+    weights = jnp.full(labels.shape, 1 / labels.size)
+
+    def mean(x: Any, w: Any) -> Any:
+        return linear_cross_entropy_sum(x, w, labels, weights=weights, **options)
+
+    return jax.value_and_grad(mean, (0, 1))(x, w)
+
+
+PROGRAMS = {
+    "value": (value, "xla_chunked"),
+    "per example": (per_example, "xla_chunked"),
+    "sum": (scalar, "xla_chunked"),
+    "value, mosaic_tpu": (value, "mosaic_tpu"),
+    "per example, mosaic_tpu": (per_example, "mosaic_tpu"),
+}
+
+
+def all_of(
+    name: str, sizes: tuple[int, int], shards: Shards, shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Compile every program for one mesh of one slice."""
+    devices = np.array(topologies.get_topology_desc(SLICES[name], "tpu").devices)
+    mesh = Mesh(devices.reshape(sizes), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    rows = "data" if shards.rows else None
+    n, d, k = shape
+
+    def argument(size: tuple[int, ...], dtype: Any, *places: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, P(*places)))
+
+    x, w = argument((n, d), jnp.bfloat16, rows, None), argument((d, k), jnp.bfloat16, None, "model")
+    labels = argument((n,), jnp.int32, rows)
+    options: dict[str, Any] = {"shards": shards, "memory": MEMORY}
+    return {
+        title: compiled(partial(program, implementation=kernel, **options), x, w, labels)
+        for title, (program, kernel) in PROGRAMS.items()
+    }
+
+
+def compiled(program: Any, *arguments: Any) -> dict[str, Any]:
+    """Return the temporary bytes of each chip, and the shapes that each collective takes."""
+    with target.assumed("tpu"):
+        lowered = jax.jit(program).lower(*arguments)
+    built = lowered.compile()
+    collectives: dict[str, list[str]] = {}
+    for types, kind in re.findall(COLLECTIVE, built.as_text()):
+        collectives.setdefault(kind, []).extend(re.findall(r"\w+\[[\d,]*\]", types))
+    return {"temporary_bytes": measure.temporary_bytes(built), "collectives": collectives}
+
+
+if __name__ == "__main__":
+    main()
