@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import sklearn.linear_model
-from logistic_exceptions import EXCEPTIONS
+from logistic_exceptions import EXCEPTIONS, REPEATED
 
 from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV
 
@@ -161,3 +161,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = EXCEPTIONS.get(item.name) or EXCEPTIONS.get(item.originalname)
         if reason is not None:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        if item.name in REPEATED:
+            item.add_marker(pytest.mark.skip(reason="the case of two classes stands for it"))

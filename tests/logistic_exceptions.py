@@ -11,6 +11,12 @@ PRIVATE = "calls a private method of scikit-learn's class"
 LIBLINEAR = "wants float64 of liblinear for float32 data; here the result has the dtype of the data"
 INDICES = "wants liblinear, sag and saga to refuse 64-bit indices, which are taken here"
 
+# Passed too, but not run: the case of two classes stands for them, and each compiles a minute long.
+REPEATED = {
+    "test_LogisticRegressionCV_GridSearchCV_elastic_net[3]",
+    "test_LogisticRegressionCV_elasticnet_attribute_shapes[3]",
+    "test_LogisticRegressionCV_no_refit[3-l1_ratios1]",
+}
 EXCEPTIONS = {
     "test_check_solver_option": MESSAGE,
     "test_elasticnet_l1_ratio_err_helpful[LogisticRegressionCV-l1_ratios]": PENALTY,
