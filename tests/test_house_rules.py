@@ -43,7 +43,7 @@ RANKS = {
 }
 # What a user of the core never pays for.
 EXTRAS = ("tensorflow_datasets", "tensorflow", "sklearn", "matplotlib", "rich", "typer",
-          "safetensors", "pandas", "pyarrow", "torch", "absl.testing",
+          "safetensors", "pandas", "pyarrow", "jinja2", "torch", "absl.testing",
           "scipy.optimize")  # fmt: skip
 
 # One word for each idea (left); the words other libraries have for it are not ours.

@@ -90,7 +90,7 @@ def to_logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray 
         return scores
     if loss == LossName.softmax or scores.shape[1] == 1:
         return _class_scores(scores)
-    return -host_metrics.binary_cross_entropy(scores, np.ones_like(scores)).astype(np.float32)
+    return -host_metrics.sigmoid_losses(scores, np.ones_like(scores)).astype(np.float32)
 
 
 def compute_probabilities(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray | None:
@@ -139,9 +139,9 @@ def link(logits: np.ndarray, task: Task) -> np.ndarray:
 
 def _link_block(logits: np.ndarray, task: Task) -> np.ndarray:
     if task is Task.labels:
-        log_p = -host_metrics.binary_cross_entropy(logits, np.ones_like(logits))
+        log_p = -host_metrics.sigmoid_losses(logits, np.ones_like(logits))
     else:
-        log_p = host_metrics.log_softmax(logits)
+        log_p = host_metrics.log_probabilities(logits)
     return np.exp(log_p).astype(np.float32)
 
 
@@ -450,8 +450,8 @@ def _class_values(
     sizes = {"accuracy": 1, "top_3": 3, "top_5": 5} if z.shape[1] > 5 else {"accuracy": 1}
     values = {name: np.where(np.isnan(ranks), np.nan, ranks < k) for name, k in sizes.items()}
     if has_probabilities:
-        values["nll"] = host_metrics.cross_entropy(z, labels)
-        values["brier"] = host_metrics.brier(z, labels)
+        values["nll"] = host_metrics.softmax_losses(z, labels)
+        values["brier"] = host_metrics.brier_scores(z, labels)
         values["confidence"] = _link_block(z, Task.classes).max(1)
     return values
 
@@ -471,7 +471,7 @@ def _label_metrics(
         "subset_accuracy": np.where(is_nan, np.nan, is_right.all(1)),
     }
     if has_probabilities:
-        values = host_metrics.binary_cross_entropy(z, targets)
+        values = host_metrics.sigmoid_losses(z, targets)
         per_example["nll"], per_label["log_loss"] = values.mean(1), values.mean(0)
         overall["ece"] = host_metrics.reliability(link(z, Task.labels), targets).error
     return _RawMetrics(overall | _means(per_example), per_label, per_example)
@@ -583,13 +583,13 @@ def _mean_loss(scores: np.ndarray, targets: np.ndarray, schema: Schema, loss: Lo
 
 def _example_losses(z: np.ndarray, t: np.ndarray, task: Task, loss: LossName) -> np.ndarray:
     if loss == LossName.softmax:
-        return host_metrics.cross_entropy(z, t)
+        return host_metrics.softmax_losses(z, t)
     if loss == LossName.hinge:
-        return host_metrics.hinge(z, t)
+        return host_metrics.hinge_losses(z, t)
     t = t[:, None] == np.arange(z.shape[1]) if task is Task.classes and z.shape[1] > 1 else t
     t = t.reshape(z.shape)
     if loss == LossName.sigmoid:
-        return host_metrics.binary_cross_entropy(z, t)
+        return host_metrics.sigmoid_losses(z, t)
     return np.square(z - t.astype(np.float64))
 
 
@@ -753,7 +753,7 @@ def _before_and_after(
 
 def _nll_and_ece(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     is_softmax = targets.ndim == 1
-    loss = host_metrics.cross_entropy if is_softmax else host_metrics.binary_cross_entropy
+    loss = host_metrics.softmax_losses if is_softmax else host_metrics.sigmoid_losses
     p = link(logits, Task.classes if is_softmax else Task.labels)
     if is_softmax:
         p, outcomes = p.max(1), logits.argmax(1) == targets

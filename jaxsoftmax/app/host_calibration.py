@@ -130,13 +130,13 @@ class _Problem(NamedTuple):
         """Return the mean loss of scale and bias, `[2, K]`."""
         z = params[0] * self.z + params[1]
         if self.is_softmax:
-            return float(host_metrics.cross_entropy(z, self.y.argmax(1)).mean())
-        return float(host_metrics.binary_cross_entropy(z, self.y).sum(1).mean())
+            return float(host_metrics.softmax_losses(z, self.y.argmax(1)).mean())
+        return float(host_metrics.sigmoid_losses(z, self.y).sum(1).mean())
 
     def probabilities(self, z: np.ndarray) -> np.ndarray:
         if self.is_softmax:
-            return np.exp(host_metrics.log_softmax(z))
-        return np.exp(-host_metrics.binary_cross_entropy(z, np.ones_like(z)))
+            return np.exp(host_metrics.log_probabilities(z))
+        return np.exp(-host_metrics.sigmoid_losses(z, np.ones_like(z)))
 
     def slope(self, scale: float) -> tuple[float, float]:
         """Return the first and second derivative of the mean loss in a common scale."""

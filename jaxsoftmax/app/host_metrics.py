@@ -2,8 +2,9 @@
 
 They agree with `jaxsoftmax.metrics` and `jaxsoftmax.losses`, which compute the same on a device.
 
-    log_softmax, cross_entropy, brier     of scores `[N, K]` and classes `[N]`
-    binary_cross_entropy, hinge           of scores and labels of one shape
+    log_probabilities                     of scores `[N, K]`
+    softmax_losses, brier_scores          of scores `[N, K]` and classes `[N]`
+    sigmoid_losses, hinge_losses          of scores and labels of one shape
     label_ranks                           how many classes come before the true one
     count_classes, count_labels           right and wrong predictions
     reliability                           frequencies against probabilities
@@ -17,7 +18,7 @@ import numpy as np
 from jaxsoftmax.app.ranking_curves import divide
 
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
     """Return the logarithms of the probabilities of the classes.
 
     Args:
@@ -29,7 +30,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
-        >>> print(host_metrics.log_softmax(np.array([[40.0, 0.0]])))
+        >>> print(host_metrics.log_probabilities(np.array([[40.0, 0.0]])))
         [[-4.24835426e-18 -4.00000000e+01]]
     """
     return _shift(scores) - log_normalizers(scores)[:, None]
@@ -54,7 +55,7 @@ def log_normalizers(scores: np.ndarray) -> np.ndarray:
     return np.log1p(_sum_others(shifted, shifted.argmax(1)))
 
 
-def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def softmax_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the cross-entropy of each example.
 
     Args:
@@ -67,7 +68,7 @@ def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
-        >>> print(host_metrics.cross_entropy(np.array([[0.0, 0.0]]), np.array([1])))
+        >>> print(host_metrics.softmax_losses(np.array([[0.0, 0.0]]), np.array([1])))
         [0.69314718]
     """
     shifted = _shift(scores)
@@ -77,7 +78,7 @@ def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.where(own == 0, np.log1p(others), np.log(others + np.exp(own)) - own)
 
 
-def brier(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def brier_scores(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the squared distance of the probabilities of each example from its one-hot label.
 
     Args:
@@ -90,16 +91,16 @@ def brier(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
-        >>> print(host_metrics.brier(np.array([[0.0, 0.0]]), np.array([1])))
+        >>> print(host_metrics.brier_scores(np.array([[0.0, 0.0]]), np.array([1])))
         [0.5]
     """
-    p = np.exp(log_softmax(scores))
-    missing = -np.expm1(-cross_entropy(scores, labels))  # 1 - p_y, without cancellation
+    p = np.exp(log_probabilities(scores))
+    missing = -np.expm1(-softmax_losses(scores, labels))  # 1 - p_y, without cancellation
     np.put_along_axis(p, labels[:, None], missing[:, None], 1)
     return np.square(p).sum(1)
 
 
-def binary_cross_entropy(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def sigmoid_losses(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the binary cross-entropy of each score.
 
     Args:
@@ -112,14 +113,14 @@ def binary_cross_entropy(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
-        >>> print(host_metrics.binary_cross_entropy(np.array([0.0, -9.0]), np.array([1, 0])))
+        >>> print(host_metrics.sigmoid_losses(np.array([0.0, -9.0]), np.array([1, 0])))
         [6.93147181e-01 1.23402190e-04]
     """
     z = np.where(targets, -1.0, 1.0) * scores
     return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
 
 
-def hinge(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def hinge_losses(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the hinge loss of each label, or that of several classes of each example.
 
     Args:
@@ -132,7 +133,7 @@ def hinge(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
-        >>> print(host_metrics.hinge(np.array([[0.25, 0.0]]), np.array([0])))
+        >>> print(host_metrics.hinge_losses(np.array([[0.25, 0.0]]), np.array([0])))
         [0.75]
     """
     z = np.asarray(scores, np.float64)
