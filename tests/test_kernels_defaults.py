@@ -14,7 +14,7 @@ from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
 
 H200, B200 = "NVIDIA H200", "NVIDIA B200"
 LARGE = (2048, 4096, 128_256)
-# N, D and K of the sweep in experiments/benchmarks/heads.py, and shapes where one of them is extreme.
+# N, D and K of the sweep in experiments/benchmarks/heads.py, and shapes with an extreme one.
 SHAPES = [(n, d, k) for n in (128, 2048, 32_768) for d in (64, 1024, 8192) for k in (10, 1000)]
 SHAPES += [(n, d, k) for n in (128, 2048, 32_768) for d in (64, 1024, 8192) for k in (4096, 50_257)]
 SHAPES += [LARGE, (8192, 4096, 262_144), (32_768, 8192, 8192), (32_768, 8192, 10_001)]
