@@ -60,7 +60,7 @@ def _is_met(found: sums.Dual) -> Array:
 def _make_certificate(
     stream: Stream, penalty: Problem, config: SolverConfig, theta: Array, found: sums.Dual
 ) -> Certificate:
-    at: Any = sums.evaluate(stream, config.link, theta, intercept=config.intercept)
+    at: Any = sums.mean_loss(stream, config.link, theta, intercept=config.intercept)
     l2, w = penalty.l2, theta[..., :-1]
     ridge = l2[:, None, None] * w
     value = at.value + 0.5 * l2 * jnp.sum(w**2, (1, 2))

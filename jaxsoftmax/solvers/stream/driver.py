@@ -160,7 +160,7 @@ def _with_limits(stream: Stream, config: SolverConfig, theta: np.ndarray) -> np.
 def _evaluate(run: _Run, theta: Array, preconditioner: Preconditioner | Blocks) -> _State:
     """Return the state at some parameters, with no history."""
     config, l2 = run.config, run.sample.l2
-    at = sums.evaluate(run.stream, config.link, theta, intercept=config.intercept)
+    at = sums.mean_loss(run.stream, config.link, theta, intercept=config.intercept)
     w = theta[..., :-1]
     value = float((at.value + 0.5 * l2 * jnp.sum(w**2, (1, 2)))[0])
     gradient = at.gradient.at[..., :-1].add(l2[:, None, None] * w)

@@ -41,7 +41,7 @@ def sum_over(stream: Stream, function: Callable[[Problem], Any]) -> Any:
     return total
 
 
-def evaluate(stream: Stream, link: Link, theta: Array, *, intercept: bool) -> Evaluation:
+def mean_loss(stream: Stream, link: Link, theta: Array, *, intercept: bool) -> Evaluation:
     """Return the mean loss and its derivatives, in two products of one pass."""
     how: dict[str, Any] = {"link": link, "intercept": intercept}
     return sum_over(stream, partial(_evaluate_window, theta=theta, **how))
