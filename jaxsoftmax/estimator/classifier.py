@@ -41,8 +41,8 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
     `classes_`, `n_iter_ [1]`, `gap_` (the certified relative gap), `solution_` (the whole
     `Solution`; None without a certificate, as after `partial_fit`), `n_features_in_`.
 
-    Callbacks of scikit-learn 1.9 (`set_callbacks`) see a task for each outer iteration of `fit`
-    and, as with scikit-learn's lbfgs, an empty one at the end.
+    Callbacks of scikit-learn 1.9, from set_callbacks(), see a task for each outer iteration of
+    `fit` and, as with scikit-learn's lbfgs, an empty one at the end.
 
     Example:
         >>> from sklearn.datasets import load_iris
