@@ -18,6 +18,8 @@ class Shards(NamedTuple):
     An axis is named as in `jax.sharding.Mesh`. Inside a `jax.shard_map` over that axis, arrays are
     the local parts, and sums go over the axis by its name. Elsewhere arrays are whole, and the mesh
     is theirs, or the one of `jax.set_mesh`. Labels are numbers of all classes in both cases.
+    Derivatives inside a `shard_map` need its `check_vma=True`, the default: without it, JAX
+    multiplies the derivative of a sum over devices by their number.
 
     Attributes:
         rows: the name of an axis, or a tuple of names from the slowest to the fastest; None if rows
