@@ -6,8 +6,6 @@ and --list prints the names.
 """
 
 import re
-import sys
-import traceback
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -18,6 +16,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import adversaries  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import mesh_run  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import oracles  # noqa: E402
@@ -516,25 +515,5 @@ def virtual_shards_of_rows_around_shards_of_classes() -> None:
     np.testing.assert_array_equal(train(mesh_of(2, 4)), train(mesh_of(1, 4)))
 
 
-def main(wanted: list[str]) -> int:
-    if wanted == ["--list"]:
-        print("\n".join(CASES))
-        return 0
-    failed = 0
-    for name, run in CASES.items():
-        if wanted and not any(part in name for part in wanted):
-            continue
-        try:
-            run()
-            print("PASS", name, flush=True)
-        except Exception as error:
-            failed += 1
-            frames = traceback.extract_tb(error.__traceback__)
-            places = [f"{f.filename}:{f.lineno}" for f in frames if "/main/" in f.filename]
-            reason = " ".join(str(error).split())[:600]
-            print("FAIL", name, places[-1:], type(error).__name__, reason, flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(bool(main(sys.argv[1:])))
+    mesh_run.main(CASES)

@@ -7,8 +7,6 @@ for each case, PASS or FAIL with the reason; arguments select the cases whose na
 
 import functools
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,6 +18,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
 
 import jax.numpy as jnp  # noqa: E402
+import mesh_run  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from jax import export  # noqa: E402
@@ -816,22 +815,5 @@ def one_device_has_no_placement() -> None:
         assert not any(re.search(rf"\b{name}\b", str(program)) for program in programs), name
 
 
-def main(wanted: list[str]) -> int:
-    failed = 0
-    for name, run in CASES.items():
-        if wanted and not any(part in name for part in wanted):
-            continue
-        try:
-            run()
-            print("PASS", name, flush=True)
-        except Exception as error:
-            failed += 1
-            frames = traceback.extract_tb(error.__traceback__)
-            places = [f"{f.filename}:{f.lineno}" for f in frames if "/jaxsoftmax/" in f.filename]
-            reason = " ".join(str(error).split())[:300]
-            print("FAIL", name, places[-1:], type(error).__name__, reason, flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(bool(main(sys.argv[1:])))
+    mesh_run.main(CASES)
