@@ -68,12 +68,7 @@ def resolve(shards: Shards | None, x: Array) -> ClassShards:
 
 def count_classes(z: Array, axis: int, shards: ClassShards) -> int:
     """Return the number of classes of all shards."""
-    return z.shape[axis] * count_shards(shards.local_axes, z)
-
-
-def count_shards(axes: tuple[str, ...], x: Array) -> int:
-    """Return the number of shards over these axes, 1 without any."""
-    return placement.count_shards(axes, x) if axes else 1
+    return z.shape[axis] * placement.count_shards(shards.local_axes, z)
 
 
 def count_devices(entry: Any, sizes: dict[str, int]) -> int:
@@ -167,7 +162,7 @@ def sum_terms_and_counts(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the sum over sharded classes, and the sums of integers, in one all-reduce."""
     blocks = fixed_point.sum_blocks(terms, axis)
-    axes, count = shards.local_axes, count_shards(shards.local_axes, terms)
+    axes, count = shards.local_axes, placement.count_shards(shards.local_axes, terms)
     form = fixed_point.choose_format(
         terms.dtype, count * terms.shape[axis], count * blocks.shape[axis]
     )

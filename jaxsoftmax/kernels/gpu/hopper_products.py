@@ -122,7 +122,7 @@ def _run(
         kernel,
         mesh=gpu.Mesh(**launch.grid_options(options, pair=product.pair)),
         compiler_params=gpu.CompilerParams(reduction_scratch_bytes=0),
-        interpret=launch.interpreter(options),
+        interpret=launch.interpreter(interpret=options.target.interpret),
         name=name,
     )
     types = jax.ShapeDtypeStruct(result.shape, result.dtype)

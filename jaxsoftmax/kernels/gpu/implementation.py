@@ -195,7 +195,7 @@ def _build_kernel(
         compiler_params=gpu.CompilerParams(
             approx_math=options.softcap is None, reduction_scratch_bytes=0
         ),
-        interpret=launch.interpreter(options) or None,
+        interpret=launch.interpreter(interpret=options.target.interpret) or None,
     )
 
 

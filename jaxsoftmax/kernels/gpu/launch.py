@@ -47,9 +47,9 @@ def grid_options(options: Options, *, pair: bool) -> dict[str, Any]:
     }
 
 
-def interpreter(options: Options) -> Any:
+def interpreter(*, interpret: bool) -> Any:
     """Return the parameters of the interpreter, or False where the kernel is compiled."""
-    return gpu.InterpretGPUParams() if options.target.interpret else False
+    return gpu.InterpretGPUParams() if interpret else False
 
 
 def run(

@@ -135,5 +135,5 @@ def _build(kernel: Kernel, cores: int, dtype: Any, outputs: list[Any]) -> Any:
         thread_name="warpgroup",
         kernel_name="cross_entropy_gradient" if kernel.writes_gradient else "cross_entropy",
         compiler_params=gpu.CompilerParams(unsafe_no_auto_barriers=True, reduction_scratch_bytes=0),
-        interpret=gpu.InterpretGPUParams() if kernel.interpret else False,
+        interpret=launch.interpreter(interpret=kernel.interpret),
     )
