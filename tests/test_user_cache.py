@@ -18,14 +18,14 @@ from jaxsoftmax.app.data.image_cache import Images
 def test_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv(user_cache.VARIABLE, raising=False)
-    monkeypatch.setenv("HOME", "/home/me")
-    expected = {"linux": "/home/me/.cache", "darwin": "/home/me/Library/Caches"}
+    monkeypatch.setenv("HOME", "/somewhere")
+    expected = {"linux": "/somewhere/.cache", "darwin": "/somewhere/Library/Caches"}
     for platform, caches in expected.items():
         monkeypatch.setattr(sys, "platform", platform)
         assert user_cache.folder() == Path(caches, "jaxsoftmax")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification ignores
-    assert user_cache.folder() == Path("/home/me/.cache/jaxsoftmax")
+    assert user_cache.folder() == Path("/somewhere/.cache/jaxsoftmax")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/x")
     assert user_cache.folder() == Path("/var/x/jaxsoftmax")
     monkeypatch.setenv(user_cache.VARIABLE, "/mine")
