@@ -21,9 +21,11 @@ import jax.numpy as jnp  # noqa: E402
 import mesh_run  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+import pytest  # noqa: E402
 from jax import export  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
+from sklearn.base import clone  # noqa: E402
 
 from jaxsoftmax import (  # noqa: E402
     Shards,
@@ -36,6 +38,7 @@ from jaxsoftmax import (  # noqa: E402
     sample_classes,
     training,
 )
+from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV  # noqa: E402
 from jaxsoftmax.metrics import ranking  # noqa: E402
 from jaxsoftmax.training import sweeping  # noqa: E402
 from jaxsoftmax.training.division import UNDIVIDED, Division  # noqa: E402
@@ -766,6 +769,84 @@ for t in (LABELS, TARGETS):
     CASES[f"auto_{name}"] = functools.partial(calibrated, t, AUTO, "r")
     CASES[f"explicit_{name}"] = functools.partial(calibrated, t, SQUARE, "r", "c")
     CASES[f"outside_{name}"] = functools.partial(calibrated, t, SQUARE, "r", "c", context=False)
+
+
+# -- Estimators --
+
+PREDICTIONS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
+
+
+@functools.cache
+def fitted_on_a_host(kind: str) -> SoftmaxClassifier:
+    targets = {"softmax": LABELS, "binary": LABELS % 2, "labels": TARGETS.copy()}[kind]
+    if kind == "labels":
+        targets[:, 2] = 1  # a score that is replaced by a finite one
+    return SoftmaxClassifier().fit(FEATURES, targets)
+
+
+def predicted(kind: str, mesh: Mesh) -> None:
+    """Labels on the host, all else where the rows are."""
+    model, x = fitted_on_a_host(kind), place(FEATURES, mesh, "r")
+    for name in PREDICTIONS:
+        found, truth = getattr(model, name)(x), getattr(model, name)(FEATURES)
+        assert isinstance(found, np.ndarray if name == "predict" else jax.Array), name
+        if name != "predict":
+            assert found.sharding.spec[0] in ("r", ("r",)), name
+        np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+for kind in ("softmax", "binary", "labels"):
+    CASES[f"estimator_predicts_{kind}_auto"] = functools.partial(predicted, kind, AUTO)
+    CASES[f"estimator_predicts_{kind}_explicit"] = functools.partial(predicted, kind, EXPLICIT)
+
+
+@case
+def estimator_of_shared_rows() -> None:
+    """A grid, the fit of its best penalty, and the score, of which no host has the features."""
+    grid: dict[str, Any] = {"Cs": [0.01, 1.0], "cv": 2, "scoring": "neg_log_loss"}
+    model = SoftmaxClassifierCV(**grid, tol=1e-9, grid_tol=1e-9)
+    targets, weights = LABELS % 4, WEIGHTS + 1
+    truth = clone(model).fit(FEATURES, targets, weights)
+    x, y, s = (place(a, AUTO, "r") for a in (FEATURES, targets, weights))
+    to_numpy = type(x).__array__
+
+    def watched(a: jax.Array, *args: Any, **options: Any) -> np.ndarray:
+        assert a.shape != x.shape, "a host has the features"
+        return to_numpy(a, *args, **options)
+
+    with mock.patch.object(type(x), "__array__", watched):
+        found = clone(model).fit(x, y, s)
+    same((found.scores_, found.coef_), (truth.scores_, truth.coef_), 1e-3)
+    assert found.C_ == truth.C_
+    wanted = truth.score(FEATURES, targets, weights)
+    np.testing.assert_allclose(found.score(x, y, s), wanted, rtol=1e-5)
+
+
+@case
+def estimator_with_shards() -> None:
+    """A host's rows go to the devices that `shards` names."""
+    with jax.set_mesh(EXPLICIT):
+        model = clone(SoftmaxClassifier(shards=Shards(rows="r"), tol=1e-9))
+        model.fit(FEATURES[:-1], LABELS[:-1])  # rows that eight devices do not divide
+    truth = SoftmaxClassifier(tol=1e-9).fit(FEATURES[:-1], LABELS[:-1])
+    same(model.coef_, truth.coef_, 1e-3)
+
+
+@case
+def estimator_names_what_is_wrong() -> None:
+    x = place(FEATURES, AUTO, "r")
+    for call, words in (
+        (lambda: fitted_on_a_host("softmax").predict(x[:, :3]), "X has 3 features"),
+        (lambda: SoftmaxClassifier().fit(x, LABELS[1:]), "inconsistent numbers of samples"),
+        (lambda: SoftmaxClassifier().fit(x.at[2, 1].set(np.nan), LABELS), "X: expected finite"),
+        (lambda: SoftmaxClassifier().fit(x[:, 0], LABELS), "X: expected floats"),
+        (
+            lambda: SoftmaxClassifier(shards="r").fit(x, LABELS),
+            "shards: expected jaxsoftmax.Shards",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 # -- Programs --

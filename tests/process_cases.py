@@ -18,12 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxsoftmax as js
-from jaxsoftmax import linear, training
+from jaxsoftmax import linear, training, validation
+from jaxsoftmax.estimator import SoftmaxClassifier
 
 N, D, K = 256, 6, 4
 DEVICES = 4
 # Compilation takes most of the time, in every process: what four need not repeat, they do not.
 ONLY_TWO = {
+    "an estimator",
     "check_labels names a label",
     "fit, each shard in its own order",
     "fit, resumed",
@@ -127,6 +129,15 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         path = js.solve_path(x, y, C=[0.1, 1.0], folds=np.arange(N) % 2, gap=1e-12)
         return certified(path) if is_shared(x) else (path.params, path.objective)
 
+    def classified(x: Any, y: Any) -> tuple:
+        model = SoftmaxClassifier(tol=1e-12).fit(x, y)
+        p = model.predict_proba(x)
+        if is_shared(x):
+            assert not p.is_fully_addressable, "probabilities have left their rows"
+            certified(model.solution_)
+        scores = model.score(x, y), model.coef_, validation.to_host(p)
+        return *scores, model.predict(x)
+
     def bad_feature(x: Any, y: Any) -> str:
         try:
             js.solve(jnp.where(jnp.arange(N)[:, None] == 200, jnp.inf, x), y, C=1.0)
@@ -135,6 +146,7 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         return "no error"
 
     found = {
+        "an estimator": classified,
         "check_labels": lambda x, y: js.check_labels(y, K),
         "check_labels names a label": bad_label,
         "evaluate": lambda x, y: training.evaluate(linear.init(D, K), x, y, loss=loss),

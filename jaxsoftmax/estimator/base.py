@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+import jax
 import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]
 import scipy.special  # type: ignore[import-untyped]
@@ -14,18 +15,26 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from jaxsoftmax.estimator import shared
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import binary_cross_entropy, cross_entropy
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.solvers import Solution, solve
 
 
 class CertifiedClassifier(ClassifierMixin, BaseEstimator):
-    """Logistic regression without its choice of a penalty."""
+    """Logistic regression without its choice of a penalty.
+
+    X may be an array of JAX whose rows several devices share, also of several processes. It stays
+    where it is: every process fits the same model, and scores and probabilities are arrays of JAX
+    whose rows are where those of X are. Predicted labels are on every host.
+    """
 
     tol: float
     fit_intercept: bool
     class_weight: str | dict | None
     max_iter: int
+    shards: Shards | None
     coef_: np.ndarray
     intercept_: np.ndarray
 
@@ -62,9 +71,9 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         """
         scores = self._squeeze_binary(self._linear_scores(X))
         if self._multilabel:
-            return (scores > 0).astype(int)
-        best = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
-        return self.classes_[best]
+            return shared.gather(scores > 0).astype(int)
+        best = scores.argmax(1) if scores.ndim > 1 else scores > 0
+        return self.classes_[shared.gather(best).astype(int)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes, or of each label, `[n, K]`.
@@ -75,7 +84,10 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             The probabilities.
         """
-        scores = self._squeeze_binary(self._linear_scores(X))
+        scores = self._linear_scores(X)
+        if isinstance(scores, jax.Array):
+            return shared.probabilities(scores, multilabel=self._multilabel, log=False)
+        scores = self._squeeze_binary(scores)
         if scores.ndim == 1:
             return scipy.special.expit(np.stack([-scores, scores], 1))
         if self._multilabel:
@@ -91,12 +103,28 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             The logarithms.
         """
-        scores = self._squeeze_binary(self._linear_scores(X))
+        scores = self._linear_scores(X)
+        if isinstance(scores, jax.Array):
+            return shared.probabilities(scores, multilabel=self._multilabel, log=True)
+        scores = self._squeeze_binary(scores)
         if scores.ndim == 1:
             return scipy.special.log_expit(np.stack([-scores, scores], 1))
         if self._multilabel:
             return scipy.special.log_expit(scores)
         return scipy.special.log_softmax(scores, axis=1)
+
+    def score(self, X: Any, y: Any, sample_weight: Any | None = None) -> float:
+        """Return the accuracy of `predict`.
+
+        Args:
+            X: `[n, D]`.
+            y: labels `[n]`, or 0 and 1 `[n, K]`.
+            sample_weight: `[n]`.
+
+        Returns:
+            The accuracy.
+        """
+        return super().score(X, shared.gather(y), shared.gather(sample_weight))
 
     def sparsify(self) -> Self:
         """Store `coef_` as a SciPy sparse matrix, from which all methods predict.
@@ -119,9 +147,16 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         self.coef_ = coef.toarray() if scipy.sparse.issparse(coef) else coef
         return self
 
-    def _linear_scores(self, X: Any) -> np.ndarray:
+    def _linear_scores(self, X: Any) -> Any:
         """Return scores `[n, K]`, one column for two classes, infinite where an intercept is."""
         check_is_fitted(self)
+        if isinstance(X, shared.HeldOut):
+            return X.scores
+        if shared.is_shared(X):
+            shared.check_features(self, X, reset=False)
+            coef: Any = self.coef_
+            coef = coef.toarray() if scipy.sparse.issparse(coef) else coef
+            return shared.linear_scores(X, coef, self.intercept_)
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
         with np.errstate(over="ignore", invalid="ignore"):
             product = X @ self.coef_.T  # sparse if both are, after `sparsify`
@@ -162,15 +197,19 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         It is called by `fit` and `partial_fit` directly, from which warnings get their stack level.
         """
         self._check_settings()
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            multi_output=True,
-            reset=reset,
-        )
+        y, sample_weight = shared.gather(y), shared.gather(sample_weight)
+        if shared.is_shared(X):
+            X, y = shared.validate(self, X, y, reset=reset)
+        else:
+            X, y = validate_data(
+                self,
+                X,
+                y,
+                accept_sparse="csr",
+                dtype=[np.float64, np.float32],
+                multi_output=True,
+                reset=reset,
+            )
         y = _ravel_column(y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
@@ -188,6 +227,8 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | float | np.number) or not value > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+        if not isinstance(self.shards, Shards | None):
+            raise ValueError(f"shards: expected jaxsoftmax.Shards or None, got {self.shards!r}")
 
     def _encode_multilabel(self, y: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y = np.asarray(y.todense() if scipy.sparse.issparse(y) else y).astype(int)
@@ -264,6 +305,7 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             gap=self.tol,
             max_iterations=self.max_iter,
             class_weights=self._all_classes,
+            shards=self.shards,
             callback=callback,
         )
         self._store(solution.params, solution)
@@ -300,13 +342,14 @@ def _ravel_column(y: Any) -> Any:
     return y.ravel()
 
 
-def _replace_unbounded(scores: np.ndarray, unbounded: np.ndarray) -> np.ndarray:
+def _replace_unbounded(scores: Any, unbounded: np.ndarray) -> Any:
     """Return scores whose unbounded columns are finite, beyond 0 and the row's other scores."""
     if not unbounded.any():
         return scores
-    others = scores[:, ~unbounded]
+    xp = scores.__array_namespace__()  # NumPy's or JAX's
+    others = xp.where(unbounded, 0, scores)
+    least, greatest = (f(others, axis=1, keepdims=True) for f in (xp.min, xp.max))
     # A difference of 1000 underflows in a softmax; for large scores it must exceed their rounding.
-    margin = np.maximum(1000, 1e-3 * np.abs(others).max(1, initial=0))[:, None]
-    least, greatest = (f(others, 1, initial=0, keepdims=True) for f in (np.min, np.max))
-    finite = np.where(scores < 0, least - margin, greatest + margin)
-    return np.where(unbounded, finite, scores).astype(scores.dtype)
+    margin = xp.maximum(1000, 1e-3 * xp.maximum(-least, greatest))
+    finite = xp.where(scores < 0, least - margin, greatest + margin)
+    return xp.where(unbounded, finite, scores).astype(scores.dtype)

@@ -14,6 +14,7 @@ from jaxsoftmax.estimator.base import CertifiedClassifier, check_l1_ratio
 from jaxsoftmax.estimator.callbacks import CallbackSupportMixin, Tasks, fit_tasks
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.solvers import Solution
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         learning_rate: learning rate of Adam in `partial_fit`.
         batch_size: batch size of `partial_fit`.
         random_state: determines the order of examples in `partial_fit`.
+        shards: `jaxsoftmax.Shards(rows=...)`: the axes of the mesh of `jax.set_mesh` whose devices
+            share the rows in `fit`. Not needed for an array of JAX that is sharded so.
 
     Attributes, after `fit`: `coef_ [K, D]` and `intercept_ [K]` (one row for two classes),
     `classes_`, `n_iter_ [1]`, `gap_` (the certified relative gap), `solution_` (the whole
@@ -73,6 +76,7 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         learning_rate: float = 0.01,
         batch_size: int = 256,
         random_state: Any = None,
+        shards: Shards | None = None,
     ) -> None:
         self.C = C
         self.l1_ratio = l1_ratio
@@ -84,6 +88,7 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.random_state = random_state
+        self.shards = shards
 
     def fit(self, X: Any, y: Any, sample_weight: Any | None = None) -> Self:
         """Fit to the certified optimum.

@@ -19,8 +19,10 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.validation import _check_method_params
 
+from jaxsoftmax.estimator import shared
 from jaxsoftmax.estimator.base import CertifiedClassifier, check_l1_ratio
 from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.sharding import Shards
 from jaxsoftmax.solvers import Solution, solve_path
 
 
@@ -38,6 +40,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         fit_intercept: whether the model has an intercept.
         class_weight: None, "balanced" or a dict.
         max_iter: limit of the outer iterations of each fit.
+        shards: as in `SoftmaxClassifier`.
 
     Metadata are routed as by scikit-learn's LogisticRegressionCV.
 
@@ -70,6 +73,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         fit_intercept: bool = True,
         class_weight: str | dict | None = None,
         max_iter: int = 1000,
+        shards: Shards | None = None,
     ) -> None:
         self.Cs = Cs
         self.l1_ratios = l1_ratios
@@ -80,6 +84,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.max_iter = max_iter
+        self.shards = shards
 
     def fit(self, X: Any, y: Any, sample_weight: Any | None = None, **metadata: Any) -> Self:
         """Fit every penalty on every fold, then the one with the best mean score on all examples.
@@ -103,6 +108,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
             not routed.
             TypeError: metadata that nothing has requested, if they are routed.
         """
+        sample_weight = shared.gather(sample_weight)
         to_cv, to_scorer = self._route_metadata("fit", sample_weight, metadata)
         X, targets, weights = self._validate(X, y, sample_weight)
         y = targets if self._multilabel else self.classes_[targets]
@@ -144,6 +150,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
                 bias=self.fit_intercept,
                 gap=self.grid_tol,
                 max_iterations=self.max_iter,
+                shards=self.shards,
             )
             for l1_ratio in self.l1_ratios_
         ])  # fmt: skip
@@ -159,9 +166,16 @@ class SoftmaxClassifierCV(CertifiedClassifier):
             for at in np.ndindex(scores.shape[1:]):
                 at = (fold, *at)
                 self._store(LinearParams(w[at], None if bias is None else bias[at]), None)
-                scores[at] = self._score(X[held_out], y[held_out], metadata)
+                part = self._take_held_out(X, held_out)
+                scores[at] = self._score(part, y[held_out], metadata)
         del self.coef_, self.intercept_
         return scores
+
+    def _take_held_out(self, X: Any, rows: np.ndarray) -> Any:
+        """Return rows of X, or the current model's scores of them where devices share X."""
+        if not shared.is_shared(X):
+            return X[rows]
+        return shared.HeldOut(shared.gather(self._linear_scores(X))[rows])
 
     def score(self, X: Any, y: Any, sample_weight: Any | None = None, **metadata: Any) -> float:
         """Return the score of `scoring`, by which C was also chosen.
@@ -175,7 +189,8 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         Returns:
             The score.
         """
-        return self._score(X, y, self._route_metadata("score", sample_weight, metadata)[1])
+        to_scorer = self._route_metadata("score", shared.gather(sample_weight), metadata)[1]
+        return self._score(X, shared.gather(y), to_scorer)
 
     def get_metadata_routing(self) -> MetadataRouter:
         """Return where scikit-learn sends metadata: to `fit` itself, to `cv` and to `scoring`.
