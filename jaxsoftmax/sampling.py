@@ -81,7 +81,7 @@ def sample_classes(
         bias=sample.take(bias) + sample.bias)`.
 
     Raises:
-        TypeError: if the labels are not integers.
+        TypeError: if the labels or the numbers are not integers.
         ValueError: if count is not from 1 to K, or groups do not divide count and K.
 
     Example:
@@ -116,9 +116,10 @@ def _check_sample(labels: Array, num_classes: int, count: int, groups: int) -> N
         raise TypeError(
             f"labels: expected integers of shape [N], got {labels.dtype}{list(labels.shape)}"
         )
-    if not 1 <= count <= num_classes:
-        raise ValueError(f"count must be from 1 to {num_classes} classes, got {count}")
-    if groups < 1 or count % groups or num_classes % groups:
+    validation.check_at_least_one(num_classes=num_classes, count=count, groups=groups)
+    if count > num_classes:
+        raise ValueError(f"count: expected at most {num_classes} classes, got {count}")
+    if count % groups or num_classes % groups:
         raise ValueError(
             f"groups must divide count = {count} and num_classes = {num_classes}, got {groups}"
         )

@@ -70,6 +70,15 @@ def as_setting(x: Any, name: str) -> Any:
     return x
 
 
+def check_at_least_one(**settings: Any) -> None:
+    """Raise an error that names the first setting that is not an integer of at least 1."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}: expected an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 def as_floats(x: ArrayLike, name: str = "logits") -> Array:
     """Return x as an array of floats, or raise a TypeError.
 
@@ -272,7 +281,11 @@ def prepare_labels(
     # An empty list has no integer dtype.
     labels = jnp.zeros(given.shape, jnp.int32) if 0 in given.shape else given
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name}: expected an integer dtype, got {labels.dtype}")
+        hint = "; soft_cross_entropy takes one-hot targets and probabilities"
+        raise TypeError(
+            f"{name}: expected an integer dtype, got {labels.dtype}"
+            f"{hint if labels.shape == logits.shape else ''}"
+        )
     check_shape(labels, drop_axis(logits.shape, axis), name, "logits without the class axis")
     if jnp.iinfo(labels.dtype).bits < 32:
         labels = labels.astype(jnp.int32)

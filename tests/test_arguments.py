@@ -178,6 +178,8 @@ def test_what_is_no_number_is_named() -> None:
     with pytest.raises(TypeError, match="axis: expected one integer"):
         js.softmax(Z, axis=True)
     same(js.softmax(Z, axis=np.int64(0)), js.softmax(Z, axis=0))
+    with pytest.raises(TypeError, match=r"labels: .* soft_cross_entropy takes one-hot targets"):
+        js.cross_entropy(Z, jax.nn.one_hot(Y, Z.shape[-1]))
     for smoothing in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="smoothing: expected a number from 0 to 1"):
             js.mean_cross_entropy(Z, Y, smoothing=smoothing)

@@ -847,6 +847,7 @@ def test_bootstrap_leaves_out_resamples_that_say_nothing() -> None:
         (lambda: ours.log_loss(jnp.ones((2, 3, 1)), jnp.ones((2, 3, 1))), ValueError, "logits"),
         (lambda: ours.label_counts(jnp.ones(2), jnp.ones(2, complex)), TypeError, "targets"),
         (lambda: ours.reliability(jnp.ones(2), jnp.ones(2), bins=0), ValueError, "bins"),
+        (lambda: ours.reliability(jnp.ones(2), jnp.ones(2), bins=2.5), TypeError, "bins: expected"),
         (
             lambda: ours.reliability(jnp.ones(2), jnp.ones(2), binning="equal width"),
             ValueError,

@@ -86,10 +86,11 @@ def test_labels_that_have_no_class() -> None:
 @pytest.mark.parametrize(
     ("labels", "options", "error", "message"),
     [
-        (LABELS, {"count": 25}, ValueError, "count must be from 1 to 24 classes, got 25"),
-        (LABELS, {"count": 0}, ValueError, "count must be from 1 to 24 classes, got 0"),
+        (LABELS, {"count": 25}, ValueError, "count: expected at most 24 classes, got 25"),
+        (LABELS, {"count": 0}, ValueError, "count: expected at least 1, got 0"),
         (LABELS, {"count": 9, "groups": 2}, ValueError, "groups must divide count = 9"),
         (LABELS, {"count": 10, "groups": 5}, ValueError, "and num_classes = 24, got 5"),
+        (LABELS, {"count": 8.0}, TypeError, "count: expected an integer, got 8.0"),
         (X, {"count": 8}, TypeError, r"labels: expected integers of shape \[N\]"),
     ],
 )

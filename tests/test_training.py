@@ -994,6 +994,10 @@ def with_entry(array, value):
         (X, Y, {"validation": (X, Y[:3])}, ValueError, "validation targets must be"),
         (X, Y, {"validation": (X, Y + 1)}, ValueError, "label"),
         (X, Y, {"key": jax.random.split(KEY, 2)}, ValueError, "key"),
+        (X, Y, {"key": 0}, TypeError, r"key must be a random key.* got 0"),
+        (X, Y, {"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
+        (X, Y, {"batch_size": "8"}, TypeError, "batch_size must be an integer, got '8'"),
+        (X, Y, {"optimizer": optax.sgd}, TypeError, "optimizer must be one of Optax.* got sgd"),
     ],
 )
 def test_errors_name_what_is_wrong(features, targets, changes, error, message):
@@ -1007,6 +1011,22 @@ def test_a_loss_that_averages_is_refused():
 
     with pytest.raises(ValueError, match="one value per example"):
         fit(averaged, X, Y, **GOOD)
+
+
+@pytest.mark.parametrize("loss", [jaxsoftmax.cross_entropy, optax.softmax_cross_entropy, None])
+def test_a_loss_of_logits_is_refused_with_what_makes_it_one_of_parameters(loss):
+    with pytest.raises(TypeError, match=r"loss must be .*on_logits\(cross_entropy\), got"):
+        fit(loss, X, Y, **GOOD)
+    with pytest.raises(TypeError, match="loss must be"):
+        sweep(loss, X, Y, make_optimizer=optax.sgd, hyperparams=jnp.ones(1), keys=KEY[None],
+              epochs=1, batch_size=8)  # fmt: skip
+
+
+def test_data_without_values_are_refused():
+    for name in ("features", "targets"):
+        data = {"features": X, "targets": Y}
+        with pytest.raises(TypeError, match=f"{name} must be an array with values.*train_epoch"):
+            jax.jit(lambda a, n=name, d=data: fit(SOFTMAX, **(d | {n: a}), **GOOD))(data[name])
 
 
 def test_lanes_that_disagree_are_refused():

@@ -94,8 +94,7 @@ def reliability(
         processing models" (2015), for bins of equal mass; Guo, Pleiss, Sun and Weinberger, "On
         calibration of modern neural networks" (2017), for fifteen of equal width.
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1, got {bins}")
+    validation.check_at_least_one(bins=bins)
     if binning not in get_args(Binning):
         raise ValueError(f"binning: expected one of {get_args(Binning)}, got {binning!r}")
     p, is_positive, undefined_entries = prepare_binary(probabilities, targets, "probabilities")

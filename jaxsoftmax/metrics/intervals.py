@@ -54,6 +54,7 @@ def bootstrap(
         number per example.
 
     Raises:
+        TypeError: resamples or batch_size is not an integer.
         ValueError: arrays have different lengths, or there are none; resamples or batch_size is
             below 1; level is outside (0, 1).
 
@@ -69,9 +70,7 @@ def bootstrap(
     Reference:
         Efron and Tibshirani, "An introduction to the bootstrap" (1993), chapter 13.
     """
-    for name, value in (("resamples", resamples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    validation.check_at_least_one(resamples=resamples, batch_size=batch_size)
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     arrays = tuple(jnp.asarray(a) for a in data)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax import calls, losses, softmax_core
+from jaxsoftmax import calls, losses, softmax_core, validation
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.metrics.arguments import prepare_binary, prepare_classes
 from jaxsoftmax.validation import ArrayLike
@@ -42,8 +42,7 @@ def hits(logits: ArrayLike, labels: ArrayLike, *, k: int = 1) -> Array:
     Reference:
         Russakovsky et al., "ImageNet large scale visual recognition challenge" (2015), for k = 5.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
+    validation.check_at_least_one(k=k)
     z, label_index, in_range = prepare_classes(logits, labels)
     is_undefined = ~in_range | jnp.any(jnp.isnan(z), -1)
     label_logit = softmax_core.label_logit(z, label_index, z.ndim - 1)[..., None]

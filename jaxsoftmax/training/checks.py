@@ -1,5 +1,6 @@
 """Checks of arguments against each other, all before the first epoch."""
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,50 @@ from jaxsoftmax.training.types import Examples, Loss
 
 
 def check_at_least_one(**arguments: int | None) -> None:
-    """Raise a ValueError that names the first argument that is below 1."""
+    """Raise an error that names the first argument that is not an integer of at least 1."""
     for name, value in arguments.items():
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_loss(loss: Any) -> None:
+    """Raise a TypeError for a loss of logits, which `on_logits` turns into one of parameters."""
+    try:
+        first = next(iter(inspect.signature(loss).parameters), None)
+    except (TypeError, ValueError):  # not a function, or one that has no signature
+        first = None
+    if not callable(loss) or first == "logits":
+        name = getattr(loss, "__name__", repr(loss))
+        raise TypeError(
+            "loss must be a function of parameters, features and targets, such as "
+            f"on_logits(cross_entropy), got {name}"
+        )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise a TypeError for what is not an optimizer, such as `optax.adam` without a rate."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        raise TypeError(f"optimizer must be one of Optax, such as optax.adam(1e-3), got {name}")
+
+
+def check_key(key: Any) -> None:
+    """Raise a TypeError for what is not a random key, such as a seed."""
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key must be a random key, such as jax.random.key(0), got {key!r}")
+
+
+def check_values(**arrays: Any) -> None:
+    """Raise a TypeError that names the first array without values, inside a transformation."""
+    for name, array in arrays.items():
+        if isinstance(array, jax.core.Tracer):
+            raise TypeError(
+                f"{name} must be an array with values, got a tracer; call train_epoch inside jit"
+            )
 
 
 def check_lanes(lanes: int, **trees: Any) -> None:

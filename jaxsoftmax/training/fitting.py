@@ -12,7 +12,14 @@ from jax import Array
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.sources import Source
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
-from jaxsoftmax.training.checks import check_at_least_one, check_model
+from jaxsoftmax.training.checks import (
+    check_at_least_one,
+    check_key,
+    check_loss,
+    check_model,
+    check_optimizer,
+    check_values,
+)
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.division import Division, Order
 from jaxsoftmax.training.epoch import jitted_train_epoch
@@ -112,7 +119,9 @@ def fit(
         of the epoch.
 
     Raises:
-        TypeError: if the features of a linear model, or parameters of your own, are not floats.
+        TypeError: if the features of a linear model, or parameters of your own, are not floats, the
+            data are traced, the loss is one of logits without `on_logits`, or the optimizer, the
+            key or a number is something else.
         ValueError: if shapes do not match, data are empty or not finite, a label is out of range,
             or too large for every class up to it to occur among so few examples, weights are
             negative or all 0, an argument that counts is below 1, there is patience without
@@ -143,6 +152,10 @@ def fit(
         1.0
     """
     check_at_least_one(epochs=epochs, batch_size=batch_size, patience=patience)
+    check_loss(loss)
+    check_optimizer(optimizer)
+    check_key(key)
+    check_values(features=features, targets=targets, weights=weights)
     if patience is not None and validation is None:
         raise ValueError("patience needs validation=(features, targets), got None")
     is_linear = is_linear_model(loss, params)

@@ -16,7 +16,13 @@ from jax import Array
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.sources import Source
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
-from jaxsoftmax.training.checks import check_at_least_one, check_lanes, check_model
+from jaxsoftmax.training.checks import (
+    check_at_least_one,
+    check_lanes,
+    check_loss,
+    check_model,
+    check_values,
+)
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.division import UNDIVIDED, Division, Order, choose_strata
 from jaxsoftmax.training.epoch import run_epoch
@@ -117,6 +123,8 @@ def sweep(
         (3, 1, 2) (3, 10)
     """
     check_at_least_one(epochs=epochs, batch_size=batch_size)
+    check_loss(loss)
+    check_values(features=features, targets=targets, weights=weights)
     if not isinstance(keys, Array) or jnp.shape(keys)[:1] in ((), (0,)):
         raise ValueError("keys must be an array of [L] random keys with L of at least 1")
     is_linear = is_linear_model(loss, params)
