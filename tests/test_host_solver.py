@@ -9,12 +9,13 @@ from sklearn.datasets import load_iris
 from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import host, prepare, solve, solve_path
-from jaxsoftmax.solvers.host import coordinates, line_search, newton, products
+from jaxsoftmax.solvers.host import coordinates, line_search, newton, products, quasi_newton
 from jaxsoftmax.solvers.host import preconditioner as preconditioners
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.newton import Choice
 from jaxsoftmax.solvers.host.preconditioner import Level
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
+from jaxsoftmax.solvers.host.quasi_newton import History
 from jaxsoftmax.solvers.outcome import SolverConfig
 
 Array = np.ndarray
@@ -67,6 +68,74 @@ def test_confident_examples_lose_no_digits(link: problems.Link) -> None:
     np.testing.assert_allclose(point.residual[:, 0], [-float(rest[0]), float(rest[1])], rtol=1e-15)
     curvature = problems.directional_curvature(problem, point, np.array([[1.0], [0.0]]))
     np.testing.assert_allclose(curvature, float(rest[0]), rtol=1e-15)
+
+
+def test_equal_scores_share_the_lead() -> None:
+    targets, size = np.array([0]), float(np.exp(-50))
+    problem = HostProblem(np.ones((1, 1)), targets, np.ones(1), 0.0, "softmax", False)
+    point = problems.point_at(problem, np.array([[40.0], [40.0], [-10.0]]))
+    np.testing.assert_allclose(point.value, np.log(2), rtol=1e-15)
+    np.testing.assert_allclose(point.residual[:, 0], [-0.5, 0.5, size / 2], rtol=1e-15)
+    np.testing.assert_allclose(point.complement[:, 0], [0.5, 0.5, 1], rtol=1e-15)
+
+
+def updated(metric: Array, s: Array, y: Array) -> Array:
+    """The inverse Hessian after one BFGS update."""
+    keep = np.eye(len(s)) - np.outer(s, y) / (s @ y)
+    return keep @ metric @ keep.T + np.outer(s, s) / (s @ y)
+
+
+def test_the_quasi_newton_direction_is_that_of_bfgs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quasi_newton, "MEMORY", 3)
+    problem, point = standing("sigmoid", classes=3)
+    g, rng = problems.gradient(problem, point), np.random.default_rng(2)
+    choice = Choice.initial(problem, 3, 2**20).at_new_point(problem, point)
+    choice = choice._replace(costs=[1.0, 2.0])
+    history, pairs = History.begin(problem, choice, g), []
+    assert choice.current is not None
+    units = np.eye(g.size).reshape(-1, *g.shape)
+    m = np.stack([preconditioners.apply(problem, choice.current, u).ravel() for u in units])
+    np.testing.assert_allclose(quasi_newton.direction(history), -m @ g.ravel(), rtol=1e-12)
+    h = hessian(problem, point)
+    for _ in range(5):
+        step = rng.normal(size=g.shape)
+        change = h @ step.ravel()
+        g = g + change.reshape(g.shape)
+        history = history.add(problem, step, g, 1.0)
+        pairs.append((step.ravel(), change))
+    s, y = pairs[-1]
+    metric = m * (s @ y) / (y @ m @ y)
+    for pair in pairs[-3:]:
+        metric = updated(metric, *pair)
+    np.testing.assert_allclose(quasi_newton.direction(history), -metric @ g.ravel(), rtol=1e-9)
+
+
+def test_quasi_newton_steps_come_first_and_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 30))
+    y = (x @ rng.normal(size=(30, 4)) / 3 + rng.gumbel(size=(600, 4))).argmax(1)
+    scales = 10 ** rng.uniform(-3, 3, 30)
+    easy, hard = solve(x, y, C=1.0, gap=1e-8), solve(x * scales, y, C=1e6, gap=1e-8)
+    monkeypatch.setattr(quasi_newton, "suits", lambda *_: False)
+    newtons = solve(x, y, C=1.0, gap=1e-8), solve(x * scales, y, C=1e6, gap=1e-8)
+    assert easy.converged
+    assert easy.products < 0.8 * newtons[0].products
+    assert hard.converged
+    assert hard.products < 2 * newtons[1].products
+    np.testing.assert_allclose(easy.objective, newtons[0].objective, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("estimates", "expected"),
+    [([1.0] * 8, True), ([1.0] * 9, False), (0.1 ** np.arange(9), True),
+     (0.9 ** np.arange(9), False), ([*[1.0] * 8, 1e-9], True)],
+)  # fmt: skip
+def test_the_rate_of_progress_decides_who_goes_on(estimates: list[float], expected: bool) -> None:
+    problem, point = standing()
+    choice = Choice.initial(problem, 4, 2**20).at_new_point(problem, point)
+    choice, g = choice._replace(costs=[1.0, 2.0]), problems.gradient(problem, point)
+    history = History.begin(problem, choice, g)._replace(limit=20.0, estimates=tuple(estimates))
+    assert history.is_on_course(1e-8) is expected
 
 
 @pytest.mark.parametrize("columns", [4, 30, 150])
@@ -155,6 +224,8 @@ def test_products_in_parts_are_the_products(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_allclose(products.apply(columns, v), v @ columns, rtol=1e-13)
         np.testing.assert_allclose(products.apply_transpose(columns, r), r @ columns.T, rtol=1e-13)
         np.testing.assert_allclose(products.gram(columns, h), columns * h @ columns.T, rtol=1e-13)
+        squared = products.apply_transpose_squared(columns, r)
+        np.testing.assert_allclose(squared, r @ (columns**2).T, rtol=1e-13)
 
 
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])

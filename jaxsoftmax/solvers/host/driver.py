@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsoftmax.solvers.driver import MAX_FORCING, MAX_IDLE_ITERATIONS, MIN_FORCING
-from jaxsoftmax.solvers.host import certificate, line_search, newton
+from jaxsoftmax.solvers.host import certificate, line_search, newton, quasi_newton
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.lane import Lane
 from jaxsoftmax.solvers.host.newton import Choice
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
+from jaxsoftmax.solvers.host.quasi_newton import History
+from jaxsoftmax.solvers.line_search import MAX_SLOPE_RATIO
 from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.solution import SolverStatus
 
@@ -22,6 +24,7 @@ class _State(NamedTuple):
     estimate: float  # of the gap
     first_norm: float  # of the first gradient
     choice: Choice
+    history: History | None  # of quasi-Newton steps, None once Newton's are taken
     iterations: int = 0
     products: int = 0
     trust: float = 1.0  # factor of the estimate's target, below 1 where the estimate was too low
@@ -67,27 +70,56 @@ def _initial_state(lane: Lane, theta: np.ndarray, config: SolverConfig) -> _Stat
     point = problems.point_at(lane.reduced, lane.coordinates.reduce(lane.pack(theta)))
     g = problems.gradient(lane.reduced, point)
     choice = Choice.initial(lane.reduced, len(g), config.memory)
+    history = None
+    if quasi_newton.suits(lane.reduced, choice):
+        choice = choice.at_new_point(lane.reduced, point)
+        history = History.begin(lane.reduced, choice, g)
     norm = float(np.linalg.norm(g))
-    state = _State(point, g, np.inf, norm if norm > 0 else 1.0, choice, products=2)
+    state = _State(point, g, np.inf, norm if norm > 0 else 1.0, choice, history, products=2)
     return _note_progress(state._replace(estimate=_estimate(lane.reduced, state, np.inf)))
 
 
 def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _State:
     """Take one step."""
     point, g = state.point, state.gradient
-    d, products, choice = newton.direction(
-        problem, point, g, _tolerance(problem, config, state), state.choice
-    )
-    point = line_search.minimize_along(problem, point, d, g)
+    d, products, choice = _direction(problem, config, state)
+    ratio = MAX_SLOPE_RATIO if state.history is None else quasi_newton.MAX_SLOPE_RATIO
+    end = line_search.minimize_along(problem, point, d, g, slope_ratio=ratio)
     state = state._replace(
-        point=point,
-        gradient=problems.gradient(problem, point),
+        point=end,
+        gradient=problems.gradient(problem, end),
         choice=choice,
         iterations=state.iterations + 1,
         products=state.products + 2 * products + 2,
     )
-    estimate = _estimate(problem, state, -0.5 * float(np.vdot(g, d)))
-    return _note_progress(state._replace(estimate=estimate))
+    state = state._replace(estimate=_estimate(problem, state, -0.5 * float(np.vdot(g, d))))
+    return _note_progress(state._replace(history=_extend(problem, config, state, point)))
+
+
+def _direction(
+    problem: HostProblem, config: SolverConfig, state: _State
+) -> tuple[np.ndarray, int, Choice]:
+    """Return the direction, the number of Hessian products it took, and the choice."""
+    if state.history is not None:
+        return quasi_newton.direction(state.history).reshape(state.gradient.shape), 0, state.choice
+    tolerance = _tolerance(problem, config, state)
+    return newton.direction(problem, state.point, state.gradient, tolerance, state.choice)
+
+
+def _extend(
+    problem: HostProblem, config: SolverConfig, state: _State, last: Point
+) -> History | None:
+    """Return the history with the step from `last`, None where Newton's method is to go on."""
+    if state.history is None or state.point is last:
+        return None
+    step = state.point.theta - last.theta
+    history = state.history.add(problem, step, state.gradient, state.estimate)
+    return history if history.is_on_course(_target(config, state)) else None
+
+
+def _target(config: SolverConfig, state: _State) -> float:
+    """Return the estimate of the gap at which a certificate is computed."""
+    return 0.9 * config.gap * state.trust * abs(state.point.value)
 
 
 def _estimate(problem: HostProblem, state: _State, decrement: float) -> float:
@@ -95,7 +127,7 @@ def _estimate(problem: HostProblem, state: _State, decrement: float) -> float:
     if problem.l2 == 0:
         return decrement
     slope = problems.weight_part(problem, state.gradient)
-    return float(np.sum(slope**2)) / (2 * problem.l2)
+    return float(np.vdot(slope, slope)) / (2 * problem.l2)
 
 
 def _tolerance(problem: HostProblem, config: SolverConfig, state: _State) -> float:
@@ -125,7 +157,7 @@ def _certify_if_ready(
 ) -> tuple[certificate.Certificate | None, SolverStatus | None]:
     """Return a certificate and the status it gives, if the figures indicate the end."""
     value = state.point.value
-    done = state.estimate <= 0.9 * config.gap * state.trust * abs(value)
+    done = state.estimate <= _target(config, state)
     if not (done or not np.isfinite(value) or _is_separated(lane.reduced, state.point)):
         return None, None
     found = _certify(lane, config, state)

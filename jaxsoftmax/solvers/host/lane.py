@@ -67,8 +67,9 @@ class Lane(NamedTuple):
 def _columns(features: np.ndarray, bias: bool) -> np.ndarray:
     """Return x' in float64, with a last row of ones for the intercept."""
     n, d = features.shape
-    columns = np.ones((d + bias, n))
+    columns = np.empty((d + bias, n))
     columns[:d] = features.T
+    columns[d:] = 1
     return columns
 
 

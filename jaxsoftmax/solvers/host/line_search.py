@@ -8,24 +8,32 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 from jaxsoftmax.solvers.line_search import MAX_SLOPE_RATIO, MAX_TRIALS
 
 
-def minimize_along(problem: HostProblem, point: Point, d: np.ndarray, g: np.ndarray) -> Point:
-    """Return the point at t d with |F'(t)| <= 0.4 |F'(0)| and F(t) <= F(0).
+def minimize_along(
+    problem: HostProblem,
+    point: Point,
+    d: np.ndarray,
+    g: np.ndarray,
+    *,
+    slope_ratio: float = MAX_SLOPE_RATIO,
+) -> Point:
+    """Return the point at t d with |F'(t)| <= slope_ratio |F'(0)| and F(t) <= F(0).
 
     The step t = 1 is tried first, then Newton's steps in t within a bracket, or bisections. The
     point itself is returned if d does not descend, or if MAX_TRIALS find no such step. `g` is the
     gradient at the point.
     """
-    first_slope = float(np.sum(g * d))
+    first_slope = float(np.vdot(g, d))
     if not first_slope < 0:
         return point
     dz = products.apply(problem.columns, d)
-    ridge = problem.l2 * float(np.sum(problems.weight_part(problem, d) ** 2))
+    dw = problems.weight_part(problem, d)
+    ridge = problem.l2 * float(np.vdot(dw, dw))
     highest = point.value + 4 * np.finfo(float).eps * abs(point.value)
     step, low, high = 1.0, 0.0, np.inf
     for _ in range(MAX_TRIALS):
         trial = problems.point_at(problem, point.theta + step * d, point.scores + step * dz)
         slope = _slope(problem, trial, d, dz)
-        if abs(slope) <= MAX_SLOPE_RATIO * -first_slope and trial.value <= highest:
+        if abs(slope) <= slope_ratio * -first_slope and trial.value <= highest:
             return trial
         low, high = (step, high) if slope < 0 else (low, step)
         curvature = problems.directional_curvature(problem, trial, dz) + ridge
@@ -37,7 +45,7 @@ def _slope(problem: HostProblem, point: Point, d: np.ndarray, dz: np.ndarray) ->
     """Return F'(t)."""
     loss = np.vdot(problem.weights * point.residual, dz)
     w, dw = problems.weight_part(problem, point.theta), problems.weight_part(problem, d)
-    return float(loss + problem.l2 * np.sum(w * dw))
+    return float(loss + problem.l2 * np.vdot(w, dw))
 
 
 def _next_step(step: float, low: float, high: float, newton: float) -> float:

@@ -108,26 +108,31 @@ def seconds(problem: HostProblem, classes: int, level: Level) -> float:
     p, n = problem.columns.shape
     match level:
         case Level.DIAGONAL:
-            return product_seconds(problem, classes)
+            return 2 * product_seconds(problem, classes)
         case Level.SHARED:
             blocks, factors, size = 1, 1, p
         case Level.BLOCKS:
             blocks, factors, size = classes, classes, p
         case Level.FULL:
             blocks, factors, size = classes * (classes - 1) // 2, 1, (classes - 1) * p
-    grams = n * (blocks * ENTRY + min(_paired_seconds(p, blocks), _separate_seconds(p, blocks)))
-    return OVERHEAD + grams + factors * (0.2 * OVERHEAD + size**3 / 3 * MULTIPLICATION)
+    grams = min(_paired_seconds(p, n, blocks), _separate_seconds(p, n, blocks))
+    return (
+        OVERHEAD
+        + n * blocks * ENTRY
+        + grams
+        + factors * (0.2 * OVERHEAD + size**3 / 3 * MULTIPLICATION)
+    )
 
 
-def _paired_seconds(columns: int, blocks: int) -> float:
-    """Return the seconds for one example to form all products of columns, and to add them up."""
+def _paired_seconds(columns: int, n: int, blocks: int) -> float:
+    """Return the seconds to form all products of columns, and to add them up for each block."""
     pairs = columns * (columns + 1) / 2
-    return pairs * (COLUMN + blocks * MULTIPLICATION)
+    return n * pairs * (COLUMN + blocks * MULTIPLICATION)
 
 
-def _separate_seconds(columns: int, blocks: int) -> float:
-    """Return the seconds for one example of a symmetric product for each block."""
-    return blocks * columns * (COLUMN + columns * HALVED)
+def _separate_seconds(columns: int, n: int, blocks: int) -> float:
+    """Return the seconds of a symmetric product for each block."""
+    return blocks * (0.5 * OVERHEAD + n * columns * (COLUMN + columns * HALVED))
 
 
 def product_seconds(problem: HostProblem, classes: int) -> float:
@@ -184,7 +189,7 @@ def _solve(preconditioner: Preconditioner, r: np.ndarray) -> np.ndarray:
 
 def _diagonal(problem: HostProblem, h: np.ndarray) -> np.ndarray:
     """Return the diagonal of the blocks, `[K, P]`, at least as large as rounding makes it."""
-    diagonal = products.apply_transpose(problem.columns**2, h)
+    diagonal = products.apply_transpose_squared(problem.columns, h)
     problems.weight_part(problem, diagonal)[:] += problem.l2
     return np.maximum(diagonal, np.finfo(float).eps * diagonal.max())
 
@@ -212,12 +217,13 @@ def _grams(columns: np.ndarray, h: np.ndarray) -> np.ndarray:
     size, blocks = len(columns), len(h)
     if h.size * size <= products.SINGLE_THREAD // 8:  # one call for all
         return np.matmul(h[:, None] * columns, columns.T)
-    if _separate_seconds(size, blocks) <= _paired_seconds(size, blocks):
+    n = columns.shape[1]
+    if _separate_seconds(size, n, blocks) <= _paired_seconds(size, n, blocks):
         return np.stack([products.gram(columns, row) for row in h])
     first, second = _triangle(size)
     chunk = max(1, CHUNK_ENTRIES // (len(first) + blocks))
     sums = np.zeros((blocks, len(first)))
-    for start in range(0, columns.shape[1], chunk):
+    for start in range(0, n, chunk):
         x = columns[:, start : start + chunk]
         sums += h[:, start : start + chunk] @ (x[first] * x[second]).T
     grams = np.empty((blocks, size, size))

@@ -35,7 +35,7 @@ class Point(NamedTuple):
     residual: np.ndarray  # p - t, accurate relative to each entry: [K, N]
     probability: np.ndarray  # p: [K, N]
     complement: np.ndarray  # 1 - p, as accurate: [K, N]
-    lead: np.ndarray | None  # of a softmax, the class of the greatest score: [N]
+    lead: np.ndarray | None  # of a softmax, 1 where the score is the greatest, else 0: [K, N]
 
 
 def point_at(problem: HostProblem, theta: np.ndarray, scores: np.ndarray | None = None) -> Point:
@@ -45,10 +45,10 @@ def point_at(problem: HostProblem, theta: np.ndarray, scores: np.ndarray | None 
     if problem.link == "sigmoid":
         loss, p, complement = _sigmoid(z, problem.targets)
     else:
-        lead = z.argmax(0)
-        loss, p, complement = _softmax(z, problem.targets, lead)
+        loss, p, complement, lead = _softmax(z, problem.targets)
     residual = _residual(problem.targets, p, complement)
-    value = problem.weights @ loss + 0.5 * problem.l2 * np.sum(weight_part(problem, theta) ** 2)
+    w = weight_part(problem, theta)
+    value = problem.weights @ loss + 0.5 * problem.l2 * np.vdot(w, w)
     return Point(theta, z, float(value), residual, p, complement, lead)
 
 
@@ -58,23 +58,29 @@ def weight_part(problem: HostProblem, theta: np.ndarray) -> np.ndarray:
 
 
 def _softmax(
-    z: np.ndarray, targets: np.ndarray, lead: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the losses `[N]`, p and 1 - p; sums leave out the greatest term, which is 1."""
-    at_lead = (lead, np.arange(z.shape[1]))
-    shifted = z - z[at_lead]
+    z: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the losses `[N]`, p, 1 - p, and where z is the greatest.
+
+    With e = exp(z - max z), p is e / (1 + o) and 1 - p is (1 - e + o) / (1 + o), where o is the sum
+    of e without the greatest term, which is 1: nothing cancels.
+    """
+    shifted = z - z.max(0)
+    lead = (shifted == 0).astype(float)
     p = np.exp(shifted)
-    p[at_lead] = 0
-    others = p.sum(0)
-    p /= 1 + others
-    p[at_lead] = 1 / (1 + others)
+    others = (p - lead).sum(0)
+    if np.count_nonzero(lead) > z.shape[1]:  # all greatest terms but one count as others
+        others += lead.sum(0) - 1
     complement = 1 - p
-    complement[at_lead] = others / (1 + others)
+    complement += others
+    total = 1 + others
+    p /= total
+    complement /= total
     if targets.ndim == 1:
-        target_score = shifted[targets, at_lead[1]]
+        target_score = shifted[targets, np.arange(z.shape[1])]
     else:
         target_score = np.sum(targets * np.where(targets == 0, 0, shifted), 0)
-    return np.log1p(others) - target_score, p, complement
+    return np.log1p(others) - target_score, p, complement, lead
 
 
 def _sigmoid(z: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,7 +127,7 @@ def scores_hessian_product(problem: HostProblem, point: Point, u: np.ndarray) ->
     if point.lead is None:
         return p * point.complement * u
     # Relative to the leading class, the terms that a confident example has left are small.
-    u = u - u[point.lead, np.arange(u.shape[1])]
+    u = u - np.einsum("kn,kn->n", point.lead, u)
     u -= np.einsum("kn,kn->n", p, u)
     u *= p
     return u

@@ -37,6 +37,16 @@ def apply_transpose(columns: np.ndarray, r: np.ndarray) -> np.ndarray:
     return total
 
 
+def apply_transpose_squared(columns: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Return r x^2, `[R, P]`, for r `[R, N]`."""
+    n = columns.shape[1]
+    part = _part(n, len(r) * len(columns))
+    return sum(  # of parts, whose squares stay in the cache
+        r[:, start : start + part] @ (columns[:, start : start + part] ** 2).T
+        for start in range(0, n, part)
+    )
+
+
 def gram(columns: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Return sum_i h_i x_i x_i', `[P, P]`, for h of at least 0, `[N]`."""
     n = columns.shape[1]
