@@ -5,9 +5,8 @@ the axes of the classes their arrays are local, and the functions of this module
 Elsewhere `run` makes that shard_map around a primal function; its derivative rule is outside, on
 whole arrays, where the compiler or JAX takes the sums.
 
-Both collectives are of integers. A maximum is that of the floats' bits, which are in the order of
-the floats with NaN above all: XLA's maximum of floats loses a NaN among devices. A sum of
-exponentials is in fixed point (see `fixed_point`).
+Both collectives are of integers: maxima of the floats' bits (see `class_maxima`), and sums in fixed
+point (see `fixed_point`), which have the same bits for any number of shards.
 """
 
 import functools
@@ -17,11 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from jaxsoftmax import exponential, fixed_point, placement
+from jaxsoftmax import class_maxima, exponential, fixed_point, placement
 from jaxsoftmax.exponential import RowScale
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
@@ -101,7 +99,7 @@ def max_classes(z: Array, axis: int, shards: ClassShards) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _max_over_shards(z: Array, axis: int, shards: ClassShards) -> Array:
-    return _from_order(lax.pmax(jnp.max(_to_order(z), axis), shards.local_axes), z.dtype)
+    return class_maxima.max_over_shards(z, axis, shards.local_axes)
 
 
 @_max_over_shards.defjvp
@@ -116,32 +114,6 @@ def _max_over_shards_jvp(
     return maximum, sum_classes(select(is_largest, dz, 0), axis, shards) / jnp.maximum(count, 1)
 
 
-class RowMaxima(NamedTuple):
-    """The largest logit of each row, that of its label, and the largest of the other classes."""
-
-    all: Array
-    label: Array
-    rest: Array
-
-
-def max_around_label(z: Array, label: Array, is_label: Array, axis: int, axes: Any) -> RowMaxima:
-    """Return the maxima of rows whose classes are sharded, in one all-reduce.
-
-    Args:
-        z: the logits of the local classes.
-        label: z_y, and anything where the label is on another device.
-        is_label: which entries are those of the labels.
-        axis: the class axis.
-        axes: the mesh axes.
-    """
-    nothing = int(jnp.iinfo(_integer(z.dtype)).min)  # below every logit
-    order = jnp.max(select(is_label, _order_of(-jnp.inf, z.dtype), _to_order(z)), axis)
-    label_order = select(jnp.any(is_label, axis), _to_order(label), nothing)
-    order, label_order = lax.pmax((order, label_order), axes)
-    rest, label = _from_order(order, z.dtype), _from_order(label_order, z.dtype)
-    return RowMaxima(_from_order(jnp.maximum(order, label_order), z.dtype), label, rest)
-
-
 def sum_terms(terms: Array, row: RowScale, largest: Array, axis: int, shards: ClassShards) -> Array:
     """Return the sum of a row's scaled exponentials over all classes; NaN where the maximum is.
 
@@ -149,28 +121,42 @@ def sum_terms(terms: Array, row: RowScale, largest: Array, axis: int, shards: Cl
     """
     if not shards.local_axes:
         return exponential.sum_terms(terms, row, axis)
-    return sum_terms_and_counts(terms, row, largest, (), axis, shards)[0]
+    (total,) = sum_exactly((exponentials(terms, row, largest),), axis, shards)
+    return select(jnp.isnan(row.maximum), jnp.nan, total)
 
 
-def sum_terms_and_counts(
-    terms: Array,
-    row: RowScale,
-    largest: Array,
-    counts: tuple[Array, ...],
-    axis: int,
-    shards: ClassShards,
-) -> tuple[Array, tuple[Array, ...]]:
-    """Return the sum over sharded classes, and the sums of integers, in one all-reduce."""
-    blocks = fixed_point.sum_blocks(terms, axis)
-    axes, count = shards.local_axes, placement.count_shards(shards.local_axes, terms)
-    form = fixed_point.choose_format(
-        terms.dtype, count * terms.shape[axis], count * blocks.shape[axis]
-    )
-    bound = fixed_point.power_above(exponential.scaled_exp(largest, row))
-    limbs = fixed_point.to_limbs(blocks, bound, axis, form)
-    limbs, counts = lax.psum((limbs, counts), axes)
-    total = fixed_point.from_limbs(limbs, bound, form)
-    return select(jnp.isnan(row.maximum), jnp.nan, total), counts
+class Summand(NamedTuple):
+    """Terms to be added over the classes of all shards."""
+
+    terms: Array
+    bound: Array  # of the terms' sizes, without the class axis and the same on all shards
+    limbs: int = 3
+
+
+def exponentials(terms: Array, row: RowScale, largest: Array) -> Summand:
+    """Return scaled exponentials of logits, of which this is the largest, as a summand."""
+    return Summand(terms, exponential.scaled_exp(largest, row))
+
+
+def sum_exactly(summands: tuple[Summand, ...], axis: int, shards: ClassShards) -> list[Array]:
+    """Return the sums over sharded classes, in one all-reduce of integers.
+
+    A sum is accurate to a few ulp of its bound, and better if most terms are smaller. It is its
+    bound where that is infinite or NaN.
+    """
+    axes = shards.local_axes
+    scales = [fixed_point.power_above(of.bound) for of in summands]
+    limbs, forms = [], []
+    for of, scale in zip(summands, scales, strict=True):
+        blocks = fixed_point.sum_blocks(of.terms * jnp.expand_dims(1 / scale, axis), axis)
+        sizes = [placement.count_shards(axes, of.terms) * a.shape[axis] for a in (of.terms, blocks)]
+        forms.append(fixed_point.choose_format(of.terms.dtype, *sizes, limbs=of.limbs))
+        limbs.append(fixed_point.to_limbs(blocks, axis, forms[-1]))
+    totals = map(fixed_point.from_limbs, lax.psum(limbs, axes), scales, forms)
+    return [
+        select(jnp.isfinite(of.bound), total, of.bound)
+        for total, of in zip(totals, summands, strict=True)
+    ]
 
 
 def run(
@@ -186,7 +172,8 @@ def run(
     logits, mesh = arrays[0], shards.mesh
     spec = functools.partial(_spec, logits, axis, shards)
     _check_sizes(logits, axis, shards)
-    results = jax.eval_shape(lambda *a: function(*a, axis, UNSHARDED), *arrays)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+    results = jax.eval_shape(lambda *a: function(*a, axis, UNSHARDED), *shapes)
     arrays = jax.tree.map(lambda a: placement.reshard(a, logits, *spec(a)), arrays)
     return jax.shard_map(
         lambda *a: function(*a, axis, shards._replace(mesh=None)),
@@ -237,29 +224,3 @@ def _check_sizes(logits: Array, axis: int, shards: ClassShards) -> None:
             size = 1 if i is None else logits.shape[i]
             expected = f"a number of {name} that {count} shards divide"
             raise ValueError(f"logits: expected {expected}, got {size}{advice}")
-
-
-def _integer(dtype: Any) -> Any:
-    return jnp.dtype(f"int{jnp.finfo(dtype).bits}")
-
-
-def _to_order(x: Array) -> Array:
-    """Return integers in the order of the floats; NaN is the largest."""
-    integer = _integer(x.dtype)
-    bits = lax.bitcast_convert_type(x, integer)
-    largest = int(jnp.iinfo(integer).max)
-    # The bits of a negative number are its sign and its size, whose order is the other way around.
-    return select(x != x, largest, bits ^ (bits >> (jnp.finfo(x.dtype).bits - 1) & largest))
-
-
-def _order_of(x: float, dtype: Any) -> int:
-    """Return the integer of a number."""
-    bits = int(np.asarray(x, dtype).view(_integer(dtype)))
-    return bits ^ int(jnp.iinfo(_integer(dtype)).max) if bits < 0 else bits
-
-
-def _from_order(order: Array, dtype: Any) -> Array:
-    """Undo `_to_order`."""
-    largest = int(jnp.iinfo(order.dtype).max)
-    bits = select(order < 0, order ^ largest, order)
-    return lax.bitcast_convert_type(bits, dtype)

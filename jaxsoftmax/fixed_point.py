@@ -1,14 +1,14 @@
-"""Sums of non-negative floats as integers: exact in any order, and so for any number of shards.
+"""Sums of floats as integers: exact in any order, and so for any number of shards.
 
 An all-reduce of floats rounds at every shard, in an order that the network chooses. Here each term
-x <= b, with b a power of two, is written in three integers ("limbs"),
+|x| <= 4 b, with b a power of two, is written in three integers ("limbs"), or more,
 
     x / b = (n_0 + (n_1 + n_2 2^-l) 2^-l) 2^-h,
 
-and sums of integers are exact. With K classes h = 30 - log2 K bits leave room for K terms as large
-as b. The other limbs are remainders of at most one half in units of the one before, so that l is 30
-- log2 P for P terms. What is lost is half a unit of n_2 a term, which is less than half an ulp of
-the sum up to 2^21 classes in terms of `BLOCK_CLASSES` each (float32).
+and sums of integers are exact. With K classes h = 28 - log2 K bits leave room for K terms as large
+as 4 b. The other limbs are remainders of at most one half in units of the one before, so that l is
+30 - log2 P for P terms. What is lost is half a unit of n_2 a term, which is less than an ulp of the
+bound up to 2^21 classes in terms of `BLOCK_CLASSES` each (float32).
 
 A term is the sum of a block of consecutive classes, by a tree of additions that are written out:
 XLA's own sums depend on the size of the array. The result is then the same, bit for bit, wherever
@@ -27,25 +27,18 @@ BLOCK_CLASSES = 128
 VECTOR_LENGTH = 8
 
 
-class Limbs(NamedTuple):
-    """A sum of terms, relative to a bound of each: three integers."""
-
-    first: Array
-    second: Array
-    third: Array
-
-
 class Format(NamedTuple):
     """How many bits are behind the point in the first limb, and in each of the others."""
 
     first_bits: int
     other_bits: int
+    limbs: int
 
 
-def choose_format(dtype: jnp.dtype, classes: int, blocks: int) -> Format:
+def choose_format(dtype: jnp.dtype, classes: int, blocks: int, *, limbs: int = 3) -> Format:
     """Return the format for sums of `blocks` blocks with `classes` classes in all."""
     bits = jnp.finfo(dtype).bits - 2
-    return Format(bits - _log2_ceil(classes), bits - _log2_ceil(blocks))
+    return Format(bits - 2 - _log2_ceil(classes), bits - _log2_ceil(blocks), limbs)
 
 
 def count_blocks(classes: int) -> int:
@@ -73,42 +66,47 @@ def _halve(x: Array, axis: int, length: int) -> Array:
     return x
 
 
-def power_above(x: Array) -> Array:
-    """Return the power of two b with x < b <= 2 x, for normal x > 0."""
-    info = jnp.finfo(x.dtype)
+def power_above(bound: Array) -> Array:
+    """Return the power of two b with bound < 4 b <= 2 bound, or the nearest one that is normal.
+
+    The quarter is for bounds near the largest number: 4 b may be infinite, and 1 / b is normal.
+    """
+    info = jnp.finfo(bound.dtype)
     integer = jnp.dtype(f"int{info.bits}")
-    exponent = lax.bitcast_convert_type(x, integer) >> info.nmant
-    return lax.bitcast_convert_type((exponent + 1) << info.nmant, x.dtype)
+    exponent = lax.bitcast_convert_type(bound, integer) >> info.nmant
+    exponent = jnp.maximum(exponent - 1, 1)
+    return lax.bitcast_convert_type(exponent << info.nmant, bound.dtype)
 
 
-def to_limbs(terms: Array, bound: Array, axis: int, form: Format) -> Limbs:
-    """Return the sum along an axis of terms in [0, BLOCK_CLASSES bound], as integers."""
-    integer = jnp.dtype(f"int{jnp.finfo(terms.dtype).bits}")
+def to_limbs(blocks: Array, axis: int, form: Format) -> list[Array]:
+    """Return the sum along an axis of the sums of blocks of x / b, as integers."""
+    integer = jnp.dtype(f"int{jnp.finfo(blocks.dtype).bits}")
     # Exact: products with powers of two, and what rounding to an integer leaves.
-    rest = terms * jnp.expand_dims(1 / bound, axis)
-    limbs = []
-    for bits in (form.first_bits, form.other_bits, form.other_bits):
+    rest, limbs = blocks, []
+    for bits in (form.first_bits, *[form.other_bits] * (form.limbs - 1)):
         rest = rest * rest.dtype.type(2.0**bits)
         whole = lax.round(rest, lax.RoundingMethod.TO_NEAREST_EVEN)
         limbs.append(jnp.sum(whole, axis, dtype=integer))
         rest = rest - whole
-    return Limbs(*limbs)
+    return limbs
 
 
-def from_limbs(limbs: Limbs, bound: Array, form: Format) -> Array:
+def from_limbs(limbs: list[Array], scale: Array, form: Format) -> Array:
     """Return the sum as a float, rounded about once."""
-    first, second, third = limbs
-    bits = form.other_bits
+    first, *others = limbs
+    bits, carry = form.other_bits, jnp.zeros_like(first)
     # Carries, so that each limb is less than a unit of the one before.
-    second, third = second + (third >> bits), third & ((1 << bits) - 1)
-    first, second = first + (second >> bits), second & ((1 << bits) - 1)
+    fraction, unit = jnp.zeros_like(scale), scale.dtype.type(2.0**-bits)
+    for limb in reversed(others):
+        limb = limb + carry
+        carry = limb >> bits
+        fraction = ((limb & ((1 << bits) - 1)).astype(scale.dtype) + fraction) * unit
     # The first limb may have more bits than a float: it is two floats.
+    first = first + carry
     half = jnp.iinfo(first.dtype).bits // 2 - 1
-    unit = bound.dtype.type(2.0**-bits)
-    fraction = (second.astype(bound.dtype) + third.astype(bound.dtype) * unit) * unit
     high, low = (first >> half) << half, first & ((1 << half) - 1)
-    total = high.astype(bound.dtype) + (low.astype(bound.dtype) + fraction)
-    return total * bound.dtype.type(2.0**-form.first_bits) * bound
+    total = high.astype(scale.dtype) + (low.astype(scale.dtype) + fraction)
+    return total * scale.dtype.type(2.0**-form.first_bits) * scale
 
 
 def _log2_ceil(n: int) -> int:

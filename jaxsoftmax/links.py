@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import calls, class_shards, exponential, validation
+from jaxsoftmax import calls, class_shards, exponential, sharded_softmax, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
@@ -338,8 +338,15 @@ def softmax_and_log(z: Array, axis: int, shards: ClassShards = UNSHARDED) -> tup
 
 
 def _softmax_and_log(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Array]:
+    return shares_and_logs(z, _sum_exponentials(z, axis, shards), axis)
+
+
+def shares_and_logs(
+    z: Array, exponentials: tuple[Array, Array, Array, Array], axis: int
+) -> tuple[Array, Array]:
+    """Return the softmax and its logarithm, from what `_sum_exponentials` returns."""
     expand = functools.partial(jnp.expand_dims, axis=axis)
-    maximum, e, total, log_excess = _sum_exponentials(z, axis, shards)
+    maximum, e, total, log_excess = exponentials
     # Equal infinities differ by 0.
     peak = expand(maximum)
     below = select(z >= peak, 0, z - peak)
@@ -401,40 +408,23 @@ def _sum_exponentials(
     """Return the maximum, the scaled exponentials, their sum S, and log(S / e_max).
 
     The logarithm is log1p(rest / e_max). The rest consists of the entries below the maximum and all
-    but one of those equal to it. On one device S is not computed from it: a compiler may round what
-    it computes twice, such as a product in z, in two ways, and the shares of the mass are quotients
-    of the very entries whose sum is S.
+    but one of those equal to it. On a CPU S is not computed from it: a compiler may round what it
+    computes twice, such as a product in z, in two ways, and the shares of the mass are quotients of
+    the very entries whose sum is S. XLA for a GPU stores exponentials of which it takes two sums.
     """
-    maximum = class_shards.max_classes(z, axis, shards)
+    if shards.local_axes:
+        return sharded_softmax.sum_exponentials(z, axis, shards)
+    maximum = jnp.max(z, axis)
     row = exponential.prepare_rows(maximum)
     top = exponential.exp_of_maximum(row)
     # A product fused into z may exceed its own rounded maximum. The comparison is False for a NaN.
     leads = z >= jnp.expand_dims(maximum, axis)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
-    lower, total, ties = _sum_below(z, e, leads, row, axis, shards)
+    ties = jnp.sum(leads, axis, dtype=z.dtype)
+    lower = exponential.sum_terms(select(leads, 0, e), row, axis)
+    total = exponential.sum_terms(e, row, axis)
     e = exponential.recompute(e, z, row.expand_dims(axis))
     return maximum, e, total, jnp.log1p(lower / top + (ties - 1))
-
-
-def _sum_below(
-    z: Array,
-    e: Array,
-    leads: Array,
-    row: exponential.RowScale,
-    axis: int,
-    shards: ClassShards,
-) -> tuple[Array, Array, Array]:
-    """Return the sum of the entries below the maximum, S, and how many are equal to the maximum."""
-    below = select(leads, 0, e)
-    if not shards.local_axes:
-        ties = jnp.sum(leads, axis, dtype=z.dtype)
-        lower = exponential.sum_terms(below, row, axis)
-        return lower, exponential.sum_terms(e, row, axis), ties
-    largest = class_shards.max_classes(select(leads, -jnp.inf, z), axis, shards)
-    ties = jnp.sum(leads, axis, dtype=jnp.int32)
-    lower, (ties,) = class_shards.sum_terms_and_counts(below, row, largest, (ties,), axis, shards)
-    count = ties.astype(z.dtype)
-    return lower, lower + count * exponential.exp_of_maximum(row), count
 
 
 def _reciprocal(total: Array, has_mass: Array) -> Array:

@@ -42,6 +42,7 @@ from jaxsoftmax import (
     exponential,
     links,
     placement,
+    sharded_losses,
     softmax_core,
     validation,
 )
@@ -86,8 +87,10 @@ def cross_entropy(
         With `shards` the bound of 8 ulp holds for any number of shards of up to 2^21 classes: two
         all-reduces of at most three integers a row, in which nothing is rounded, and none for the
         gradient. Where the number of classes is a multiple of 128 times the number of shards,
-        values and gradients have the same bits for any number of shards (tested on CPUs). Other
-        losses add their own sum over the classes, in floats.
+        values and gradients have the same bits for any number of shards (tested on CPUs). So have
+        those of `soft_cross_entropy`, `kl_divergence` and `entropy` and the values of `brier`, in
+        two all-reduces of more integers (see `sharded_softmax`). `smoothed_cross_entropy` counts
+        the classes first, in one more.
 
     Derivatives:
         p - onehot(y), see `cross_entropy_gradient`; of any order, in both modes.
@@ -364,13 +367,16 @@ class _SoftRows(NamedTuple):
 
     z: Array
     t: Array
-    valid: Array  # which rows count; a fully masked row has no distribution and does not
+    valid: Array | None  # which rows count; a fully masked row has no distribution and does not
     axis: int
     shards: ClassShards
 
 
 def _soft_values(rows: _SoftRows) -> Array:
     z, t, valid, axis, shards = rows
+    if shards.classes:
+        values = sharded_losses.soft_cross_entropy(z, t, None, axis, shards)
+        return validation.zero_ignored(values, valid)
     return validation.zero_ignored(_soft_cross_entropy(z, t, axis, shards), valid)
 
 
@@ -451,6 +457,9 @@ def kl_divergence(
     else:
         log_t = jnp.log(select(t == 0, 1, t))
     products = select(t == 0, 0, t * log_t)
+    if rows.shards.classes:
+        values = sharded_losses.soft_cross_entropy(rows.z, t, products, rows.axis, rows.shards)
+        return validation.zero_ignored(values, rows.valid)
     negative_entropy = class_shards.sum_classes(products, rows.axis, rows.shards)
     cross_entropies = _soft_cross_entropy(rows.z, t, rows.axis, rows.shards)
     return validation.zero_ignored(cross_entropies + negative_entropy, rows.valid)
@@ -500,6 +509,8 @@ def entropy(
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     z = validation.zero_ignored_rows(z, valid, axis)
     class_axes = class_shards.resolve(shards, z)
+    if class_axes.classes:
+        return validation.zero_ignored(sharded_losses.entropy(z, axis, class_axes), valid)
     p, log_p = links.softmax_and_log(z, axis, class_axes)
     terms = p * select(p == 0, 0, log_p)
     return validation.zero_ignored(-class_shards.sum_classes(terms, axis, class_axes), valid)
@@ -694,6 +705,8 @@ def brier(
         Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
     rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
+    if rows.shards.classes:
+        return sharded_losses.brier(rows)
     residual = softmax_core.value_and_gradient(*rows)[1]
     return class_shards.sum_classes(residual**2, rows.axis, rows.shards)
 
@@ -1138,8 +1151,9 @@ def _prepare_soft(
 def _soft_rows(
     z: Array, t: Array, valid: Array | None, axis: int, shards: ClassShards
 ) -> _SoftRows:
-    has_classes = class_shards.any_class(z != -jnp.inf, axis, shards)
+    # Where the classes are sharded, the loss finds the fully masked rows itself.
+    has_classes = jnp.any(z != -jnp.inf, axis) if not shards.classes else None
     if valid is None:
         return _SoftRows(z, t, has_classes, axis, shards)
     z, t = (validation.zero_ignored_rows(a, valid, axis) for a in (z, t))
-    return _SoftRows(z, t, has_classes & valid, axis, shards)
+    return _SoftRows(z, t, valid if has_classes is None else has_classes & valid, axis, shards)

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax import class_shards, exponential, links, placement, validation
-from jaxsoftmax.class_shards import UNSHARDED, ClassShards, RowMaxima
+from jaxsoftmax import class_maxima, class_shards, exponential, links, placement, validation
+from jaxsoftmax.class_maxima import RowMaxima
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.exponential import RowScale
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
@@ -102,7 +104,7 @@ def _row_maxima(
     classes = z.shape[axis]
     local = jnp.clip(labels - class_shards.first_class(z, axis, shards), 0, classes - 1)
     z_y = label_logit(z, local, axis)
-    return class_shards.max_around_label(z, z_y, is_label, axis, shards.local_axes)
+    return class_maxima.max_around_label(z, z_y, is_label, axis, shards.local_axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
@@ -123,10 +125,21 @@ def value_and_gradient(
     return class_shards.run(_value_and_gradient, (z, labels, in_range, valid), axis, shards)
 
 
-def _value_and_gradient(
+class LabelTerms(NamedTuple):
+    """The exponentials of rows with labels, and what they are relative to."""
+
+    maxima: RowMaxima
+    row: RowScale
+    others: Array  # the scaled exponentials, `[..., K]`, 0 for what is left out
+    of_label: Array  # that of the label
+    left_out: Array  # bool, `[..., K]`: the label's entry, and those of ignored rows
+    is_zero: Array  # which rows have value and gradient 0
+
+
+def label_terms(
     z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
-) -> tuple[Array, Array]:
-    expand = functools.partial(jnp.expand_dims, axis=axis)
+) -> LabelTerms:
+    """Return the exponentials of local rows, the label's apart from the others."""
     is_label = label_mask(z, labels, axis, shards)
     maximum, z_y, largest_rest = _row_maxima(z, labels, is_label, axis, shards)
     is_zero = ~valid | links.is_fully_masked(maximum)
@@ -137,9 +150,17 @@ def _value_and_gradient(
     z_y, largest_rest = select(valid, z_y, 0), select(valid, largest_rest, 0)
     e_y = exponential.scaled_exp(z_y, row)
     # All entries of an ignored row are left out, NaN included.
-    left_out = is_label | expand(~valid)
-    per_entry = row.expand_dims(axis)
-    others = select(left_out, 0, exponential.scaled_exp(z, per_entry))
+    left_out = is_label | jnp.expand_dims(~valid, axis)
+    others = select(left_out, 0, exponential.scaled_exp(z, row.expand_dims(axis)))
+    return LabelTerms(RowMaxima(maximum, z_y, largest_rest), row, others, e_y, left_out, is_zero)
+
+
+def _value_and_gradient(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Array]:
+    expand = functools.partial(jnp.expand_dims, axis=axis)
+    terms = label_terms(z, labels, in_range, valid, axis, shards)
+    (maximum, z_y, largest_rest), row, others, e_y, left_out, is_zero = terms
     # A row whose value and gradient are 0 is treated as one whose label leads and whose others sum
     # to 0. The sum is multiplied rather than replaced: the maximum of a row of NaNs may be -inf,
     # but their sum is NaN.
@@ -150,7 +171,7 @@ def _value_and_gradient(
     excess = select(leads, s_o / e_y, total / exponential.exp_of_maximum(row) - 1)
     value = jnp.log1p(excess) + select(leads, 0, maximum - z_y)
     inverse = 1 / (total + select(is_zero, jnp.inf, jnp.zeros_like(total)))
-    others = exponential.recompute(others, z, per_entry)
+    others = exponential.recompute(others, z, row.expand_dims(axis))
     return value, jnp.where(left_out, expand(0 - s_o * inverse), others * expand(inverse))
 
 

@@ -60,19 +60,44 @@ def traps() -> tuple[np.ndarray, np.ndarray]:
     return z, adversaries.labels("random", z)
 
 
-def values(z: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+@cache
+def soft_targets() -> dict[str, np.ndarray]:
+    """Of all classes, of a few, and nearly all on the largest logit, where losses are small."""
+    z, rng = traps()[0], np.random.default_rng(3)
+    t = rng.random(z.shape).astype(np.float32)
+    largest = np.eye(K, dtype=np.float32)[z.argmax(1)]
+    found = {
+        "dense": t / t.sum(1, keepdims=True),
+        "sparse": np.where(rng.random(z.shape) < 0.01, t, 0),
+        "confident": largest * (1 - 1e-6) + 1e-9 * t,
+    }
+    return {name: np.where(z == -np.inf, 0, t).astype(np.float32) for name, t in found.items()}
+
+
+def values(z: jax.Array, y: jax.Array, targets: dict[str, jax.Array]) -> dict[str, Any]:
+    def soft(z: jax.Array, t: jax.Array) -> jax.Array:
+        return js.soft_cross_entropy(z, t, shards=CLASSES)
+
     return {
         "loss": js.cross_entropy(z, y, shards=CLASSES),
         "gradient": js.cross_entropy_gradient(z, y, shards=CLASSES),
         "log_softmax": js.log_softmax(z, shards=CLASSES),
+        "logsumexp": js.logsumexp(z, shards=CLASSES),
+        "entropy": js.entropy(z, shards=CLASSES),
+        "entropy gradient": jax.grad(lambda z: js.entropy(z, shards=CLASSES).sum())(z),
+        "brier": js.brier(z, y, shards=CLASSES),
+        "soft": {name: soft(z, t) for name, t in targets.items()},
+        "soft gradient": jax.grad(lambda z: soft(z, targets["sparse"]).sum())(z),
+        "kl": {n: js.kl_divergence(z, t, shards=CLASSES) for n, t in targets.items()},
     }
 
 
 @cache
-def values_on(shards: int) -> dict[str, np.ndarray]:
+def values_on(shards: int) -> dict[str, Any]:
     z, y = traps()
     mesh = mesh_of(shards)
-    given = put(mesh, z, None, "model"), put(mesh, y)
+    targets = {name: put(mesh, t, None, "model") for name, t in soft_targets().items()}
+    given = put(mesh, z, None, "model"), put(mesh, y), targets
     return jax.tree.map(np.asarray, jax.jit(values)(*given))
 
 
@@ -82,12 +107,25 @@ def exact_to_8_ulp() -> None:
     found, (lse, scale) = dict(values_on(8)), oracles.logsumexp(z)
     given = put(mesh_of(8), z, None, "model")
     found["softmax"] = jax.jit(partial(js.softmax, shards=CLASSES))(given)
-    found["logsumexp"] = jax.jit(partial(js.logsumexp, shards=CLASSES))(given)
     oracles.assert_ulps(found["loss"], oracles.cross_entropy(z, y))
     oracles.assert_ulps(found["gradient"], oracles.cross_entropy_gradient(z, y))
     oracles.assert_ulps(found["softmax"], oracles.softmax(z))
     oracles.assert_ulps(found["log_softmax"], oracles.log_softmax(z))
     oracles.assert_ulps(found["logsumexp"], lse, scale=scale)
+    oracles.assert_ulps(found["entropy"], oracles.entropy(z))
+    oracles.assert_ulps(found["brier"], oracles.brier(z, y))
+
+
+@case
+def soft_targets_to_8_ulp() -> None:
+    z, found = traps()[0], values_on(8)
+    exists = (z > -np.inf).any(1)
+    fits = exists & (np.ptp(np.where(z == -np.inf, 0, z), 1) < 3e38)  # no z - max z overflows
+    for name, t in soft_targets().items():
+        for loss, oracle in (("soft", oracles.soft_cross_entropy), ("kl", oracles.kl_divergence)):
+            true, scale = oracle(z[fits], t[fits])
+            oracles.assert_ulps(found[loss][name][fits], true, scale=scale)
+            assert (found[loss][name][~exists] == 0).all()
 
 
 @case
@@ -203,7 +241,11 @@ def everything(
         found, rest = gradient(z)
         return rest | {"gradient": found}
     (found, rest), (hessian, changes) = jax.jvp(gradient, (z,), (dz,))
-    return rest | {"gradient": found, "hessian": hessian, "jvp": changes["values"]}
+    # How an infinite value changes depends on which of two formulas is differentiated.
+    finite = {
+        n: jnp.where(jnp.isinf(v), 0, changes["values"][n]) for n, v in rest["values"].items()
+    }
+    return rest | {"gradient": found, "hessian": hessian, "jvp": finite}
 
 
 @cache
@@ -357,7 +399,7 @@ def means_over_all_rows_inside_shard_map() -> None:
 
 
 @case
-def two_all_reduces_of_three_numbers_a_row() -> None:
+def two_all_reduces_of_a_few_integers_a_row() -> None:
     mesh, n = mesh_of(2, 4), 64
     z, y = (
         put(mesh, np.zeros((n, K), np.float32), "data", "model"),
@@ -369,12 +411,46 @@ def two_all_reduces_of_three_numbers_a_row() -> None:
         kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
         return re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", text)
 
+    def all_reduces(function: Callable) -> list[int]:
+        """The number of integers a row in each collective, which are all of integers."""
+        found = [re.findall(r"(\w+)\[([\d,]*)\]", types) for types in collectives(function)]
+        assert all(kind == ("s32", "32") for kinds in found for kind in kinds), found
+        return [len(kinds) for kinds in found]
+
     def total(z: jax.Array, y: jax.Array) -> jax.Array:
         return js.cross_entropy(z, y, shards=CLASSES).sum()
 
-    for function in (partial(js.cross_entropy, shards=CLASSES), jax.grad(total)):
-        found = [re.findall(r"(\w+)\[([\d,]*)\]", types) for types in collectives(function)]
-        assert found == [[("s32", "32")] * 2, [("s32", "32")] * 3], found
+    def soft(z: jax.Array, y: jax.Array) -> jax.Array:
+        return js.soft_cross_entropy(z, jnp.abs(z), shards=CLASSES)
+
+    def link(function: Callable) -> Callable:
+        return lambda z, y: function(z, shards=CLASSES)
+
+    programs = {
+        "loss": partial(js.cross_entropy, shards=CLASSES),
+        "gradient": jax.grad(total),
+        "softmax": link(js.softmax),
+        "log_softmax": link(js.log_softmax),
+        "logsumexp": link(js.logsumexp),
+        "entropy": link(js.entropy),
+        "brier": partial(js.brier, shards=CLASSES),
+        "soft": soft,
+        "soft gradient": jax.grad(lambda z, y: soft(z, y).sum()),
+    }
+    # With 4 shards, the two largest logits are among 4 numbers, and so are the largest targets.
+    found = {name: all_reduces(program) for name, program in programs.items()}
+    wanted = {
+        "loss": [2, 3],
+        "gradient": [2, 3],
+        "softmax": [1, 3],
+        "log_softmax": [4, 3],
+        "logsumexp": [4, 3],
+        "entropy": [4, 6],
+        "brier": [2, 6],
+        "soft": [9, 10],
+        "soft gradient": [8, 6],
+    }
+    assert found == wanted, found
 
 
 # -- Linear heads --

@@ -1,0 +1,142 @@
+"""Losses that are sums over sharded classes, with closed-form derivatives of exact sums.
+
+The values are those of `sharded_softmax`. Where a derivative needs a sum that the value has as
+well, it is the same sum. Derivatives of derivatives are those of the plain formulas, whose sums
+over shards are of floats.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax import class_shards, links, sharded_softmax, softmax_core
+from jaxsoftmax.class_shards import ClassShards
+from jaxsoftmax.placement import select
+from jaxsoftmax.softmax_core import LabeledRows
+
+
+def _with_derivatives_of(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decorator of function(arrays, axis, shards): derivatives are those of `plain`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        rule = jax.custom_jvp(function, nondiff_argnums=(1, 2))
+
+        def jvp(axis: int, shards: ClassShards, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+            tangent = jax.jvp(lambda a: plain(a, axis, shards), primals, tangents)[1]
+            return rule(*primals, axis, shards), tangent
+
+        rule.defjvp(jvp)
+        return rule
+
+    return decorate
+
+
+# -- Soft targets --
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def soft_cross_entropy(
+    z: Array, t: Array, further: Array | None, axis: int, shards: ClassShards
+) -> Array:
+    """Return -sum_k t_k log p_k plus the sum of further terms; 0 for a fully masked row."""
+    return _soft_parts((z, t, further), axis, shards)[0]
+
+
+@soft_cross_entropy.defjvp
+def _soft_cross_entropy_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    (z, t, _), (dz, dt, dfurther) = primals, tangents
+    value, mass, exists, p, log_p = _soft_parts(primals, axis, shards)
+    gradient = select(z == -jnp.inf, 0, p * jnp.expand_dims(mass, axis) - t)
+    products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
+    products = products if dfurther is None else products + jnp.expand_dims(exists, axis) * dfurther
+    return value, class_shards.sum_classes(products, axis, shards)
+
+
+def _plain_soft_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
+    z, t, _ = arrays
+    value, mass = (
+        soft_cross_entropy(*arrays, axis, shards),
+        class_shards.sum_classes(t, axis, shards),
+    )
+    exists = class_shards.any_class(z != -jnp.inf, axis, shards).astype(z.dtype)
+    return value, mass, exists, *links.softmax_and_log(z, axis, shards)
+
+
+@_with_derivatives_of(_plain_soft_parts)
+def _soft_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
+    """Return values, sum_k t_k, 1 or 0 for rows with a class or none, softmax and logarithm."""
+    return class_shards.run(_local_soft_parts, arrays, axis, shards)
+
+
+def _local_soft_parts(
+    z: Array, t: Array, further: Array | None, axis: int, shards: ClassShards
+) -> tuple:
+    value, mass, exists, found = sharded_softmax.soft_sums(z, t, further, axis, shards)
+    return value, mass, exists.astype(z.dtype), *links.shares_and_logs(z, found, axis)
+
+
+# -- The entropy of the softmax --
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def entropy(z: Array, axis: int, shards: ClassShards) -> Array:
+    """Return -sum_k p_k log p_k; 0 for a fully masked row."""
+    return _entropy_parts((z,), axis, shards)[0]
+
+
+@entropy.defjvp
+def _entropy_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    value, p, log_p = _entropy_parts(primals, axis, shards)
+    gradient = -p * (select(p == 0, 0, log_p) + jnp.expand_dims(value, axis))
+    return value, class_shards.sum_classes(gradient * tangents[0], axis, shards)
+
+
+def _plain_entropy_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
+    return entropy(*arrays, axis, shards), *links.softmax_and_log(*arrays, axis, shards)
+
+
+@_with_derivatives_of(_plain_entropy_parts)
+def _entropy_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
+    """Return the entropies, the softmax and its logarithm."""
+    return class_shards.run(_local_entropy_parts, arrays, axis, shards)
+
+
+def _local_entropy_parts(z: Array, axis: int, shards: ClassShards) -> tuple:
+    value, found = sharded_softmax.entropy(z, axis, shards)
+    return value, *links.shares_and_logs(z, found, axis)
+
+
+# -- The Brier score --
+
+
+def brier(rows: LabeledRows) -> Array:
+    """Return sum_k (p_k - [k = y])^2."""
+    return _brier(rows[:4], rows.axis, rows.shards)
+
+
+def _plain_brier(arrays: tuple, axis: int, shards: ClassShards) -> Array:
+    residual = softmax_core.value_and_gradient(*arrays, axis, shards)[1]
+    return class_shards.sum_classes(residual**2, axis, shards)
+
+
+@_with_derivatives_of(_plain_brier)
+def _brier(arrays: tuple, axis: int, shards: ClassShards) -> Array:
+    return class_shards.run(_local_brier, arrays, axis, shards)
+
+
+def _local_brier(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> Array:
+    terms = softmax_core.label_terms(z, labels, in_range, valid, axis, shards)
+    score = sharded_softmax.squared_residuals(
+        terms.others, terms.row, terms.maxima.rest, terms.of_label, axis, shards
+    )
+    return select(terms.is_zero, 0, score)

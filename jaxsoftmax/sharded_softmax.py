@@ -1,0 +1,181 @@
+"""The softmax and the losses that are sums over its classes, of rows whose classes are sharded.
+
+All take two all-reduces, of maxima and of sums in fixed point. That is possible because each loss
+is put together from sums of terms that are known with the maximum M = max z alone. With
+S = sum_k exp(z_k - M) and m = sum_k t_k,
+
+    log p_k              = z_k - M - log S
+    -sum_k t_k log p_k   = sum_k t_k (M - z_k) + m log S
+    -sum_k p_k log p_k   = sum_k exp(z_k - M) (M - z_k) / S + log S
+    sum_k (p_k - [k=y])^2 = (sum_{k != y} e_k^2 + (sum_{k != y} e_k)^2) / S^2,    e_k = exp(z_k - M)
+
+where no sum has terms of two signs. An entry that alone is the largest adds to none of them but S,
+so log S = log1p(sum of the others), and each sum has the digits of its largest term.
+
+The functions are for local arrays inside a shard_map; `class_shards.run` makes it.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsoftmax import class_maxima, class_shards, exponential
+from jaxsoftmax.class_maxima import Leaders
+from jaxsoftmax.class_shards import ClassShards, Summand
+from jaxsoftmax.exponential import RowScale
+from jaxsoftmax.placement import select
+
+TARGET_LIMBS = 4  # a bound of t_k (M - z_k) is a product of two, and too large by up to 2^25
+
+
+class Exponentials(NamedTuple):
+    """The scaled exponentials of rows, and sums of them."""
+
+    maximum: Array
+    entries: Array  # [..., K]
+    total: Array  # S, in the scale of the entries
+    log_total: Array  # log S, relative to the largest entry
+
+
+class _Rows(NamedTuple):
+    """Logits with what the first all-reduce tells about them."""
+
+    z: Array
+    axis: int
+    leaders: Leaders
+    row: RowScale
+    left_out: Array  # [..., K]: the largest entry, if it alone is
+
+    def expand(self, x: Array) -> Array:
+        return jnp.expand_dims(x, self.axis)
+
+    @property
+    def entries(self) -> Array:
+        return exponential.scaled_exp(self.z, self.row.expand_dims(self.axis))
+
+    @property
+    def gaps(self) -> Array:
+        """M - z_k, where equal infinities differ by 0."""
+        peak = self.expand(self.leaders.largest)
+        return select(self.z >= peak, 0, peak - self.z)
+
+    @property
+    def others(self) -> Summand:
+        """The entries whose sum is S, without the largest if it alone is."""
+        entries = select(self.left_out, 0, self.entries)
+        return class_shards.exponentials(entries, self.row, self.leaders.second)
+
+    def exponentials(self, others: Array) -> Exponentials:
+        """Return the exponentials, from the sum of the others."""
+        top, is_tied = exponential.exp_of_maximum(self.row), self.leaders.is_tied
+        others = select(jnp.isnan(self.leaders.largest), jnp.nan, others)
+        excess = others / top - is_tied.astype(top.dtype)
+        total = select(is_tied, others, others + top)
+        z = exponential.again(self.z)
+        return Exponentials(
+            self.leaders.largest, self._replace(z=z).entries, total, jnp.log1p(excess)
+        )
+
+
+def _prepare(z: Array, axis: int, leaders: Leaders) -> _Rows:
+    # By their bits, as the leaders are found: 0 is above -0.
+    order = class_maxima.to_order(z)
+    leads = order == jnp.expand_dims(class_maxima.to_order(leaders.largest), axis)
+    left_out = leads & ~jnp.expand_dims(leaders.is_tied, axis)
+    return _Rows(z, axis, leaders, exponential.prepare_rows(leaders.largest), left_out)
+
+
+def sum_exponentials(z: Array, axis: int, shards: ClassShards) -> Exponentials:
+    """Return the exponentials of rows and their sums."""
+    rows = _prepare(z, axis, class_maxima.find_leaders(z, axis, shards.local_axes))
+    (others,) = class_shards.sum_exactly((rows.others,), axis, shards)
+    return rows.exponentials(others)
+
+
+class SoftSums(NamedTuple):
+    """Sums over the classes of rows with targets."""
+
+    value: Array  # -sum_k t_k log p_k plus the sum of further terms, 0 for a fully masked row
+    mass: Array  # sum_k t_k
+    exists: Array  # bool: which rows are not fully masked
+    exponentials: Exponentials
+
+
+def soft_sums(
+    z: Array, t: Array, further: Array | None, axis: int, shards: ClassShards
+) -> SoftSums:
+    """Return cross-entropy with soft targets, plus the sum of further terms `[..., K]`.
+
+    t_k (M - z_k) has no maximum that is known with M, but a bound: the largest target of the
+    classes but the largest one, times the largest M - z_k of a class with a target. It exceeds the
+    largest term by no more than the quotient of the largest M - z_k and the smallest, and where
+    that is large because an entry is close to the largest, log S is not small.
+    """
+    sizes, lowest = jnp.abs(t), select(t == 0, -jnp.inf, -z)
+    more = (lowest,) if further is None else (lowest, jnp.abs(further))
+    leaders = class_maxima.find_leaders(z, axis, shards.local_axes, (sizes,), more)
+    rows, (largest, lowest, *sizes_of_further) = _prepare(z, axis, leaders), leaders.maxima
+    depth = select(-lowest >= leaders.largest, 0, leaders.largest + lowest)
+    gaps = select((t == 0) | rows.left_out, 0, t * rows.gaps)
+    summands = [
+        rows.others,
+        Summand(t, largest),
+        Summand(gaps, _product(leaders.others[0], depth), TARGET_LIMBS),
+    ]
+    if further is not None:
+        summands.append(Summand(further, sizes_of_further[0]))
+    others, mass, distance, *rest = class_shards.sum_exactly(tuple(summands), axis, shards)
+    found = rows.exponentials(others)
+    value, exists = distance + _product(mass, found.log_total), leaders.largest != -jnp.inf
+    value = value + rest[0] if rest else value
+    return SoftSums(select(exists, value, 0), mass, exists, found)
+
+
+def _product(x: Array, y: Array) -> Array:
+    """Return x y, and 0 where a factor is 0 and the other infinite."""
+    return select((x == 0) | (y == 0), 0, x * y)
+
+
+def entropy(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Exponentials]:
+    """Return the entropy of the softmax; 0 for a fully masked row.
+
+    exp(-g) g falls from g = 1 on, so that the second largest entry has the largest term. Where it
+    is closer than 1, log S is not small, and the term is at most 1 / e.
+    """
+    leaders = class_maxima.find_leaders(z, axis, shards.local_axes)
+    rows = _prepare(z, axis, leaders)
+    gap = select(leaders.second >= leaders.largest, 0, leaders.largest - leaders.second)
+    top, gaps, others = exponential.exp_of_maximum(rows.row), rows.gaps, rows.others
+    # Farther away, a term is less than the smallest normal number.
+    limit = 8 - float(np.log(jnp.finfo(z.dtype).tiny))
+    terms = select(gaps < limit, others.terms * gaps, 0)
+    largest = select(gap < 1, top, select(gap < limit, others.bound * gap, 0))
+    sums = class_shards.sum_exactly((others, Summand(terms, largest)), axis, shards)
+    found = rows.exponentials(sums[0])
+    value = sums[1] / found.total + found.log_total
+    return select(leaders.largest != -jnp.inf, value, 0), found
+
+
+def squared_residuals(
+    others: Array, row: RowScale, largest: Array, e_y: Array, axis: int, shards: ClassShards
+) -> Array:
+    """Return sum_k (p_k - [k = y])^2 from the exponentials of the classes but the label's.
+
+    Args:
+        others: the scaled exponentials, 0 for the label, `[..., K]`.
+        row: the scale of the rows.
+        largest: the largest logit of the others.
+        e_y: the scaled exponential of the label.
+        axis: the class axis.
+        shards: where the classes are.
+    """
+    summand = class_shards.exponentials(others, row, largest)
+    relative = others * jnp.expand_dims(1 / summand.bound, axis)
+    squares = Summand(relative * relative, jnp.ones_like(largest))
+    rest, sum_of_squares = class_shards.sum_exactly((summand, squares), axis, shards)
+    rest = select(jnp.isnan(row.maximum), jnp.nan, rest)
+    total = rest + e_y
+    share, unit = rest / total, summand.bound / total
+    return share * share + sum_of_squares * (unit * unit)
