@@ -965,9 +965,9 @@ def with_entry(array, value):
         (X, with_entry(Y, -1), {}, ValueError, "label"),
         (X, Y, {"params": linear.init(5, 2)}, ValueError, "label"),
         (X, Y, {"params": linear.init(4, 3)}, ValueError, "features must have 4 columns"),
-        (X, Y, {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        (X, Y, {"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
-        (X, Y, {"patience": 0}, ValueError, "patience must be at least 1, got 0"),
+        (X, Y, {"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
+        (X, Y, {"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
+        (X, Y, {"patience": 0}, ValueError, "patience: expected at least 1, got 0"),
         (X, Y, {"patience": 1}, ValueError, "patience needs validation"),
         (X, Y, {"weights": np.ones(3)}, ValueError, r"weights must have shape \(43,\)"),
         (X, Y, {"weights": np.ones((43, 1))}, ValueError, r"got shape \(43, 1\)"),
@@ -995,8 +995,8 @@ def with_entry(array, value):
         (X, Y, {"validation": (X, Y + 1)}, ValueError, "label"),
         (X, Y, {"key": jax.random.split(KEY, 2)}, ValueError, "key"),
         (X, Y, {"key": 0}, TypeError, r"key must be a random key.* got 0"),
-        (X, Y, {"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
-        (X, Y, {"batch_size": "8"}, TypeError, "batch_size must be an integer, got '8'"),
+        (X, Y, {"epochs": 1.5}, TypeError, "epochs: expected an integer, got 1.5"),
+        (X, Y, {"batch_size": "8"}, TypeError, "batch_size: expected an integer, got '8'"),
         (X, Y, {"optimizer": optax.sgd}, TypeError, "optimizer must be one of Optax.* got sgd"),
     ],
 )
@@ -1073,7 +1073,7 @@ def test_sweep_and_epoch_name_what_is_missing():
         sweep(SOFTMAX, x, y, keys=[KEY], **how)
     sgd = optax.sgd(0.1)
     state = init_state(linear.init(5, 3), optimizer=sgd, key=KEY)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size: expected at least 1"):
         train_epoch(state, x, y, loss=SOFTMAX, optimizer=sgd, batch_size=0)
 
 

@@ -14,17 +14,6 @@ from jaxsoftmax.training.models import LossOnLogits, is_linear_model, model_logi
 from jaxsoftmax.training.types import Examples, Loss
 
 
-def check_at_least_one(**arguments: int | None) -> None:
-    """Raise an error that names the first argument that is not an integer of at least 1."""
-    for name, value in arguments.items():
-        if value is None:
-            continue
-        if not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def check_loss(loss: Any) -> None:
     """Raise a TypeError for a loss of logits, which `on_logits` turns into one of parameters."""
     try:

@@ -11,7 +11,6 @@ from jax import Array
 from jaxsoftmax import placement
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.sharding import Shards
-from jaxsoftmax.training.checks import check_at_least_one
 from jaxsoftmax.training.division import UNDIVIDED, Division, Order, choose_strata
 from jaxsoftmax.training.means import mean_over, total_weight, weighted_means
 from jaxsoftmax.training.minibatches import scan_minibatches
@@ -20,7 +19,7 @@ from jaxsoftmax.training.state import TrainState
 from jaxsoftmax.training.strata import run_on_strata, scan_strata
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score, Strata
 from jaxsoftmax.training.weights import run_on_valid, with_float_weights
-from jaxsoftmax.validation import ArrayLike
+from jaxsoftmax.validation import ArrayLike, check_at_least_one
 
 
 def train_epoch(

@@ -13,7 +13,6 @@ from jaxsoftmax.sharding import Shards
 from jaxsoftmax.sources import Source
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import (
-    check_at_least_one,
     check_key,
     check_loss,
     check_model,
@@ -36,7 +35,7 @@ from jaxsoftmax.training.streaming import (
     train_on_stream,
 )
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score
-from jaxsoftmax.validation import ArrayLike
+from jaxsoftmax.validation import ArrayLike, check_at_least_one
 
 
 def fit(
@@ -151,13 +150,15 @@ def fit(
         >>> print(result.history["accuracy"][-1])
         1.0
     """
-    check_at_least_one(epochs=epochs, batch_size=batch_size, patience=patience)
+    check_at_least_one(epochs=epochs, batch_size=batch_size)
     check_loss(loss)
     check_optimizer(optimizer)
     check_key(key)
     check_values(features=features, targets=targets, weights=weights)
-    if patience is not None and validation is None:
-        raise ValueError("patience needs validation=(features, targets), got None")
+    if patience is not None:
+        check_at_least_one(patience=patience)
+        if validation is None:
+            raise ValueError("patience needs validation=(features, targets), got None")
     is_linear = is_linear_model(loss, params)
     checked: Examples | Source | None
     if isinstance(validation, Source):

@@ -17,7 +17,6 @@ from jaxsoftmax.sharding import Shards
 from jaxsoftmax.sources import Source
 from jaxsoftmax.training.checkpoint import describe_run, open_checkpoints, shapes_of
 from jaxsoftmax.training.checks import (
-    check_at_least_one,
     check_lanes,
     check_loss,
     check_model,
@@ -44,7 +43,7 @@ from jaxsoftmax.training.streaming import (
     train_on_stream,
 )
 from jaxsoftmax.training.types import Examples, Loss, Metrics, Score, Strata
-from jaxsoftmax.validation import ArrayLike
+from jaxsoftmax.validation import ArrayLike, check_at_least_one
 
 type MakeOptimizer = Callable[[Any], optax.GradientTransformation]
 """From the hyperparameters of one lane to an optimizer."""
