@@ -375,7 +375,7 @@ class _SoftRows(NamedTuple):
 def _soft_values(rows: _SoftRows) -> Array:
     z, t, valid, axis, shards = rows
     if shards.classes:
-        values = sharded_losses.soft_cross_entropy(z, t, None, axis, shards)
+        values = sharded_losses.soft_values(z, t, None, axis, shards)
         return validation.zero_ignored(values, valid)
     return validation.zero_ignored(_soft_cross_entropy(z, t, axis, shards), valid)
 
@@ -458,7 +458,7 @@ def kl_divergence(
         log_t = jnp.log(select(t == 0, 1, t))
     products = select(t == 0, 0, t * log_t)
     if rows.shards.classes:
-        values = sharded_losses.soft_cross_entropy(rows.z, t, products, rows.axis, rows.shards)
+        values = sharded_losses.soft_values(rows.z, t, products, rows.axis, rows.shards)
         return validation.zero_ignored(values, rows.valid)
     negative_entropy = class_shards.sum_classes(products, rows.axis, rows.shards)
     cross_entropies = _soft_cross_entropy(rows.z, t, rows.axis, rows.shards)
@@ -510,7 +510,7 @@ def entropy(
     z = validation.zero_ignored_rows(z, valid, axis)
     class_axes = class_shards.resolve(shards, z)
     if class_axes.classes:
-        return validation.zero_ignored(sharded_losses.entropy(z, axis, class_axes), valid)
+        return validation.zero_ignored(sharded_losses.entropy_values(z, axis, class_axes), valid)
     p, log_p = links.softmax_and_log(z, axis, class_axes)
     terms = p * select(p == 0, 0, log_p)
     return validation.zero_ignored(-class_shards.sum_classes(terms, axis, class_axes), valid)
@@ -706,7 +706,7 @@ def brier(
     """
     rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     if rows.shards.classes:
-        return sharded_losses.brier(rows)
+        return sharded_losses.brier_values(rows)
     residual = softmax_core.value_and_gradient(*rows)[1]
     return class_shards.sum_classes(residual**2, rows.axis, rows.shards)
 

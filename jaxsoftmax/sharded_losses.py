@@ -39,15 +39,13 @@ def _with_derivatives_of(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def soft_cross_entropy(
-    z: Array, t: Array, further: Array | None, axis: int, shards: ClassShards
-) -> Array:
+def soft_values(z: Array, t: Array, further: Array | None, axis: int, shards: ClassShards) -> Array:
     """Return -sum_k t_k log p_k plus the sum of further terms; 0 for a fully masked row."""
     return _soft_parts((z, t, further), axis, shards)[0]
 
 
-@soft_cross_entropy.defjvp
-def _soft_cross_entropy_jvp(
+@soft_values.defjvp
+def _soft_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (z, t, _), (dz, dt, dfurther) = primals, tangents
@@ -61,7 +59,7 @@ def _soft_cross_entropy_jvp(
 def _plain_soft_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
     z, t, _ = arrays
     value, mass = (
-        soft_cross_entropy(*arrays, axis, shards),
+        soft_values(*arrays, axis, shards),
         class_shards.sum_classes(t, axis, shards),
     )
     exists = class_shards.any_class(z != -jnp.inf, axis, shards).astype(z.dtype)
@@ -85,13 +83,13 @@ def _local_soft_parts(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def entropy(z: Array, axis: int, shards: ClassShards) -> Array:
+def entropy_values(z: Array, axis: int, shards: ClassShards) -> Array:
     """Return -sum_k p_k log p_k; 0 for a fully masked row."""
     return _entropy_parts((z,), axis, shards)[0]
 
 
-@entropy.defjvp
-def _entropy_jvp(
+@entropy_values.defjvp
+def _entropy_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     value, p, log_p = _entropy_parts(primals, axis, shards)
@@ -100,7 +98,7 @@ def _entropy_jvp(
 
 
 def _plain_entropy_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
-    return entropy(*arrays, axis, shards), *links.softmax_and_log(*arrays, axis, shards)
+    return entropy_values(*arrays, axis, shards), *links.softmax_and_log(*arrays, axis, shards)
 
 
 @_with_derivatives_of(_plain_entropy_parts)
@@ -110,14 +108,14 @@ def _entropy_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
 
 
 def _local_entropy_parts(z: Array, axis: int, shards: ClassShards) -> tuple:
-    value, found = sharded_softmax.entropy(z, axis, shards)
+    value, found = sharded_softmax.entropy_and_exponentials(z, axis, shards)
     return value, *links.shares_and_logs(z, found, axis)
 
 
 # -- The Brier score --
 
 
-def brier(rows: LabeledRows) -> Array:
+def brier_values(rows: LabeledRows) -> Array:
     """Return sum_k (p_k - [k = y])^2."""
     return _brier(rows[:4], rows.axis, rows.shards)
 

@@ -138,7 +138,9 @@ def _product(x: Array, y: Array) -> Array:
     return select((x == 0) | (y == 0), 0, x * y)
 
 
-def entropy(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Exponentials]:
+def entropy_and_exponentials(
+    z: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Exponentials]:
     """Return the entropy of the softmax; 0 for a fully masked row.
 
     exp(-g) g falls from g = 1 on, so that the second largest entry has the largest term. Where it
