@@ -8,7 +8,8 @@ import pytest
 
 import jaxsoftmax as js
 from jaxsoftmax import LinearParams, solve, solve_path
-from jaxsoftmax.solvers import prepare
+from jaxsoftmax.solvers import class_preconditioner, prepare
+from jaxsoftmax.solvers import driver as array_driver
 from jaxsoftmax.sources import Block
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -92,6 +93,28 @@ def test_certificates_at_every_gap_are_true() -> None:
         found = solve(Blocks(x, y), alpha=1e-4, gap=gap)
         assert (found.objective - least) / found.objective <= found.gap + 1e-14
         assert found.gap <= gap
+
+
+def test_the_preconditioner_follows_the_fit_and_the_sample_has_the_penalty_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = examples()
+    built, strengths = [], []
+    build, minimize = class_preconditioner.build, array_driver.minimize
+    monkeypatch.setattr(
+        class_preconditioner, "build", lambda *args: built.append(True) or build(*args)
+    )
+    monkeypatch.setattr(
+        array_driver,
+        "minimize",
+        lambda problem, *args: strengths.append(float(problem.l2[0])) or minimize(problem, *args),
+    )
+    found = solve(Blocks(x, y), alpha=1e-4, gap=1e-5)
+    assert found.converged
+    assert 2 <= len(built) <= found.iterations
+    (strength,) = strengths
+    # A sample of a window: a weaker penalty would let it be overfitted.
+    np.testing.assert_allclose(strength * 350 / N, 1e-4, rtol=0.2)
 
 
 def test_memory_is_that_of_a_few_windows() -> None:

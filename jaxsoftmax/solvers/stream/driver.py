@@ -8,7 +8,7 @@ minimize
     _iterate
       _direction            conjugate gradients, a pass for each product
       _search               a step along it, a pass for each trial; the first one mostly suits
-      _sharpen              the class preconditioner of the sample, once it pays
+      _sharpen              the class preconditioner of the sample, each time that it pays
 """
 
 from dataclasses import replace
@@ -59,7 +59,8 @@ class _State(NamedTuple):
     first_norm: float = 0.0  # of the first gradient
     iterations: int = 0
     products: int = 0
-    spent: int = 0  # products for Newton systems
+    spent: int = 0  # products for Newton systems since the preconditioner was built
+    sharpened: int = 0  # number of times that a preconditioner was built for the current point
     trust: float = 1.0  # factor of the estimate's target, below 1 where the estimate was too low
     idle: int = 0  # iterations without progress
     best_value: float = np.inf
@@ -127,7 +128,10 @@ def _sample_problem(stream: Stream, l2: float) -> Problem:
 def _start(run: _Run, preconditioner: Preconditioner) -> np.ndarray:
     """Return the optimum of the sample, `[1, K, D + 1]`.
 
-    A class that the sample lacks has the weights 0 and the intercept that its share suggests.
+    Its penalty is as strong for each example as that of all examples: a weaker one would let the
+    fewer examples be overfitted, and Newton's steps begin where the curvature is not that of the
+    optimum. A class that the sample lacks has the weights 0 and the intercept that its share
+    suggests.
     """
     data, stream, config = run.stream.sample, run.stream, run.config
     theta = np.zeros((1, data.classes, data.features.shape[1] + 1))
@@ -136,8 +140,9 @@ def _start(run: _Run, preconditioner: Preconditioner) -> np.ndarray:
         theta[..., -1] = limits
     if not data.weights.any():
         return np.zeros_like(theta)
-    near = replace(config, gap=max(config.gap, SAMPLE_GAP if _is_part(stream) else 0))
-    found = array_driver.minimize(run.sample, preconditioner, theta, near).theta
+    near = replace(config, gap=max(config.gap, SAMPLE_GAP if _sample_share(run) < 1 else 0))
+    penalized = run.sample._replace(l2=run.sample.l2 / _sample_share(run))
+    found = array_driver.minimize(penalized, preconditioner, theta, near).theta
     lacking = ~np.isfinite(found[..., -1])
     if config.intercept and config.link == "softmax" and lacking.any():
         share = np.log(np.maximum(stream.share, np.finfo(float).tiny))[None]
@@ -145,8 +150,9 @@ def _start(run: _Run, preconditioner: Preconditioner) -> np.ndarray:
     return np.where(np.isfinite(found), found, 0)
 
 
-def _is_part(stream: Stream) -> bool:
-    return len(stream.sample.weights) < sum(stream.examples.source.block_sizes)
+def _sample_share(run: _Run) -> float:
+    """Return the share of all examples that the sample has."""
+    return run.sample.weights.shape[1] / sum(run.stream.examples.source.block_sizes)
 
 
 def _with_limits(stream: Stream, config: SolverConfig, theta: np.ndarray) -> np.ndarray:
@@ -177,6 +183,7 @@ def _iterate(run: _Run, state: _State) -> _State:
         iterations=state.iterations + 1,
         products=state.products + 3 * products + 2 * trials,
         spent=state.spent + 3 * products,
+        sharpened=state.sharpened,
         trust=state.trust,
         idle=state.idle,
         best_value=state.best_value,
@@ -262,18 +269,21 @@ def _note_progress(state: _State) -> _State:
 
 
 def _sharpen(run: _Run, state: _State) -> _State:
-    """Build the class preconditioner from the sample, once its cost has been spent on products."""
-    sample, config = run.sample, run.config
-    if isinstance(state.preconditioner, Blocks):
-        return state
-    share = sample.weights.shape[1] / sum(run.stream.examples.source.block_sizes)
-    classes = state.theta.shape[1]
+    """Build the class preconditioner from the sample, once its cost has been spent on products.
+
+    As in `solvers.driver` each is of use for longer than the one before.
+    """
+    sample, config, classes = run.sample, run.config, state.theta.shape[1]
     cost = class_preconditioner.cost_in_products(sample, 1, classes, config.memory)
-    if state.spent < share * cost:
+    if state.spent < _sample_share(run) * cost * 2**state.sharpened:
         return state
     variance = _sample_variance(sample, config.link, state.theta)
     blocks = class_preconditioner.build(sample, config.link, variance)
-    return state if blocks is None else state._replace(preconditioner=blocks)
+    return state._replace(
+        preconditioner=state.preconditioner if blocks is None else blocks,
+        spent=0,
+        sharpened=state.sharpened + 1,
+    )
 
 
 @partial(jax.jit, static_argnums=1)

@@ -39,9 +39,9 @@ class Stream(NamedTuple):
         """Return a window as a problem of one lane, padded to this number of rows."""
         padding = rows - len(window.weights)
         targets = prepare.pad_targets(window.targets[None], padding, window.link)
-        zeros = jnp.zeros(1)
+        zeros, x = jnp.zeros(1), window.features
         return Problem(
-            features=jnp.asarray(np.pad(window.features, ((0, padding), (0, 0)))),
+            features=jnp.asarray(np.pad(x, ((0, padding), (0, 0))) if padding else x),
             targets=jnp.asarray(targets),
             weights=jnp.asarray(np.pad(window.weights / self.total, (0, padding)))[None],
             l2=zeros,
