@@ -2,9 +2,12 @@
 
 import sys
 
+from jaxsoftmax.app.cli import interrupts
+
 
 def main() -> None:
     """Run the command line, or report which package it needs."""
+    interrupts.end_process()
     try:
         from jaxsoftmax.app.cli.app import app
 
@@ -13,9 +16,6 @@ def main() -> None:
         if error.name not in {"typer", "rich"}:
             raise
         sys.exit(f"the jaxsoftmax command needs {error.name}: pip install 'jaxsoftmax[cli]'")
-    except KeyboardInterrupt:
-        print("jaxsoftmax: interrupted, nothing was saved", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

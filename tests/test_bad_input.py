@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from jaxsoftmax.app import defaults, run_folder, user_cache
+from jaxsoftmax.app import run_folder, user_cache
 from jaxsoftmax.app.cli.app import app
-from jaxsoftmax.app.names import LossName, Task
+from jaxsoftmax.app.names import TASK_LOSSES, LossName, Task
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -46,12 +46,12 @@ def test_every_loss_of_every_task_goes_from_fit_to_report(task: Task) -> None:
     for loss in LossName:
         output = ("--loss", loss, "--task", task, "--epochs", "1", "--output", f"run-{loss}")
         result = call("fit", "x.csv", *roles, *output)
-        if loss in defaults.TASK_LOSSES[task]:
+        if loss in TASK_LOSSES[task]:
             assert result.exit_code == 0, result.output
             assert run_folder.read(Path(f"run-{loss}"), "report.html")
         else:
             assert result.exit_code == 2
-            assert f"--loss must be {defaults.TASK_LOSSES[task][0]}" in result.output
+            assert f"--loss must be {TASK_LOSSES[task][0]}" in result.output
             assert not Path(f"run-{loss}").exists()
 
 

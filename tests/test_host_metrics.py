@@ -10,6 +10,7 @@ from scipy import optimize
 from jaxsoftmax import calibration, losses, metrics
 from jaxsoftmax.app import defaults, evaluation, host_calibration, host_metrics, ranking_curves
 from jaxsoftmax.app.data.dataset import Schema, Task
+from jaxsoftmax.app.names import TASK_LOSSES
 from jaxsoftmax.linear import LinearParams
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -113,7 +114,7 @@ def test_intervals_have_the_width_of_the_standard_error() -> None:
 @pytest.mark.parametrize("loss", list(defaults.LossName))
 @pytest.mark.parametrize("task", list(Task))
 def test_the_loss_that_was_fitted(task: Task, loss: defaults.LossName) -> None:
-    if loss not in defaults.TASK_LOSSES[task]:
+    if loss not in TASK_LOSSES[task]:
         return
     z = LOGITS[32:]
     targets = {Task.classes: LABELS, Task.labels: TARGETS, Task.numbers: TARGETS * 2.5}[task][32:]

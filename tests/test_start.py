@@ -1,4 +1,4 @@
-"""What the command line shows before JAX is imported, which takes longer than all of it."""
+"""What the command line does without JAX, whose import takes longer than all of it."""
 
 import json
 import os
@@ -63,3 +63,69 @@ def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path: Path) -> None:
     ):
         assert (result[0], result[2]) == (status, []), case
         assert words in result[1], case
+
+
+_USE = """
+import sys
+from pathlib import Path
+import numpy as np
+from typer.testing import CliRunner
+from jaxsoftmax.app import run_folder
+from jaxsoftmax.app.cli.app import app
+from jaxsoftmax.app.data.dataset import Schema, Task
+from jaxsoftmax.app.parameters import HostParams
+
+params = HostParams(np.eye(2, dtype=np.float32), None)
+schema = Schema(Task.classes, ("a", "b"), (2,), columns=("u", "v"), target=("y",))
+for name in ("first", "second"):
+    Path(name).mkdir()
+    model = run_folder.Model(params, schema, header={"loss": "softmax"})
+    metrics = {"test": {"accuracy": 0.5, "per_class": []}}
+    run_folder.save(Path(name), model, metrics=metrics, history={})
+Path("x.csv").write_text("u,v,y\\n" + "1,0,a\\n0,1,b\\n" * 5)
+for line in ("predict first x.csv", "evaluate first x.csv", "compare first second"):
+    result = CliRunner().invoke(app, line.split())
+    assert result.exit_code == 0, result.output
+assert "jax" not in sys.modules
+"""
+
+
+def test_a_saved_run_is_used_without_jax(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", _USE],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(jaxsoftmax.__file__).parent.parent)},
+    )
+
+
+_PRESS = """
+import signal, sys
+
+class Press:
+    def find_spec(self, name, *others):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Press())
+from jaxsoftmax.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_ends_a_command_in_one_line_while_modules_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").touch()
+    for module in ("typer", "rich.table", "numpy", "pyarrow"):
+        done = subprocess.run(
+            [sys.executable, "-c", _PRESS, module, "predict", ".", "x.csv"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(jaxsoftmax.__file__).parent.parent)},
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (
+            130,
+            "",
+            "jaxsoftmax: interrupted, nothing was saved\n",
+        ), module

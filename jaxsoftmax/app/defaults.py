@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxsoftmax import losses
 from jaxsoftmax.app.data.dataset import Dataset, Schema
-from jaxsoftmax.app.names import LossName, OptimizerName, Task
+from jaxsoftmax.app.names import TASK_LOSSES, LossName, OptimizerName, Task
 from jaxsoftmax.training import Loss, on_logits, weight_decay_mask
 
 
@@ -153,14 +153,6 @@ def scale_ratio(features: np.ndarray) -> float:
     deviations = np.std(features[:10_000], axis=0, dtype=np.float64)
     deviations = deviations[deviations > 0]
     return float(deviations.max() / deviations.min()) if deviations.size else 1.0
-
-
-TASK_LOSSES = {
-    Task.classes: tuple(LossName),
-    Task.labels: (LossName.sigmoid, LossName.hinge),
-    Task.numbers: (LossName.squared_error,),
-}
-"""The losses that are meaningful for each task."""
 
 
 def default_loss(schema: Schema) -> LossName:

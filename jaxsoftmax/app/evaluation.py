@@ -17,22 +17,24 @@ only the calibration of hundreds of classes is compiled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxsoftmax import calibration
 from jaxsoftmax.app import host_calibration, host_metrics, ranking_curves
 from jaxsoftmax.app.data.dataset import Schema, Task
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
-from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.app.host_calibration import Scaling
+from jaxsoftmax.app.names import LossName
+from jaxsoftmax.app.parameters import Params
 from jaxsoftmax.app.ranking_curves import RankingCurve
-from jaxsoftmax.linear import LinearParams
+
+if TYPE_CHECKING:  # for hundreds of classes alone, since it imports JAX
+    from jaxsoftmax import calibration
 
 
 def compute_scores(
-    params: LinearParams, features: np.ndarray, *, preprocessing: Preprocessing = IDENTITY
+    params: Params, features: np.ndarray, *, preprocessing: Preprocessing = IDENTITY
 ) -> np.ndarray:
     """Return the scores of a linear model, computed on the host.
 
@@ -679,16 +681,20 @@ def calibrate(
 def _fit_temperature(logits: np.ndarray, targets: np.ndarray) -> Scaling:
     if logits.shape[1] <= MAX_HOST_CLASSES:
         return host_calibration.fit_temperature(logits, targets)
+    from jaxsoftmax import calibration
+
     return _to_scaling(calibration.temperature_scaling(logits, targets))
 
 
 def _fit_vector(logits: np.ndarray, targets: np.ndarray) -> Scaling:
     if logits.shape[1] <= MAX_HOST_CLASSES:
         return host_calibration.fit_vector(logits, targets)
+    from jaxsoftmax import calibration
+
     return _to_scaling(calibration.vector_scaling(logits, targets))
 
 
-def _to_scaling(fitted: calibration.Fit) -> Scaling:
+def _to_scaling(fitted: "calibration.Fit") -> Scaling:
     return Scaling(np.asarray(fitted.scale), np.asarray(fitted.bias), bool(fitted.converged))
 
 

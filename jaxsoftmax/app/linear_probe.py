@@ -14,7 +14,7 @@ from jaxsoftmax import losses, solvers
 from jaxsoftmax.app import defaults
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.app.data.splits import assign_folds
-from jaxsoftmax.app.defaults import LossName
+from jaxsoftmax.app.names import TASK_LOSSES, LossName
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import Solution
 
@@ -91,7 +91,7 @@ def choose_loss(schema: Schema, loss: LossName | None = None) -> LossName:
             "classes if they are classes"
         )
     loss = LossName(loss or defaults.default_loss(schema))
-    if loss not in _SOLVED_LOSSES or loss not in defaults.TASK_LOSSES[schema.task]:
+    if loss not in _SOLVED_LOSSES or loss not in TASK_LOSSES[schema.task]:
         expected = "sigmoid" if schema.task is Task.labels else "softmax or sigmoid"
         raise ValueError(f"--loss must be {expected} for a probe of {schema.task}, got {loss}")
     return loss

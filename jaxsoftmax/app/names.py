@@ -40,6 +40,13 @@ class KeptEpoch(StrEnum):
     last = "last"
 
 
+TASK_LOSSES = {
+    Task.classes: tuple(LossName),
+    Task.labels: (LossName.sigmoid, LossName.hinge),
+    Task.numbers: (LossName.squared_error,),
+}
+"""The losses that are meaningful for each task."""
+
 EMBEDDED = "digits"
 """The data set that is part of the package."""
 

@@ -14,7 +14,7 @@ from jaxsoftmax.app.data import preprocessing
 from jaxsoftmax.app.data.dataset import Dataset
 from jaxsoftmax.app.data.preprocessing import Preprocessing
 from jaxsoftmax.app.defaults import LossName, OptimizerName, Settings
-from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.app.parameters import Params
 from jaxsoftmax.training import FitResult
 
 MAX_RANKED_EXAMPLES = 200_000
@@ -184,9 +184,7 @@ def train(
     )
 
 
-def score_splits(
-    dataset: Dataset, params: LinearParams, learned: Preprocessing
-) -> dict[str, np.ndarray]:
+def score_splits(dataset: Dataset, params: Params, learned: Preprocessing) -> dict[str, np.ndarray]:
     """Compute the scores of the examples of each split.
 
     Args:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from jaxsoftmax.app import atomic_files, evaluation
 from jaxsoftmax.app.data.cells import is_text
 from jaxsoftmax.app.data.dataset import Schema, Task
-from jaxsoftmax.app.defaults import LossName
+from jaxsoftmax.app.names import LossName
 
 SUFFIXES = (".csv", ".parquet")
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
@@ -28,7 +27,7 @@ from jaxsoftmax.app import atomic_files
 from jaxsoftmax.app.data.dataset import Schema
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
 from jaxsoftmax.app.file_formats import RUN_FILES
-from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.app.parameters import HostParams, Params
 
 FORMAT = "jaxsoftmax-linear"
 VERSION = 3
@@ -42,7 +41,7 @@ class Model(NamedTuple):
     `header` holds what `model.json` records of the run besides these.
     """
 
-    params: LinearParams
+    params: Params
     schema: Schema
     preprocessing: Preprocessing = IDENTITY
     header: Mapping[str, Any] = MappingProxyType({})
@@ -230,7 +229,7 @@ def load(folder: Path) -> Model:
         folder: a folder that `save` wrote to.
 
     Returns:
-        The `Model`: its parameters as JAX arrays, its preprocessing, its schema and the header.
+        The `Model`: its parameters as NumPy arrays, its preprocessing, its schema and the header.
 
     Raises:
         FileNotFoundError: if model.json or the file of the model is missing.
@@ -253,8 +252,7 @@ def load(folder: Path) -> Model:
     schema, log1p = _parse_schema(folder / HEADER, header)
     _check_shapes(path, arrays, schema)
     _check_values(path, arrays)
-    bias = arrays.get("bias")
-    params = LinearParams(jnp.asarray(arrays["w"]), None if bias is None else jnp.asarray(bias))
+    params = HostParams(arrays["w"], arrays.get("bias"))
     preprocessing = Preprocessing(log1p, arrays.get("mean"), arrays.get("scale"))
     return Model(params, schema, preprocessing, header)
 

@@ -14,7 +14,7 @@ import typer
 
 import jaxsoftmax
 from jaxsoftmax.app import user_cache
-from jaxsoftmax.app.cli import errors, options, output, paths
+from jaxsoftmax.app.cli import errors, interrupts, options, output, paths
 from jaxsoftmax.app.cli.usage import Group
 
 app = typer.Typer(
@@ -35,7 +35,9 @@ def _implemented_in(module: str) -> Callable[[Callable[..., None]], Callable[...
             with errors.exit_on_error(), output.collecting(given.pop("as_json")):
                 paths.check(given)
                 user_cache.keep_programs()
-                import_module(f"{__package__}.{module}").run(**given)
+                run = import_module(f"{__package__}.{module}").run
+                with interrupts.raise_exceptions():
+                    run(**given)
 
         return command
 

@@ -27,7 +27,7 @@ def exit_on_error() -> Iterator[None]:
         typer.echo(f"jaxsoftmax: {replace_unprintable(_describe(error), keep='\n')}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
     except KeyboardInterrupt as interrupt:
-        typer.echo("jaxsoftmax: interrupted, nothing was saved", err=True)
+        typer.echo(interrupts.MESSAGE, err=True)
         raise typer.Exit(interrupts.EXIT_STATUS) from interrupt
 
 

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from jaxsoftmax import training
 from jaxsoftmax.app import pipeline
-from jaxsoftmax.app.cli import checkpoints, console, inputs, new_run, repeat
-from jaxsoftmax.app.cli.inputs import DataOptions
+from jaxsoftmax.app.cli import checkpoints, console, fit_data, new_run, repeat
+from jaxsoftmax.app.cli.fit_data import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset, Task
 from jaxsoftmax.app.names import KeptEpoch, LossName
@@ -30,7 +30,7 @@ def run(**given: Any) -> None:
     screen = console.make_console(quiet=given["quiet"])
     data_options = DataOptions.select("fit", given)
     run_options = RunOptions.select(given)
-    prepared = inputs.prepare(screen, data_options)
+    prepared = fit_data.prepare(screen, data_options)
     choices = pipeline.choose(prepared.dataset, **{name: given[name] for name in _CHOICES})
     settings = choices.to_json()
     screen.print(console.format_settings(settings))

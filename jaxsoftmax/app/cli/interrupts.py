@@ -1,10 +1,45 @@
-"""Ctrl-C during a fit, which ends the fit and keeps its result."""
+"""Ctrl-C: it ends a command in one line, and a fit with its result.
 
+This module is imported before all others, so that it imports little itself.
+"""
+
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_STATUS = 130  # the status that a shell gives a command that Ctrl-C ended
+MESSAGE = "jaxsoftmax: interrupted, nothing was saved"
+
+
+def _end_process(signal_number: int, frame: object) -> None:
+    os.write(2, f"{MESSAGE}\n".encode())
+    os._exit(EXIT_STATUS)
+
+
+def end_process() -> None:
+    """Let Ctrl-C end the process at once, unless it is ignored, as under nohup.
+
+    While modules are imported, a KeyboardInterrupt might get lost, or become an ImportError.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_process)
+
+
+@contextmanager
+def raise_exceptions() -> Iterator[None]:
+    """Let Ctrl-C raise a KeyboardInterrupt in this context, the work of a command.
+
+    The command is over with this context: what it has said remains true, and Ctrl-C is ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is not _end_process:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Interrupts:

@@ -16,12 +16,12 @@ from rich.console import Console
 import jaxsoftmax
 from jaxsoftmax.app import folder_lock, pipeline, run_folder
 from jaxsoftmax.app.cli import console, interrupts, output
-from jaxsoftmax.app.cli.inputs import PreparedData
+from jaxsoftmax.app.cli.fit_data import PreparedData
 from jaxsoftmax.app.cli.interrupts import Interrupts
 from jaxsoftmax.app.data.dataset import Dataset
+from jaxsoftmax.app.parameters import Params
 from jaxsoftmax.app.pipeline import EvaluationResult
 from jaxsoftmax.app.text import replace_unprintable
-from jaxsoftmax.linear import LinearParams
 
 
 class RunOptions(NamedTuple):
@@ -64,7 +64,7 @@ class FittedModel(NamedTuple):
     epoch under each name, and `path` is the curve of a probe.
     """
 
-    params: LinearParams
+    params: Params
     header: Mapping[str, Any]
     metrics: Mapping[str, Any]
     history: Mapping[str, np.ndarray]

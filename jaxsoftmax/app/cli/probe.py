@@ -6,8 +6,8 @@ import numpy as np
 from rich.console import Console
 
 from jaxsoftmax.app import linear_probe
-from jaxsoftmax.app.cli import checkpoints, console, inputs, new_run, repeat
-from jaxsoftmax.app.cli.inputs import DataOptions
+from jaxsoftmax.app.cli import checkpoints, console, fit_data, new_run, repeat
+from jaxsoftmax.app.cli.fit_data import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset
 from jaxsoftmax.app.names import LossName
@@ -20,7 +20,7 @@ def run(**given: Any) -> None:
     screen = console.make_console(quiet=given["quiet"])
     data_options = DataOptions.select("probe", given)
     run_options = RunOptions.select(given)
-    prepared = inputs.prepare(screen, data_options)
+    prepared = fit_data.prepare(screen, data_options)
     dataset = prepared.dataset
     loss = linear_probe.choose_loss(dataset.schema, given["loss"])
     linear_probe.check(dataset, folds=folds, gap=gap)

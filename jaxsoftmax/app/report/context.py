@@ -11,11 +11,11 @@ from jaxsoftmax.app import evaluation, ranking_curves
 from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.dataset import Schema, Split, Task
 from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
-from jaxsoftmax.app.defaults import LossName
 from jaxsoftmax.app.evaluation import Baseline
+from jaxsoftmax.app.names import LossName
+from jaxsoftmax.app.parameters import Params
 from jaxsoftmax.app.ranking_curves import RankingCurve
 from jaxsoftmax.app.text import shorten
-from jaxsoftmax.linear import LinearParams
 
 MAX_NAME_WIDTH = 60  # names are cut to this width
 
@@ -43,7 +43,7 @@ class Run:
     schema: Schema
     metrics: Mapping[str, Mapping[str, Any]]
     history: Mapping[str, np.ndarray]
-    params: LinearParams
+    params: Params
     scores: np.ndarray
     test: Split
     calibration: Mapping[str, Any] | None = None
