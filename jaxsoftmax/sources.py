@@ -54,7 +54,8 @@ class ParquetSource:
             lists for `[N, K]`.
         weights: the name of a column, or None for weights of 1.
         window: the number of rows that are held in memory and shuffled together, in whole
-            minibatches. Memory is that of two windows and two row groups.
+            minibatches. Memory is that of two windows and two row groups; with `virtual_shards`, of
+            a row group for each of a process's.
 
     Raises:
         ModuleNotFoundError: if PyArrow is not installed.

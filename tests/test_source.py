@@ -27,16 +27,16 @@ SIZES = (5, 8, 1, 7, 8)  # blocks of 29 rows in all
 class Numbers:
     """A source whose rows are their own numbers; it counts what is read."""
 
-    def __init__(self, weights: np.ndarray | None = None) -> None:
-        self.block_sizes: Sequence[int] = SIZES
+    def __init__(self, weights: np.ndarray | None = None, sizes: Sequence[int] = SIZES) -> None:
+        self.block_sizes = sizes
         self.window = 12
         self.read_blocks: list[int] = []
         self.weights = weights
 
     def read(self, block: int) -> Block:
         self.read_blocks.append(block)
-        start = sum(SIZES[:block])
-        rows = np.arange(start, start + SIZES[block])
+        start = sum(self.block_sizes[:block])
+        rows = np.arange(start, start + self.block_sizes[block])
         weights = None if self.weights is None else self.weights[rows]
         return Block(rows[:, None].astype(np.float32), rows.astype(np.int32), weights)
 
@@ -77,6 +77,21 @@ def test_a_window_is_a_function_of_its_number() -> None:
         )
     other = read_windows(Numbers(), plan, seed=[1, 3], first=0, parts=range(2))
     assert not np.array_equal(next(iter(other)).targets, whole[0].targets)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_process_reads_the_blocks_of_its_own_rows(parts: int) -> None:
+    """Also where a block is larger than a window."""
+    plan, seen = Plan(128, 8, 2, parts), []
+    for part in range(parts):
+        source = Numbers(sizes=(16,) * 8)
+        found = [*read_windows(source, plan, seed=[0], first=0, parts=range(part, part + 1))]
+        seen += [w.targets for w in found]
+        assert len(source.read_blocks) == len({*source.read_blocks}) == 8 // parts
+    assert sorted(np.concatenate([w.ravel() for w in seen])) == [*range(128)]
+    together = Numbers(sizes=(16,) * 8)
+    [*read_windows(together, plan, seed=[0], first=0, parts=range(parts))]
+    assert sorted(together.read_blocks) == [*range(8)]
 
 
 def test_blocks_are_read_once_and_only_where_they_are_needed() -> None:

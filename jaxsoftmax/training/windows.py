@@ -1,10 +1,11 @@
 """The order in which a source's examples are seen: windows of rows that are held in memory.
 
-An epoch visits the blocks of a source in a random order, one after another. The rows in that order
-are divided into windows of whole minibatches, and the rows of a window are shuffled. All of it is a
-function of a key, the number of the window and the sizes of the blocks, so that training continues
-in the middle of an epoch without any saved state of a reader, and so that each process reads its
-own part alone.
+An epoch visits the blocks of a source in a random order. The rows in that order are divided among
+the parts of a minibatch, each with a span of consecutive rows, and a span into windows of whole
+minibatches, whose rows are shuffled. All of it is a function of a key, the number of the window and
+the sizes of the blocks, so that training continues in the middle of an epoch without any saved
+state of a reader, and so that each process reads the blocks of its own spans alone: no block is
+read twice in an epoch, but those where one span ends and the next begins.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,10 +41,10 @@ class Plan(NamedTuple):
 
     def part_range(self, window: int, part: int) -> tuple[int, int]:
         """Return the first row of a part of a window, and the one after its last."""
-        start = window * self.steps * self.batch_size
-        stop = min(start + self.steps * self.batch_size, self.rows)
-        first, last = (start + (stop - start) * p // self.parts for p in (part, part + 1))
-        return first, last
+        first, end = (self.rows * p // self.parts for p in (part, part + 1))
+        size = self.steps * self.batch_size // self.parts
+        start = min(first + window * size, end)
+        return start, min(start + size, end)
 
 
 class Window(NamedTuple):
@@ -59,8 +60,8 @@ def read_windows(
 ) -> Iterator[Window]:
     """Yield the windows of an epoch from the first one on, with the rows of these parts.
 
-    While a window is in use, another thread reads the next one. At most two windows and two blocks
-    are in memory.
+    While a window is in use, another thread reads the next one. At most two windows, a block for
+    each part and another block are in memory.
     """
     read = _Reader(source, plan, seed, parts).read
     with ThreadPoolExecutor(1) as thread:
@@ -74,13 +75,13 @@ def read_windows(
 
 
 class _Reader:
-    """Reads windows of shuffled rows, and keeps the block that it read last."""
+    """Reads windows of shuffled rows, and keeps the block that each part is in."""
 
     def __init__(self, source: Source, plan: Plan, seed: Sequence[int], parts: range) -> None:
         self._source, self._plan, self._seed, self._parts = source, plan, seed, parts
         self._order = _generator(seed).permutation(len(source.block_sizes))
         self._ends = np.cumsum(np.asarray(source.block_sizes)[self._order])
-        self._last: tuple[int, Block] | None = None
+        self._kept: dict[int, tuple[int, Block]] = {}  # by part
 
     def read(self, window: int) -> Window:
         parts = [self._read_part(window, part) for part in self._parts]
@@ -90,8 +91,9 @@ class _Reader:
         plan = self._plan
         steps, size = plan.window_steps(window), plan.batch_size // plan.parts
         start, stop = plan.part_range(window, part)
-        # A part without rows of its own has a row of another part as padding.
-        rows = self._read_range(start, stop) if start < stop else self._read_range(0, 1)
+        # A part that has no rows left has one that was seen before as padding.
+        first = start if start < stop else max(stop - 1, 0)
+        rows = self._read_range(first, max(stop, first + 1), part)
         order = _generator([*self._seed, window, part]).permutation(len(rows.features))
         # Padding repeats rows. The steps are the slow axis, so that it is in the last ones.
         positions = np.resize(order, (steps, size)).T
@@ -101,7 +103,7 @@ class _Reader:
         taken = rows.take(_replace_ignored(positions, weights))
         return Window(taken.features, taken.targets, weights)
 
-    def _read_range(self, start: int, stop: int) -> Block:
+    def _read_range(self, start: int, stop: int, part: int) -> Block:
         """Return the rows at positions from start to stop in the order of the blocks."""
         pieces, position = [], start
         while position < stop:
@@ -109,7 +111,8 @@ class _Reader:
             block = int(self._order[place])
             offset = int(self._ends[place]) - self._source.block_sizes[block]
             end = min(stop, int(self._ends[place]))
-            pieces.append(self._read_block(block).take(slice(position - offset, end - offset)))
+            rows = self._read_block(block, part)
+            pieces.append(rows.take(slice(position - offset, end - offset)))
             position = end
         features, targets, weights = zip(*pieces, strict=True)
         has_weights = weights[0] is not None
@@ -119,11 +122,12 @@ class _Reader:
             np.concatenate(weights) if has_weights else None,
         )
 
-    def _read_block(self, block: int) -> Block:
-        if self._last is None or self._last[0] != block:
-            self._last = None  # freed before the next one is read
-            self._last = block, self._source.read(block)
-        return self._last[1]
+    def _read_block(self, block: int, part: int) -> Block:
+        self._kept = {p: kept for p, kept in self._kept.items() if p != part or kept[0] == block}
+        if part not in self._kept:  # the one before it has been freed
+            known = [rows for number, rows in self._kept.values() if number == block]
+            self._kept[part] = block, known[0] if known else self._source.read(block)
+        return self._kept[part][1]
 
 
 def _replace_ignored(positions: np.ndarray, weights: np.ndarray) -> np.ndarray:
