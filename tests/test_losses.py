@@ -261,6 +261,9 @@ def total_and_slope(loss: Callable, logits: jax.Array, *args: object, **options:
     return values, jax.grad(lambda z: loss(z, *args, **options).sum())(logits)
 
 
+# One program where one by one would be several; the tests with a `transform` call it eagerly too.
+compiled_total_and_slope = jax.jit(total_and_slope, static_argnums=0)
+
 BAD = [-1, -3, 3, 4, -100, 2**31 - 1, -(2**31)]
 
 
@@ -269,10 +272,10 @@ def test_label_out_of_range_is_nan_for_that_example_alone(loss: Callable) -> Non
     logits = jnp.asarray([[1.0, 2.0, 0.5], [3.0, -1.0, 0.0], [0.3, 0.2, 0.1]])
     logits = jnp.tile(logits, (len(BAD), 1))
     labels = np.tile([1, 0, 2], len(BAD))
-    good, good_slope = total_and_slope(loss, logits, jnp.asarray(labels))
+    good, good_slope = compiled_total_and_slope(loss, logits, jnp.asarray(labels))
     is_bad = np.tile([False, True, False], len(BAD))
     labels[is_bad] = BAD
-    values, slope = total_and_slope(loss, logits, jnp.asarray(labels))
+    values, slope = compiled_total_and_slope(loss, logits, jnp.asarray(labels))
     np.testing.assert_array_equal(np.isnan(values), is_bad)
     np.testing.assert_array_equal(np.isnan(slope), np.stack([is_bad] * 3, 1))
     np.testing.assert_array_equal(values[~is_bad], good[~is_bad])
@@ -355,8 +358,8 @@ def test_where_is_the_same_as_minus_infinity() -> None:
     poisoned = jnp.where(where, logits, jnp.nan)
     second = {**dict.fromkeys(LABELLED, labels), **dict.fromkeys(TARGETED, targets)}
     for name, loss in {**LABELLED, **TARGETED}.items():
-        values, slope = total_and_slope(loss, poisoned, second[name], where=where)
-        true, true_slope = total_and_slope(loss, hidden, second[name])
+        values, slope = compiled_total_and_slope(loss, poisoned, second[name], where=where)
+        true, true_slope = compiled_total_and_slope(loss, hidden, second[name])
         np.testing.assert_array_equal(values, true, name)
         np.testing.assert_array_equal(slope, true_slope, name)
         np.testing.assert_array_equal(np.asarray(slope)[~np.asarray(where)], 0, name)
@@ -400,7 +403,7 @@ def test_every_integer_dtype_of_labels(name: str, classes: int) -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((4, classes)), jnp.float32)
     wide = jnp.asarray([0, 1, 2, 2])
     for loss in (*LABELLED.values(), js.squared_error):
-        found = total_and_slope(loss, logits, wide.astype(name))
+        found = compiled_total_and_slope(loss, logits, wide.astype(name))
         np.testing.assert_array_equal(found[0], loss(logits, wide))
         assert np.isfinite(found[1]).all()
     largest = min(int(jnp.iinfo(name).max), classes - 1)
@@ -441,8 +444,8 @@ def test_half_precision_in_float32_out(half: jnp.dtype) -> None:
     )
     for loss, second in pairs:
         wide = second if second is labels else second.astype(jnp.float32)
-        values, slope = total_and_slope(loss, logits, second)
-        true, true_slope = total_and_slope(loss, logits.astype(jnp.float32), wide)
+        values, slope = compiled_total_and_slope(loss, logits, second)
+        true, true_slope = compiled_total_and_slope(loss, logits.astype(jnp.float32), wide)
         assert (values.dtype, slope.dtype) == (jnp.float32, half)
         np.testing.assert_array_equal(values, true, loss.__name__)
         np.testing.assert_array_equal(slope, true_slope.astype(half), loss.__name__)
@@ -853,11 +856,12 @@ def test_numerical_derivatives_in_float64() -> None:
             "log_sigmoid": js.log_sigmoid,
             "softplus": js.softplus,
         }
-        for function in functions.values():
-            check_grads(jax.jit(function), (z,), order=2, modes=("rev",), rtol=1e-5, atol=1e-5)
-            check_grads(jax.jit(function), (z,), order=1, modes=("fwd",), rtol=1e-5, atol=1e-5)
-        for loss in TARGETED.values():
-            check_grads(jax.jit(loss), (z, targets), order=2, modes=("rev",), rtol=1e-5, atol=1e-5)
+        # All at once, which is one program of each kind.
+        every = jax.jit(lambda z: [function(z) for function in functions.values()])
+        check_grads(every, (z,), order=2, modes=("rev",), rtol=1e-5, atol=1e-5)
+        check_grads(every, (z,), order=1, modes=("fwd",), rtol=1e-5, atol=1e-5)
+        both = jax.jit(lambda z, t: [loss(z, t) for loss in TARGETED.values()])
+        check_grads(both, (z, targets), order=2, modes=("rev",), rtol=1e-5, atol=1e-5)
 
 
 def test_leading_shapes() -> None:
