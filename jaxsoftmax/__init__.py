@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 # JAX takes a second to import. The table of contents is loaded at its first use (PEP 562), so that
 # the command line shows its help and refuses a wrong argument at once.
 if TYPE_CHECKING:
+    from jaxsoftmax import calibration as calibration
+    from jaxsoftmax import metrics as metrics
     from jaxsoftmax.derivatives import (
         binary_cross_entropy_gradient,
         binary_cross_entropy_hessian_product,
@@ -123,12 +125,13 @@ __all__ = [
 
 _MODULES = ("links", "derivatives", "losses", "kernels", "sampling", "linear", "training",
             "sharding", "solvers")  # fmt: skip
+_MORE_MODULES = ("metrics", "calibration")
 
 if not TYPE_CHECKING:  # for which every other name would exist too
 
     def __getattr__(name: str) -> Any:
         """Return a module, or load all of `__all__` and return a name in it."""
-        if name in _MODULES:
+        if name in _MODULES + _MORE_MODULES:
             return importlib.import_module(f"{__name__}.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -138,4 +141,4 @@ if not TYPE_CHECKING:  # for which every other name would exist too
 
     def __dir__() -> list[str]:
         """Return all names, for completion in a shell."""
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, *_MORE_MODULES})

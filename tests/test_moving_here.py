@@ -45,15 +45,31 @@ TORCH = {
     "F.cross_entropy(z, ignored, weight=w, ignore_index=-100, label_smoothing=0.1)":
         "mean_cross_entropy(z, ignored, class_weights=w, valid=ignored != -100, smoothing=0.1)",
     "F.cross_entropy(z, y, label_smoothing=1.0)": "mean_cross_entropy(z, y, smoothing=1.0)",
+    "F.cross_entropy(z.T[None], ignored[None], weight=w, ignore_index=-100)":
+        "mean_cross_entropy(z.T[None], ignored[None], axis=1, class_weights=w, "
+        "valid=ignored[None] != -100)",
+    "F.nll_loss(F.log_softmax(z, -1), y)": "mean_cross_entropy(z, y)",
     "F.cross_entropy(z, t)": "soft_cross_entropy(z, t).mean()",
     "F.cross_entropy(z, t, weight=w)": "soft_cross_entropy(z, t * w).mean()",
     'F.kl_div(F.log_softmax(z, -1), t, reduction="batchmean")': "kl_divergence(z, t).mean()",
     'F.kl_div(F.log_softmax(z, -1), t.log(), log_target=True, reduction="batchmean")':
         "kl_divergence(z, jnp.log(t), log_targets=True).mean()",
+    'T**2 * F.kl_div(F.log_softmax(z / T, -1), F.softmax(s / T, -1), reduction="batchmean")':
+        "T**2 * kl_divergence(z / T, softmax(s / T)).mean()",
     "F.binary_cross_entropy_with_logits(z, b)": "binary_cross_entropy(z, b).mean()",
     "F.binary_cross_entropy_with_logits(z, b, pos_weight=p)":
         "binary_cross_entropy(z, b, pos_weight=p).mean()",
     "F.binary_cross_entropy_with_logits(z, b, weight=w)": "(w * binary_cross_entropy(z, b)).mean()",
+    "F.multilabel_soft_margin_loss(z, b)": "binary_cross_entropy(z, b).mean()",
+    "F.linear_cross_entropy(z, W, ignored, linear_bias=c, ignore_index=-100)":
+        "linear_cross_entropy_sum(z, W.T, ignored, bias=c, valid=ignored >= 0)"
+        " / (ignored >= 0).sum()",
+    "F.linear_cross_entropy(z, W, ignored, weight=w, ignore_index=-100)":
+        "weighted_mean(linear_cross_entropy(z, W.T, ignored, valid=ignored >= 0).nll, "
+        "valid=ignored >= 0, weights=jnp.asarray(w)[ignored])",
+    "F.linear_cross_entropy(z, W, y, label_smoothing=0.1)":
+        "(lambda s: (0.9 * s.nll + 0.1 * (s.lse - s.mean_logit)).mean())("
+        "linear_cross_entropy_stats(z, W.T, y))",
     "F.mse_loss(z, t)": "squared_error(z, t).mean() / 4",
     "F.log_softmax(z, -1)[:, 1]": "log_softmax(z)[:, 1]",
     "F.softmax(z, -1)[:, 1]": "softmax(z)[:, 1]",

@@ -27,13 +27,20 @@ CALLS = (
     'F.cross_entropy(z, y, weight=w, label_smoothing=0.1, reduction="none")',
     "F.cross_entropy(z, ignored, weight=w, ignore_index=-100, label_smoothing=0.1)",
     "F.cross_entropy(z, y, label_smoothing=1.0)",
+    "F.cross_entropy(z.T[None], ignored[None], weight=w, ignore_index=-100)",
+    "F.nll_loss(F.log_softmax(z, -1), y)",
     "F.cross_entropy(z, t)",
     "F.cross_entropy(z, t, weight=w)",
     'F.kl_div(F.log_softmax(z, -1), t, reduction="batchmean")',
     'F.kl_div(F.log_softmax(z, -1), t.log(), log_target=True, reduction="batchmean")',
+    'T**2 * F.kl_div(F.log_softmax(z / T, -1), F.softmax(s / T, -1), reduction="batchmean")',
     "F.binary_cross_entropy_with_logits(z, b)",
     "F.binary_cross_entropy_with_logits(z, b, pos_weight=p)",
     "F.binary_cross_entropy_with_logits(z, b, weight=w)",
+    "F.multilabel_soft_margin_loss(z, b)",
+    "F.linear_cross_entropy(z, W, ignored, linear_bias=c, ignore_index=-100)",
+    "F.linear_cross_entropy(z, W, ignored, weight=w, ignore_index=-100)",
+    "F.linear_cross_entropy(z, W, y, label_smoothing=0.1)",
     "F.mse_loss(z, t)",
     "F.log_softmax(z, -1)[:, 1]",
     "F.softmax(z, -1)[:, 1]",
@@ -75,6 +82,11 @@ def drawn() -> dict[str, np.ndarray]:
         "b": rng.integers(0, 2, (6, 4)).astype(np.float64),
         "w": np.array([0.5, 1.0, 2.0, 0.25]),
         "p": np.array([3.0, 0.5, 1.0, 8.0]),
+        # Scores of a teacher and a temperature; for a head on the features z, its weights and bias.
+        "s": np.round(3 * rng.standard_normal((6, 4)), 3),
+        "T": np.array(2.0),
+        "W": np.round(rng.standard_normal((4, 4)), 3),
+        "c": np.round(rng.standard_normal(4), 3),
     }
 
 
