@@ -148,10 +148,10 @@ def sum_exactly(summands: tuple[Summand, ...], axis: int, shards: ClassShards) -
     scales = [fixed_point.power_above(of.bound) for of in summands]
     limbs, forms = [], []
     for of, scale in zip(summands, scales, strict=True):
-        blocks = fixed_point.sum_blocks(of.terms * jnp.expand_dims(1 / scale, axis), axis)
+        blocks = fixed_point.sum_blocks(of.terms, axis)
         sizes = [placement.count_shards(axes, of.terms) * a.shape[axis] for a in (of.terms, blocks)]
         forms.append(fixed_point.choose_format(of.terms.dtype, *sizes, limbs=of.limbs))
-        limbs.append(fixed_point.to_limbs(blocks, axis, forms[-1]))
+        limbs.append(fixed_point.to_limbs(blocks, scale, axis, forms[-1]))
     totals = map(fixed_point.from_limbs, lax.psum(limbs, axes), scales, forms)
     return [
         select(jnp.isfinite(of.bound), total, of.bound)

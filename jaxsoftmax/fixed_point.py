@@ -78,11 +78,11 @@ def power_above(bound: Array) -> Array:
     return lax.bitcast_convert_type(exponent << info.nmant, bound.dtype)
 
 
-def to_limbs(blocks: Array, axis: int, form: Format) -> list[Array]:
-    """Return the sum along an axis of the sums of blocks of x / b, as integers."""
+def to_limbs(blocks: Array, scale: Array, axis: int, form: Format) -> list[Array]:
+    """Return the sum along an axis of the sums of blocks, relative to b, as integers."""
     integer = jnp.dtype(f"int{jnp.finfo(blocks.dtype).bits}")
     # Exact: products with powers of two, and what rounding to an integer leaves.
-    rest, limbs = blocks, []
+    rest, limbs = blocks * jnp.expand_dims(1 / scale, axis), []
     for bits in (form.first_bits, *[form.other_bits] * (form.limbs - 1)):
         rest = rest * rest.dtype.type(2.0**bits)
         whole = lax.round(rest, lax.RoundingMethod.TO_NEAREST_EVEN)

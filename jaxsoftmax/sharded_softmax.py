@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoftmax import class_maxima, class_shards, exponential
+from jaxsoftmax import class_maxima, class_shards, exponential, fixed_point
 from jaxsoftmax.class_maxima import Leaders
 from jaxsoftmax.class_shards import ClassShards, Summand
 from jaxsoftmax.exponential import RowScale
@@ -118,17 +118,19 @@ def soft_sums(
     leaders = class_maxima.find_leaders(z, axis, shards.local_axes, (sizes,), more)
     rows, (largest, lowest, *sizes_of_further) = _prepare(z, axis, leaders), leaders.maxima
     depth = select(-lowest >= leaders.largest, 0, leaders.largest + lowest)
-    gaps = select((t == 0) | rows.left_out, 0, t * rows.gaps)
+    bound = _product(leaders.others[0], depth)
+    unit = fixed_point.power_above(bound)  # a sum of huge terms must not overflow
+    gaps = select((t == 0) | rows.left_out, 0, t * rows.gaps * jnp.expand_dims(1 / unit, axis))
     summands = [
         rows.others,
         Summand(t, largest),
-        Summand(gaps, _product(leaders.others[0], depth), TARGET_LIMBS),
+        Summand(gaps, select(bound < jnp.inf, bound / unit, bound), TARGET_LIMBS),
     ]
     if further is not None:
         summands.append(Summand(further, sizes_of_further[0]))
     others, mass, distance, *rest = class_shards.sum_exactly(tuple(summands), axis, shards)
     found = rows.exponentials(others)
-    value, exists = distance + _product(mass, found.log_total), leaders.largest != -jnp.inf
+    value, exists = distance * unit + _product(mass, found.log_total), leaders.largest != -jnp.inf
     value = value + rest[0] if rest else value
     return SoftSums(select(exists, value, 0), mass, exists, found)
 
