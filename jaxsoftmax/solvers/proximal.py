@@ -4,7 +4,8 @@ The proximal step minimizes a quadratic model of the loss, whose Hessian is the 
 matrix, plus the l1 penalty, see `proximal_operator`. The weights that it sets to 0 are kept there.
 On the face of the remaining parameters, as long as they keep their signs, F is smooth; Newton's
 step is computed there by conjugate gradients, and a weight whose sign would change is set to 0. The
-proximal step guarantees convergence, and Newton's step makes it fast.
+proximal step guarantees convergence, and Newton's step makes it fast. What all classes of a softmax
+share, which neither finds, `class_shift` removes at every trial.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax.solvers import newton, proximal_operator, shared_preconditioner
+from jaxsoftmax.solvers import class_shift, newton, proximal_operator, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.proximal_operator import Metric
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
@@ -76,6 +77,7 @@ def shrink(
     def attempt(stiffness: Array, trials: Array | int) -> _Trial:
         metric = _metric(problem, preconditioner, stiffness[:, None] * c, intercept)
         theta, change = _minimize_model(problem, metric, point.theta, gradient)
+        theta = class_shift.remove(problem, link, theta)
         end = problems.point_from_scores(
             problem, link, theta, problems.linear_scores(problem, theta)
         )
@@ -120,6 +122,7 @@ def step_on_face(
         theta = point.theta + step[:, None, None] * d
         crossed = jnp.sign(theta[..., :-1]) * jnp.sign(w) < 0
         theta = theta.at[..., :-1].set(jnp.where(crossed, 0, theta[..., :-1]))
+        theta = class_shift.remove(problem, link, theta)
         end = problems.point_from_scores(
             problem, link, theta, problems.linear_scores(problem, theta)
         )
