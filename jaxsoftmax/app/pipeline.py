@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsoftmax import linear, training
+from jaxsoftmax import training
 from jaxsoftmax.app import defaults, evaluation
 from jaxsoftmax.app.data import preprocessing
 from jaxsoftmax.app.data.dataset import Dataset
 from jaxsoftmax.app.data.preprocessing import Preprocessing
 from jaxsoftmax.app.defaults import LossName, OptimizerName, Settings
 from jaxsoftmax.app.parameters import Params
+from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.training import FitResult
 
 MAX_RANKED_EXAMPLES = 200_000
@@ -159,22 +160,22 @@ def train(
         (2, (64, 10))
     """
     settings = choices.settings
-    # On a CPU device_put shares memory where jnp.asarray would copy: large data fit once.
-    x, t = map(jax.device_put, dataset.train[:2])
-    validation = tuple(map(jax.device_put, dataset.validation[:2]))
     # The schema has all classes, some of which may be absent from the training targets.
     num_scores = defaults.num_scores(dataset.schema, choices.loss)
+    x, t = dataset.train[:2]
     return training.fit(
         defaults.make_loss(choices.loss, dataset.schema),
         x,
         t,
         optimizer=defaults.make_optimizer(choices.optimizer, settings, num_examples=len(x)),
         key=jax.random.key(choices.seed),
-        # All losses here are convex: zeros lead to the optimum too, and need no program.
-        params=linear.init(x.shape[1], num_scores),
+        # All losses here are convex: zeros lead to the optimum too, and NumPy's need no program.
+        params=LinearParams(
+            np.zeros((x.shape[1], num_scores), np.float32), np.zeros(num_scores, np.float32)
+        ),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        validation=validation,
+        validation=dataset.validation[:2],
         # With a patience of all epochs it never stops early, but returns the best parameters.
         patience=choices.patience or settings.epochs,
         callback=callback,

@@ -37,7 +37,7 @@ def prepare_examples(
     examples = Examples(x, jnp.asarray(targets), w)
     valid = valid_rows(examples)
     for name, given, a in (("features", features, x), ("targets", targets, examples.targets)):
-        _check_finite(a, valid, f"{prefix}{name}")
+        _check_finite(a, given, valid, f"{prefix}{name}")
         _check_integers(a, given, valid, f"{prefix}{name}")
     return examples if valid.all() else replace_ignored(examples)
 
@@ -78,10 +78,14 @@ def _check_shapes(x: Array, targets: tuple[int, ...], *, is_linear: bool, prefix
         )
 
 
-def _check_finite(a: Array, valid: np.ndarray, name: str) -> None:
+def _check_finite(a: Array, given: ArrayLike, valid: np.ndarray, name: str) -> None:
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return
-    finite_rows = validation.to_host(jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim))))
+    axes = tuple(range(1, a.ndim))
+    if isinstance(given, np.ndarray) and given.dtype == a.dtype:  # nothing has to be compiled
+        finite_rows = np.isfinite(given).all(axis=axes)
+    else:
+        finite_rows = validation.to_host(jnp.all(jnp.isfinite(a), axis=axes))
     bad_rows = valid & ~finite_rows
     if bad_rows.any():
         first = int(bad_rows.argmax())
