@@ -12,9 +12,9 @@ results/benchmark_DEVICE.json, written again after each measurement, with a tabl
 figures of the same name. A part that is not measured keeps its last measurements, and each part has
 the conditions of its own. `--draw` writes table and page again. `--smoke` runs everything at tiny
 sizes on the CPU, kernels interpreted, and writes nothing. `--tune heads` and `--tune rows` measure
-the candidates of the tables in kernels/. `--compile h200` or `b200` compiles the programs of heads
-and rows for an absent GPU and prints registers, shared memory, spills and temporary bytes; it needs
-`jax[cuda13]`, in a separate environment.
+the candidates of the tables in kernels/. `--compile h200` or `b200` compiles the programs of heads,
+rows and siblings for an absent GPU and prints registers, shared memory, spills, temporary bytes and
+bytes moved for a logit; it needs `jax[cuda13]`, in a separate environment.
 
 Question. What share of the device's ceilings, the rates of a product and of a copy measured in the
 same run, do the losses, the fused heads, an epoch and the solver reach? How long do they take, and

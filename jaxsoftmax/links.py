@@ -422,7 +422,8 @@ def _sum_exponentials(
     e = exponential.scaled_exp(z, row.expand_dims(axis))
     ties = jnp.sum(leads, axis, dtype=z.dtype)
     lower = exponential.sum_terms(select(leads, 0, e), row, axis)
-    total = exponential.sum_terms(e, row, axis)
+    for_gpu = exponential.is_for_gpu()
+    total = lower + ties * top if for_gpu else exponential.sum_terms(e, row, axis)
     e = exponential.recompute(e, z, row.expand_dims(axis))
     return maximum, e, total, jnp.log1p(lower / top + (ties - 1))
 

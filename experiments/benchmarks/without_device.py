@@ -1,10 +1,15 @@
 """Programs compiled for a GPU that is only described: registers, shared memory, spills, bytes.
 
+Of the functions beside cross-entropy, which XLA computes, the bytes that a program moves are
+counted: each of its operations reads its operands from memory and writes its result.
+
 It needs `jax[cuda13]`, in a separate environment. Without Triton's products, as a real device
 multiplies.
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import measure
 
+import jaxsoftmax as js
 from benchmarks import head_programs as heads
 from benchmarks import rows
 from benchmarks.head_programs import Head, Program
@@ -35,10 +41,11 @@ OF_ROWS = (
 
 
 def compile_for(name: str, parts: list[str], *, as_json: bool) -> None:
-    """Print the resources of the programs of heads and rows."""
+    """Print the resources of the programs of heads, rows and siblings."""
     jax.config.update("jax_platforms", "cpu")
     found: dict[str, Any] = {}
-    for part, programs in {"heads": programs_of_heads, "rows": programs_of_rows}.items():
+    every = {"heads": programs_of_heads, "rows": programs_of_rows, "siblings": programs_of_siblings}
+    for part, programs in every.items():
         if part in parts:
             for title, entry in programs(name):
                 found[title] = entry
@@ -50,14 +57,19 @@ def compile_for(name: str, parts: list[str], *, as_json: bool) -> None:
 
 def resources(name: str, program: Callable, types: Any, **how: Any) -> dict[str, Any]:
     """Return the temporary bytes of a program and the resources of its kernels."""
+    built, kernels = compiled_for(name, program, types, **how)
+    return {"temporary_bytes": measure.temporary_bytes(built), "kernels": kernels}
+
+
+def compiled_for(name: str, program: Callable, types: Any, **how: Any) -> tuple[Any, Any]:
+    """Return a program compiled for a target, and the resources of its kernels."""
     device = compile_targets.device_of(name)
     place = jax.sharding.SingleDeviceSharding(device)
     types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), types)
     with compile_targets.traced_for(name, device), compile_targets.dumped() as folder:
         built = jax.jit(program, **how).lower(*types)
         built = built.compile(compiler_options=compile_targets.GPU_OPTIONS)
-        found = compile_targets.kernels(folder)
-    return {"temporary_bytes": measure.temporary_bytes(built), "kernels": found}
+        return built, compile_targets.kernels(folder)
 
 
 # -- Heads --
@@ -134,3 +146,62 @@ def kernels_of(plan: plans.Plan) -> dict[str, tuple[Callable[..., Any], tuple[in
         "losses": (lambda z, labels, _: implementation.losses(z, labels, **options), ()),
         "in place": (partial(both, in_place=True), (0,)),
     }
+
+
+# -- Siblings --
+
+SIBLINGS: dict[str, Callable[..., Any]] = {
+    "logsumexp": lambda z, t: js.logsumexp(z),
+    "soft_cross_entropy": js.soft_cross_entropy,
+    "kl_divergence": js.kl_divergence,
+    "softmax": lambda z, t: js.softmax(z),
+    "log_softmax": lambda z, t: js.log_softmax(z),
+    "binary_cross_entropy": js.binary_cross_entropy,
+}
+IGNORED = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
+OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", re.MULTILINE)
+ITEM_BYTES = {"bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}  # and 4 of all others
+
+
+def programs_of_siblings(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the functions, each with its derivative, and the bytes that they move for a logit."""
+    shape = rows.SIBLINGS["gpu"]
+    type_ = jax.ShapeDtypeStruct((shape.n, shape.k), shape.dtype)
+    for title, function in SIBLINGS.items():
+        built, _ = compiled_for(name, partial(with_derivative, function), (type_, type_))
+        yield (
+            title,
+            {
+                "temporary_bytes": measure.temporary_bytes(built),
+                "bytes_per_logit": moved_bytes(built.as_text()) / (shape.n * shape.k),
+            },
+        )
+
+
+def with_derivative(function: Callable[..., Any], z: Any, t: Any) -> Any:
+    """Return values, and the gradient in the logits with a cotangent for each value."""
+    found, back = jax.vjp(lambda z: function(z, t), z)
+    cotangents = t if found.ndim == z.ndim else jnp.cos(jnp.arange(len(z), dtype=jnp.float32))
+    return found, back(cotangents.astype(found.dtype))
+
+
+def moved_bytes(text: str) -> int:
+    """Return the bytes that the operations of a compiled program read and write."""
+    entry = text[text.index("\nENTRY") :]
+    sizes: dict[str, int] = {}
+    total = 0
+    for name, types, operation, rest in OPERATION.findall(entry[: entry.index("\n}")]):
+        sizes[name] = type_bytes(types)
+        if operation not in IGNORED:
+            operands = dict.fromkeys(re.findall(r"%?([\w.-]+)", rest.split("), ")[0]))
+            total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+    return total
+
+
+def type_bytes(types: str) -> int:
+    """Return the bytes of arrays, from a type as XLA writes it."""
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", types)
+    return sum(
+        ITEM_BYTES.get(dtype, 4) * math.prod(map(int, filter(None, sizes.split(","))))
+        for dtype, sizes in arrays
+    )
