@@ -1,7 +1,7 @@
 """The fused losses of a linear head: the contract, on every implementation and transformation."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import contract
@@ -291,6 +291,15 @@ def transformed(f: Callable, x: jax.Array, w: jax.Array, bias: jax.Array, v: tup
     }
 
 
+@pytest.fixture
+def compiled_quickly() -> Iterator[None]:
+    """Without optimizations: for programs that no other test runs, compared with one another."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_every_transformation(function: Callable):
     x, w, _ = random_head(6, 4, 19)
