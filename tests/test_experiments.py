@@ -16,7 +16,8 @@ FOLDER = Path(__file__).parent.parent / "experiments"
 RESULTS = FOLDER / "results"
 RUNS = Path(__file__).with_name("experiment_runs.py")
 PATIENCE = 1800  # seconds: for what hangs, not for what a busy machine makes slow
-UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # where compiling takes the time
+# Where compiling takes the time: programs for the CPU, and those for a TPU.
+UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_OPTIMIZATION_LEVEL": "O0"}
 SHARED = ("document", "run_all", "words", "figures")
 # Programs to copy: their arguments, the number that shows that they learn, and its range.
 TO_COPY = {
