@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 # JAX takes a second to import. The table of contents is loaded at its first use (PEP 562), so that
 # the command line shows its help and refuses a wrong argument at once.
 if TYPE_CHECKING:
-    from jaxsoftmax import calibration as calibration
-    from jaxsoftmax import metrics as metrics
+    import jaxsoftmax.calibration
+    import jaxsoftmax.metrics  # noqa: F401
     from jaxsoftmax.derivatives import (
         binary_cross_entropy_gradient,
         binary_cross_entropy_hessian_product,
