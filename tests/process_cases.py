@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxsoftmax as js
 from jaxsoftmax import linear, training, validation
 from jaxsoftmax.estimator import SoftmaxClassifier
+from jaxsoftmax.solvers.stream import Stream
 
 N, D, K = 256, 6, 4
 DEVICES = 4
@@ -30,6 +31,7 @@ ONLY_TWO = {
     "fit, each shard in its own order",
     "fit, resumed",
     "fit of a source, of which each process reads its part",
+    "solve of a source, of which each process reads its part",
     "solve_path",
 }
 ONLY_FOUR = {"solve", "solve with shards of arrays that every process has", "solve names a feature"}
@@ -42,12 +44,24 @@ def examples() -> tuple[np.ndarray, np.ndarray]:
     return x, np.argmax(x[:, :K] + rng.gumbel(size=(N, K)), 1).astype(np.int32)
 
 
-def fit_source(**division: Any) -> str:
+class Counted(training.RecordSource):
+    """A source of examples that counts the rows of the blocks that this process reads."""
+
+    def __init__(self) -> None:
+        rows = [*zip(*examples(), strict=True)]
+        super().__init__(rows, lambda row: row, block_size=50, window=128)
+        self.rows_read = 0
+
+    def read(self, block: int) -> Any:
+        self.rows_read += self.block_sizes[block]
+        return super().read(block)
+
+
+def fit_source(source: training.RecordSource | None = None, **division: Any) -> str:
     """Return the bits of a model that is fitted to a source."""
-    rows = [*zip(*examples(), strict=True)]
     result = training.fit(
         training.on_logits(js.cross_entropy),
-        training.RecordSource(rows, lambda row: row, block_size=50, window=128),
+        source or Counted(),
         optimizer=optax.sgd(0.1),
         key=jax.random.key(0),
         epochs=2,
@@ -95,8 +109,31 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
     def streamed(x: Any, _y: Any) -> str:
         if not is_shared(x):
             return expected
+        source = Counted()
         with jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))):
-            return fit_source(shards=js.Shards(rows="rows"))
+            found = fit_source(source, shards=js.Shards(rows="rows"))
+        # In two epochs, half of the rows and the blocks at both ends of its two spans.
+        assert source.rows_read <= 2 * (N // 2 + 4 * 50), source.rows_read
+        return found
+
+    def solved_source(x: Any, _y: Any) -> tuple:
+        # From zeros rather than the sample's optimum, which takes programs of its own.
+        zeros = js.LinearParams(np.zeros((D, K)), np.zeros(K))
+        source, how = Counted(), {"C": 1.0, "gap": 1e-11, "init": zeros}
+        if not is_shared(x):
+            solution = js.solve(source, **how)
+            return solution.params, solution.objective
+        with (
+            jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))),
+            mock.patch.object(
+                Stream, "problems", autospec=True, side_effect=Stream.problems
+            ) as spy,
+        ):
+            solution = js.solve(source, shards=js.Shards(rows="rows"), **how)
+            passes = 1 + spy.call_count
+        # Half of the rows in each pass, and the block that both processes have a part of.
+        assert source.rows_read <= passes * (N // processes + 50), (source.rows_read, passes)
+        return certified(solution)
 
     def swept(x: Any, y: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), 2)
@@ -157,6 +194,7 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         "sweep": swept,
         "solve": solved,
         "solve with shards of arrays that every process has": solved_whole,
+        "solve of a source, of which each process reads its part": solved_source,
         "solve_path": solved_path,
         "solve names a feature": bad_feature,
     }

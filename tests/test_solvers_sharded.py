@@ -21,6 +21,7 @@ from jaxsoftmax.solvers import (
     steps,
 )
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.training import RecordSource
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -94,6 +95,30 @@ def test_a_path_of_sigmoids_with_folds() -> None:
     with jax.set_mesh(Mesh(np.array(jax.devices()[:2]), ("rows",))):
         path = solve_path(x, hot, gap=1e-10, shards=ROWS, **grid)
     same(path, solve_path(x, hot, gap=1e-10, **grid))
+
+
+def test_devices_share_the_rows_of_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = examples()
+    # Windows of 1,250 rows, whose last one two devices do not divide.
+    rows = [*zip(x[:2493], y, strict=False)]
+    source = RecordSource(rows, lambda row: row, block_size=500, window=1250)
+    shards, put = [], row_shards.put_rows
+    monkeypatch.setattr(
+        row_shards, "put_rows", lambda *args: shards.append(put(*args)) or shards[-1]
+    )
+    with jax.set_mesh(Mesh(np.array(jax.devices()[:2]), ("rows",))):
+        found = solve(source, C=1.0, gap=1e-6, shards=ROWS)
+        with pytest.raises(
+            ValueError, match=r"shards: expected Shards\(rows=\.\.\.\) alone for a "
+        ):
+            solve(source, C=1.0, shards=Shards(rows="rows", classes="rows"))
+        with pytest.raises(ValueError, match=r"axes of the mesh, \('rows',\), got 'data'"):
+            solve(source, C=1.0, shards=Shards(rows="data"))
+    truth = solve(x[:2493], y[:2493], C=1.0, gap=1e-10)
+    assert found.converged, found.reason
+    assert truth.objective * (1 - 1e-9) <= found.objective <= truth.objective * (1 + 1e-6)
+    assert {shard.count for shard in shards} == {2}
+    assert {len(shard) for shard in shards} >= {1248}  # of 1,247 examples in each window
 
 
 def collectives(program: Any, *args: Any, **options: Any) -> list[tuple[str, int]]:

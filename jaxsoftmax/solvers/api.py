@@ -16,6 +16,7 @@ from jaxsoftmax.solvers import driver, host, prepare, row_shards, shared_precond
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
+from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.solvers.warm_start import WarmStart
 from jaxsoftmax.sources import Source
 from jaxsoftmax.validation import ArrayLike
@@ -68,7 +69,8 @@ def solve(
         max_iterations: limit of the outer iterations.
         memory: bytes for temporary arrays beside the features.
         shards: `Shards(rows=...)`, the axes of the mesh of `jax.set_mesh`, or of that of the
-            features, whose devices share the rows. Not needed for an array that is sharded so.
+            features, whose devices share the rows. Not needed for an array that is sharded so. Of a
+            source, processes and their devices share the rows.
         callback: called after each iteration, under the caller's own setting of float64, with a
             dict: iteration, products, seconds (since the call); objective and estimate (of its
             distance from the optimum), lists of one number; theta, the parameters in float64, a
@@ -92,7 +94,11 @@ def solve(
         source, memory holds two blocks, two windows and a sample of one window. A window has at
         most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and each
         Hessian product reads all examples once; a Hessian product computes their scores again,
-        which makes three products with the features of two. Each process reads the whole source.
+        which makes three products with the features of two. With `shards`, the processes of the
+        mesh share the rows of the source: each reads the blocks of its own, its devices share each
+        window, and a pass sends sums of K (D + 1) numbers over the network at its end. The sample,
+        of one window in all, is the same on every process. Without `shards`, a process reads the
+        whole source.
 
         Where devices share the rows, each multiplies its own, also on several processes, which all
         call this function: a product passes K (D + 1) numbers over the network, features stay where
@@ -123,7 +129,7 @@ def solve(
     if gaps.ndim:
         raise ValueError(f"gap: expected one number, got shape {gaps.shape}")
     if isinstance(features, Source):
-        _check_beside_source(targets=targets, weights=weights, shards=shards)
+        _check_beside_source(targets=targets, weights=weights)
         fit = _solve_source(
             features,
             loss=loss,
@@ -136,6 +142,7 @@ def solve(
             gap=gaps,
             max_iterations=max_iterations,
             memory=memory,
+            processes=stream.find_processes(shards),
             report=report,
         )
         return _make_solution(*fit, (), bias, time.perf_counter() - start)
@@ -285,6 +292,7 @@ def _solve_source(
     gap: np.ndarray,
     max_iterations: int,
     memory: int,
+    processes: Processes,
     report: Callback | None,
 ) -> tuple[list[Outcome], prepare.Data]:
     """Return the outcome of a source, and its sample in place of all its examples."""
@@ -293,9 +301,14 @@ def _solve_source(
         name, value = ("alpha", alpha) if alpha == 0 else ("l1_ratio", l1_ratio)
         raise ValueError(f"{name}: expected a squared penalty alone for a source, got {value!r}")
     c = None if class_weights is None else prepare.prepare_class_weights(class_weights)
-    with jax.enable_x64():
+    with processes.computing():
         found = stream.open_stream(
-            source, loss=loss, class_weights=c, classes=_num_classes(init), memory=memory
+            source,
+            loss=loss,
+            class_weights=c,
+            classes=_num_classes(init),
+            memory=memory,
+            processes=processes,
         )
         data = found.sample
         total = np.array([found.total])

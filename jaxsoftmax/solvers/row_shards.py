@@ -113,6 +113,11 @@ def shard_features(features: Any, shards: Shards | None) -> Any:
     return RowShards(put(features, sharding), sharding, len(features))
 
 
+def put_rows(x: np.ndarray, sharding: NamedSharding) -> RowShards:
+    """Return a host's rows, whose number the shards divide, on the devices of this process."""
+    return RowShards(jax.device_put(x, sharding), sharding, len(x))
+
+
 def _choose_sharding(features: Any, shards: Shards | None) -> NamedSharding | None:
     """Return the sharding of rows over automatic axes of the user's mesh, None for one device."""
     own = features.sharding if isinstance(features, Array) else None

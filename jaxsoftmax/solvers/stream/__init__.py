@@ -5,11 +5,13 @@ pass gives the objective and its gradient, another one each Hessian product, for
 a window are computed again; two give the certificate. A sample that is held in memory gives the
 start and the preconditioner, so that few passes are needed.
 
-Its parts: `examples` (what a source holds, as the solvers take it), `survey` (the first pass: what
-must be known of all examples), `sums` (the passes), `certificate`, and `driver`, the loop.
+Its parts: `processes` (who reads which rows, and sums over all), `examples` (what a source holds,
+as the solvers take it), `survey` (the first pass: what must be known of all examples), `sums` (the
+passes), `certificate`, and `driver`, the loop.
 """
 
 from jaxsoftmax.solvers.stream.driver import minimize
+from jaxsoftmax.solvers.stream.processes import find_processes
 from jaxsoftmax.solvers.stream.survey import Stream, open_stream
 
-__all__ = ["Stream", "minimize", "open_stream"]
+__all__ = ["Stream", "find_processes", "minimize", "open_stream"]

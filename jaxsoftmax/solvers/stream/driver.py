@@ -94,8 +94,9 @@ def minimize(
     """
     sample = _sample_problem(stream, l2)
     pre = shared_preconditioner.build(sample.features, sample.weights[0], config.memory)
+    pre = stream.processes.agree(pre)
     run = _Run(stream, sample, config)
-    theta = _start(run, pre) if theta is None else theta
+    theta = stream.processes.agree(_start(run, pre)) if theta is None else theta
     state = _evaluate(run, jnp.asarray(_with_limits(stream, config, theta)), pre)
     state = state._replace(first_norm=state.norm or 1.0, products=4)  # and those of the survey
     found, status = _certify_if_ready(run, state)
@@ -152,7 +153,7 @@ def _start(run: _Run, preconditioner: Preconditioner) -> np.ndarray:
 
 def _sample_share(run: _Run) -> float:
     """Return the share of all examples that the sample has."""
-    return run.sample.weights.shape[1] / sum(run.stream.examples.source.block_sizes)
+    return len(run.stream.sample.weights) / run.stream.examples.rows
 
 
 def _with_limits(stream: Stream, config: SolverConfig, theta: np.ndarray) -> np.ndarray:
@@ -279,6 +280,7 @@ def _sharpen(run: _Run, state: _State) -> _State:
         return state
     variance = _sample_variance(sample, config.link, state.theta)
     blocks = class_preconditioner.build(sample, config.link, variance)
+    blocks = None if blocks is None else run.stream.processes.agree(blocks)
     return state._replace(
         preconditioner=state.preconditioner if blocks is None else blocks,
         spent=0,

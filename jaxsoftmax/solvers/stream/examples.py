@@ -9,6 +9,7 @@ import numpy as np
 from jaxsoftmax import losses
 from jaxsoftmax.solvers import prepare
 from jaxsoftmax.solvers.prepare import Data
+from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.sources import Source
 
 
@@ -19,6 +20,12 @@ class Examples(NamedTuple):
     loss: Callable
     class_weights: np.ndarray | None
     classes: int  # of labels, an upper bound before all of them have been seen
+    processes: Processes
+
+    @property
+    def rows(self) -> int:
+        """The number of examples of all processes."""
+        return sum(self.source.block_sizes)
 
     def read(self, block: int) -> Data:
         """Return a block after all checks; an error names the block."""
@@ -47,19 +54,36 @@ class Examples(NamedTuple):
         return np.zeros_like(t)
 
     def blocks(self) -> Iterator[Data]:
-        """Yield all blocks in their order; a thread reads one while the one before it is in use."""
-        count = len(self.source.block_sizes)
+        """Yield the blocks of this process in their order, cut to its rows.
+
+        A thread reads a block while the one before it is in use.
+        """
+        own = self._own_blocks()
         with ThreadPoolExecutor(1) as thread:
-            following = thread.submit(self.read, 0)
-            for block in range(count):
+            following = thread.submit(self._read_part, *own[0])
+            for place in range(len(own)):
                 found = following.result()
-                if block + 1 < count:
-                    following = thread.submit(self.read, block + 1)
+                if place + 1 < len(own):
+                    following = thread.submit(self._read_part, *own[place + 1])
                 yield found
                 del found
 
+    def _own_blocks(self) -> list[tuple[int, slice]]:
+        """Return the blocks that this process reads, and its rows of each."""
+        span, start, own = self.processes.span(self.rows), 0, []
+        for block, size in enumerate(self.source.block_sizes):
+            rows = slice(max(span.start - start, 0), min(span.stop - start, size))
+            if rows.start < rows.stop:
+                own.append((block, rows))
+            start += size
+        return own
+
+    def _read_part(self, block: int, rows: slice) -> Data:
+        data = self.read(block)
+        return data if rows == slice(0, len(data.weights)) else take(data, rows)
+
     def windows(self, rows: int) -> Iterator[Data]:
-        """Yield all examples, `rows` at a time but for the last of them."""
+        """Yield the examples of this process, `rows` at a time but for the last of them."""
         pending: list[Data] = []
         missing = rows
         for block in self.blocks():

@@ -31,14 +31,17 @@ class Dual(NamedTuple):
 
 
 def sum_over(stream: Stream, function: Callable[[Problem], Any]) -> Any:
-    """Return the sum over the windows of what a function returns of each, in one pass."""
+    """Return the sum over the windows of what a function returns of each, in one pass.
+
+    It is that over the windows of all processes, each of which reads its own.
+    """
     total: Any = None
     for problem in stream.problems():
         part = function(problem)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
         # Without waiting, the windows of all products to come would be in memory.
         jax.block_until_ready(total)
-    return total
+    return stream.processes.sum(total)
 
 
 def mean_loss(stream: Stream, link: Link, theta: Array, *, intercept: bool) -> Evaluation:

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsoftmax import losses
-from jaxsoftmax.solvers import prepare
+from jaxsoftmax.solvers import prepare, row_shards
 from jaxsoftmax.solvers.prepare import Data
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.stream.examples import Examples, join, take
+from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.sources import Source
 
 UNKNOWN_CLASSES = 2**31 - 1  # labels are below it, whatever they are
+ALONE = Processes()
 MAX_INFERRED_CLASSES = (
     2**16
 )  # of labels alone: more would be a mistake, and a count of each is kept
@@ -28,7 +30,12 @@ class Stream(NamedTuple):
     limits: np.ndarray  # of the intercepts, as of `prepare.initial_intercepts`: [K]
     share: np.ndarray  # the weight of each class or label among all: [K]
     column_max_abs: np.ndarray  # [D]
-    sample: Data  # random examples that stay in memory
+    sample: Data  # random examples of all processes, which stay in the memory of each
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the source."""
+        return self.examples.processes
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problem of each window, without penalty, with its weights among all."""
@@ -36,14 +43,22 @@ class Stream(NamedTuple):
             yield self.to_problem(window, self.rows)
 
     def to_problem(self, window: Data, rows: int) -> Problem:
-        """Return a window as a problem of one lane, padded to this number of rows."""
+        """Return a window as a problem of one lane, padded to this number of rows.
+
+        Several devices share it; there may then be more padding.
+        """
+        sharding = self.processes.row_sharding
+        rows += 0 if sharding is None else -rows % sharding.mesh.size
         padding = rows - len(window.weights)
         targets = prepare.pad_targets(window.targets[None], padding, window.link)
         zeros, x = jnp.zeros(1), window.features
+        x = np.pad(x, ((0, padding), (0, 0))) if padding else x
+        features = jnp.asarray(x) if sharding is None else row_shards.put_rows(x, sharding)
+        weights = np.pad(window.weights / self.total, (0, padding))[None]
         return Problem(
-            features=jnp.asarray(np.pad(x, ((0, padding), (0, 0))) if padding else x),
-            targets=jnp.asarray(targets),
-            weights=jnp.asarray(np.pad(window.weights / self.total, (0, padding)))[None],
+            features=features,
+            targets=row_shards.to_device(features, targets),
+            weights=row_shards.to_device(features, weights),
             l2=zeros,
             l1=zeros,
             column_max_abs=jnp.asarray(self.column_max_abs),
@@ -57,33 +72,65 @@ def open_stream(
     class_weights: np.ndarray | None,
     classes: int | None,
     memory: int,
+    processes: Processes = ALONE,
 ) -> Stream:
     """Read all examples once, check them, and return the stream of them."""
     known = classes if class_weights is None else len(class_weights)
-    examples = Examples(source, loss, class_weights, known or UNKNOWN_CLASSES)
-    survey = _Survey(sum(source.block_sizes))
+    examples = Examples(source, loss, class_weights, known or UNKNOWN_CLASSES, processes)
+    if examples.rows < processes.size:
+        raise ValueError(
+            f"features: expected a row for each of {processes.size} processes, got a source of "
+            f"{examples.rows}"
+        )
+    survey = _Survey(examples.rows, len(processes.span(examples.rows)))
     for data in examples.blocks():
         survey.add(data, memory, source.window)
-    classes = survey.classes if known is None or loss is not losses.cross_entropy else known
-    share, in_all = (np.pad(a, (0, classes - len(a))) for a in (survey.share, survey.in_all))
-    if not share.sum() > 0 and not survey.total > 0:
+    classes = max(processes.gather(survey.classes).tolist())
+    classes = classes if known is None or loss is not losses.cross_entropy else known
+    share, in_all, total, largest = _merge(processes, survey, classes)
+    if not share.sum() > 0 and not total > 0:
         raise ValueError("weights: expected some above 0")
     return Stream(
         examples._replace(classes=classes),
         survey.rows,
-        survey.total,
+        total,
         prepare.intercept_limits(survey.parts[0].link, share, in_all),
-        share / survey.total,
-        survey.largest,
-        join(survey.parts)._replace(classes=classes),
+        share / total,
+        largest,
+        _gather_sample(processes, join(survey.parts))._replace(classes=classes),
     )
 
 
-class _Survey:
-    """Sums over the blocks that have been seen."""
+def _merge(
+    processes: Processes, survey: "_Survey", classes: int
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Return the sums of all processes: share, in_all, total and largest."""
+    share, in_all = (np.pad(a, (0, classes - len(a))) for a in (survey.share, survey.in_all))
+    own = share, in_all, np.float64(survey.total), survey.largest
+    share, in_all, total, largest = map(np.asarray, processes.gather(own))
+    return share.sum(0), in_all.all(0), float(total.sum()), largest.max(0)
 
-    def __init__(self, count: int) -> None:
-        self.count, self.total, self.rows, self.classes = count, 0.0, 0, 1
+
+def _gather_sample(processes: Processes, sample: Data) -> Data:
+    """Return the samples of all processes as one, the only features that processes exchange."""
+    if processes.size == 1:
+        return sample
+    sizes = processes.gather(len(sample.weights)).tolist()
+    arrays = sample.features, sample.targets, sample.weights
+    padding = max(sizes) - len(sample.weights)
+    padded = [np.pad(a, ((0, padding),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    gathered = map(np.asarray, processes.gather(padded))
+    parts = [[a[:size] for a, size in zip(each, sizes, strict=True)] for each in gathered]
+    x, t, s = map(np.concatenate, parts)
+    return sample._replace(features=x, targets=t, weights=s)
+
+
+class _Survey:
+    """Sums over the blocks that have been seen, of `own` examples among `count`."""
+
+    def __init__(self, count: int, own: int) -> None:
+        self.count, self.own = count, own
+        self.total, self.rows, self.classes = 0.0, 0, 1
         self.share, self.in_all = np.zeros(0), np.ones(0, bool)
         self.largest = np.zeros(0)
         self.parts: list[Data] = []
@@ -103,7 +150,7 @@ class _Survey:
         self.total += float(data.weights.sum())
         largest = np.maximum(data.features.max(0), -data.features.min(0)).astype(np.float64)
         self.largest = np.maximum(self.largest, largest) if len(self.largest) else largest
-        self.rows = rows_of_window(self.count, window, data, self.classes, memory)
+        self.rows = rows_of_window(self.own, window, data, self.classes, memory)
         self._keep_some(data)
 
     def _count_classes(self, labels: np.ndarray) -> int:
@@ -116,7 +163,7 @@ class _Survey:
         return largest + 1
 
     def _keep_some(self, data: Data) -> None:
-        """Keep a random part of a block, as many in all as a window has."""
+        """Keep a random part of a block: as many in all, of all processes, as a window has."""
         n = len(data.weights)
         size = min(n, -(-n * self.rows // self.count))
         kept = np.sort(self.rng.permutation(n)[:size])
