@@ -1,24 +1,26 @@
 """What this library and others have and have not: tried where it can be, read where it cannot.
 
-Command: `python experiments/features.py`, under a minute. It tries this library, Optax, jax.nn and
-scikit-learn, and writes results/features.json, whose table tables.py puts into README.md. With
-`--smoke` it writes nothing, and fails if an answer differs from the record. The record is also the
-place of what was read of libraries that need a GPU or torch, with its source.
+Command: `python experiments/features.py [--torch-python PATH]`, under a minute. It tries this
+library, Optax, jax.nn, scikit-learn and, if PATH is an interpreter that has it, PyTorch, and writes
+results/features.json, whose table tables.py puts into README.md. With `--smoke` it writes nothing,
+and fails if an answer differs from the record. The record is also the place of what was read of
+libraries that need a GPU, with its source.
 
 Question. Which library keeps the digits of a confident answer, ignores a row whatever it holds,
 computes a head without its logits, and says how far a linear classifier is from its optimum?
 
-Findings: Optax and jax.nn return 0 for a loss of 2.06e-09. In Optax a row that is left out of the
-mean still makes its gradient NaN, and the label -1 has the loss of the last class. scikit-learn
-reports no distance from the optimum; Cyanure stops by a duality gap.
+Findings: Optax, jax.nn and torch return 0 for a loss of 2.06e-09. In Optax and in torch an ignored
+row of NaN still has a gradient of NaN. In Optax the label -1 has the loss of the last class; torch
+refuses it. scikit-learn reports no distance from the optimum; Cyanure stops by a duality gap.
 """
 
-import argparse
 import inspect
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 
+import document
 import jax
 import jax.numpy as jnp
 import measure
@@ -43,6 +45,7 @@ FUSED = f"{TORCH}/torch.nn.functional.linear_cross_entropy.html"
 CYANURE = f"{GITHUB}/inria-thoth/cyanure/blob/master/cyanure/estimators.py"
 
 OURS, OPTAX, JAX_NN, SKLEARN = "jaxsoftmax", "Optax", "jax.nn", "scikit-learn"
+PYTORCH = "torch"
 LOGITS = jnp.array([[20.0, 0.0], [0.5, 1.0]])
 
 DIGITS = "a loss of 2.06e-09 is not 0 (float32)"
@@ -57,23 +60,44 @@ TEMPERATURE = "temperature scaling"
 CTC = "losses of sequences (CTC)"
 GROUPS = "group and fused-lasso penalties"
 
+# Prints the version of torch, and its answers in the order of TRIED_IN_TORCH.
+IN_TORCH = """
+import inspect, json, math, torch
+from torch.nn import functional as F
+z = torch.tensor([[20.0, 0.0], [0.5, 1.0]])
+value = float(F.cross_entropy(z, torch.tensor([0, 1]), reduction="none")[0])
+broken = torch.tensor([[float("nan"), 0.0], [0.5, 1.0]], requires_grad=True)
+F.cross_entropy(broken, torch.tensor([-100, 1])).backward()
+def refuses(label):
+    try:
+        return bool(F.cross_entropy(z, torch.tensor([label, 0]), reduction="none")[0].isnan())
+    except IndexError:
+        return True
+head = F.linear_cross_entropy(z, z, torch.tensor([0, 1]), reduction="none")
+print(json.dumps([torch.__version__, [
+    abs(value / math.log1p(math.exp(-20)) - 1) < 1e-6,
+    bool((broken.grad[0] == 0).all()),
+    refuses(-1) and refuses(2),
+    "softcap" in inspect.signature(F.linear_cross_entropy).parameters,
+    head.shape == (2,),
+    hasattr(F, "ctc_loss"),
+]]))
+"""
+TRIED_IN_TORCH = (DIGITS, IGNORED, RANGE, SOFTCAP, EACH, CTC)
+
 # What was read in November 2026 of libraries that cannot be tried here, with its source.
 READ: dict[str, dict[str, tuple[str, str]]] = {
     WITHOUT: {
-        "torch": ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
+        PYTORCH: ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
         "tokamax": ("yes", TOKAMAX),
     },
     SOFTCAP: {
-        "torch": ("no", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
-        "tokamax": ("no", TOKAMAX),
+        "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT), "tokamax": ("no", TOKAMAX),
     },
     EACH: {
-        "torch": ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
-        "tokamax": ("no", TOKAMAX),
+        "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT), "tokamax": ("no", TOKAMAX),
     },
-    DIGITS: {"torch": ("no", "experiments/results/benchmark_cpu.json")},
     CERTIFIED: {"Cyanure": ("yes", CYANURE)},
-    CTC: {"torch": ("yes", f"{TORCH}/torch.nn.functional.ctc_loss.html")},
     GROUPS: {"Cyanure": ("yes", CYANURE)},
 }  # fmt: skip
 
@@ -107,6 +131,13 @@ def tried() -> dict[str, dict[str, bool]]:
         GROUPS: {OURS: "groups" in inspect.signature(solve).parameters},
         TEMPERATURE: {OURS: hasattr(calibration, "temperature_scaling"), SKLEARN: scales()},
     }  # fmt: skip
+
+
+def tried_in_torch(python: str) -> tuple[str, dict[str, bool]]:
+    """Return the version and the answers of torch, which another interpreter may have."""
+    done = subprocess.run([python, "-c", IN_TORCH], capture_output=True, text=True, check=True)
+    version, answers = json.loads(done.stdout)
+    return version, dict(zip(TRIED_IN_TORCH, answers, strict=True))
 
 
 def keeps_digits(loss: Callable) -> bool:
@@ -156,16 +187,21 @@ def scales() -> bool:
 
 def main() -> None:
     """Try, print, and write the record or compare with it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="compare with the record")
-    smoke = parser.parse_args().smoke
-    found = tried()
+    options = document.arguments(__doc__, torch=True)
+    found, version = tried(), None
+    if options.torch_python:
+        version, answers = tried_in_torch(options.torch_python)
+        for feature, answer in answers.items():
+            found[feature][PYTORCH] = answer
     for feature, answers in found.items():
         print(f"{feature}: {answers}")
-    if not smoke:
-        record = {"tried": found, "read": READ, "version": jaxsoftmax.__version__}
+    if not options.smoke:
+        versions = {"jaxsoftmax": jaxsoftmax.__version__, "torch": version}
+        record = {"tried": found, "read": READ, "versions": versions}
         measure.write_record("features", record)
-    elif json.loads((measure.RESULTS / "features.json").read_text())["tried"] != found:
+        return
+    record = document.recorded("features")["tried"]
+    if any(record[name][library] != has for name in found for library, has in found[name].items()):
         sys.exit("an answer differs from results/features.json")
 
 

@@ -26,7 +26,7 @@ DATA = {
     "image_classification",
     "main_job",
 }
-TORCH = {"benchmark", "stability"}
+TORCH = {"benchmark", "features", "stability"}
 TIMED = (
     "benchmark",
     "data_parallel",

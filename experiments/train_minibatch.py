@@ -45,9 +45,8 @@ def train_epoch(
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    steps = (
-        len(labels) // BATCH_SIZE
-    )  # the remaining rows come in other epochs, whose order differs
+    # The rows that are left over come in other epochs, whose order differs.
+    steps = len(labels) // BATCH_SIZE
     order = jax.random.permutation(key, len(labels))[: steps * BATCH_SIZE]
     carry, losses = jax.lax.scan(step, (params, opt_state), order.reshape(steps, BATCH_SIZE))
     return *carry, losses.mean()
