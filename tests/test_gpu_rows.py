@@ -15,6 +15,7 @@ from pathlib import Path
 
 import adversaries
 import cuda_python
+import gpu_interpreter
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +46,12 @@ SHAPES = {
     # The last vector, of which some entries are stored one by one, would be in a chunk of its own.
     "two blocks": ((12, 4095), jnp.bfloat16, Tuning(1, 2, True, 1, 1, 2048), True),
 }
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip what is interpreted where this JAX cannot."""
+    gpu_interpreter.skip_where_absent(monkeypatch)
 
 
 # -- The kernels --

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import cuda_python
+import gpu_interpreter
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +78,7 @@ def products_in_place() -> None:
 def interpreted(
     strict: None, kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[None]:
+    gpu_interpreter.skip_where_absent(monkeypatch)
     # Products of blocks are slow to interpret: XLA multiplies, but for the tests of them.
     if "products_in_place" not in request.fixturenames:
         monkeypatch.setattr(implementation, "_multiplies_in_place", lambda *_: False)
@@ -120,6 +122,7 @@ def test_more_than_fits_at_once(monkeypatch: pytest.MonkeyPatch):
     # Five stages of features, where four are on their way; three tiles a core, where tensor memory
     # has two sums; three blocks of classes, of whose last tile one half has no class. The
     # interpreter raises where one reads or writes what another one may be writing.
+    gpu_interpreter.require()
     watched = partial(mosaic.InterpretGPUParams, detect_races=True)
     monkeypatch.setattr(mosaic, "InterpretGPUParams", watched)
     check((129, 264, 576), jnp.bfloat16, 1.0, "last")
