@@ -14,8 +14,10 @@ leading shard its second. By Sperner's theorem k numbers, in sets of k // 2, ser
 shards, and no fewer do: 2 numbers for 2 shards, 4 for 4, 5 for 8, 6 for 16, and 13 for 1,024.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +26,9 @@ from jax import Array, lax
 
 from jaxsoftmax import placement
 from jaxsoftmax.placement import select
+
+CPU_BLOCK_ENTRIES = 2**20  # 4 MB, which stay in a CPU's cache
+VECTOR_LENGTH = 8  # of a CPU's maxima
 
 
 class RowMaxima(NamedTuple):
@@ -43,18 +48,25 @@ def _pmax(tree: Any, axes: Any) -> Any:
     return lax.pmax(tree, axes) if axes else tree
 
 
-def max_around_label(z: Array, label: Array, is_label: Array, axis: int, axes: Any) -> RowMaxima:
+def max_around_label(z: Array, label: Array, index: Array, axis: int, axes: Any) -> RowMaxima:
     """Return the maxima of rows whose classes are sharded, in one all-reduce.
 
     Args:
         z: the logits of the local classes.
         label: z_y, and anything where the label is on another device.
-        is_label: which entries are those of the labels.
+        index: the label's index among the local classes, and anything else where it is not one.
         axis: the class axis.
         axes: the mesh axes.
     """
-    order = jnp.max(select(is_label, _order_of(-jnp.inf, z.dtype), to_order(z)), axis)
-    label_order = select(jnp.any(is_label, axis), to_order(label), _below_all(z.dtype))
+    masked = _order_of(-jnp.inf, z.dtype)
+
+    def of_rows(axis: int, z: Array, index: Array) -> Array:
+        is_label = lax.broadcasted_iota(index.dtype, z.shape, axis) == jnp.expand_dims(index, axis)
+        return _max_of_rows(select(is_label, masked, to_order(z)), axis)
+
+    order = by_rows(of_rows, axis, z, index)
+    is_local = (index >= 0) & (index < z.shape[axis])
+    label_order = select(is_local, to_order(label), _below_all(z.dtype))
     order, label_order = lax.pmax((order, label_order), axes)
     rest, label = from_order(order, z.dtype), from_order(label_order, z.dtype)
     return RowMaxima(from_order(jnp.maximum(order, label_order), z.dtype), label, rest)
@@ -132,11 +144,44 @@ def _antichain(shards: int) -> np.ndarray:
 
 
 def _max_unless(skip: Array, x: Array, axis: int) -> Array:
-    return jnp.max(select(skip, _below_all(x.dtype), to_order(x)), axis)
+    """Return the maximum of the entries that are not skipped."""
+
+    def of_rows(axis: int, skip: Array, x: Array) -> Array:
+        return _max_of_rows(select(skip, _below_all(x.dtype), to_order(x)), axis)
+
+    return by_rows(of_rows, axis, skip, x)
 
 
 def _max_order(x: Array, axis: int) -> Array:
-    return jnp.max(to_order(x), axis)
+    return by_rows(lambda axis, x: _max_of_rows(to_order(x), axis), axis, x)
+
+
+def _max_of_rows(order: Array, axis: int) -> Array:
+    """Return the maximum; of one row, as `by_rows` gives it, that of vectors first."""
+    if order.ndim > 1 or order.size % VECTOR_LENGTH:
+        return jnp.max(order, axis)
+    return jnp.max(jnp.max(lax.optimization_barrier(order).reshape(-1, VECTOR_LENGTH), 0))
+
+
+def by_rows(function: Callable[..., Array], axis: int, *arrays: Any) -> Array:
+    """Return function(axis, *arrays), on a CPU computed for a few of many large rows at a time.
+
+    What is computed for an entry then stays in a CPU's cache. XLA would store it for all rows.
+
+    Args:
+        function: of the class axis and the arrays; of one row, without the axis of the rows.
+        axis: the class axis.
+        arrays: the first is `[..., K]`, and the others like it or `[...]`.
+    """
+    first, many = arrays[0], functools.partial(function, axis)
+    if first.ndim != 2 or axis != 1 or first.size <= 2 * CPU_BLOCK_ENTRIES:
+        return many(*arrays)
+    rows = max(CPU_BLOCK_ENTRIES // first.shape[1], 1)
+
+    def few(*arrays: Any) -> Array:
+        return lax.map(lambda row: function(0, *row), arrays, batch_size=rows)
+
+    return lax.platform_dependent(*arrays, cpu=few, default=many)
 
 
 def _max_of(arrays: list[Array]) -> Array:

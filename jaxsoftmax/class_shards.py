@@ -121,21 +121,26 @@ def sum_terms(terms: Array, row: RowScale, largest: Array, axis: int, shards: Cl
     """
     if not shards.local_axes:
         return exponential.sum_terms(terms, row, axis)
-    (total,) = sum_exactly((exponentials(terms, row, largest),), axis, shards)
+    (total,) = sum_exactly((exponentials(terms, row, largest, axis),), axis, shards)
     return select(jnp.isnan(row.maximum), jnp.nan, total)
 
 
 class Summand(NamedTuple):
-    """Terms to be added over the classes of all shards."""
+    """Terms to be added over the classes of all shards, as the sums of their blocks."""
 
-    terms: Array
+    blocks: Array
     bound: Array  # of the terms' sizes, without the class axis and the same on all shards
     limbs: int = 3
 
 
-def exponentials(terms: Array, row: RowScale, largest: Array) -> Summand:
+def summand(terms: Array, bound: Array, axis: int, limbs: int = 3) -> Summand:
+    """Return terms along the class axis, with a bound of their sizes, as a summand."""
+    return Summand(fixed_point.sum_blocks(terms, axis), bound, limbs)
+
+
+def exponentials(terms: Array, row: RowScale, largest: Array, axis: int) -> Summand:
     """Return scaled exponentials of logits, of which this is the largest, as a summand."""
-    return Summand(terms, exponential.scaled_exp(largest, row))
+    return summand(terms, exponential.scaled_exp(largest, row), axis)
 
 
 def sum_exactly(summands: tuple[Summand, ...], axis: int, shards: ClassShards) -> list[Array]:
@@ -147,10 +152,9 @@ def sum_exactly(summands: tuple[Summand, ...], axis: int, shards: ClassShards) -
     axes = shards.local_axes
     scales = [fixed_point.power_above(of.bound) for of in summands]
     limbs, forms = [], []
-    for of, scale in zip(summands, scales, strict=True):
-        blocks = fixed_point.sum_blocks(of.terms, axis)
-        sizes = [placement.count_shards(axes, of.terms) * a.shape[axis] for a in (of.terms, blocks)]
-        forms.append(fixed_point.choose_format(of.terms.dtype, *sizes, limbs=of.limbs))
+    for (blocks, _, count), scale in zip(summands, scales, strict=True):
+        number = placement.count_shards(axes, blocks) * blocks.shape[axis]
+        forms.append(fixed_point.choose_format(blocks.dtype, number, limbs=count))
         limbs.append(fixed_point.to_limbs(blocks, scale, axis, forms[-1]))
     totals = map(fixed_point.from_limbs, lax.psum(limbs, axes), scales, forms)
     return [

@@ -35,10 +35,10 @@ class Format(NamedTuple):
     limbs: int
 
 
-def choose_format(dtype: jnp.dtype, classes: int, blocks: int, *, limbs: int = 3) -> Format:
-    """Return the format for sums of `blocks` blocks with `classes` classes in all."""
+def choose_format(dtype: jnp.dtype, blocks: int, *, limbs: int = 3) -> Format:
+    """Return the format for sums of this number of blocks of classes."""
     bits = jnp.finfo(dtype).bits - 2
-    return Format(bits - 2 - _log2_ceil(classes), bits - _log2_ceil(blocks), limbs)
+    return Format(bits - 2 - _log2_ceil(blocks * BLOCK_CLASSES), bits - _log2_ceil(blocks), limbs)
 
 
 def count_blocks(classes: int) -> int:

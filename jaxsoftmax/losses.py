@@ -46,7 +46,7 @@ from jaxsoftmax import (
     softmax_core,
     validation,
 )
-from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.class_shards import ClassShards
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.softmax_core import LabeledRows
@@ -128,8 +128,10 @@ def _cross_entropy(
     z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
 ) -> Array:
     arrays = (z, labels, in_range, valid)
-    values = functools.partial(_values, axis=axis, shards=shards)
-    if shards.classes or z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
+    if shards.classes:
+        return sharded_losses.label_values(*arrays, axis, shards)
+    values = functools.partial(_values, axis=axis)
+    if z.ndim == 1 or axis < z.ndim - 1 or not _is_large(z):
         return values(*arrays)
     return lax.platform_dependent(*arrays, cpu=_values_by_blocks, default=values)
 
@@ -141,9 +143,8 @@ def _values(
     valid: Array,
     *,
     axis: int,
-    shards: ClassShards = UNSHARDED,
 ) -> Array:
-    return softmax_core.value_and_gradient(z, labels, in_range, valid, axis, shards)[0]
+    return softmax_core.value_and_gradient(z, labels, in_range, valid, axis)[0]
 
 
 def _is_large(z: Array) -> bool:

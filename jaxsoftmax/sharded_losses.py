@@ -11,10 +11,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jaxsoftmax import class_shards, links, sharded_softmax, softmax_core
-from jaxsoftmax.class_shards import ClassShards
+from jaxsoftmax import (
+    class_maxima,
+    class_shards,
+    exponential,
+    fixed_point,
+    links,
+    sharded_softmax,
+    softmax_core,
+)
+from jaxsoftmax.class_shards import ClassShards, Summand
+from jaxsoftmax.exponential import RowScale
 from jaxsoftmax.placement import select
 from jaxsoftmax.softmax_core import LabeledRows
 
@@ -33,6 +42,38 @@ def _with_derivatives_of(plain: Callable[..., Any]) -> Callable[..., Any]:
         return rule
 
     return decorate
+
+
+# -- Integer labels, without the gradient --
+
+
+def label_values(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> Array:
+    """Return cross-entropy with integer labels."""
+    return class_shards.run(_local_label_values, (z, labels, in_range, valid), axis, shards)
+
+
+def _local_label_values(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> Array:
+    """Return the values; on a CPU the exponentials are those of a few rows at a time.
+
+    Without the gradient there is no output array that could hold them.
+    """
+    terms = softmax_core.label_terms(z, labels, in_range, valid, axis, shards)
+
+    def blocks(axis: int, z: Array, labels: Array, valid: Array, row: RowScale) -> Array:
+        is_label = softmax_core.label_mask(z, labels, axis, shards)
+        left_out = is_label | jnp.expand_dims(~valid, axis)
+        e = select(left_out, 0, exponential.scaled_exp(z, row.expand_dims(axis)))
+        return fixed_point.sum_blocks(lax.optimization_barrier(e) if e.ndim == 1 else e, axis)
+
+    found = class_maxima.by_rows(blocks, axis, z, labels, valid, terms.row)
+    summand = Summand(found, exponential.scaled_exp(terms.maxima.rest, terms.row))
+    (s_o,) = class_shards.sum_exactly((summand,), axis, shards)
+    s_o = select(jnp.isnan(terms.row.maximum), jnp.nan, s_o)
+    return softmax_core.losses_of_sums(terms, s_o)[1]
 
 
 # -- Soft targets --

@@ -64,8 +64,14 @@ class _Rows(NamedTuple):
     @property
     def others(self) -> Summand:
         """The entries whose sum is S, without the largest if it alone is."""
-        entries = select(self.left_out, 0, self.entries)
-        return class_shards.exponentials(entries, self.row, self.leaders.second)
+        return class_shards.exponentials(
+            self.other_entries, self.row, self.leaders.second, self.axis
+        )
+
+    @property
+    def other_entries(self) -> Array:
+        """The entries, and 0 for the largest if it alone is."""
+        return select(self.left_out, 0, self.entries)
 
     def exponentials(self, others: Array) -> Exponentials:
         """Return the exponentials, from the sum of the others."""
@@ -123,11 +129,13 @@ def soft_sums(
     gaps = select((t == 0) | rows.left_out, 0, t * rows.gaps * jnp.expand_dims(1 / unit, axis))
     summands = [
         rows.others,
-        Summand(t, largest),
-        Summand(gaps, select(bound < jnp.inf, bound / unit, bound), TARGET_LIMBS),
+        class_shards.summand(t, largest, axis),
+        class_shards.summand(
+            gaps, select(bound < jnp.inf, bound / unit, bound), axis, TARGET_LIMBS
+        ),
     ]
     if further is not None:
-        summands.append(Summand(further, sizes_of_further[0]))
+        summands.append(class_shards.summand(further, sizes_of_further[0], axis))
     others, mass, distance, *rest = class_shards.sum_exactly(tuple(summands), axis, shards)
     found = rows.exponentials(others)
     value, exists = distance * unit + _product(mass, found.log_total), leaders.largest != -jnp.inf
@@ -154,9 +162,10 @@ def entropy_and_exponentials(
     top, gaps, others = exponential.exp_of_maximum(rows.row), rows.gaps, rows.others
     # Farther away, a term is less than the smallest normal number.
     limit = 8 - float(np.log(jnp.finfo(z.dtype).tiny))
-    terms = select(gaps < limit, others.terms * gaps, 0)
+    terms = select(gaps < limit, rows.other_entries * gaps, 0)
     largest = select(gap < 1, top, select(gap < limit, others.bound * gap, 0))
-    sums = class_shards.sum_exactly((others, Summand(terms, largest)), axis, shards)
+    summands = others, class_shards.summand(terms, largest, axis)
+    sums = class_shards.sum_exactly(summands, axis, shards)
     found = rows.exponentials(sums[0])
     value = sums[1] / found.total + found.log_total
     return select(leaders.largest != -jnp.inf, value, 0), found
@@ -175,11 +184,11 @@ def squared_residuals(
         axis: the class axis.
         shards: where the classes are.
     """
-    summand = class_shards.exponentials(others, row, largest)
-    relative = others * jnp.expand_dims(1 / summand.bound, axis)
-    squares = Summand(relative * relative, jnp.ones_like(largest))
-    rest, sum_of_squares = class_shards.sum_exactly((summand, squares), axis, shards)
+    entries = class_shards.exponentials(others, row, largest, axis)
+    relative = others * jnp.expand_dims(1 / entries.bound, axis)
+    squares = class_shards.summand(relative * relative, jnp.ones_like(largest), axis)
+    rest, sum_of_squares = class_shards.sum_exactly((entries, squares), axis, shards)
     rest = select(jnp.isnan(row.maximum), jnp.nan, rest)
     total = rest + e_y
-    share, unit = rest / total, summand.bound / total
+    share, unit = rest / total, entries.bound / total
     return share * share + sum_of_squares * (unit * unit)

@@ -91,9 +91,7 @@ def label_logit(z: Array, labels: Array, axis: int) -> Array:
     return jnp.sum(select(label_mask(z, labels, axis), z, 0), axis)
 
 
-def _row_maxima(
-    z: Array, labels: Array, is_label: Array, axis: int, shards: ClassShards
-) -> RowMaxima:
+def _row_maxima(z: Array, labels: Array, axis: int, shards: ClassShards) -> RowMaxima:
     """Return the largest logit of each row, that of its label, and the largest of the others.
 
     The largest of the others is only needed, and only computed, where classes are sharded.
@@ -101,10 +99,9 @@ def _row_maxima(
     if not shards.local_axes:
         maximum = jnp.max(z, axis)
         return RowMaxima(maximum, label_logit(z, labels, axis), maximum)
-    classes = z.shape[axis]
-    local = jnp.clip(labels - class_shards.first_class(z, axis, shards), 0, classes - 1)
-    z_y = label_logit(z, local, axis)
-    return class_maxima.max_around_label(z, z_y, is_label, axis, shards.local_axes)
+    index = labels - class_shards.first_class(z, axis, shards)
+    z_y = label_logit(z, jnp.clip(index, 0, z.shape[axis] - 1), axis)
+    return class_maxima.max_around_label(z, z_y, index, axis, shards.local_axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
@@ -141,7 +138,7 @@ def label_terms(
 ) -> LabelTerms:
     """Return the exponentials of local rows, the label's apart from the others."""
     is_label = label_mask(z, labels, axis, shards)
-    maximum, z_y, largest_rest = _row_maxima(z, labels, is_label, axis, shards)
+    maximum, z_y, largest_rest = _row_maxima(z, labels, axis, shards)
     is_zero = ~valid | links.is_fully_masked(maximum)
     # Every entry of a row depends on its maximum, so a NaN here reaches the whole row: that is how
     # a label out of range gives NaN.
@@ -160,19 +157,24 @@ def _value_and_gradient(
 ) -> tuple[Array, Array]:
     expand = functools.partial(jnp.expand_dims, axis=axis)
     terms = label_terms(z, labels, in_range, valid, axis, shards)
-    (maximum, z_y, largest_rest), row, others, e_y, left_out, is_zero = terms
+    s_o = class_shards.sum_terms(terms.others, terms.row, terms.maxima.rest, axis, shards)
+    s_o, value, total = losses_of_sums(terms, s_o)
+    inverse = 1 / (total + select(terms.is_zero, jnp.inf, jnp.zeros_like(total)))
+    others = exponential.recompute(terms.others, z, terms.row.expand_dims(axis))
+    return value, jnp.where(terms.left_out, expand(0 - s_o * inverse), others * expand(inverse))
+
+
+def losses_of_sums(terms: LabelTerms, s_o: Array) -> tuple[Array, Array, Array]:
+    """Return the sums of the others, the losses, and the sums of all, from those of the others."""
+    (maximum, z_y, _), row, _, e_y, _, is_zero = terms
     # A row whose value and gradient are 0 is treated as one whose label leads and whose others sum
     # to 0. The sum is multiplied rather than replaced: the maximum of a row of NaNs may be -inf,
     # but their sum is NaN.
-    s_o = class_shards.sum_terms(others, row, largest_rest, axis, shards)
-    s_o *= (~is_zero).astype(z.dtype)
+    s_o *= (~is_zero).astype(s_o.dtype)
     total = s_o + e_y
     leads = (z_y == maximum) | is_zero
     excess = select(leads, s_o / e_y, total / exponential.exp_of_maximum(row) - 1)
-    value = jnp.log1p(excess) + select(leads, 0, maximum - z_y)
-    inverse = 1 / (total + select(is_zero, jnp.inf, jnp.zeros_like(total)))
-    others = exponential.recompute(others, z, row.expand_dims(axis))
-    return value, jnp.where(left_out, expand(0 - s_o * inverse), others * expand(inverse))
+    return s_o, jnp.log1p(excess) + select(leads, 0, maximum - z_y), total
 
 
 @value_and_gradient.defjvp

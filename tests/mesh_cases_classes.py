@@ -147,6 +147,30 @@ def exact_where_labels_are_close_and_others_are_many() -> None:
     oracles.assert_ulps(found, oracles.cross_entropy(z, y))
 
 
+@case
+def large_rows_a_few_at_a_time() -> None:
+    """On a CPU, where each row has the bits that it has on more devices, whose rows are small."""
+    rng = np.random.default_rng(4)
+    z = (6 * rng.standard_normal((67, 2**15))).astype(np.float32)
+    z[3, 17], z[5], z[6, 9] = np.nan, -np.inf, 60
+    y = rng.integers(0, z.shape[1], len(z)).astype(np.int32)
+    y[6], y[7] = 9, -1
+    valid = np.arange(len(z)) != 8
+
+    def on(shards: int) -> np.ndarray:
+        mesh = mesh_of(shards)
+        given = put(mesh, z, None, "model"), put(mesh, y), put(mesh, valid)
+        program = jax.jit(lambda z, y, v: js.cross_entropy(z, y, valid=v, shards=CLASSES))
+        return np.asarray(program(*given))
+
+    found = on(1)
+    np.testing.assert_array_equal(found, on(4))
+    assert np.isnan(found[[3, 7]]).all()
+    assert (found[[5, 8]] == 0).all()
+    rows = np.r_[0:3, 6, 66]
+    oracles.assert_ulps(found[rows], oracles.cross_entropy(z[rows], y[rows]))
+
+
 # -- Everything, in every way --
 
 
