@@ -124,7 +124,7 @@ def draw(record: dict[str, Any]) -> Figure:
     memory.set_ylim(5, 3000)
     memory.set_title("temporary memory, MB")
     seconds.set_yticks((0.1, 1), ("0.1", "1"))
-    seconds.set_title("seconds of processors")
+    seconds.set_title("CPU seconds")
     return figure
 
 

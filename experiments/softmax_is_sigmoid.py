@@ -252,7 +252,7 @@ def valley(axes: Axes, fit: dict[str, float]) -> None:
     half = fit["slope"] / 2
     axes.plot(-half, half, "o", color=ORANGE, markersize=7)
     figures.label(axes, "descent\nfrom zeros", (-half + 0.2, half - 0.15), ORANGE, **how)
-    figures.label(axes, "one model: loss\nequal in every bit", (-2.4, 2.4), ORANGE, **how)
+    figures.label(axes, "one model:\nthe same loss", (-2.4, 2.4), ORANGE, **how)
     axes.set(xlabel="slope of failing", ylabel="slope of passing")
     axes.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
     axes.grid(visible=False)
