@@ -252,6 +252,13 @@ def test_thousands_of_classes() -> None:
     )
     assert "No matrix is drawn for more than 1,000 classes." in text
     assert "The first 100 of 1,500 are drawn." in text
+    aucs = [curve.roc_auc for curve in evaluation.rank_classes(scores, targets) if curve.positives]
+    areas = section(text, "ranking")
+    assert f"macro AUC {np.mean(aucs):.3f}" in areas
+    assert areas.count(" 0.") >= 40, "the areas of the ten lowest and of the ten highest"
+    for order, auc in (("lowest", min(aucs)), ("highest", max(aucs))):
+        table = areas.partition(f"with the {order} ROC-AUC")[2]
+        assert evaluation.format_metric("roc_auc", auc) in " ".join(table.split()[:13]), table
     assert len(text) < 3e6
 
 

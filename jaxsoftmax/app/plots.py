@@ -5,6 +5,7 @@
     confusion_matrix       true against predicted classes, readable for 2 to 100 of them
     reliability_diagram    frequencies against probabilities, before and after calibration
     ranking_curves         ROC and precision-recall curves
+    average_ranking_curves the same, averaged over many classes
     threshold_curves       precision, recall and F1 by the threshold
     class_templates        the weights of a model of images, as images
     top_features           the features with the largest weights for each class
@@ -34,7 +35,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import ArrayLike
 
 from jaxsoftmax.app.host_metrics import Reliability
-from jaxsoftmax.app.ranking_curves import RankingCurve
+from jaxsoftmax.app.ranking_curves import GRID, AverageCurve, RankingCurve
 from jaxsoftmax.app.text import JOINERS, replace_unprintable, shorten
 
 PALETTE = {
@@ -419,7 +420,7 @@ def ranking_curves(curves: Sequence[RankingCurve], names: Sequence[str]) -> Figu
         ['ROC\nAUC 0.875', 'precision and recall\nAP 0.833']
     """
     with _new_figure(WIDTH, 2.8) as figure:
-        left, right = figure.subplots(1, 2)
+        left, right = _ranking_panels(figure)
         left.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle="--")
         left.set_title("ROC" + _draw_rankings(left, curves, names, "roc_auc", "AUC"))
         title = _draw_rankings(right, curves, names, "average_precision", "AP")
@@ -427,13 +428,53 @@ def ranking_curves(curves: Sequence[RankingCurve], names: Sequence[str]) -> Figu
         if len(curves) == 1:
             share = curves[0].positives / (curves[0].positives + curves[0].negatives)
             right.axhline(share, color=PALETTE["muted"], linewidth=1, linestyle="--")
-        left.set(xlabel="false positive rate", ylabel="true positive rate")
-        right.set(xlabel="recall", ylabel="precision")
-        for axes in (left, right):
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(FuncFormatter(_format_percent))
     return figure
+
+
+def average_ranking_curves(averages: Mapping[str, AverageCurve]) -> Figure:
+    r"""ROC and precision-recall curves that are averages over many classes or labels.
+
+    Args:
+        averages: one or two results of `ranking_curves.average`, by name.
+
+    Returns:
+        A figure with two panels.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import plots
+        >>> from jaxsoftmax.app.ranking_curves import average, rank
+        >>> curve = rank(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
+        >>> figure = plots.average_ranking_curves({"macro": average([curve])})
+        >>> [axes.get_title("left") for axes in figure.axes]
+        ['ROC\nmacro AUC 0.875', 'precision and recall\nmacro AP 0.833']
+    """
+    with _new_figure(WIDTH, 3.0) as figure:
+        left, right = _ranking_panels(figure)
+        left.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle="--")
+        titles = ["ROC"], ["precision and recall"]
+        for (name, curve), color in zip(averages.items(), (BLUE, ORANGE), strict=False):
+            x, y = np.append(0, GRID), np.append(0, curve.true_positive_rate)
+            left.plot(x, y, color=color, label=name)
+            right.plot(GRID, curve.precision, color=color)
+            titles[0].append(f"{name} AUC {curve.roc_auc:.3f}")
+            titles[1].append(f"{name} AP {curve.average_precision:.3f}")
+        for axes, lines in zip((left, right), titles, strict=True):
+            axes.set_title("\n".join(lines))
+        left.legend(loc="lower right")
+    return figure
+
+
+def _ranking_panels(figure: Figure) -> tuple[Axes, Axes]:
+    """Return the empty panels of ROC and precision-recall curves, in percent."""
+    left, right = figure.subplots(1, 2)
+    left.set(xlabel="false positive rate", ylabel="true positive rate")
+    right.set(xlabel="recall", ylabel="precision")
+    for axes in (left, right):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(_format_percent))
+    return left, right
 
 
 def _draw_rankings(

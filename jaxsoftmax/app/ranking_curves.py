@@ -1,8 +1,12 @@
 """ROC and precision-recall curves, the areas under them, and the thresholds between decisions."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+
+GRID = np.linspace(0, 1, 201)
+"""The false positive rates and the recalls at which curves are averaged."""
 
 
 class RankingCurve(NamedTuple):
@@ -81,6 +85,47 @@ def rank(confidences: np.ndarray, targets: np.ndarray) -> RankingCurve | None:
     true_positives = np.cumsum(is_positive)[is_last]
     predicted = np.flatnonzero(is_last) + 1
     return RankingCurve(ranked[is_last], true_positives, predicted - true_positives)
+
+
+class AverageCurve(NamedTuple):
+    """Means of curves over classes: true positive rates and precisions at `GRID`, and the areas."""
+
+    true_positive_rate: np.ndarray
+    precision: np.ndarray
+    roc_auc: float
+    average_precision: float
+
+
+def average(curves: Iterable[RankingCurve]) -> AverageCurve | None:
+    """Average curves, each of which counts the same; they are read one at a time.
+
+    Args:
+        curves: curves that have positives and negatives.
+
+    Returns:
+        The mean of the true positive rates at each false positive rate, by lines between the
+        thresholds, and of the precisions at the first threshold that reaches each recall. None
+        without curves.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxsoftmax.app import ranking_curves
+        >>> curve = ranking_curves.rank(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
+        >>> mean = ranking_curves.average([curve, curve])
+        >>> mean.roc_auc, float(mean.precision[0]), mean.true_positive_rate[[0, 50, -1]].tolist()
+        (0.875, 1.0, [0.5, 0.75, 1.0])
+    """
+    rates, precisions, areas = np.zeros(len(GRID)), np.zeros(len(GRID)), []
+    for curve in curves:
+        x, y = (np.append(0, rate) for rate in (curve.false_positive_rate, curve.recall))
+        last = np.append(np.diff(x) > 0, True)  # the top of each vertical step
+        rates += np.interp(GRID, x[last], y[last])
+        precisions += curve.precision[np.searchsorted(curve.recall, GRID - 1e-12)]
+        areas.append((curve.roc_auc, curve.average_precision))
+    if not areas:
+        return None
+    count = len(areas)
+    return AverageCurve(rates / count, precisions / count, *np.mean(areas, 0).tolist())
 
 
 def divide(part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:

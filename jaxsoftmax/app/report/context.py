@@ -1,6 +1,6 @@
 """A run as its report needs it, and what all sections of the report share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,15 +115,18 @@ class Context:
             return None
         return evaluation.link(scale * self.logits, self.task)
 
-    @cached_property
-    def ranking_curves(self) -> list[RankingCurve | None]:
-        """How the test examples are ranked by each class or label; none without an order."""
+    def rank(self) -> Iterator[RankingCurve | None]:
+        """Yield how the test examples are ranked by each class or label; nothing without order."""
         if self.task is Task.labels:
             columns = zip(self.scores.T, self.targets.T, strict=True)
-            return [ranking_curves.rank(z, t) for z, t in columns]
-        if self.logits is None:
-            return []
-        return list(evaluation.rank_classes(self.logits, self.targets))
+            yield from (ranking_curves.rank(z, t) for z, t in columns)
+        elif self.logits is not None:
+            yield from evaluation.rank_classes(self.logits, self.targets)
+
+    @cached_property
+    def ranking_curves(self) -> list[RankingCurve | None]:
+        """All curves of `rank`."""
+        return list(self.rank())
 
     @cached_property
     def baseline(self) -> Baseline | None:
