@@ -63,9 +63,11 @@ def test_killed_at_any_time_a_fit_ends_as_if_it_was_not() -> None:
         given = ("fit", "--resume", "killed", "--no-report")
     with folder_lock.hold(Path("killed")):
         assert "killed is in use by another process" in call(*given).output
+    Path("killed/checkpoint/seconds").write_text("1000.5")
     resumed = call(*given)
     assert resumed.exit_code == 0, resumed.output
     assert "epoch 1/" not in resumed.output, "it goes on where it was"
+    assert 1000.5 < json.loads(Path("killed/metrics.json").read_text())["seconds"] < 1100
     for name in ("model.safetensors", "history.csv"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
     assert not Path("killed/checkpoint").exists()

@@ -84,6 +84,31 @@ def restore_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, **typed, "output": given["resume"], "overwrite": True}
 
 
+def save_seconds(run: Path, seconds: float) -> None:
+    """Save the time that a fit has taken, so that it counts when the fit is resumed.
+
+    Args:
+        run: the folder of the run.
+        seconds: the time, with that of earlier parts.
+    """
+    path = run / FOLDER / "seconds"
+    partial = path.with_suffix(".partial")
+    partial.write_text(repr(seconds))
+    partial.replace(path)  # whole, also if the process is killed here
+
+
+def read_seconds(run: Path) -> float:
+    """Return the time of the earlier parts of a fit, 0 if there are none.
+
+    Args:
+        run: the folder of the run.
+    """
+    try:
+        return float((run / FOLDER / "seconds").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0.0
+
+
 def remove(run: Path) -> None:
     """Remove the checkpoints of a run that is complete or replaced.
 

@@ -58,12 +58,15 @@ def _train(
     steps, interval = None, given["checkpoint"]
     if interval is not None:
         steps = checkpoints.start(run.folder, given, dataset)
+        run.seconds = checkpoints.read_seconds(run.folder)
         screen.print(f"to continue this run if it is killed: jaxsoftmax fit --resume {run.folder}")
     try:
         with run.training(), console.epoch_progress(screen, choices.settings.epochs) as show_epoch:
 
             def callback(metrics: dict[str, Any]) -> None:
                 show_epoch(metrics)
+                if steps is not None:
+                    checkpoints.save_seconds(run.folder, run.measure())
                 run.interrupts.check(has_result=True)
 
             result = pipeline.train(

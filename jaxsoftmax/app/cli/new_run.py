@@ -40,7 +40,10 @@ class RunOptions(NamedTuple):
 
 @dataclass
 class NewRun:
-    """A run whose model is being fitted."""
+    """A run whose model is being fitted.
+
+    seconds: the time of the fit, with that of the parts before it was resumed.
+    """
 
     folder: Path
     interrupts: Interrupts
@@ -49,12 +52,17 @@ class NewRun:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Measure the time of the fit, and let interrupts end it."""
-        start = time.perf_counter()
+        self._start = time.perf_counter() - self.seconds
         try:
             with self.interrupts.during_fit():
                 yield
         finally:
-            self.seconds = time.perf_counter() - start
+            self.measure()
+
+    def measure(self) -> float:
+        """Return the seconds of the fit until now."""
+        self.seconds = time.perf_counter() - self._start
+        return self.seconds
 
 
 class FittedModel(NamedTuple):
