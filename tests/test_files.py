@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from made_files import table, write
 
 from jaxsoftmax.app import data
 from jaxsoftmax.app.data import arrays
@@ -29,21 +30,6 @@ RNG = np.random.default_rng(0)
 SPLITS = ("train", "validation", "test")
 STRICT = ColumnOptions(numeric_only=True)
 KEEP_A = ColumnOptions(keep=("a",))
-
-
-def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
-    path.write_bytes(text.encode(encoding))
-    return path
-
-
-def table(path: Path, columns: dict[str, Any]) -> Path:
-    """Write columns as the suffix says."""
-    content = pa.table(columns)
-    if path.suffix == ".parquet":
-        pa.parquet.write_table(content, path)
-    else:
-        pa.csv.write_csv(content, path)
-    return path
 
 
 def whole(dataset: Dataset) -> Split:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from made_files import table, write
 
 from jaxsoftmax.app import data
 from jaxsoftmax.app.data import text_files
@@ -26,20 +27,6 @@ from jaxsoftmax.app.data.column_summaries import ColumnSummary
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Split, Task
 from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.data.table_schema import TableSchema
-
-
-def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
-    path.write_bytes(text.encode(encoding))
-    return path
-
-
-def table(path: Path, columns: dict[str, Any]) -> Path:
-    content = pa.table(columns)
-    if path.suffix == ".parquet":
-        pa.parquet.write_table(content, path)
-    else:
-        pa.csv.write_csv(content, path)
-    return path
 
 
 def whole(dataset: Dataset) -> Split:
