@@ -161,8 +161,9 @@ def train(
     """
     settings = choices.settings
     # The schema has all classes, some of which may be absent from the training targets.
-    num_scores = defaults.num_scores(dataset.schema, choices.loss)
+    K = defaults.num_scores(dataset.schema, choices.loss)
     x, t = dataset.train[:2]
+    shapes = (x.shape[1], K), (K,)
     return training.fit(
         defaults.make_loss(choices.loss, dataset.schema),
         x,
@@ -170,9 +171,7 @@ def train(
         optimizer=defaults.make_optimizer(choices.optimizer, settings, num_examples=len(x)),
         key=jax.random.key(choices.seed),
         # All losses here are convex: zeros lead to the optimum too, and NumPy's need no program.
-        params=LinearParams(
-            np.zeros((x.shape[1], num_scores), np.float32), np.zeros(num_scores, np.float32)
-        ),
+        params=LinearParams(*jax.device_put([np.zeros(shape, np.float32) for shape in shapes])),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         validation=dataset.validation[:2],
