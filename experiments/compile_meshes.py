@@ -1,9 +1,10 @@
-"""A linear head over 16 accelerators that are absent: compiled for them, not run.
+"""A linear head over 16 or 8 accelerators that are absent: compiled for them, not run.
 
-Command: `python experiments/compile_meshes.py`, about two minutes on an idle machine, for 16
-devices of TPU v5e, or of those that are named (v5p, 7x); it needs `libtpu`, in the environment or
-in a folder that JAXSOFTMAX_LIBTPU names. `--smoke` compiles tiny shapes and writes no record. The
-record is results/compile_meshes.json.
+Command: `python experiments/compile_meshes.py v5e v5p 7x`, about four minutes on an idle machine,
+for 16 devices each; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU
+names. `python experiments/compile_meshes.py h200` is for 8 H200, in an environment with
+`jax[cuda13]`. `--smoke` compiles tiny shapes and writes no record. The records are
+results/compile_meshes.json and results/compile_meshes_gpu.json.
 
 Question. Features x of 8192 x 4096 and weights w of 4096 x 1,048,576, in bfloat16: the logits alone
 would take 32 GiB in float32, and w takes 8 GiB. With the classes over 16 chips, how many bytes does
@@ -13,13 +14,22 @@ gradients per example, and for those of `linear_cross_entropy_sum`? What crosses
 Findings. On v5e 0.1, 192 and 1,152 MiB, and no array of the size of w or of the logits crosses: the
 sum of x's gradient over the classes does, 64 MiB in bfloat16, and a few numbers a row. Of these
 bytes, 128 MiB per example are x's gradient in float32, and 1,024 of the sum are w's in float32. The
-kernels of `mosaic_tpu` need 320 MiB per example. On v5p, in a run that has no record, the values
-take 64 MiB (kernels 16), the gradients per example 193 (kernels 337) and those of the sum 1,225.
-With the rows over 4 and the classes over 4 of v5e, each chip has a quarter of w, whose gradient is
-summed over the rows: 2,081 MiB per example, most of it for that sum, and 6,144 for the sum.
+kernels of `mosaic_tpu` need 320 MiB per example.
+- v5e keeps a block of the logits, half of the budget of 128 MiB, in its VMEM of 128 MiB. v5p has
+  less, and the block is in memory: 64, 193 and 1,225 MiB with this budget, and 32, 161 and 1,176
+  with half of it, which is what the record has. The values take what the budget says: 16 MiB with
+  32, and 8 with 16.
+- On 7x (a chip is two devices) the values take 657 MiB and the gradients per example 1,089: XLA
+  copies w in another tiling (see compile_targets.py). The sum does not compile in eight minutes.
+- 8 H200, each with twice the classes: 84, 180 and 2,192 MiB, of which 2,048 are w's gradient in
+  float32. x's gradient crosses in float32.
+- With the rows over 4 and the classes over 4 of v5e, each chip has a quarter of w, whose gradient
+  is summed over the rows: 2,081 MiB per example, most of it for that sum, and 6,144 for the sum.
 
-x's gradient is a float32 sum before it is rounded for the caller; the compiler rounds first and
-sums in bfloat16, which halves what crosses.
+x's gradient is a float32 sum before it is rounded for the caller; the compiler for TPUs rounds
+first and sums in bfloat16, which halves what crosses, and loses up to half an ulp of bfloat16 a
+chip. A barrier between the sum and the rounding does not change the program. Features in float32
+have their gradient summed in float32.
 """
 
 import argparse
@@ -27,7 +37,7 @@ import re
 from functools import partial
 from typing import Any
 
-import compile_targets  # first: it sets libtpu's environment  # noqa: F401
+import compile_targets  # first: it sets libtpu's environment
 import jax
 import jax.numpy as jnp
 import measure
@@ -43,15 +53,19 @@ SLICES = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "7x": "tpu7x:2x2x2"}  # a chip o
 SHAPE, SMOKE = (8192, 4096, 2**20), (256, 128, 2**13)
 CLASSES = {"classes over 16": ((1, 16), Shards(classes="model"))}
 BOTH = {"rows over 4, classes over 4": ((4, 4), Shards(rows="data", classes="model"))}
-MESHES = {"v5e": CLASSES | BOTH, "v5p": CLASSES, "7x": CLASSES}
-MEMORY = 128 * 2**20  # the budget of each chip, for both routes
+EIGHT = {"classes over 8": ((1, 8), Shards(classes="model"))}
+MESHES = {"v5e": CLASSES | BOTH, "v5p": CLASSES, "7x": CLASSES, "h200": EIGHT}
+# The budget of each chip, for both routes. v5e keeps a block of logits of half of it in VMEM.
+MEMORY = {"v5e": 128 * 2**20, "v5p": 64 * 2**20, "7x": 128 * 2**20, "h200": 128 * 2**20}
+# The sum does not compile in eight minutes on 7x; the kernels of TPUs are for no H200.
+LEFT_OUT = {"7x": ("sum",), "h200": ("value, mosaic_tpu", "per example, mosaic_tpu")}
 COLLECTIVE = r" = (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+?)(?:-start)?\("
 
 
 def main() -> None:
     """Compile every program for every slice, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slices", nargs="*", help=f"of {', '.join(SLICES)}")
+    parser.add_argument("slices", nargs="*", help=f"of {', '.join(MESHES)}")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, no record")
     arguments = parser.parse_args()
     shape = SMOKE if arguments.smoke else SHAPE
@@ -65,7 +79,8 @@ def main() -> None:
                 show(name, layout, title, entry)
     if not arguments.smoke:
         record = {"shape": dict(zip("NDK", shape, strict=True)), "slices": found}
-        print("written:", measure.write_record("compile_meshes", record).name)
+        title = "compile_meshes_gpu" if "h200" in found else "compile_meshes"
+        print("written:", measure.write_record(title, record).name)
 
 
 def show(name: str, layout: str, title: str, entry: dict[str, Any]) -> None:
@@ -113,7 +128,7 @@ def all_of(
     name: str, sizes: tuple[int, int], shards: Shards, shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Compile every program for one mesh of one slice."""
-    devices = np.array(topologies.get_topology_desc(SLICES[name], "tpu").devices)
+    devices = devices_of(name)
     mesh = Mesh(devices.reshape(sizes), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     rows = "data" if shards.rows else None
     n, d, k = shape
@@ -123,18 +138,35 @@ def all_of(
 
     x, w = argument((n, d), jnp.bfloat16, rows, None), argument((d, k), jnp.bfloat16, None, "model")
     labels = argument((n,), jnp.int32, rows)
-    options: dict[str, Any] = {"shards": shards, "memory": MEMORY}
+    options: dict[str, Any] = {"shards": shards, "memory": MEMORY[name]}
     return {
-        title: compiled(partial(program, implementation=kernel, **options), x, w, labels)
+        title: compiled(name, partial(program, implementation=kernel, **options), x, w, labels)
         for title, (program, kernel) in PROGRAMS.items()
+        if title not in LEFT_OUT.get(name, ())
     }
 
 
-def compiled(program: Any, *arguments: Any) -> dict[str, Any]:
+def devices_of(name: str) -> np.ndarray:
+    """Return the devices of a slice, or of a host with eight GPUs."""
+    if name in SLICES:
+        return np.array(topologies.get_topology_desc(SLICES[name], "tpu").devices)
+    device = compile_targets.ANY_GPU | compile_targets.GPUS[name]
+    version = {"major": 9, "minor": 10}
+    config = {"gpu_device_info": device, "platform_name": "CUDA", "dnn_version_info": version}
+    text = compile_targets.prototext(config)
+    found = topologies.get_topology_desc(
+        device["name"], "cuda", topology="1x8x1", target_config=text
+    )
+    return np.array(found.devices)
+
+
+def compiled(name: str, program: Any, *arguments: Any) -> dict[str, Any]:
     """Return the temporary bytes of each chip, and the shapes that each collective takes."""
-    with target.assumed("tpu"):
+    with target.assumed("tpu" if name in SLICES else "gpu"):
         lowered = jax.jit(program).lower(*arguments)
-    built = lowered.compile()
+    built = lowered.compile(
+        compiler_options=None if name in SLICES else compile_targets.GPU_OPTIONS
+    )
     collectives: dict[str, list[str]] = {}
     for types, kind in re.findall(COLLECTIVE, built.as_text()):
         collectives.setdefault(kind, []).extend(re.findall(r"\w+\[[\d,]*\]", types))

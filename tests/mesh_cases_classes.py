@@ -594,6 +594,36 @@ def sum_of_a_head_takes_three_products() -> None:
 
 
 @case
+def bits_of_a_head_on_1_2_4_and_8_shards() -> None:
+    """Those of products of blocks, which are as large on any number of shards."""
+    n, d, k = 64, 96, 1024
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((n, d)), 4 * rng.standard_normal((d, k)) / np.sqrt(d)
+    x, w, y = x.astype(np.float32), w.astype(np.float32), rng.integers(0, k, n).astype(np.int32)
+    how: dict[str, Any] = {"shards": CLASSES, "tiles": js.Tiles(rows=n, classes=128)}
+    how |= {"implementation": "xla_chunked"}
+
+    def on(shards: int) -> Any:
+        mesh = mesh_of(shards)
+        given = put(mesh, x), put(mesh, w, None, "model"), put(mesh, y)
+
+        def program(x: jax.Array, w: jax.Array, y: jax.Array) -> Any:
+            total = partial(js.linear_cross_entropy_sum, **how)
+            stats = js.linear_cross_entropy_stats(x, w, y, **how)
+            exact = jax.value_and_grad(total, 1)(x, w, y), stats.predicted
+            return exact, (stats.nll, stats.lse)
+
+        return jax.tree.map(np.asarray, jax.jit(program)(*given))
+
+    exact, rows = on(1)
+    for shards in (2, 4, 8):
+        same, close_rows = on(shards)
+        jax.tree.map(np.testing.assert_array_equal, same, exact)
+        for a, b in zip(close_rows, rows, strict=True):  # their sums of blocks are rescaled
+            np.testing.assert_array_max_ulp(a, b, 2)
+
+
+@case
 def virtual_shards_of_rows_around_shards_of_classes() -> None:
     """A shard_map over the classes inside one over the rows, differentiated."""
     data = model()

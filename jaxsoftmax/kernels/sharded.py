@@ -6,6 +6,19 @@ caller's the arrays are local already.
 
 What crosses between devices are a few numbers a row over the shards of the classes, the gradient of
 x over those of the classes, and the gradients of w and bias over those of the rows.
+
+Bits. A block's logits are a product of one shape on any number of shards, and had the same bits in
+all shapes of more than a few rows and classes that were tried on a CPU. Per example, the sums of
+blocks are rescaled to a running maximum and added in floats, so that the losses differ by an ulp or
+two between numbers of shards. The weighted sum takes whole rows, whose exponentials are added as
+integers: its value and w's gradient have the bits of their products. x's gradient is a sum of
+floats over the shards.
+
+x's gradient is a float32 sum before it is rounded. XLA for TPUs rounds a bfloat16 gradient first,
+which halves the bytes that cross and loses up to half an ulp of bfloat16 a shard; features in
+float32 have theirs summed in float32. It is an all-reduce, not a reduce-scatter, since x is whole
+on each shard of the classes. Where rows are sharded over an axis of their own, each device has only
+its rows of x, and so of the sum.
 """
 
 from collections.abc import Callable
@@ -108,7 +121,10 @@ class ShardedImplementation(NamedTuple):
         """Return each row's loss, and the gradients of the weighted sum.
 
         The exponentials of whole rows are needed at once. Where classes are sharded they are those
-        of `softmax_core`, in XLA's operations, whatever the implementation.
+        of `softmax_core`, in XLA's operations, whatever the implementation. The kernels of
+        `mosaic_tpu` and `mosaic_gpu` finish a chunk of rows, from the logits to the gradient in
+        them, before they return: the sum over the other shards is missing in between, and the
+        statistics of `forward` would come with a fourth product.
         """
         axes = self.axes
         run = self.module.value_and_gradients
