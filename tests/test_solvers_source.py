@@ -73,6 +73,18 @@ def test_the_optimum_is_that_of_arrays() -> None:
     assert again.iterations <= 1
 
 
+def test_a_path_is_that_of_arrays() -> None:
+    x, y = examples()
+    seen: list[dict[str, Any]] = []
+    how: dict[str, Any] = {"C": [2.0, 0.01, 0.1], "gap": 1e-11, "class_weights": np.ones(K + 1)}
+    found, truth = solve_path(Blocks(x, y), callback=seen.append, **how), solve_path(x, y, **how)
+    assert found.converged.all(), found.reason
+    np.testing.assert_allclose(found.objective, truth.objective, rtol=1e-10)
+    np.testing.assert_allclose(found.params.w, truth.params.w, rtol=1e-4, atol=1e-5)
+    assert np.all(found.params.bias[:, K] == -np.inf)
+    assert [figures["C"] for figures in seen] == [0.01, 0.1, 2.0]
+
+
 def test_sigmoids_in_float32_with_a_label_that_all_have() -> None:
     x, y = examples(np.float32)
     hot = np.eye(K)[y]
@@ -162,8 +174,12 @@ def test_what_a_source_does_not_take_is_named() -> None:
         solve(source, y, C=1.0)
     with pytest.raises(ValueError, match="targets: expected an array"):
         solve(x, C=1.0)
-    with pytest.raises(TypeError, match="features: expected an array, got a source"):
-        solve_path(source, y, C=[1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="folds: expected None beside a source"):
+        solve_path(source, C=[1.0], folds=np.arange(N) % 2)
+    with pytest.raises(ValueError, match="targets: expected an array"):
+        solve_path(x, C=[1.0])
+    with pytest.raises(ValueError, match=r"l1_ratio: .*source, got 1\.0; arrays that fit"):
+        solve_path(source, C=[1.0, 2.0], l1_ratio=1.0)
     with pytest.raises(ValueError, match=r"l1_ratio: .*source, got 0\.5"):
         solve(source, C=1.0, l1_ratio=0.5)
     with pytest.raises(ValueError, match=r"alpha: .*source, got 0"):

@@ -16,7 +16,6 @@ from jaxsoftmax.solvers import driver, host, prepare, row_shards, shared_precond
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
-from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.solvers.warm_start import WarmStart
 from jaxsoftmax.sources import Source
 from jaxsoftmax.validation import ArrayLike
@@ -130,22 +129,23 @@ def solve(
         raise ValueError(f"gap: expected one number, got shape {gaps.shape}")
     if isinstance(features, Source):
         _check_beside_source(targets=targets, weights=weights)
-        fit = _solve_source(
-            features,
-            loss=loss,
-            C=C,
-            alpha=alpha,
-            l1_ratio=l1_ratio,
-            class_weights=class_weights,
-            bias=bias,
-            init=init,
-            gap=gaps,
-            max_iterations=max_iterations,
-            memory=memory,
-            processes=stream.find_processes(shards),
-            report=report,
-        )
-        return _make_solution(*fit, (), bias, time.perf_counter() - start)
+        _check_source_penalty(l1_ratio, C=C, alpha=alpha)
+        processes = stream.find_processes(shards)
+        with processes.computing():
+            found = stream.open_stream(
+                features,
+                loss=loss,
+                class_weights=class_weights,
+                classes=_num_classes(init),
+                memory=memory,
+                processes=processes,
+            )
+            data = found.sample
+            penalty = prepare.prepare_penalties(found.totals, C=C, alpha=alpha, l1_ratio=0.0)
+            first = None if init is None else _pack_init(data, bias, init)[None]
+            config = _make_config(data, gaps, l1_ratio, bias, max_iterations, memory)
+            outcome = _on_source(found, report)(*penalty, first, None, config)
+        return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
     if targets is None:
         raise ValueError("targets: expected an array beside features that are one, got None")
     features = row_shards.shard_features(features, shards)
@@ -181,8 +181,8 @@ def solve(
 
 
 def solve_path(
-    features: ArrayLike,
-    targets: Any,
+    features: ArrayLike | Source,
+    targets: Any = None,
     *,
     C: ArrayLike,
     folds: ArrayLike | None = None,
@@ -205,7 +205,8 @@ def solve_path(
     it.
 
     Args:
-        features: floats `[N, D]`, or a SciPy sparse matrix.
+        features: floats `[N, D]`, or a SciPy sparse matrix. Or a `Source`, as in `solve`, which has
+            neither folds nor several label sets; it is surveyed once for all C.
         targets: as in `solve`, or a list or tuple of M label sets with the same number of classes.
         C: `[P]`, in any order.
         folds: integers `[N]`: fold f is fitted without the examples of number f, and examples of a
@@ -241,23 +242,39 @@ def solve_path(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
+    C, gaps = _prepare_grid(C, prepare.prepare_gaps(gap, max_iterations))
     if isinstance(features, Source):
-        raise TypeError("features: expected an array, got a source; call solve for each C and fold")
+        _check_beside_source(targets=targets, weights=weights, folds=folds)
+        _check_source_penalty(l1_ratio, C=C, alpha=None)
+        processes = stream.find_processes(shards)
+        with processes.computing():
+            opened = stream.open_stream(
+                features,
+                loss=loss,
+                class_weights=class_weights,
+                classes=None,
+                memory=memory,
+                processes=processes,
+            )
+            data, engine = opened.sample, _on_source(opened)
+            configs = [_make_config(data, g, 0.0, bias, max_iterations, memory) for g in gaps]
+            penalties = _path_penalties(opened.totals, C, l1_ratio)
+            outcomes = _solve_stages(engine, data, None, C, penalties, configs, report)
+        return _make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
+    if targets is None:
+        raise ValueError("targets: expected an array beside features that are one, got None")
     features = row_shards.shard_features(features, shards)
     several = _is_label_sets(targets, loss)
+    arrays: Any = features
     label_sets = [
         prepare.prepare_data(
-            features, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
+            arrays, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
         )
         for t in (targets if several else [targets])
     ]
     data = label_sets[0]._replace(classes=max(each.classes for each in label_sets))
     lanes = _make_lanes(label_sets, folds, several)
-    C, gaps = _prepare_grid(C, prepare.prepare_gaps(gap, max_iterations))
-    penalties = [
-        prepare.prepare_penalties(lanes.weights.sum(1), C=c, alpha=None, l1_ratio=l1_ratio)
-        for c in C
-    ]
+    penalties = _path_penalties(lanes.weights.sum(1), C, l1_ratio)
     theta = _initial_theta(data, lanes.weights, lanes.targets, bias, None)
     configs = [_make_config(data, each, l1_ratio, bias, max_iterations, memory) for each in gaps]
     if host.suits(data, configs[0], lanes=len(theta)):
@@ -279,49 +296,31 @@ def _check_beside_source(**arguments: Any) -> None:
             raise ValueError(f"{name}: expected None beside a source, got {type(value).__name__}")
 
 
-def _solve_source(
-    source: Source,
-    *,
-    loss: Callable,
-    C: float | None,
-    alpha: float | None,
-    l1_ratio: float,
-    class_weights: ArrayLike | None,
-    bias: bool,
-    init: LinearParams | None,
-    gap: np.ndarray,
-    max_iterations: int,
-    memory: int,
-    processes: Processes,
-    report: Callback | None,
-) -> tuple[list[Outcome], prepare.Data]:
-    """Return the outcome of a source, and its sample in place of all its examples."""
-    prepare.prepare_penalties(np.ones(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
+def _check_source_penalty(l1_ratio: float, *, C: Any, alpha: float | None) -> None:
+    """Check the penalty before a source is read."""
+    for c in [C] if np.ndim(C) == 0 else C:
+        prepare.prepare_penalties(np.ones(1), C=c, alpha=alpha, l1_ratio=l1_ratio)
     if l1_ratio != 0 or alpha == 0:
         name, value = ("alpha", alpha) if alpha == 0 else ("l1_ratio", l1_ratio)
-        raise ValueError(f"{name}: expected a squared penalty alone for a source, got {value!r}")
-    c = None if class_weights is None else prepare.prepare_class_weights(class_weights)
-    with processes.computing():
-        found = stream.open_stream(
-            source,
-            loss=loss,
-            class_weights=c,
-            classes=_num_classes(init),
-            memory=memory,
-            processes=processes,
+        raise ValueError(
+            f"{name}: expected a squared penalty alone for a source, got {value!r}; arrays that "
+            "fit into memory take every penalty"
         )
-        data = found.sample
-        total = np.array([found.total])
-        l2, _ = prepare.prepare_penalties(total, C=C, alpha=alpha, l1_ratio=0.0)
-        theta = None if init is None else _pack_init(data, bias, init)[None]
-        config = _make_config(data, gap, 0.0, bias, max_iterations, memory)
-        return [stream.minimize(found, theta, float(l2[0]), config, callback=report)], data
+
+
+def _on_source(found: stream.Stream, report: Callback | None = None) -> "_Engine":
+    """Return the engine for sources, which has one lane."""
+
+    def minimize(
+        l2: np.ndarray, _l1: Any, theta: np.ndarray | None, _scores: Any, config: SolverConfig
+    ) -> Outcome:
+        return stream.minimize(found, theta, float(l2[0]), config, callback=report)
+
+    return minimize
 
 
 # Minimizes all lanes: (l2, l1, theta, scores of theta, config) -> outcome.
-type _Engine = Callable[
-    [np.ndarray, np.ndarray, np.ndarray, RoundedScores | None, SolverConfig], Outcome
-]
+type _Engine = Callable[[np.ndarray, np.ndarray, Any, RoundedScores | None, SolverConfig], Outcome]
 
 
 def _on_host(data: prepare.Data, lanes: "_Lanes", theta: np.ndarray, bias: bool) -> _Engine:
@@ -371,13 +370,16 @@ def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
 def _solve_stages(
     engine: _Engine,
     data: prepare.Data,
-    theta: np.ndarray,
+    theta: np.ndarray | None,
     C: np.ndarray,
     penalties: list[tuple[np.ndarray, np.ndarray]],
     configs: list[SolverConfig],
     report: Callback | None,
 ) -> list[Outcome]:
-    """Return the outcome of each C, solved from the strongest penalty to the weakest."""
+    """Return the outcome of each C, solved from the strongest penalty to the weakest.
+
+    Without theta, the engine chooses where the first one starts.
+    """
     warm_start = WarmStart(theta, smooth=configs[0].smooth)
     outcomes: dict[int, Outcome] = {}
     for stage, i in enumerate(np.argsort(C, kind="stable").tolist()):
@@ -454,6 +456,13 @@ def _prepare_grid(C: ArrayLike, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if gaps.shape not in ((), C.shape):
         raise ValueError(f"gap: expected one number or {C.shape}, got shape {gaps.shape}")
     return C, np.broadcast_to(gaps, C.shape)
+
+
+def _path_penalties(
+    totals: np.ndarray, C: np.ndarray, l1_ratio: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return l2 and l1 of lanes whose weights have these sums, for each C."""
+    return [prepare.prepare_penalties(totals, C=c, alpha=None, l1_ratio=l1_ratio) for c in C]
 
 
 class _Lanes(NamedTuple):

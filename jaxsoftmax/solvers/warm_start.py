@@ -25,21 +25,21 @@ class WarmStart:
     """The last two stages of a path.
 
     Args:
-        theta: parameters that the first stage starts from.
+        theta: parameters that the first stage starts from, None for those that its engine chooses.
         smooth: whether to extrapolate; an objective with l1 is not smooth enough for it.
     """
 
-    def __init__(self, theta: np.ndarray, *, smooth: bool) -> None:
+    def __init__(self, theta: np.ndarray | None, *, smooth: bool) -> None:
         self.theta, self.smooth = theta, smooth
         self.stages: list[_Stage] = []
 
     def add(self, C: float, outcome: Outcome) -> None:
         """Append the outcome of a stage."""
         self.theta = outcome.theta
-        stage = _Stage(math.log(C), self.theta, outcome.scores)
+        stage = _Stage(math.log(C), outcome.theta, outcome.scores)
         self.stages = [*self.stages[-1:], stage]
 
-    def start(self, C: float) -> tuple[np.ndarray, RoundedScores | None]:
+    def start(self, C: float) -> tuple[np.ndarray | None, RoundedScores | None]:
         """Return the parameters that a stage starts from, and their scores if they are known."""
         if len(self.stages) < 2 or not self.smooth:
             return self.theta, self.stages[-1].scores if self.stages else None

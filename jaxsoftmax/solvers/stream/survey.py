@@ -13,6 +13,7 @@ from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.stream.examples import Examples, join, take
 from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.sources import Source
+from jaxsoftmax.validation import ArrayLike
 
 UNKNOWN_CLASSES = 2**31 - 1  # labels are below it, whatever they are
 ALONE = Processes()
@@ -31,6 +32,11 @@ class Stream(NamedTuple):
     share: np.ndarray  # the weight of each class or label among all: [K]
     column_max_abs: np.ndarray  # [D]
     sample: Data  # random examples of all processes, which stay in the memory of each
+
+    @property
+    def totals(self) -> np.ndarray:
+        """The sum of all weights of the one lane: `[1]`."""
+        return np.array([self.total])
 
     @property
     def processes(self) -> Processes:
@@ -69,14 +75,15 @@ def open_stream(
     source: Source,
     *,
     loss: Callable,
-    class_weights: np.ndarray | None,
+    class_weights: ArrayLike | None,
     classes: int | None,
     memory: int,
     processes: Processes = ALONE,
 ) -> Stream:
     """Read all examples once, check them, and return the stream of them."""
-    known = classes if class_weights is None else len(class_weights)
-    examples = Examples(source, loss, class_weights, known or UNKNOWN_CLASSES, processes)
+    c = None if class_weights is None else prepare.prepare_class_weights(class_weights)
+    known = classes if c is None else len(c)
+    examples = Examples(source, loss, c, known or UNKNOWN_CLASSES, processes)
     if examples.rows < processes.size:
         raise ValueError(
             f"features: expected a row for each of {processes.size} processes, got a source of "
