@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -160,11 +161,24 @@ def test_features_that_no_device_holds_are_refused_with_the_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, y = examples(np.float32)
-    monkeypatch.setattr(prepare, "device_memory", lambda: 4 * N * (D + 5 * K) - 1)
+    monkeypatch.setattr(prepare, "device_memory", lambda: 4 * N * D + 58 * N * K - 1)
     monkeypatch.setattr(prepare, "MAX_FLOAT64_SIZE", 0)
-    with pytest.raises(MemoryError, match=r"features: 36,000 bytes, and 120,000 .*, the device has "
-                                          r"155,999: pass a source, .* shards"):  # fmt: skip
+    with pytest.raises(MemoryError, match=r"features: 36,000 bytes, and 348,000 .*, the device has "
+                                          r"383,999: pass a source, .* shards"):  # fmt: skip
         solve(x, y, C=1.0, memory=1000)
+
+
+def test_the_size_of_imagenet_fits_into_a_large_device_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = jax.ShapeDtypeStruct((1_281_167, 2048), np.dtype(np.float32))
+    monkeypatch.setattr(prepare, "device_memory", lambda: 139 * 2**30)
+    prepare._require_device_memory(features, 1000)
+    monkeypatch.setattr(prepare, "device_memory", lambda: 78 * 2**30)
+    with pytest.raises(
+        MemoryError, match="10,495,320,064 bytes, and 74,307,686,000 .* 83,751,862,272"
+    ):
+        prepare._require_device_memory(features, 1000)
 
 
 def test_what_a_source_does_not_take_is_named() -> None:
