@@ -11,6 +11,9 @@ from jaxsoftmax.app import plots
 from jaxsoftmax.app.report import svg
 from jaxsoftmax.app.text import format_setting
 
+MAX_PHONE_COLUMNS = 4
+"""The largest number of columns that stand side by side on the page of a phone."""
+
 ISOLATE, END_OF_ISOLATE = "\u2068", "\u2069"
 
 
@@ -40,11 +43,11 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table in a box that scrolls where the page is narrow.
+    """A table. A narrow page shows the rows of many or wide columns as blocks.
 
-    rows: one value per column; the first value names the row. align: a letter for each column: `l`
-    for words, `r` for numbers, and `w` for a column so wide that a narrow page shows each row as a
-    block, with headings before the values.
+    A block has the headings before the values, so that nothing has to be scrolled sideways. rows:
+    one value per column; the first value names the row. align: a letter for each column: `l` for
+    words, `r` for numbers, and `w` for a wide column.
     """
 
     title: str
@@ -55,7 +58,7 @@ class Table(NamedTuple):
     @property
     def shows_blocks(self) -> bool:
         """Whether a narrow page shows each row as a block."""
-        return "w" in self.align
+        return "w" in self.align or len(self.align) > MAX_PHONE_COLUMNS
 
     @property
     def cells(self) -> list[list[tuple[object, str, str]]]:
