@@ -176,7 +176,7 @@ def test_the_size_of_imagenet_fits_into_a_large_device_alone(
     prepare._require_device_memory(features, 1000)
     monkeypatch.setattr(prepare, "device_memory", lambda: 78 * 2**30)
     with pytest.raises(
-        MemoryError, match="10,495,320,064 bytes, and 74,307,686,000 .* 83,751,862,272"
+        MemoryError, match=r"10,495,320,064 bytes, and 74,307,686,000 .* 83,751,862,272"
     ):
         prepare._require_device_memory(features, 1000)
 

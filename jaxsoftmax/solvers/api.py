@@ -93,9 +93,9 @@ def solve(
         certificate takes up to 58 N K, or 82 N K once the parameters are float64. With float32
         features 1,281,167 x 2048 and 1,000 classes these are 74 or 105 GB beside 10.
 
-        Of a source, memory holds two blocks, two windows and a sample of one window. A window has at
-        most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and each
-        Hessian product reads all examples once; a Hessian product computes their scores again,
+        Of a source, memory holds two blocks, two windows and a sample of one window. A window has
+        at most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and
+        each Hessian product reads all examples once; a Hessian product computes their scores again,
         which makes three products with the features of two. With `shards`, the processes of the
         mesh share the rows of the source: each reads the blocks of its own, its devices share each
         window, and a pass sends sums of K (D + 1) numbers over the network at its end. The sample,
