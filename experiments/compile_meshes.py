@@ -3,8 +3,8 @@
 Command: `python experiments/compile_meshes.py v5e v5p 7x`, about four minutes on an idle machine,
 for 16 devices each; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU
 names. `python experiments/compile_meshes.py h200` is for 8 H200, in an environment with
-`jax[cuda13]`. `--smoke` compiles tiny shapes and writes no record. The records are
-results/compile_meshes.json and results/compile_meshes_gpu.json.
+`jax[cuda13]`. `--smoke` compiles tiny shapes and writes no record. The record is
+results/compile_meshes.json, and for GPUs results/compile_meshes_gpu.json.
 
 Question. Features x of 8192 x 4096 and weights w of 4096 x 1,048,576, in bfloat16: the logits alone
 would take 32 GiB in float32, and w takes 8 GiB. With the classes over 16 chips, how many bytes does
@@ -16,11 +16,11 @@ sum of x's gradient over the classes does, 64 MiB in bfloat16, and a few numbers
 bytes, 128 MiB per example are x's gradient in float32, and 1,024 of the sum are w's in float32. The
 kernels of `mosaic_tpu` need 320 MiB per example.
 - v5e keeps a block of the logits, half of the budget of 128 MiB, in its VMEM of 128 MiB. v5p has
-  less, and the block is in memory: 64, 193 and 1,225 MiB with this budget, and 32, 161 and 1,176
+  less, and the block is in memory: 64, 193 and 1,225 MiB with this budget, and 32, 161 and 1,188
   with half of it, which is what the record has. The values take what the budget says: 16 MiB with
   32, and 8 with 16.
 - On 7x (a chip is two devices) the values take 657 MiB and the gradients per example 1,089: XLA
-  copies w in another tiling (see compile_targets.py). The sum does not compile in eight minutes.
+  copies w in another tiling (see compile_targets.py). Eight minutes were not enough for the sum.
 - 8 H200, each with twice the classes: 84, 180 and 2,192 MiB, of which 2,048 are w's gradient in
   float32. x's gradient crosses in float32.
 - With the rows over 4 and the classes over 4 of v5e, each chip has a quarter of w, whose gradient
@@ -57,7 +57,7 @@ EIGHT = {"classes over 8": ((1, 8), Shards(classes="model"))}
 MESHES = {"v5e": CLASSES | BOTH, "v5p": CLASSES, "7x": CLASSES, "h200": EIGHT}
 # The budget of each chip, for both routes. v5e keeps a block of logits of half of it in VMEM.
 MEMORY = {"v5e": 128 * 2**20, "v5p": 64 * 2**20, "7x": 128 * 2**20, "h200": 128 * 2**20}
-# The sum does not compile in eight minutes on 7x; the kernels of TPUs are for no H200.
+# Eight minutes were not enough for the sum on 7x; the kernels of TPUs are for no H200.
 LEFT_OUT = {"7x": ("sum",), "h200": ("value, mosaic_tpu", "per example, mosaic_tpu")}
 COLLECTIVE = r" = (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+?)(?:-start)?\("
 
