@@ -388,9 +388,9 @@ def test_memory_is_that_of_a_block():
 
 
 def test_budget():
-    for n, k in ((8192, 256_001), (60_000, 10), (1, 1), (512, 131_072)):
+    for n, d, k in ((8192, 512, 256_001), (60_000, 784, 10), (1, 1, 1), (512, 64, 131_072)):
         for memory in (None, 2**20, 2**26, 2**34):
-            found = tiles.choose(n, k, memory=memory)
+            found = tiles.choose(n, d, k, memory=memory)
             assert 1 <= found.classes <= k
             assert 1 <= found.rows <= n
             if memory is not None:
@@ -568,11 +568,18 @@ def test_mixed_dtypes_and_precision():
     assert text.lower(w).as_text().count("precision = [HIGHEST, HIGHEST]") == 2
 
 
+def test_rows_that_stay_in_the_cache_are_one_chunk() -> None:
+    few, many_features, many_classes = (9196, 67, 16), (60_000, 4096, 10), (9196, 67, 4096)
+    rows = [tiles.choose(*shape, memory=None).rows for shape in (few, many_features, many_classes)]
+    assert rows == [9196, 1024, 1024]
+    assert tiles.choose(*few, memory=2**20).rows < 9196
+
+
 def test_a_platform_without_a_budget_of_its_own_takes_the_default() -> None:
     found = {}
     for platform in ("gpu", "METAL"):
         with target.assumed(platform):
-            found[platform] = tiles.choose(5000, 300_000, memory=None)
+            found[platform] = tiles.choose(5000, 64, 300_000, memory=None)
     assert found["METAL"] == found["gpu"]
 
 

@@ -35,9 +35,9 @@ def _tiles(call: Call, head: Head) -> tiles.Tiles:
     """Return the named block sizes, or those for the arrays and the budget of memory."""
     if call.tiles is not None:
         return call.tiles
-    n, k = head.x.shape[0], head.w.shape[1]
-    n = max(n, 1) if placement.is_static(n) else tiles.MAX_CHUNK_ROWS
-    return tiles.choose(n, k, memory=call.memory)
+    n, (d, k) = head.x.shape[0], head.w.shape
+    n = max(n, 1) if placement.is_static(n) else tiles.CHUNK_ROWS
+    return tiles.choose(n, d, k, memory=call.memory)
 
 
 def _choose(
