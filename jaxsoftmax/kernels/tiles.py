@@ -18,12 +18,12 @@ BLOCK_MEMORY = 128 * MEBIBYTE
 CHUNK_MEMORY, CHUNK_MEMORY_ON_CPU = 512 * MEBIBYTE, 2048 * MEBIBYTE
 
 # The rows of a chunk on a CPU, as experiments/benchmark.py --tune measured it: with fewer rows the
-# products are too small for the machine, and more rows do not stay in its cache, unless their
-# features and logits are few. With one chunk in place of nine, 9,196 x 67 x 16 takes 0.6 of the
-# time. On a GPU logits do not stay in the cache either way, and each chunk reads and writes the sum
-# of w's gradient.
+# products are too small for the machine, and more rows do not stay in its cache, unless they are
+# narrow. With one chunk in place of nine, 9,196 x 67 x 16 takes 0.6 of the time. On a GPU logits do
+# not stay in the cache either way, and each chunk reads and writes the sum of w's gradient.
 CHUNK_ROWS = 1024
-CHUNK_ENTRIES = 2**20  # of x and of the logits, for which a chunk may have more rows
+NARROW = 256  # features and logits of a row
+NARROW_CHUNK_ENTRIES = 2**20  # of a chunk of such rows
 
 # Blocks and chunks are no smaller than this, whatever the budget: smaller products are too slow.
 MIN_BLOCK_CLASSES, MIN_CHUNK_ROWS = 128, 8
@@ -61,7 +61,8 @@ def rows_per_chunk(n: int, d: int, k: int, *, memory: int | None) -> int:
         memory = CHUNK_MEMORY_ON_CPU if platform == "cpu" else CHUNK_MEMORY
     limit = memory // (BYTES_PER_CHUNK_LOGIT * k)
     if platform != "gpu":
-        limit = min(limit, max(CHUNK_ROWS, CHUNK_ENTRIES // (d + k)))
+        is_narrow = d + k <= NARROW
+        limit = min(limit, NARROW_CHUNK_ENTRIES // (d + k) if is_narrow else CHUNK_ROWS)
     return _fit(limit, n, MIN_CHUNK_ROWS)
 
 
