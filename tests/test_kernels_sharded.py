@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,3 +228,18 @@ def test_collectives_on_a_tpu():
             "all-reduce": ["bf16[256,1025]", "f32[1025]", "f32[]"]
         }, name
     assert not found
+
+
+def test_features_may_be_sharded() -> None:
+    """Gradients lie as the arguments do, though a derivative rule has all features."""
+    mesh = jax.make_mesh((2,), ("features",), axis_types=(AxisType.Explicit,))
+    places = (P(None, "features"), P("features", None), P())
+    arrays = data((6, 4, 5), jnp.float32)
+    whole = functions("xla_chunked", Tiles(rows=4, classes=5))
+    with jax.set_mesh(mesh):
+        sharded = [jax.device_put(a, place) for a, place in zip(arrays, places, strict=False)]
+        for name in ("per_example", "total", "binary"):
+            found = jax.jit(with_gradients(whole[name]))(*sharded, *arrays[3:])
+            assert [g.sharding.spec for g in found[1][:2]] == list(places[:2])
+            want = jax.jit(with_gradients(whole[name]))(*arrays)
+            chex.assert_trees_all_close(jax.device_get(found), jax.device_get(want), rtol=1e-5)

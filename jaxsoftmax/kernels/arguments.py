@@ -56,6 +56,7 @@ def prepare_softmax(
     model, features = _linear_model(call.dtype, x, w, bias)
     lead, k = features.shape[:-1], model.w.shape[1]
     axes = shards.resolve(call, model)
+    model = shards.gather_features(model, axes)
     mask = _mask(where, features, k)
     classes = class_shards.count_classes(model.w, 1, axes)
     scores = jax.ShapeDtypeStruct((*lead, classes), jnp.float32)
@@ -85,6 +86,7 @@ def prepare_sigmoid(
     model, features = _linear_model(call.dtype, x, w, bias)
     k = model.w.shape[1]
     axes = shards.resolve(call, model)
+    model = shards.gather_features(model, axes)
     mask, valid = _mask_and_valid(where, valid, features, k)
     t = _targets(targets, features, k)
     weight = (

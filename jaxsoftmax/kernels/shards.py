@@ -37,6 +37,18 @@ def resolve(call: Call, model: Model) -> ClassShards:
     return ClassShards(unused, rows, jax.typeof(explicit[0]).sharding.mesh)
 
 
+def gather_features(model: Model, axes: ClassShards) -> Model:
+    """Return the model with all features on each device, where they are sharded explicitly.
+
+    Derivative rules are within, so that JAX shards the gradients as the arguments.
+    """
+    if axes.mesh is None:
+        return model
+    like = placement.sharded_first([a for a in model if a is not None])
+    places = zip(model, _model_specs(axes), strict=True)
+    return Model(*(None if a is None else placement.reshard(a, like, *s) for a, s in places))
+
+
 def local_head(head: Head, axes: ClassShards) -> Head:
     """Return a head with the shapes of a device's part, without values where it is a part."""
     if axes.mesh is None:
@@ -95,10 +107,7 @@ def map_shards(
 def specs(head: Head, axes: ClassShards) -> Head:
     """Return the PartitionSpecs of the parts of a head."""
     rows, classes = axes.rows or None, axes.classes or None
-    found: dict[str, Any] = {
-        "x": PartitionSpec(rows, None),
-        "w": PartitionSpec(None, classes),
-        "bias": PartitionSpec(classes),
+    found: dict[str, Any] = _model_specs(axes)._asdict() | {
         "where": PartitionSpec(None if _is_shared(head.where) else rows, classes),
         "targets": PartitionSpec(rows) if head.targets.ndim == 1 else PartitionSpec(rows, classes),
         "pos_weight": PartitionSpec(None, classes),
@@ -106,6 +115,11 @@ def specs(head: Head, axes: ClassShards) -> Head:
     return head._replace(
         **{name: spec for name, spec in found.items() if getattr(head, name) is not None}
     )
+
+
+def _model_specs(axes: ClassShards) -> Model:
+    rows, classes = axes.rows or None, axes.classes or None
+    return Model(PartitionSpec(rows, None), PartitionSpec(None, classes), PartitionSpec(classes))
 
 
 def per_row(axes: ClassShards, tree: Any) -> Any:
