@@ -1080,8 +1080,8 @@ def check_labels(
 
     Raises:
         ValueError: a label is out of range; the message has the first one, its position and the
-            range.
-        TypeError: the labels are not integers, or are traced.
+            range. Or K is less than 1.
+        TypeError: the labels are not integers, or are traced, or K is not an integer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -1093,6 +1093,7 @@ def check_labels(
     Reference:
         The contract of `cross_entropy`.
     """
+    validation.check_at_least_one(num_classes=num_classes)
     y = validation.as_concrete(labels, name)
     if y.size and not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {y.dtype}")

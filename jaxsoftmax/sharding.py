@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsoftmax import validation
+
 
 class Shards(NamedTuple):
     r"""The mesh axes over which the rows of a batch, its examples, and the classes are sharded.
@@ -59,7 +61,8 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
         `[..., K + extra]`, in the dtype of x; x itself if nothing is missing.
 
     Raises:
-        ValueError: `multiple` is not positive.
+        TypeError: `multiple` is not an integer.
+        ValueError: `multiple` is less than 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,8 +73,7 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
         >>> print(pad_classes(w, multiple=4, value=0.0).shape, pad_classes(bias, multiple=4))
         (2, 4) [  0.   0.   0. -inf]
     """
-    if multiple < 1:
-        raise ValueError(f"multiple: expected a positive number, got {multiple}")
+    validation.check_at_least_one(multiple=multiple)
     x = jnp.asarray(x)
     extra = -x.shape[axis] % multiple
     widths = [(0, extra if i == axis % x.ndim else 0) for i in range(x.ndim)]

@@ -114,7 +114,7 @@ def test_padding() -> None:
     padded = pad_classes(x, multiple=4, axis=1)
     assert padded.shape == (2, 4, 5)
     assert (padded[:, 3] == -jnp.inf).all()
-    with pytest.raises(ValueError, match="multiple: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="multiple: expected at least 1, got 0"):
         pad_classes(x, multiple=0)
 
 

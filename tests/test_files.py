@@ -719,6 +719,13 @@ def test_labels_refused(
         data.load_file(path, label=list(columns), task=task)
 
 
+def test_missing_labels_of_rows_to_evaluate(tmp_path: Path) -> None:
+    schema = data.load_file(table(tmp_path / "a.parquet", {"a": [1, 2], "y": ["p", "q"]})).schema
+    more = table(tmp_path / "more.parquet", {"a": [1, 2], "y": ["p", None]})
+    with pytest.raises(ValueError, match=r"row 2, .* missing; leave such rows out of the file"):
+        data.read(str(more), schema, targets=True)
+
+
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "a,y\n1,p\n2,caf\xe9\n3,q\n", encoding="latin-1")
     with pytest.raises(ValueError, match=r"row 2 \(line 3\), column 'y': not text in UTF-8"):

@@ -721,6 +721,10 @@ def test_check_labels_names_the_first_bad_one() -> None:
         js.check_labels(np.array([0, 2**40]), 3)
     with pytest.raises(TypeError, match="labels"):
         js.check_labels(jnp.asarray([0.0]), 3)
+    with pytest.raises(TypeError, match=r"num_classes: expected an integer, got 3\.0"):
+        js.check_labels(jnp.asarray([0]), 3.0)
+    with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):
+        js.check_labels(jnp.asarray([0]), 0)
 
 
 # -- Transformations --

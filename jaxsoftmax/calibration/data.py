@@ -38,7 +38,7 @@ def prepare_data(logits: ArrayLike, targets: ArrayLike, weights: ArrayLike | Non
         )
     w = _relative_weights(weights, z)
     if z.ndim > t.ndim:
-        losses.check_labels(targets, z.shape[1], valid=w > 0)
+        losses.check_labels(targets, z.shape[1], valid=w > 0, name="targets")
     z, t = (jnp.where((w > 0).reshape(-1, *(1,) * (a.ndim - 1)), a, 0) for a in (z, t))
     data = Data(z, t, w)
     _check_values(data)

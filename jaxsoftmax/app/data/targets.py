@@ -94,7 +94,8 @@ def encode(
         ValueError: if a value is missing, is not one of the model's classes, or does not suit the
             task; names the row and the column.
     """
-    check_labeled(columns, describe_row)
+    # For a model's schema: where labels are inferred, they have been checked.
+    check_labeled(columns, describe_row, advice="leave such rows out of the file")
     name, column = next(iter(columns.items()))
     if task is Task.classes:
         return _encode_classes(name, column, describe_row, classes)
@@ -209,7 +210,13 @@ def _infer_classes(columns: Columns, describe_row: DescribeRow, task: Task) -> t
     return tuple(columns)
 
 
-def check_labeled(columns: Columns, describe_row: DescribeRow, missing: Sequence[str] = ()) -> None:
+def check_labeled(
+    columns: Columns,
+    describe_row: DescribeRow,
+    missing: Sequence[str] = (),
+    *,
+    advice: str = "fit without such rows by --skip-unlabeled",
+) -> None:
     """Raise a ValueError that names the first row without a label, if there is one."""
     for name, column in columns.items():
         rows = np.flatnonzero(find_unlabeled({name: column}, missing))
@@ -217,7 +224,7 @@ def check_labeled(columns: Columns, describe_row: DescribeRow, missing: Sequence
             others = f", as in {len(rows) - 1:,} more rows" if len(rows) > 1 else ""
             raise ValueError(
                 f"{describe_row(int(rows[0]))}, column {name!r}: the label is missing{others}; "
-                "fit without such rows by --skip-unlabeled"
+                f"{advice}"
             )
 
 
