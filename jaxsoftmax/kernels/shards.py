@@ -45,8 +45,10 @@ def gather_features(model: Model, axes: ClassShards) -> Model:
     if axes.mesh is None:
         return model
     like = placement.sharded_first([a for a in model if a is not None])
-    places = zip(model, _model_specs(axes), strict=True)
-    return Model(*(None if a is None else placement.reshard(a, like, *s) for a, s in places))
+    arrays, places = model._asdict(), _model_specs(axes)
+    return model._replace(
+        **{k: placement.reshard(a, like, *places[k]) for k, a in arrays.items() if a is not None}
+    )
 
 
 def local_head(head: Head, axes: ClassShards) -> Head:
@@ -107,7 +109,7 @@ def map_shards(
 def specs(head: Head, axes: ClassShards) -> Head:
     """Return the PartitionSpecs of the parts of a head."""
     rows, classes = axes.rows or None, axes.classes or None
-    found: dict[str, Any] = _model_specs(axes)._asdict() | {
+    found: dict[str, Any] = _model_specs(axes) | {
         "where": PartitionSpec(None if _is_shared(head.where) else rows, classes),
         "targets": PartitionSpec(rows) if head.targets.ndim == 1 else PartitionSpec(rows, classes),
         "pos_weight": PartitionSpec(None, classes),
@@ -117,9 +119,13 @@ def specs(head: Head, axes: ClassShards) -> Head:
     )
 
 
-def _model_specs(axes: ClassShards) -> Model:
+def _model_specs(axes: ClassShards) -> dict[str, Any]:
     rows, classes = axes.rows or None, axes.classes or None
-    return Model(PartitionSpec(rows, None), PartitionSpec(None, classes), PartitionSpec(classes))
+    return {
+        "x": PartitionSpec(rows, None),
+        "w": PartitionSpec(None, classes),
+        "bias": PartitionSpec(classes),
+    }
 
 
 def per_row(axes: ClassShards, tree: Any) -> Any:
