@@ -143,7 +143,7 @@ def test_plan(shape: tuple, grads: tuple, memory: int, plan: int | str):
     types = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((n, d), (d, k)))
     head = Head(*types, None, None, jax.ShapeDtypeStruct((n,), jnp.int32))
     with target.assumed("gpu", interpret=True, kind=HOPPER):
-        options = Options(choose(n, 4096, k, memory=memory), target.current(), jnp.bfloat16)
+        options = Options(choose(n, d, k, memory=memory), target.current(), jnp.bfloat16)
     needed = NeedsGrad(**dict.fromkeys(grads, jnp.bfloat16))
     assert implementation._plan(head, needed, options) == plan
 
