@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental import pallas as pl
 
 import jaxsoftmax as js
 from jaxsoftmax import linear, training
@@ -124,3 +125,16 @@ def test_a_number_of_classes_may_be_a_symbol() -> None:
     labels = np.arange(8, dtype=np.int32)
     want = js.cross_entropy(logits, labels)
     np.testing.assert_allclose(program.call(logits, labels), want, rtol=1e-6)
+
+
+def test_losses_in_a_kernel_of_the_user() -> None:
+    """Mosaic lowers their operations, which it would not if one were a primitive of ours."""
+
+    def kernel(z: Any, out: Any) -> None:
+        labels = jnp.zeros(z.shape[0], jnp.int32)
+        values = js.cross_entropy(z[...], labels) + js.logsumexp(z[...])
+        out[...] = js.log_softmax(z[...]) + js.softmax(z[...]) + values[:, None]
+
+    logits = jax.ShapeDtypeStruct((128, 256), jnp.float32)
+    program = jax.jit(pl.pallas_call(kernel, out_shape=logits))
+    assert "tpu_custom_call" in export.export(program, platforms=["tpu"])(logits).mlir_module()
