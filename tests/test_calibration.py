@@ -467,8 +467,8 @@ def test_nearly_separable_data_have_an_optimum(margin: float) -> None:
     ("change", "error", "message"),
     [
         ({"limit": 0.5}, ValueError, "limit: expected"),
-        ({"targets": np.array([0, 1, 3])}, ValueError, r"labels\[2\]: expected a label"),
-        ({"targets": np.array([0.0, 1.0, 1.0])}, TypeError, "labels"),
+        ({"targets": np.array([0, 1, 3])}, ValueError, r"targets\[2\]: expected a label"),
+        ({"targets": np.array([0.0, 1.0, 1.0])}, TypeError, "targets: expected an integer"),
         ({"targets": np.full((3, 3), 0.5)}, ValueError, "0 or 1"),
         ({"targets": np.array([0, 1])}, ValueError, r"got \(3, 3\) and \(2,\)"),
         ({"logits": np.eye(3, dtype=int)}, TypeError, "logits"),

@@ -720,8 +720,9 @@ def test_labels_refused(
 
 
 def test_missing_labels_of_rows_to_evaluate(tmp_path: Path) -> None:
-    schema = data.load_file(table(tmp_path / "a.parquet", {"a": [1, 2], "y": ["p", "q"]})).schema
-    more = table(tmp_path / "more.parquet", {"a": [1, 2], "y": ["p", None]})
+    path = table(tmp_path / "a.parquet", {"a": list(np.arange(20.0)), "y": ["p", "q"] * 10})
+    schema = data.load_file(path, label="y").schema
+    more = table(tmp_path / "more.parquet", {"a": [1.0, 2.0], "y": ["p", None]})
     with pytest.raises(ValueError, match=r"row 2, .* missing; leave such rows out of the file"):
         data.read(str(more), schema, targets=True)
 
