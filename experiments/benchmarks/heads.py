@@ -22,9 +22,9 @@ at 512 x 1024 x 131072.
 - The per-example route computes the logits twice, four products in place of three, and is 0.92 to
   1.69 times as slow; it saves memory, 134 MB against Optax's 537 at 2048 x 512 x 32768.
 - The default takes 0.53 to 1.48 times as long as dense logits at the 40 shapes, 1.04 in the median,
-  and at most 1.2 at 35. Above are heads of 10 to 16 classes: narrow ones of a few milliseconds, and
-  two of some thousand features (2560 x 3136 x 10: 1.48, 808 x 4671 x 15: 1.26), whose products with
-  the classes outermost take longer unless the rows are many.
+  and at most 1.2 at 35. Above are heads of 10 to 16 classes: two narrow ones of a millisecond, and
+  three with 1,344 to 4,671 features (2560 x 3136 x 10: 1.48), whose products with the classes
+  outermost take longer unless the rows are many.
 
 On a GPU this version has been compiled and not timed. One H200 under jax 0.11.2 (November 2026) ran
 prototypes of its changes, in milliseconds and MB of temporaries at 2048 x 4096 x 128256:
