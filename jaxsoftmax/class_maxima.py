@@ -185,10 +185,7 @@ def by_rows(function: Callable[..., Array], axis: int, *arrays: Any) -> Array:
 
 
 def _max_of(arrays: list[Array]) -> Array:
-    found = arrays[0]
-    for a in arrays[1:]:
-        found = jnp.maximum(found, a)
-    return found
+    return functools.reduce(jnp.maximum, arrays)
 
 
 def _like(scalar: Array, x: Array) -> Array:

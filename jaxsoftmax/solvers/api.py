@@ -2,7 +2,8 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -133,24 +134,15 @@ def solve(
     if isinstance(features, Source):
         _check_beside_source(targets=targets, weights=weights)
         _check_source_penalty(l1_ratio, C=C, alpha=alpha)
-        processes = stream.find_processes(shards)
-        with processes.computing():
-            found = stream.open_stream(
-                features,
-                loss=loss,
-                class_weights=class_weights,
-                classes=_num_classes(init),
-                memory=memory,
-                processes=processes,
-            )
+        classes = _num_classes(init)
+        with _opened(features, shards, loss, class_weights, classes, memory) as found:
             data = found.sample
             penalty = prepare.prepare_penalties(found.totals, C=C, alpha=alpha, l1_ratio=0.0)
             first = None if init is None else _pack_init(data, bias, init)[None]
             config = _make_config(data, gaps, l1_ratio, bias, max_iterations, memory)
             outcome = _on_source(found, report)(*penalty, first, None, config)
         return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
-    if targets is None:
-        raise ValueError("targets: expected an array beside features that are one, got None")
+    targets = _require_targets(targets)
     features = row_shards.shard_features(features, shards)
     data = prepare.prepare_data(
         features,  # type: ignore[arg-type]
@@ -249,23 +241,13 @@ def solve_path(
     if isinstance(features, Source):
         _check_beside_source(targets=targets, weights=weights, folds=folds)
         _check_source_penalty(l1_ratio, C=C, alpha=None)
-        processes = stream.find_processes(shards)
-        with processes.computing():
-            opened = stream.open_stream(
-                features,
-                loss=loss,
-                class_weights=class_weights,
-                classes=None,
-                memory=memory,
-                processes=processes,
-            )
+        with _opened(features, shards, loss, class_weights, None, memory) as opened:
             data, engine = opened.sample, _on_source(opened)
             configs = [_make_config(data, g, 0.0, bias, max_iterations, memory) for g in gaps]
             penalties = _path_penalties(opened.totals, C, l1_ratio)
             outcomes = _solve_stages(engine, data, None, C, penalties, configs, report)
         return _make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
-    if targets is None:
-        raise ValueError("targets: expected an array beside features that are one, got None")
+    targets = _require_targets(targets)
     features = row_shards.shard_features(features, shards)
     several = _is_label_sets(targets, loss)
     arrays: Any = features
@@ -293,6 +275,13 @@ def _num_classes(init: LinearParams | None) -> int | None:
     return None if init is None or np.ndim(init.w) != 2 else np.shape(init.w)[1]
 
 
+def _require_targets(targets: Any) -> Any:
+    """Return the targets, which only a source has of its own."""
+    if targets is None:
+        raise ValueError("targets: expected an array beside features that are one, got None")
+    return targets
+
+
 def _check_beside_source(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None:
@@ -308,6 +297,28 @@ def _check_source_penalty(l1_ratio: float, *, C: Any, alpha: float | None) -> No
         raise ValueError(
             f"{name}: expected a squared penalty alone for a source, got {value!r}; arrays that "
             "fit into memory take every penalty"
+        )
+
+
+@contextmanager
+def _opened(
+    source: Source,
+    shards: Shards | None,
+    loss: Callable,
+    class_weights: ArrayLike | None,
+    classes: int | None,
+    memory: int,
+) -> Iterator[stream.Stream]:
+    """Survey a source, and compute as one of the processes that share it."""
+    processes = stream.find_processes(shards)
+    with processes.computing():
+        yield stream.open_stream(
+            source,
+            loss=loss,
+            class_weights=class_weights,
+            classes=classes,
+            memory=memory,
+            processes=processes,
         )
 
 

@@ -92,9 +92,7 @@ def save_seconds(run: Path, seconds: float) -> None:
         seconds: the time, with that of earlier parts.
     """
     path = run / FOLDER / "seconds"
-    partial = path.with_suffix(".partial")
-    partial.write_text(repr(seconds))
-    partial.replace(path)  # whole, also if the process is killed here
+    atomic_files.write(path, lambda partial: partial.write_text(repr(seconds)))
 
 
 def read_seconds(run: Path) -> float:
