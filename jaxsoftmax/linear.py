@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels import primitives
-from jaxsoftmax.kernels.linear_map import linear_map
+from jaxsoftmax.linear_map import linear_map
 from jaxsoftmax.validation import ArrayLike
 
 

@@ -26,6 +26,7 @@ RANKS = {
     "sharding": 2,
     "exponential": 1,
     "fixed_point": 0,
+    "linear_map": 0,
     "validation": 1,
     "calls": 2,
     "sources": 3,

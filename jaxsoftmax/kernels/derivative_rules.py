@@ -22,7 +22,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels import dispatch, primitives
-from jaxsoftmax.kernels.linear_map import call_opaque, linear_map
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
@@ -33,6 +32,7 @@ from jaxsoftmax.kernels.types import (
     RowCotangents,
     RowTangents,
 )
+from jaxsoftmax.linear_map import call_opaque, linear_map
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -55,7 +55,6 @@ from jaxsoftmax.kernels.gpu.epilogues import (
     Subtile,
     SubtileStats,
 )
-from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -66,6 +65,7 @@ from jaxsoftmax.kernels.types import (
     RowCotangents,
     Stats,
 )
+from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.placement import Cut
 
 tangent, binary_tangent = xla_chunked.tangent, xla_chunked.binary_tangent

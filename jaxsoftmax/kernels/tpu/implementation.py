@@ -44,7 +44,6 @@ from jax.experimental import pallas as pl
 
 from jaxsoftmax import placement, softmax_core, validation
 from jaxsoftmax.kernels import primitives, tiles, xla_chunked
-from jaxsoftmax.kernels.linear_map import with_derivatives_of
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.tpu import grids
 from jaxsoftmax.kernels.tpu.grids import (
@@ -65,6 +64,7 @@ from jaxsoftmax.kernels.types import (
     RowCotangents,
     Stats,
 )
+from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.placement import Cut
 
 tangent = xla_chunked.tangent

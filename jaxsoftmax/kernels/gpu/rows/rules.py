@@ -25,7 +25,7 @@ from jaxsoftmax.kernels import target
 from jaxsoftmax.kernels.gpu import hopper
 from jaxsoftmax.kernels.gpu.rows import implementation, plans
 from jaxsoftmax.kernels.gpu.rows.pipeline import IGNORED, MASKED, UNDEFINED
-from jaxsoftmax.kernels.linear_map import linear_map
+from jaxsoftmax.linear_map import linear_map
 from jaxsoftmax.softmax_core import LabeledRows
 
 DTYPES = ("bfloat16", "float16", "float32")
