@@ -36,6 +36,9 @@ DOCUMENTS = {
     "protein_classes": ("toxic_comments",),
 }
 
+# Of the main page.
+PICTURES = ("gpu_by_classes", "head_by_classes_cpu")
+
 
 class Page(NamedTuple):
     """The parts of a document's docstring that its page shows."""
@@ -56,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="draw all figures from their records")
     if parser.parse_args().draw:
-        for name in (*DOCUMENTS, "head_by_classes_cpu"):
+        for name in (*DOCUMENTS, *PICTURES):
             draw(name)
     README.write_text(rendered(README.read_text()))
 

@@ -145,10 +145,20 @@ for name in names:
     assert page.claim[0].isupper() and page.claim.endswith(".") and len(page.claim) < 200, name
     assert 1 <= len(page.findings) <= 3, name
     assert set(gallery.DOCUMENTS[name]) <= set(names[: names.index(name)]), name
-for name in (*names, "head_by_classes_cpu"):
+for name in (*names, *gallery.PICTURES):
     module = importlib.import_module(name.removesuffix("_cpu"))
     if not hasattr(module, "drawn_beside"):  # it shows images too
         document.drawn(module.draw, document.recorded(name))
+# Measurements of a GPU replace those of the prototypes in the picture of the main page.
+seconds = {"mean": 1e-3, "copy": 5e-4, "optax": 2e-3}
+entry = {"seconds": {name: {"median": s} for name, s in seconds.items()}, "bytes": 4e6,
+         "dtype": "bfloat16"}
+measured = {"rows_by_classes": {"found": {"(1000, 10)": {"1000": entry, "10": entry}}}}
+picture = importlib.import_module("gpu_by_classes")
+wanted = {"jaxsoftmax": {1000: 1e3}, "copy": {1000: 5e2}, "optax": {1000: 2e3}}
+assert picture.measured_times(measured) == wanted
+figure = document.drawn(picture.draw, document.recorded("gpu_by_classes"), measured)
+assert "2.0 times" in figure.axes[1].get_title("left")
 """
     subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
 
