@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax.losses import check_labels
+from jaxsoftmax.sources import Source
 from jaxsoftmax.training.data import valid_rows
 from jaxsoftmax.training.models import LossOnLogits, is_linear_model, model_logits
 from jaxsoftmax.training.types import Examples, Loss
+from jaxsoftmax.validation import check_at_least_one
 
 
 def check_loss(loss: Any) -> None:
@@ -41,6 +43,15 @@ def check_key(key: Any) -> None:
         raise TypeError(f"key must be a random key, such as jax.random.key(0), got {key!r}")
 
 
+def check_patience(patience: int | None, validation: object) -> None:
+    """Raise a ValueError for patience below 1, or without validation."""
+    if patience is None:
+        return
+    check_at_least_one(patience=patience)
+    if validation is None:
+        raise ValueError("patience needs validation=(features, targets), got None")
+
+
 def check_values(**arrays: Any) -> None:
     """Raise a TypeError that names the first array without values, inside a transformation."""
     for name, array in arrays.items():
@@ -62,19 +73,23 @@ def check_lanes(lanes: int, **trees: Any) -> None:
 
 
 def check_model(
-    loss: Loss, params: Any, examples: Examples, validation_examples: Examples | None
+    loss: Loss, params: Any, examples: Examples, validation_examples: Examples | Source | None
 ) -> None:
-    """Check that parameters and data agree; only the shapes of scores are computed."""
+    """Check that parameters and data agree; only the shapes of scores are computed.
+
+    The rows of a source are checked when they are read.
+    """
     _check_params(params)
     for prefix, data in (("", examples), ("validation ", validation_examples)):
-        if data is None:
+        if data is None or isinstance(data, Source):
             continue
         x, targets, _ = data
         classes = num_classes(loss, params, x, prefix=prefix)
         if classes and targets.ndim == 1 and jnp.issubdtype(targets.dtype, jnp.integer):
             # One score separates two classes.
             num_labels = max(2, classes)
-            check_labels(targets, num_labels, valid=valid_rows(data), name=f"{prefix}targets")
+            valid = None if data.weights is None else valid_rows(data)
+            check_labels(targets, num_labels, valid=valid, name=f"{prefix}targets")
 
 
 def _check_params(params: Any) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from jax import Array
 
 from jaxsoftmax import validation
+from jaxsoftmax.sources import Source
 from jaxsoftmax.training.types import Examples
 from jaxsoftmax.training.weights import as_float_weights, replace_ignored
 from jaxsoftmax.validation import ArrayLike
@@ -13,7 +14,7 @@ from jaxsoftmax.validation import ArrayLike
 
 def prepare_examples(
     features: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | None,
     weights: ArrayLike | None,
     *,
     is_linear: bool,
@@ -23,18 +24,19 @@ def prepare_examples(
 
     Args:
         features: `[N, ...]`.
-        targets: `[N, ...]`.
+        targets: `[N, ...]`; None is an error.
         weights: `[N]`, a scalar, or None.
         is_linear: whether the model is linear, which restricts shapes and dtypes.
         prefix: precedes the names of arguments in errors.
     """
-    # device_put borrows an aligned NumPy array, where asarray would copy large data.
-    x = jax.device_put(features) if isinstance(features, np.ndarray) else jnp.asarray(features)
+    if targets is None:
+        raise ValueError("targets must be given with features that are arrays, got None")
+    x = _to_device(features)
     _check_shapes(x, np.shape(targets), is_linear=is_linear, prefix=prefix)
     w = None if weights is None else as_float_weights(weights, x.shape[:1], prefix)
     if w is not None and not bool(jnp.all((w >= 0) & jnp.isfinite(w)) & jnp.any(w > 0)):
         raise ValueError(f"{prefix}weights must be finite, at least 0, and some above 0")
-    examples = Examples(x, jnp.asarray(targets), w)
+    examples = Examples(x, _to_device(targets), w)
     valid = valid_rows(examples)
     for name, given, a in (("features", features, x), ("targets", targets, examples.targets)):
         _check_finite(a, given, valid, f"{prefix}{name}")
@@ -43,11 +45,14 @@ def prepare_examples(
 
 
 def prepare_validation(
-    examples: tuple[ArrayLike, ...] | None, *, is_linear: bool
-) -> Examples | None:
-    """Return `prepare_examples` of (features, targets) or (features, targets, weights)."""
-    if examples is None:
-        return None
+    examples: tuple[ArrayLike, ...] | Source | None, *, is_linear: bool
+) -> Examples | Source | None:
+    """Return `prepare_examples` of (features, targets) or (features, targets, weights).
+
+    A source, which checks its own rows, is returned as it is.
+    """
+    if examples is None or isinstance(examples, Source):
+        return examples
     if not isinstance(examples, tuple | list) or len(examples) not in (2, 3):
         raise ValueError(
             "validation must be (features, targets) or (features, targets, weights), "
@@ -62,6 +67,11 @@ def valid_rows(examples: Examples) -> np.ndarray:
     """Return which rows have a weight above 0, on the host."""
     x, _, w = examples
     return np.ones(x.shape[0], bool) if w is None else validation.to_host(w > 0)
+
+
+def _to_device(a: ArrayLike) -> Array:
+    # device_put borrows an aligned NumPy array. asarray would copy it, by a program for its shape.
+    return jax.device_put(a) if isinstance(a, np.ndarray) else jnp.asarray(a)
 
 
 def _check_shapes(x: Array, targets: tuple[int, ...], *, is_linear: bool, prefix: str) -> None:

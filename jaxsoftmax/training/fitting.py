@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -17,13 +17,14 @@ from jaxsoftmax.training.checks import (
     check_loss,
     check_model,
     check_optimizer,
+    check_patience,
     check_values,
 )
 from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.division import Division, Order
 from jaxsoftmax.training.epoch import jitted_train_epoch
 from jaxsoftmax.training.evaluation import evaluate, jitted_evaluate
-from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
+from jaxsoftmax.training.loop import Plan, in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import init_state
@@ -155,49 +156,28 @@ def fit(
     check_optimizer(optimizer)
     check_key(key)
     check_values(features=features, targets=targets, weights=weights)
-    if patience is not None:
-        check_at_least_one(patience=patience)
-        if validation is None:
-            raise ValueError("patience needs validation=(features, targets), got None")
+    check_patience(patience, validation)
     is_linear = is_linear_model(loss, params)
-    checked: Examples | Source | None
-    if isinstance(validation, Source):
-        checked = validation
-    else:
-        checked = prepare_validation(validation, is_linear=is_linear)
+    checked = prepare_validation(validation, is_linear=is_linear)
     init_key, order_key = jax.random.split(key)
-    options: dict[str, Any] = {
-        "loss": loss,
-        "score": score,
-        "optimizer": optimizer,
-        "batch_size": batch_size,
-        "division": Division(shards, order, virtual_shards),
-    }
+    how: dict[str, Any] = {"loss": loss, "score": score}
+    division = Division(shards, order, virtual_shards)
+    options = how | {"optimizer": optimizer, "batch_size": batch_size, "division": division}
     if isinstance(features, Source):
         check_source_arguments(targets, weights, params)
         run = _plan_stream(features, params, **options)
-    elif targets is None:
-        raise ValueError("targets must be given with features that are arrays, got None")
     else:
         examples = prepare_examples(features, targets, weights, is_linear=is_linear)
         run = _plan_arrays(examples, params, checked, init_key=init_key, **options)
-
-    def validate(params: Any) -> Metrics:
-        how: dict[str, Any] = {"loss": loss, "score": score}
-        if isinstance(checked, Source):
-            return evaluate(params, checked, shards=shards, batch_size=batch_size, **how)
-        return jitted_evaluate(params, checked, replace_ignored=False, **how)
-
-    settings = describe_run(
-        run.shapes, key=order_key, batch_size=batch_size, division=options["division"]
-    )
+    validate = _validation(checked, shards=shards, batch_size=batch_size, **how)
+    settings = describe_run(run.shapes, key=order_key, batch_size=batch_size, division=division)
     with open_checkpoints(
         checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
     ) as checkpoints:
         return run_epochs(
             init_state(run.params, optimizer=optimizer, key=order_key),
             run.train,
-            None if checked is None else validate,
+            validate,
             epochs=epochs,
             patience=patience,
             callback=callback,
@@ -205,12 +185,16 @@ def fit(
         )
 
 
-class _Plan(NamedTuple):
-    """The initial parameters, a function that trains an epoch, and what describes the examples."""
-
-    params: Any
-    train: TrainEpoch
-    shapes: dict[str, Any]
+def _validation(
+    examples: Examples | Source | None, *, shards: Shards | None, batch_size: int, **how: Any
+) -> Callable[[Any], Metrics] | None:
+    """Return a function from parameters to the validation metrics, or None without validation."""
+    if examples is None:
+        return None
+    if not isinstance(examples, Source):
+        # prepare_validation has already replaced the ignored rows.
+        return lambda params: jitted_evaluate(params, examples, replace_ignored=False, **how)
+    return lambda params: evaluate(params, examples, shards=shards, batch_size=batch_size, **how)
 
 
 def _plan_arrays(
@@ -220,19 +204,18 @@ def _plan_arrays(
     *,
     init_key: Array,
     **options: Any,
-) -> _Plan:
+) -> Plan:
     params = init_params(examples, key=init_key) if params is None else params
-    known = None if isinstance(validation, Source) else validation
-    check_model(options["loss"], params, examples, known)
+    check_model(options["loss"], params, examples, validation)
     # prepare_examples has already replaced the ignored rows.
     train = partial(jitted_train_epoch, examples=examples, replace_ignored=False, **options)
-    return _Plan(params, in_one_part(train), shapes_of(examples))
+    return Plan(params, in_one_part(train), shapes_of(examples))
 
 
 def _plan_stream(
     source: Source, params: Any, *, division: Division, batch_size: int, **options: Any
-) -> _Plan:
+) -> Plan:
     stream = open_stream(source, division, batch_size)
     check = partial(check_rows, options["loss"], params)
     train = partial(train_on_stream, stream, check=check, **options)
-    return _Plan(params, train, shapes_of_stream(stream))
+    return Plan(params, train, shapes_of_stream(stream))

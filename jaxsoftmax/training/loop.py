@@ -19,6 +19,14 @@ type TrainEpoch = Callable[[TrainState, Metrics | None], Iterator[EpochPart]]
 """From a state, and the metrics of the previous part of the epoch if there is one."""
 
 
+class Plan(NamedTuple):
+    """The initial parameters, a function that trains an epoch, and what describes the examples."""
+
+    params: Any
+    train: TrainEpoch
+    shapes: dict[str, Any]
+
+
 def in_one_part(train: Callable[[TrainState], tuple[TrainState, Metrics]]) -> TrainEpoch:
     """Return an epoch that has one part, from a function that runs all of it."""
 

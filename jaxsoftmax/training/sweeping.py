@@ -26,7 +26,7 @@ from jaxsoftmax.training.data import prepare_examples, prepare_validation
 from jaxsoftmax.training.division import UNDIVIDED, Division, Order, choose_strata
 from jaxsoftmax.training.epoch import run_epoch
 from jaxsoftmax.training.evaluation import jitted_evaluate
-from jaxsoftmax.training.loop import TrainEpoch, in_one_part, run_epochs
+from jaxsoftmax.training.loop import Plan, in_one_part, run_epochs
 from jaxsoftmax.training.models import accuracy, init_params, is_linear_model
 from jaxsoftmax.training.results import FitResult
 from jaxsoftmax.training.state import TrainState, init_state
@@ -127,11 +127,7 @@ def sweep(
     if not isinstance(keys, Array) or jnp.shape(keys)[:1] in ((), (0,)):
         raise ValueError("keys must be an array of [L] random keys with L of at least 1")
     is_linear = is_linear_model(loss, params)
-    checked: Examples | Source | None
-    if isinstance(validation, Source):
-        checked = validation
-    else:
-        checked = prepare_validation(validation, is_linear=is_linear)
+    checked = prepare_validation(validation, is_linear=is_linear)
     init_keys, order_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
     how: dict[str, Any] = {"loss": loss, "score": score}
     division = Division(shards, order, virtual_shards)
@@ -144,34 +140,19 @@ def sweep(
     if isinstance(features, Source):
         check_source_arguments(targets, weights, params)
         check_lanes(len(keys), hyperparams=hyperparams, params=params)
-        train, shapes = _plan_stream(features, params, **options)
-    elif targets is None:
-        raise ValueError("targets must be given with features that are arrays, got None")
+        run = _plan_stream(features, params, **options)
     else:
         examples = prepare_examples(features, targets, weights, is_linear=is_linear)
-        if params is None:
-            params = jax.vmap(lambda key: init_params(examples, key=key))(init_keys)
-        check_lanes(len(keys), hyperparams=hyperparams, params=params)
-        known = None if isinstance(checked, Source) else checked
-        check_model(loss, _first_lane(params), examples, known)
-        train = in_one_part(partial(jitted_sweep_epoch, examples=examples, **options))
-        shapes = shapes_of(examples)
-
-    def validate(params: Any) -> Metrics:
-        if not isinstance(checked, Source):
-            return _evaluate_lanes(params, checked, **how)
-        stream = open_stream(checked, UNDIVIDED._replace(shards=shards), batch_size)
-        check = partial(check_rows, loss, _first_lane(params))
-        return evaluate_stream(stream, params, check=check, sum_window=_sum_in_lanes, **how)
-
-    settings = describe_run(shapes, key=order_keys[0], batch_size=batch_size, division=division)
+        run = _plan_arrays(examples, params, checked, init_keys=init_keys, **options)
+    validate = _validation(checked, shards=shards, batch_size=batch_size, **how)
+    settings = describe_run(run.shapes, key=order_keys[0], batch_size=batch_size, division=division)
     with open_checkpoints(
         checkpoint, resume=resume, interval=checkpoint_interval, settings=settings
     ) as checkpoints:
         return run_epochs(
-            init_lanes(params, hyperparams, make_optimizer=make_optimizer, key=order_keys[0]),
-            train,
-            None if checked is None else validate,
+            init_lanes(run.params, hyperparams, make_optimizer=make_optimizer, key=order_keys[0]),
+            run.train,
+            validate,
             epochs=epochs,
             callback=callback,
             checkpoints=checkpoints,
@@ -182,16 +163,48 @@ def _first_lane(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], params)
 
 
+def _plan_arrays(
+    examples: Examples,
+    params: Any,
+    validation: Examples | Source | None,
+    *,
+    init_keys: Array,
+    **options: Any,
+) -> Plan:
+    if params is None:
+        params = jax.vmap(lambda key: init_params(examples, key=key))(init_keys)
+    check_lanes(len(init_keys), hyperparams=options["hyperparams"], params=params)
+    check_model(options["loss"], _first_lane(params), examples, validation)
+    train = partial(jitted_sweep_epoch, examples=examples, **options)
+    return Plan(params, in_one_part(train), shapes_of(examples))
+
+
 def _plan_stream(
     source: Source, params: Any, *, division: Division, batch_size: int, **options: Any
-) -> tuple[TrainEpoch, dict[str, Any]]:
-    """Return a function that trains an epoch on a source, and what describes its examples."""
+) -> Plan:
     stream = open_stream(source, division, batch_size)
     check = partial(check_rows, options["loss"], _first_lane(params))
     train = partial(
         train_on_stream, stream, check=check, train_window=_train_window_in_lanes, **options
     )
-    return train, shapes_of_stream(stream)
+    return Plan(params, train, shapes_of_stream(stream))
+
+
+def _validation(
+    examples: Examples | Source | None, *, shards: Shards | None, batch_size: int, **how: Any
+) -> Callable[[Any], Metrics] | None:
+    """Return a function from parameters to the validation metrics, or None without validation."""
+    if examples is None:
+        return None
+    if not isinstance(examples, Source):
+        return lambda params: _evaluate_lanes(params, examples, **how)
+
+    def validate(params: Any) -> Metrics:
+        stream = open_stream(examples, UNDIVIDED._replace(shards=shards), batch_size)
+        check = partial(check_rows, how["loss"], _first_lane(params))
+        return evaluate_stream(stream, params, check=check, sum_window=_sum_in_lanes, **how)
+
+    return validate
 
 
 # The axes of a state under vmap.
