@@ -44,6 +44,12 @@ def max_over_shards(z: Array, axis: int, axes: Any) -> Array:
     return from_order(_pmax(_max_order(z, axis), axes), z.dtype)
 
 
+def extremes_over_shards(x: Array, axis: int, axes: Any) -> tuple[Array, Array]:
+    """Return the maximum and the minimum along an axis, over all shards; NaN if an entry is."""
+    largest, least = _pmax((_max_order(x, axis), _max_order(-x, axis)), axes)
+    return from_order(largest, x.dtype), -from_order(least, x.dtype)
+
+
 def _pmax(tree: Any, axes: Any) -> Any:
     return lax.pmax(tree, axes) if axes else tree
 

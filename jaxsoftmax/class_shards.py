@@ -2,8 +2,8 @@
 
 Functions of links and losses take `ClassShards` beside their class axis. Inside a shard_map over
 the axes of the classes their arrays are local, and the functions of this module go over all shards.
-Elsewhere `run` makes that shard_map around a primal function; its derivative rule is outside, on
-whole arrays, where the compiler or JAX takes the sums.
+Elsewhere `run` makes that shard_map around a primal function. Its derivative rule is outside, on
+whole arrays, and takes its sums by `sum_classes`, which makes one of its own.
 
 Both collectives are of integers: maxima of the floats' bits (see `class_maxima`), and sums in fixed
 point (see `fixed_point`), which have the same bits for any number of shards.
@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxsoftmax import class_maxima, exponential, fixed_point, placement
 from jaxsoftmax.exponential import RowScale
+from jaxsoftmax.linear_map import linear_map
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
 
@@ -80,9 +81,59 @@ def first_class(z: Array, axis: int, shards: ClassShards) -> Array | int:
     return lax.axis_index(axes) * z.shape[axis] if axes else 0
 
 
-def sum_classes(x: Array, axis: int, shards: ClassShards, *, keepdims: bool = False) -> Array:
-    """Return the sum over the classes of all shards, in the order of the network."""
-    return lax.psum(jnp.sum(x, axis, keepdims=keepdims), shards.local_axes)
+def sum_classes(x: Array, axis: int, shards: ClassShards) -> Array:
+    """Return the sum over the classes of all shards: x's, in floats, where they are not sharded.
+
+    It is exact to an ulp or two of the largest term, with the same bits for any number of shards,
+    in an all-reduce of two maxima and one of two integers a row. The transpose is `spread`.
+    """
+    if not shards.classes:
+        return jnp.sum(x, axis)
+    total, spread = _sum_and_spread(x, axis, shards)
+    return linear_map(total, spread, (), x)
+
+
+def spread(x: Array, like: Array, axis: int, shards: ClassShards) -> Array:
+    """Return a number of each row for all its classes. The transpose is `sum_classes`."""
+    if not shards.classes:
+        return jnp.expand_dims(x, axis)
+    total, spread = _sum_and_spread(like, axis, shards)
+    return linear_map(spread, total, (), x)
+
+
+type LinearFunction = Callable[[tuple, Array], Array]
+
+
+def _sum_and_spread(
+    x: Array, axis: int, shards: ClassShards
+) -> tuple[LinearFunction, LinearFunction]:
+    """Return the sum over classes of arrays with the type of x, and its transpose."""
+    kind = jax.typeof(x)
+    terms = jax.ShapeDtypeStruct(
+        kind.shape, kind.dtype, sharding=kind.sharding, manual_axis_type=kind.mat
+    )
+
+    def total(_: tuple, x: Array) -> Array:
+        return run(_sum_signed, (x,), axis, shards)
+
+    def spread(_: tuple, rows: Array) -> Array:
+        transpose = jax.linear_transpose(lambda x: take_class(x, axis, shards), terms)
+        return transpose(rows)[0]
+
+    return total, spread
+
+
+def _sum_signed(x: Array, axis: int, shards: ClassShards) -> Array:
+    """Return the sum of finite terms; of others infinity or NaN, as the sum of their extremes."""
+    largest, least = class_maxima.extremes_over_shards(x, axis, shards.local_axes)
+    bound = jnp.maximum(largest, -least)
+    (total,) = sum_exactly((summand(x, bound, axis),), axis, shards)
+    return select(jnp.isfinite(bound), total, largest + least)
+
+
+def take_class(x: Array, axis: int, shards: ClassShards) -> Array:
+    """Return the sum of a row with at most one nonzero entry, which is exact in floats."""
+    return lax.psum(jnp.sum(x, axis), shards.local_axes)
 
 
 def any_class(x: Array, axis: int, shards: ClassShards) -> Array:
@@ -130,10 +181,10 @@ class Summand(NamedTuple):
 
     blocks: Array
     bound: Array  # of the terms' sizes, without the class axis and the same on all shards
-    limbs: int = 3
+    limbs: int = 2
 
 
-def summand(terms: Array, bound: Array, axis: int, limbs: int = 3) -> Summand:
+def summand(terms: Array, bound: Array, axis: int, limbs: int = 2) -> Summand:
     """Return terms along the class axis, with a bound of their sizes, as a summand."""
     return Summand(fixed_point.sum_blocks(terms, axis), bound, limbs)
 
@@ -153,8 +204,9 @@ def sum_exactly(summands: tuple[Summand, ...], axis: int, shards: ClassShards) -
     scales = [fixed_point.power_above(of.bound) for of in summands]
     limbs, forms = [], []
     for (blocks, _, count), scale in zip(summands, scales, strict=True):
-        number = placement.count_shards(axes, blocks) * blocks.shape[axis]
-        forms.append(fixed_point.choose_format(blocks.dtype, number, limbs=count))
+        devices = placement.count_shards(axes, blocks)
+        number = devices * blocks.shape[axis]
+        forms.append(fixed_point.choose_format(blocks.dtype, number, shards=devices, limbs=count))
         limbs.append(fixed_point.to_limbs(blocks, scale, axis, forms[-1]))
     totals = map(fixed_point.from_limbs, lax.psum(limbs, axes), scales, forms)
     return [

@@ -85,12 +85,13 @@ def cross_entropy(
         a masked class, 0 for a fully masked row and for valid=False, NaN for a label out of range.
 
         With `shards` the bound of 8 ulp holds for any number of shards of up to 2^21 classes: two
-        all-reduces of at most three integers a row, in which nothing is rounded, and none for the
-        gradient. Where the number of classes is a multiple of 128 times the number of shards,
-        values and gradients have the same bits for any number of shards (tested on CPUs). So have
-        those of `soft_cross_entropy`, `kl_divergence` and `entropy` and the values of `brier`, in
-        two all-reduces of more integers (see `sharded_softmax`). `smoothed_cross_entropy` counts
-        the classes first, in one more.
+        all-reduces of two integers a row, in which nothing is rounded, and none for the gradient.
+        The sums over classes of directional derivatives and Hessian products are as exact, and take
+        two more each. Where the number of classes is a multiple of 128 times the number of shards,
+        and at most 2^18, values, gradients and these products have the same bits for any number of
+        up to 1,024 shards (tested on CPUs). So have those of the other losses over classes, in two
+        all-reduces of more integers (see `sharded_softmax`). `smoothed_cross_entropy` counts the
+        classes first, in one more.
 
     Derivatives:
         p - onehot(y), see `cross_entropy_gradient`; of any order, in both modes.
@@ -296,7 +297,7 @@ def _take_label_weights(class_weights: Array, rows: LabeledRows) -> Array:
         return class_weights[rows.labels]
     is_label = softmax_core.label_mask(rows.z, rows.labels, rows.axis, rows.shards)
     terms = jnp.where(is_label, _expand_classes(class_weights, rows), 0)
-    return class_shards.sum_classes(terms, rows.axis, rows.shards)
+    return class_shards.take_class(terms, rows.axis, rows.shards)
 
 
 def _expand_classes(per_class: Array, rows: LabeledRows) -> Array:
@@ -308,7 +309,9 @@ def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | 
     """Return t c: a is shared by the classes that exist, and the label has 1 - a more."""
     z, axis = rows.z, rows.axis
     exists = z != -jnp.inf
-    count = class_shards.sum_classes(exists.astype(z.dtype), axis, rows.shards, keepdims=True)
+    count = jnp.expand_dims(
+        class_shards.sum_classes(exists.astype(z.dtype), axis, rows.shards), axis
+    )
     share = smoothing / jnp.maximum(count, 1)
     is_label = softmax_core.label_mask(z, rows.labels, axis, rows.shards)
     t = jnp.where(is_label, 1 - smoothing, 0) + jnp.where(exists, share, 0)
@@ -394,8 +397,8 @@ def _soft_cross_entropy_jvp(
     p, log_p = links.softmax_and_log(z, axis, shards)
     # The loss depends on neither the logit nor the target of a masked class. Where a logit is +inf,
     # it does not depend on the targets of the classes with probability 0 either.
-    mass = class_shards.sum_classes(t, axis, shards, keepdims=True)
-    gradient = select(z == -jnp.inf, 0, p * mass - t)
+    mass = class_shards.sum_classes(t, axis, shards)
+    gradient = select(z == -jnp.inf, 0, p * jnp.expand_dims(mass, axis) - t)
     products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
     value = _negative_log_likelihood(log_p, t, axis, shards)
     return value, class_shards.sum_classes(products, axis, shards)
@@ -811,7 +814,7 @@ def multiclass_hinge(
         is_number = is_number | ~jnp.expand_dims(valid, axis)
     z = z * jnp.where(is_number, 1, jnp.nan).astype(z.dtype)
     is_label = softmax_core.label_mask(z, labels, axis, class_axes)
-    label_logit = class_shards.sum_classes(select(is_label, z, 0), axis, class_axes)
+    label_logit = class_shards.take_class(select(is_label, z, 0), axis, class_axes)
     best_other = class_shards.max_classes(select(is_label, -jnp.inf, z), axis, class_axes)
     # XLA's maxima may lose a NaN.
     best_other = select(class_shards.any_class(z != z, axis, class_axes), jnp.nan, best_other)

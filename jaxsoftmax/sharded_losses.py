@@ -91,7 +91,8 @@ def _soft_values_jvp(
 ) -> tuple[Array, Array]:
     (z, t, _), (dz, dt, dfurther) = primals, tangents
     value, mass, exists, p, log_p = _soft_parts(primals, axis, shards)
-    gradient = select(z == -jnp.inf, 0, p * jnp.expand_dims(mass, axis) - t)
+    mass = class_shards.spread(mass, p, axis, shards)
+    gradient = select(z == -jnp.inf, 0, p * mass - t)
     products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
     products = products if dfurther is None else products + jnp.expand_dims(exists, axis) * dfurther
     return value, class_shards.sum_classes(products, axis, shards)
@@ -134,7 +135,8 @@ def _entropy_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     value, p, log_p = _entropy_parts(primals, axis, shards)
-    gradient = -p * (select(p == 0, 0, log_p) + jnp.expand_dims(value, axis))
+    mean = class_shards.spread(value, p, axis, shards)
+    gradient = -p * (select(p == 0, 0, log_p) + mean)
     return value, class_shards.sum_classes(gradient * tangents[0], axis, shards)
 
 

@@ -27,7 +27,7 @@ from jaxsoftmax.class_shards import ClassShards, Summand
 from jaxsoftmax.exponential import RowScale
 from jaxsoftmax.placement import select
 
-TARGET_LIMBS = 4  # a bound of t_k (M - z_k) is a product of two, and too large by up to 2^25
+TARGET_LIMBS = 3  # a bound of t_k (M - z_k) is a product of two, and too large by up to 2^25
 
 
 class Exponentials(NamedTuple):

@@ -130,3 +130,24 @@ def test_sums_in_fixed_point_are_those_of_float64(classes: int) -> None:
     found = fixed_point.from_limbs(fixed_point.to_limbs(blocks, bound, 0, form), bound, form)
     exact = np.sum(terms.astype(np.float64))
     assert abs(np.float64(found) - exact) <= 4 * np.spacing(np.float32(exact))
+
+
+@pytest.mark.parametrize("classes", [2**17, 2**20])
+def test_sums_of_1_to_1024_shards_have_the_same_bits(classes: int) -> None:
+    """Blocks that would all be rounded the same way, of one sign and of both."""
+    small = np.full(classes // 128, 2.0**-32 * 1.49, np.float32)
+    rows = jnp.asarray([small, np.where(np.arange(small.size) % 2, -small, 3 * small)])
+    rows = rows.at[:, 77].set(1.99)
+    scale = fixed_point.power_above(jnp.full(2, 1.99, jnp.float32))
+    exact = np.asarray(rows, np.float64).sum(1)
+
+    def on(shards: int) -> np.ndarray:
+        parts = rows.reshape(2, shards, -1)
+        form = fixed_point.choose_format(rows.dtype, small.size, shards=shards)
+        limbs = fixed_point.to_limbs(parts, scale[:, None], 2, form)
+        totals = [jnp.sum(limb, 1, dtype=limb.dtype) for limb in limbs]
+        return np.asarray(fixed_point.from_limbs(totals, scale, form))
+
+    assert (abs(on(1024) - exact) <= 2 * np.spacing(np.float32(1.99))).all()
+    for shards in (1, 8):
+        np.testing.assert_array_equal(on(shards), on(1024))
