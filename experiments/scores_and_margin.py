@@ -180,7 +180,7 @@ def draw(record: dict[str, Any]) -> Figure:
     accuracy.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     calibration.set(xscale="log", xlim=(0.0025, 2.5), xlabel="calibration error, smaller is better")
     calibration.set_xticks((0.01, 0.1, 1), ("0.01", "0.1", "1"))
-    calibration.set_title("as they are (hollow), with a temperature (full)")
+    calibration.set_title("hollow: as they are; full: scaled by T")
     accuracy.set_title("largest score as the prediction")
     return figure
 

@@ -88,7 +88,7 @@ def roofline(axes: Axes, record: dict[str, Any]) -> bool:
         marked(axes, point)
     labeled(axes, found)
     axes.set(xscale="log", yscale="log", xlabel=INTENSITY)
-    axes.set_title("Operations a second, and the share of what copy and product allow", loc="left")
+    axes.set_title("Operations a second: how near to the limits of copy and product", loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rate_text(value)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     return True
@@ -199,7 +199,7 @@ def peers(axes: Axes, record: dict[str, Any]) -> bool:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks([tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if within(axes, tick)])
-    axes.set_title("Time of other libraries", loc="left")
+    axes.set_title("How much longer other libraries take", loc="left")
     axes.legend(drawn.values(), drawn, loc="upper center", bbox_to_anchor=(0.25, -0.13), ncols=4,
                 frameon=False, fontsize=10, columnspacing=1.2, handletextpad=0.3)  # fmt: skip
     return bool(found)
@@ -227,7 +227,7 @@ def memory(axes: Axes, record: dict[str, Any]) -> bool:
         name: ({k: e["temporary_bytes"][way] / 1e6 for k, e in found.items()}, *look)
         for way, (name, *look) in ways.items()
     })  # fmt: skip
-    axes.set_title("Memory of value and gradients of a head by the number of classes", loc="left")
+    axes.set_title("How the memory of a head grows with the number of classes", loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     return bool(found)
 
@@ -248,7 +248,7 @@ def rates(axes: Axes, record: dict[str, Any]) -> bool:
         name: ({k: e["share of the copy"][way] for k, e in found.items()}, *look)
         for way, (name, *look) in ways.items()
     })  # fmt: skip
-    axes.set_title("Rate of value and gradient of logits by the number of classes", loc="left")
+    axes.set_title("How near to a copy loss and gradient of logits come", loc="left")
     return bool(found)
 
 
