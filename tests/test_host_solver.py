@@ -70,6 +70,16 @@ def test_confident_examples_lose_no_digits(link: problems.Link) -> None:
     np.testing.assert_allclose(curvature, float(rest[0]), rtol=1e-15)
 
 
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_the_row_of_ones_may_be_implied(link: problems.Link) -> None:
+    problem, point = standing(link)
+    implied = problem._replace(columns=problem.columns[:-1], implied=True)
+    there = problems.point_at(implied, point.theta)
+    np.testing.assert_allclose(there.value, point.value, rtol=1e-14)
+    for f in (problems.gradient, lambda *at: problems.hessian_product(*at, at[1].theta)):
+        np.testing.assert_allclose(f(implied, there), f(problem, point), rtol=1e-12, atol=1e-15)
+
+
 def test_equal_scores_share_the_lead() -> None:
     targets, size = np.array([0]), float(np.exp(-50))
     problem = HostProblem(np.ones((1, 1)), targets, np.ones(1), 0.0, "softmax", False)
@@ -187,10 +197,26 @@ def test_the_direction_is_newtons_whatever_it_costs(
             np.testing.assert_allclose(d, wanted, rtol=1e-9, atol=1e-11)
 
 
+def test_a_cheap_hessian_is_factorized_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, point = standing()
+    g = problems.gradient(problem, point)
+    monkeypatch.setattr(newton, "MAX_DIRECT_COST", 5.0)
+    for cost, direct in ((4.0, True), (6.0, False)):
+        levels, costs = [Level.DIAGONAL, Level.FULL], [1.0, cost]
+        choice = Choice(levels, costs, exact=True)
+        _, products, choice = newton.direction(problem, point, g, 1e-13, choice)
+        assert choice.at == 1
+        assert (products <= 2) == direct
+
+
 def test_memory_and_cost_decide_the_levels() -> None:
     problem, _ = standing(n=900, d=300, classes=3)
     assert preconditioners.levels(problem, 3, 2**30) == [*Level]
     full = preconditioners.num_bytes(problem, 3, Level.FULL)
+    wide, _ = standing(n=450, d=300, classes=9)  # to solve with one matrix costs 2/3 of a product
+    assert preconditioners.levels(wide, 9, 2**30)[0] == Level.DIAGONAL
+    long, _ = standing(n=1500, d=100, classes=9)
+    assert preconditioners.levels(long, 9, 2**30)[0] == Level.SHARED
     assert preconditioners.levels(problem, 3, full - 1) == [*Level][:-1]
     small, _ = standing()
     assert preconditioners.levels(small, 4, 2**30) == [Level.FULL]  # costs little more
@@ -204,7 +230,7 @@ def test_reduced_coordinates_keep_scores_and_lengths(n: int, intercept: bool) ->
     rng = np.random.default_rng(0)
     x, s = rng.normal(size=(n, 9)) + 5, rng.random(n)
     columns = np.concatenate([x.T, np.ones((1, n))]) if intercept else x.T
-    fewer, maps = coordinates.reduce_features(columns, s / s.sum(), intercept=intercept)
+    fewer, maps = coordinates.reduce_features(x.T, s / s.sum(), intercept=intercept)
     assert len(fewer) == min(n, 9) + intercept
     theta = rng.normal(size=(3, len(fewer)))
     expanded = maps.expand(theta)

@@ -19,7 +19,6 @@ from jaxsoftmax.solvers.certificate import (
     MAX_ROUNDING,
 )
 from jaxsoftmax.solvers.host import problem as problems
-from jaxsoftmax.solvers.host import products
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
 
 EPS = float(np.finfo(float).eps)
@@ -75,7 +74,7 @@ def _certify_point(problem: HostProblem, point: Point, predictor: Point, spent: 
     if problem.intercept:
         q = _meet_intercept_condition(problem, q, _intercept_step(problem, predictor))
     residual = q.difference[:, 0] if problem.link == "softmax" else q.difference[0]
-    g = products.apply_transpose(problem.columns, problem.weights * residual)
+    g = problems.pull_back(problem, problem.weights * residual)
     slope = problems.weight_part(problem, problems.add_ridge(problem, g, point.theta))
     log_p = own.log_q if point is predictor else _predictions(problem, point).log_q
     divergence = _divergence(problem.weights, q.log_q, log_p)
@@ -99,7 +98,7 @@ def _predictions(problem: HostProblem, point: Point) -> _Predictions:
 def _intercept_step(problem: HostProblem, point: Point) -> np.ndarray:
     """Return Newton's step of the intercepts by outcome, `[O, M, 1]`."""
     s, p = problem.weights, point.probability
-    excess = point.residual @ s
+    excess = point.pull.sum(1)
     if problem.link == "sigmoid":
         beta = -excess / ((p * point.complement) @ s + EPS)
         return np.stack([beta, np.zeros_like(beta)])[..., None]
@@ -118,7 +117,7 @@ def _center_intercepts(problem: HostProblem, point: Point) -> Point:
     for _ in range(MAX_INTERCEPT_STEPS):
         step = _intercept_step(problem, point)
         beta = step[:, 0, 0] if problem.link == "softmax" else step[0, :, 0]
-        excess = point.residual @ problem.weights
+        excess = point.pull.sum(1)
         if -beta @ excess <= MAX_INTERCEPT_DECREMENT * abs(point.value):
             break
         b = np.clip(beta, -1, 1)[:, None]
@@ -163,8 +162,10 @@ def _divergence(s: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> float:
     """Return sum_i s_i KL(q_i || p_i) as a sum of terms q log(q / p) - q + p, none negative."""
     p, q = np.exp(log_p), np.exp(log_q)
     d = np.where(q > 0, log_q - log_p, 0)
-    series = 0.5 + d * (1 / 3 + d * (1 / 8 + d * (1 / 30 + d * (1 / 144 + d / 840))))
-    terms = np.where(np.abs(d) < 0.01, p * d * d * series, q * d - q + p)
+    large = np.abs(d) >= 0.01
+    terms = 0.5 + d * (1 / 3 + d * (1 / 8 + d * (1 / 30 + d * (1 / 144 + d / 840))))
+    terms *= p * d * d
+    terms[large] = (q * d - q + p)[large]
     return float(np.sum(np.where(q > 0, terms, p) @ s))
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MAX_TRANSPOSED = 255  # features whose order in memory is worth changing
+
 
 class Coordinates(NamedTuple):
     """The map between the user's parameters `[K, P]` and those of the reduced problem."""
@@ -35,15 +37,20 @@ class Coordinates(NamedTuple):
 def reduce_features(
     columns: np.ndarray, weights: np.ndarray, *, intercept: bool
 ) -> tuple[np.ndarray, Coordinates]:
-    """Return the columns of the reduced problem and its coordinates; see `HostProblem`."""
-    mean = None
-    if intercept:
-        mean = columns[:-1] @ weights
-        centered = columns - np.append(mean, 0)[:, None]
-    else:
-        centered = columns
-    d, n = len(columns) - intercept, columns.shape[1]
+    """Return the columns of the reduced problem and its coordinates.
+
+    Args:
+        columns: `[D, N]`, without a row of ones.
+        weights: `[N]`.
+        intercept: whether the model has one; the reduced columns end with its row of ones.
+    """
+    d, n = columns.shape
+    mean = columns @ weights if intercept else None
+    # To have the examples innermost pays in products where the features are few.
+    centered = np.empty((d + intercept, n), order="F" if d > MAX_TRANSPOSED else "C")
+    np.subtract(columns, 0 if mean is None else mean[:, None], out=centered[:d])
+    centered[d:] = 1
     if n >= d:
         return centered, Coordinates(mean, None)
     basis, r = np.linalg.qr(centered[:d])
-    return (np.concatenate([r, np.ones((1, n))]) if intercept else r), Coordinates(mean, basis)
+    return np.concatenate([r, centered[d:]]), Coordinates(mean, basis)

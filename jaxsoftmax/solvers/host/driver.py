@@ -74,9 +74,9 @@ def _initial_state(lane: Lane, theta: np.ndarray, config: SolverConfig) -> _Stat
     if quasi_newton.suits(lane.reduced, choice):
         choice = choice.at_new_point(lane.reduced, point)
         history = History.begin(lane.reduced, choice, g)
-    norm = float(np.linalg.norm(g))
-    state = _State(point, g, np.inf, norm if norm > 0 else 1.0, choice, history, products=2)
-    return _note_progress(state._replace(estimate=_estimate(lane.reduced, state, np.inf)))
+    norm, estimate = float(np.linalg.norm(g)), _estimate(lane.reduced, g, np.inf)
+    state = _State(point, g, estimate, norm if norm > 0 else 1.0, choice, history, products=2)
+    return _note_progress(state, point=point, estimate=estimate)
 
 
 def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _State:
@@ -85,15 +85,19 @@ def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _Stat
     d, products, choice = _direction(problem, config, state)
     ratio = MAX_SLOPE_RATIO if state.history is None else quasi_newton.MAX_SLOPE_RATIO
     end = line_search.minimize_along(problem, point, d, g, slope_ratio=ratio)
-    state = state._replace(
+    gradient = problems.gradient(problem, end)
+    state = _note_progress(
+        state,
         point=end,
-        gradient=problems.gradient(problem, end),
+        gradient=gradient,
+        estimate=_estimate(problem, gradient, -0.5 * float(np.vdot(g, d))),
         choice=choice,
         iterations=state.iterations + 1,
         products=state.products + 2 * products + 2,
     )
-    state = state._replace(estimate=_estimate(problem, state, -0.5 * float(np.vdot(g, d))))
-    return _note_progress(state._replace(history=_extend(problem, config, state, point)))
+    if state.history is None:
+        return state
+    return state._replace(history=_extend(problem, config, state, point))
 
 
 def _direction(
@@ -110,7 +114,8 @@ def _extend(
     problem: HostProblem, config: SolverConfig, state: _State, last: Point
 ) -> History | None:
     """Return the history with the step from `last`, None where Newton's method is to go on."""
-    if state.history is None or state.point is last:
+    assert state.history is not None
+    if state.point is last:
         return None
     step = state.point.theta - last.theta
     history = state.history.add(problem, step, state.gradient, state.estimate)
@@ -122,11 +127,11 @@ def _target(config: SolverConfig, state: _State) -> float:
     return 0.9 * config.gap * state.trust * abs(state.point.value)
 
 
-def _estimate(problem: HostProblem, state: _State, decrement: float) -> float:
+def _estimate(problem: HostProblem, gradient: np.ndarray, decrement: float) -> float:
     """Return the gap as if the intercept were optimal; without a penalty, Newton's decrement."""
     if problem.l2 == 0:
         return decrement
-    slope = problems.weight_part(problem, state.gradient)
+    slope = problems.weight_part(problem, gradient)
     return float(np.vdot(slope, slope)) / (2 * problem.l2)
 
 
@@ -140,15 +145,21 @@ def _tolerance(problem: HostProblem, config: SolverConfig, state: _State) -> flo
     return float(max(loose, min(enough, MAX_FORCING * norm)))
 
 
-def _note_progress(state: _State) -> _State:
-    """Note whether the value fell, or the estimated gap by half."""
-    value, estimate = state.point.value, state.estimate
-    rounding = 4 * np.finfo(float).eps * abs(value)
+def _note_progress(state: _State, *, point: Point, estimate: float, **others: Any) -> _State:
+    """Return the state at a new point; note whether the value fell, or the gap's estimate by half.
+
+    `others` are its other fields that have changed.
+    """
+    value = point.value
+    rounding = 4 * certificate.EPS * abs(value)
     better = value + rounding < state.best_value or estimate < 0.5 * state.best_estimate
     return state._replace(
+        point=point,
+        estimate=estimate,
         idle=0 if better else state.idle + 1,
         best_value=min(state.best_value, value),
         best_estimate=min(state.best_estimate, estimate),
+        **others,
     )
 
 

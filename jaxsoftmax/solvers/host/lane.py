@@ -39,11 +39,13 @@ class Lane(NamedTuple):
         rows, limits = weights > 0, theta[:, -1]
         present = np.isfinite(limits)
         s = weights[rows] / weights.sum()
-        columns = _columns(data.features if rows.all() else data.features[rows], bias)
+        # A view of the features where they are float64 and all have weight.
+        columns = (data.features if rows.all() else data.features[rows]).astype(float, copy=False).T
         t = _targets(targets[rows], present, data.link)
-        original = HostProblem(columns, t, s, 0.0, data.link, bias)
         fewer, own = coordinates.reduce_features(columns, s, intercept=bias)
-        return cls(original, original._replace(columns=fewer), own, present, limits)
+        reduced = HostProblem(fewer, t, s, 0.0, data.link, bias)
+        original = reduced._replace(columns=columns, implied=bias)
+        return cls(original, reduced, own, present, limits)
 
     def penalized(self, l2: float) -> Self:
         """Return the lane with another penalty."""
@@ -57,20 +59,10 @@ class Lane(NamedTuple):
 
     def unpack(self, theta: np.ndarray) -> np.ndarray:
         """Return parameters `[K, D + 1]`; classes without examples have only their intercept."""
-        size = len(self.original.columns) + (not self.original.intercept)
-        full = np.zeros((len(self.present), size))
+        full = np.zeros((len(self.present), len(self.original.columns) + 1))
         full[:, -1] = np.where(self.present, 0, self.limits)
         full[self.present, : theta.shape[1]] = theta
         return full
-
-
-def _columns(features: np.ndarray, bias: bool) -> np.ndarray:
-    """Return x' in float64, with a last row of ones for the intercept."""
-    n, d = features.shape
-    columns = np.empty((d + bias, n))
-    columns[:d] = features.T
-    columns[d:] = 1
-    return columns
 
 
 def _targets(t: np.ndarray, present: np.ndarray, link: Any) -> np.ndarray:

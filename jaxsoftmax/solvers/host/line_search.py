@@ -3,9 +3,10 @@ r"""A line search along a direction, as in `solvers.line_search`, for one lane o
 import numpy as np
 
 from jaxsoftmax.solvers.host import problem as problems
-from jaxsoftmax.solvers.host import products
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
 from jaxsoftmax.solvers.line_search import MAX_SLOPE_RATIO, MAX_TRIALS
+
+EPS = float(np.finfo(float).eps)
 
 
 def minimize_along(
@@ -25,13 +26,14 @@ def minimize_along(
     first_slope = float(np.vdot(g, d))
     if not first_slope < 0:
         return point
-    dz = products.apply(problem.columns, d)
+    dz = problems.scores_of(problem, d)
     dw = problems.weight_part(problem, d)
     ridge = problem.l2 * float(np.vdot(dw, dw))
-    highest = point.value + 4 * np.finfo(float).eps * abs(point.value)
+    highest = point.value + 4 * EPS * abs(point.value)
     step, low, high = 1.0, 0.0, np.inf
     for _ in range(MAX_TRIALS):
-        trial = problems.point_at(problem, point.theta + step * d, point.scores + step * dz)
+        change = (d, dz) if step == 1 else (step * d, step * dz)
+        trial = problems.point_at(problem, point.theta + change[0], point.scores + change[1])
         slope = _slope(problem, trial, d, dz)
         if abs(slope) <= slope_ratio * -first_slope and trial.value <= highest:
             return trial
@@ -43,9 +45,8 @@ def minimize_along(
 
 def _slope(problem: HostProblem, point: Point, d: np.ndarray, dz: np.ndarray) -> float:
     """Return F'(t)."""
-    loss = np.vdot(problem.weights * point.residual, dz)
     w, dw = problems.weight_part(problem, point.theta), problems.weight_part(problem, d)
-    return float(loss + problem.l2 * np.vdot(w, dw))
+    return float(np.vdot(point.pull, dz) + problem.l2 * np.vdot(w, dw))
 
 
 def _next_step(step: float, low: float, high: float, newton: float) -> float:

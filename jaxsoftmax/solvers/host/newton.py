@@ -19,6 +19,7 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 
 MAX_PRODUCTS = 500  # Hessian products with one preconditioner
 MAX_EXACT_PRODUCTS = 12  # with an exact one, when more do not help against rounding
+MAX_DIRECT_COST = 11.0  # of an exact one that is built without a wait: systems rarely take fewer
 
 
 class Choice(NamedTuple):
@@ -60,7 +61,8 @@ class Choice(NamedTuple):
         if self.is_best:
             return MAX_EXACT_PRODUCTS if self.exact else MAX_PRODUCTS
         if self.fresh:
-            return int(min(self.costs[self.at + 1], MAX_PRODUCTS))
+            direct = self.exact and self.costs[-1] <= MAX_DIRECT_COST
+            return 0 if direct else int(min(self.costs[self.at + 1], MAX_PRODUCTS))
         cost, exact = self.costs[self.at], self.exact and self.at + 1 == len(self.levels)
         # An exact one takes no products; another one of an earlier point is nearly as good.
         cheap = cost <= (preconditioners.CHEAP if exact else 1)

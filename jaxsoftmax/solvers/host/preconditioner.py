@@ -44,6 +44,7 @@ class Level(enum.IntEnum):
     FULL = 3
 
 
+USES = 30  # of a preconditioner, about
 # Products that a better preconditioner saves: a level is of use if it is cheaper by as much.
 SAVED = {Level.DIAGONAL: 15.0, Level.SHARED: 4.0, Level.BLOCKS: 4.0, Level.FULL: 0.0}
 
@@ -83,9 +84,16 @@ def levels(problem: HostProblem, classes: int, memory: int) -> list[Level]:
         if level > last or num_bytes(problem, classes, level) > memory:
             continue
         cost = seconds(problem, classes, level) + SAVED[level] * product_seconds(problem, classes)
-        if not kept or cost < seconds(problem, classes, kept[0]):
+        if not kept or cost < total_seconds(problem, classes, kept[0]):
             kept.insert(0, level)
     return kept or [Level.DIAGONAL]
+
+
+def total_seconds(problem: HostProblem, classes: int, level: Level) -> float:
+    """Return an estimate of the time to build a preconditioner and to solve with it."""
+    p = len(problem.columns)
+    solves = USES * 2 * classes * p**2 * MULTIPLICATION if level == Level.SHARED else 0.0
+    return seconds(problem, classes, level) + solves
 
 
 def exact_level(problem: HostProblem, classes: int) -> Level:

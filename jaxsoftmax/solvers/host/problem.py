@@ -7,7 +7,9 @@ without one. Arrays of examples have the examples innermost, where NumPy's loops
 class has examples: those without any have left the problem.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,32 +26,40 @@ class HostProblem(NamedTuple):
     l2: float
     link: Link
     intercept: bool
+    implied: bool = False  # whether the columns are without the row of ones: [D, N]
 
 
-class Point(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Point:
     """Parameters, and what follows from their scores without a product with the features."""
 
     theta: np.ndarray  # [K, P]
     scores: np.ndarray  # z: [K, N]
     value: float  # F
     residual: np.ndarray  # p - t, accurate relative to each entry: [K, N]
+    pull: np.ndarray  # s (p - t): [K, N]
     probability: np.ndarray  # p: [K, N]
-    complement: np.ndarray  # 1 - p, as accurate: [K, N]
-    lead: np.ndarray | None  # of a softmax, 1 where the score is the greatest, else 0: [K, N]
+    lead: np.ndarray | None  # of a softmax, 1.0 where the score is the greatest: [K, N]
+    rest: np.ndarray  # 1 - p where p is a softmax's greatest, [N], or a sigmoid, [K, N]
+
+    @functools.cached_property
+    def complement(self) -> np.ndarray:
+        """1 - p, as accurate relative to each entry: [K, N]. Steps of BFGS never use it."""
+        if self.lead is None:
+            return self.rest
+        return np.where(self.lead, self.rest, 1 - self.probability)
 
 
 def point_at(problem: HostProblem, theta: np.ndarray, scores: np.ndarray | None = None) -> Point:
     """Return the point at theta; scores that are known save a product."""
-    z = products.apply(problem.columns, theta) if scores is None else scores
-    lead = None
+    z = scores_of(problem, theta) if scores is None else scores
     if problem.link == "sigmoid":
-        loss, p, complement = _sigmoid(z, problem.targets)
+        loss, residual, *others = _sigmoid(z, problem.targets)
     else:
-        loss, p, complement, lead = _softmax(z, problem.targets)
-    residual = _residual(problem.targets, p, complement)
+        loss, residual, *others = _softmax(z, problem.targets)
     w = weight_part(problem, theta)
     value = problem.weights @ loss + 0.5 * problem.l2 * np.vdot(w, w)
-    return Point(theta, z, float(value), residual, p, complement, lead)
+    return Point(theta, z, float(value), residual, problem.weights * residual, *others)
 
 
 def weight_part(problem: HostProblem, theta: np.ndarray) -> np.ndarray:
@@ -57,55 +67,64 @@ def weight_part(problem: HostProblem, theta: np.ndarray) -> np.ndarray:
     return theta[:, :-1] if problem.intercept else theta
 
 
-def _softmax(
-    z: np.ndarray, targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the losses `[N]`, p, 1 - p, and where z is the greatest.
+def _softmax(z: np.ndarray, targets: np.ndarray) -> tuple[Any, ...]:
+    """Return the losses `[N]`, p - t, p, where z is the greatest, and 1 - p there `[N]`.
 
-    With e = exp(z - max z), p is e / (1 + o) and 1 - p is (1 - e + o) / (1 + o), where o is the sum
-    of e without the greatest term, which is 1: nothing cancels.
+    With e = exp(z - max z), p is e / (1 + o), and 1 - p is o / (1 + o) where e is 1, for the sum o
+    of e without the greatest term: nothing cancels.
     """
     shifted = z - z.max(0)
-    lead = (shifted == 0).astype(float)
+    greatest = shifted == 0
+    lead = greatest.astype(float)
     p = np.exp(shifted)
     others = (p - lead).sum(0)
-    if np.count_nonzero(lead) > z.shape[1]:  # all greatest terms but one count as others
+    if np.count_nonzero(greatest) > z.shape[1]:  # all greatest terms but one count as others
         others += lead.sum(0) - 1
-    complement = 1 - p
-    complement += others
     total = 1 + others
     p /= total
-    complement /= total
-    if targets.ndim == 1:
-        target_score = shifted[targets, np.arange(z.shape[1])]
-    else:
+    rest = others / total
+    if targets.ndim == 2:
         target_score = np.sum(targets * np.where(targets == 0, 0, shifted), 0)
-    return np.log1p(others) - target_score, p, complement, lead
+        residual = _difference(targets, p, np.where(greatest, rest, 1 - p))
+    else:
+        at = targets * z.shape[1] + np.arange(z.shape[1])
+        target_score, residual = shifted.take(at), p.copy()
+        residual.put(at, -np.where(target_score == 0, rest, 1 - p.take(at)))
+    return np.log1p(others) - target_score, residual, p, lead, rest
 
 
-def _sigmoid(z: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the losses summed over the labels, p and 1 - p."""
+def _sigmoid(z: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
+    """Return the losses summed over the labels, p - t, p, None and 1 - p."""
     e = np.exp(-np.abs(z))
-    larger, smaller = 1 / (1 + e), e / (1 + e)
+    larger = 1 / (1 + e)
+    smaller = e * larger
     positive = z > 0
     p, complement = np.where(positive, larger, smaller), np.where(positive, smaller, larger)
     loss = np.log1p(e) + t * np.maximum(-z, 0) + (1 - t) * np.maximum(z, 0)
-    return loss.sum(0), p, complement
+    return loss.sum(0), _difference(t, p, complement), p, None, complement
 
 
-def _residual(targets: np.ndarray, p: np.ndarray, complement: np.ndarray) -> np.ndarray:
+def _difference(targets: np.ndarray, p: np.ndarray, complement: np.ndarray) -> np.ndarray:
     """Return p - t as p (1 - t) - t (1 - p), which does not cancel for targets of 0 and 1."""
-    if targets.ndim == 2:
-        return p * (1 - targets) - targets * complement
-    residual, rows = p.copy(), np.arange(len(targets))
-    residual[targets, rows] = -complement[targets, rows]
-    return residual
+    return p * (1 - targets) - targets * complement
 
 
 def gradient(problem: HostProblem, point: Point) -> np.ndarray:
     """Return the gradient of F, `[K, P]`."""
-    g = products.apply_transpose(problem.columns, problem.weights * point.residual)
-    return add_ridge(problem, g, point.theta)
+    return add_ridge(problem, pull_back(problem, point.pull), point.theta)
+
+
+def pull_back(problem: HostProblem, r: np.ndarray) -> np.ndarray:
+    """Return sum_i r_ki x_i', `[K, P]`, for r `[K, N]`."""
+    g = products.apply_transpose(problem.columns, r)
+    return np.concatenate([g, r.sum(1, keepdims=True)], 1) if problem.implied else g
+
+
+def scores_of(problem: HostProblem, v: np.ndarray) -> np.ndarray:
+    """Return v x', `[K, N]`, for v `[K, P]`."""
+    if problem.implied:
+        return products.apply(problem.columns, v[:, :-1]) + v[:, -1:]
+    return products.apply(problem.columns, v)
 
 
 def add_ridge(problem: HostProblem, a: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -116,9 +135,9 @@ def add_ridge(problem: HostProblem, a: np.ndarray, theta: np.ndarray) -> np.ndar
 
 def hessian_product(problem: HostProblem, point: Point, v: np.ndarray) -> np.ndarray:
     """Return the Hessian times v, `[K, P]`."""
-    u = scores_hessian_product(problem, point, products.apply(problem.columns, v))
+    u = scores_hessian_product(problem, point, scores_of(problem, v))
     u *= problem.weights
-    return add_ridge(problem, products.apply_transpose(problem.columns, u), v)
+    return add_ridge(problem, pull_back(problem, u), v)
 
 
 def scores_hessian_product(problem: HostProblem, point: Point, u: np.ndarray) -> np.ndarray:

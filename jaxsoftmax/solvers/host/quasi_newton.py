@@ -27,7 +27,7 @@ from jaxsoftmax.solvers.host.problem import HostProblem
 MAX_SLOPE_RATIO = 0.9  # of the line search: a step is cheaper than a second trial
 MEMORY = 10  # steps that are remembered
 WINDOW = 8  # steps whose progress predicts that of the others
-NEWTON_STEPS = 5  # that Newton's method takes, each with a better preconditioner
+NEWTON_STEPS = 4  # that Newton's method takes, each with a better preconditioner
 NEWTON_PRODUCTS = 4.0  # of each of them
 
 
