@@ -55,18 +55,18 @@ def test_memory_and_products(target: str, k: int, level: str, programs: tuple[st
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])[target]
-    check_xla(128 if level == DEFAULT else 256, k, *(found[title][str(k)] for title in SOFTMAX[:2]))
+    check_xla(128 if level == DEFAULT else 256, *(found[title][str(k)] for title in SOFTMAX[:2]))
     check_kernels(target, k, *(found[title][str(k)] for title in SOFTMAX[2:]))
     if SIGMOID[0] in programs:
         check_sigmoid(target, *(found[title] for title in SIGMOID))
 
 
-def check_xla(megabytes: int, k: int, per_example: dict[str, Any], total: dict[str, Any]) -> None:
+def check_xla(megabytes: int, per_example: dict[str, Any], total: dict[str, Any]) -> None:
     assert per_example["temporary_bytes"] <= megabytes * MEGABYTE
-    assert total["temporary_bytes"] <= 4 * 2304 * k + 512 * MEGABYTE
-    # Four products and three, and not one of them in float32.
-    assert per_example["products"] == {"bf16 x bf16": 4}
-    assert total["products"] == {"bf16 x bf16": 3}
+    # Chunks of 104 rows would each read and write the sum of w's gradient, so logits come twice.
+    assert total["temporary_bytes"] <= 640 * MEGABYTE
+    # Four products, and not one of them in float32.
+    assert per_example["products"] == total["products"] == {"bf16 x bf16": 4}
 
 
 def check_kernels(target: str, k: int, per_example: dict[str, Any], total: dict[str, Any]) -> None:

@@ -30,8 +30,12 @@ LOG1P_COEFFICIENTS = (
     -0.0032438193447887897,
 )
 
-# A product over more classes than this is cut. XLA would split it for a GPU and pad a copy of w.
+# A product over more classes than this is cut, but for arrays that a GPU multiplies in place. XLA
+# would split it for a GPU and pad a copy of w.
 LONG_SUM_LIMIT = 32_768
+
+# A GPU's matrix library multiplies half precision in vectors of 16 bytes: XLA pads other arrays.
+VECTOR = 8
 
 
 def dot(
@@ -176,20 +180,24 @@ def pin_layout(a: Array) -> Array:
     return lax.optimization_barrier(a)
 
 
+def is_padded(w: Array, options: Options) -> bool:
+    """Return whether XLA multiplies a padded copy of w on a GPU."""
+    is_half = jnp.dtype(options.dtype).itemsize == 2
+    return is_half and any(size % VECTOR for size in w.shape)
+
+
 def contract_classes(
-    dz: Array,
-    w: Array,
-    axis: int,
-    precision: Precision = None,
-    dtype: DTypeLike | None = None,
+    dz: Array, w: Array, axis: int, options: Options, dtype: DTypeLike | None = None
 ) -> Array:
     """Return dz w^T, `[R, D]`, with the classes along `axis` of both.
 
-    A sum over more than `LONG_SUM_LIMIT` classes is taken in blocks, and has the dtype of sums.
+    A sum over more than `LONG_SUM_LIMIT` classes is taken in blocks, and has the dtype of sums,
+    unless a GPU can multiply the arrays where they lie.
     """
     k = w.shape[axis]
-    if k <= LONG_SUM_LIMIT:
-        return dot(dz, w, (axis, axis), precision, dtype)
+    is_in_place = options.target.platform == "gpu" and not is_padded(w, options)
+    if k <= LONG_SUM_LIMIT or is_in_place:
+        return dot(dz, w, (axis, axis), options.precision, dtype)
 
     groups = placement.count_groups(w, axis)
     group_size, size = k // groups, LONG_SUM_LIMIT // groups
@@ -202,7 +210,7 @@ def contract_classes(
         # The last block starts early; classes that another block has as well do not count twice.
         is_new = jnp.expand_dims(cut.since(i * size), 1 - axis)
         dz_block = jnp.where(is_new, dz_block, 0)
-        return total + dot(dz_block, w_block, (axis, axis), precision), None
+        return total + dot(dz_block, w_block, (axis, axis), options.precision), None
 
     shape = dz.shape[1 - axis], w.shape[1 - axis]
     zero = placement.full(dz, 0, shape, sum_dtype(dz.dtype))

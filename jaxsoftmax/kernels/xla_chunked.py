@@ -7,8 +7,9 @@ There are two routes, which differ in memory and in the number of products of N 
   w's gradient in place. Where one block holds all classes, XLA finds that both passes compute the
   same logits and keeps them.
 - a weighted sum (`value_and_gradients`): chunks of rows with all their classes, whose gradient is
-  known at once (three products). The gradient of w is summed in float32. The sigmoid loss, whose
-  classes are independent, uses blocks of classes here as well.
+  known at once (three products). The gradient of w is summed in float32. Where the chunks would be
+  too small (`chunks`), the sum takes the other route. The sigmoid loss, whose classes are
+  independent, uses blocks of classes here as well.
 
 Where the arrays are on a mesh, a block takes a part of each group of classes, or of rows
 (`placement.count_groups`), so that no device waits for another.
@@ -33,11 +34,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
 
-from jaxsoftmax import derivatives, losses, placement, softmax_core
+from jaxsoftmax import derivatives, losses, placement, softmax_core, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
-from jaxsoftmax.kernels import primitives, tiles
+from jaxsoftmax.kernels import chunks, primitives, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -79,7 +79,8 @@ def forward(head: Head, options: Options) -> LSEParts:
     stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
 
     def step(parts: LSEParts, block: _Block) -> LSEParts:
-        block_max = jnp.max(block.z, 1)
+        # A constant here as well, where `compute_twice` is differentiated: sums are rescaled by it.
+        block_max = lax.stop_gradient(jnp.max(block.z, 1))
         maximum = jnp.maximum(parts.maximum, block_max)
         rescale = relative_exp(parts.maximum, maximum)
         is_label = _is_label(head, block)
@@ -178,6 +179,26 @@ def value_and_gradients(
 
     Where the classes are sharded, w has those of this device, and labels count all of them.
     """
+    size = chunks.rows_per_chunk(head, needs_grad, options)
+    if size is None and shards.classes:
+        size = chunks.even_size(head.x.shape[0], options.tiles.rows)
+    if size is not None:
+        return _chunks_of_rows(head, valid, weights, needs_grad, options, size, shards)
+    head, weights = ignore_rows(head, valid, weights)
+    nll, gradients = compute_twice(head, weights, needs_grad, options, forward, backward)
+    return validation.zero_ignored(nll, valid), gradients
+
+
+def _chunks_of_rows(
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    size: int,
+    shards: ClassShards,
+) -> tuple[Array, ModelCotangents]:
+    """Return losses and gradients, a chunk of rows with all their classes at a time."""
     # Few classes are laid out class-major: see `primitives.weight_gradient`.
     class_major = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
     axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
@@ -193,7 +214,7 @@ def value_and_gradients(
         weights,
         needs_grad,
         options,
-        chunk_size=_rows_per_chunk(head, needs_grad, options),
+        chunk_size=size,
         class_axis=axis,
     )
     if class_major and gradients.w is not None:
@@ -201,28 +222,35 @@ def value_and_gradients(
     return nll, gradients
 
 
-def _rows_per_chunk(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
-    """Return the rows of a chunk: all of them where that takes no more memory than the float32 sum.
+def ignore_rows(head: Head, valid: Array | None, weights: Array) -> tuple[Head, Array]:
+    """Return the head with features of 0, and weights of 0, for the rows that are not valid."""
+    if valid is None:
+        return head, weights
+    x = validation.zero_ignored_rows(head.x, valid, 1)
+    return head._replace(x=x), jnp.where(valid, weights, 0)
 
-    Several chunks need the sum of w's gradient, 4 D K bytes. All rows at once do not, where their
-    product is rounded as it is stored.
+
+def compute_twice(
+    head: Head,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    forward: Callable[[Head, Options], LSEParts],
+    backward: Callable[..., ModelCotangents],
+) -> tuple[Array, ModelCotangents]:
+    """Return losses and gradients from logits that are computed once for each.
+
+    A row of weight 0 adds nothing to the gradients, not even NaN.
     """
-    n, d = head.x.shape
-    limit = options.tiles.rows
-    if needs_grad.w is not None and _is_rounded(needs_grad.w, options):
-        free = limit * tiles.BYTES_PER_CHUNK_LOGIT + primitives.FLOAT_BYTES * d
-        limit = max(limit, free // tiles.BYTES_PER_BLOCK_LOGIT)
-    return n if n <= limit else even_size(n, options.tiles.rows)
-
-
-def _is_rounded(dtype: DTypeLike, options: Options) -> bool:
-    sums = primitives.sum_dtype(options.dtype)
-    return primitives.rounded_dtype(dtype, options) != sums
-
-
-def even_size(size: int, limit: int) -> int:
-    """Return the size of the most even chunks that are as few as the limit on their size allows."""
-    return -(-size // -(-size // min(limit, size)))
+    parts = forward(head, options)
+    nll, total = primitives.row_loss(parts)
+    is_ignored = weights == 0
+    scale = jnp.where(is_ignored, 0, weights / total)
+    label_logit = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
+    parts = parts._replace(maximum=jnp.where(is_ignored, jnp.inf, parts.maximum))
+    head = head._replace(x=jnp.where(is_ignored[:, None], 0, head.x))
+    cotangents = RowCotangents(scale, label_logit, None)
+    return nll, backward(head, parts, cotangents, needs_grad, options)
 
 
 def scan_rows(
@@ -235,7 +263,6 @@ def scan_rows(
     *,
     chunk_size: int,
     class_axis: int = 1,
-    times_w: Callable[..., Array] = primitives.contract_classes,
 ) -> tuple[Array, ModelCotangents]:
     """Return each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
 
@@ -248,7 +275,6 @@ def scan_rows(
         options: for the precision of the products.
         chunk_size: the number of rows in a chunk.
         class_axis: the axis of the classes in w and in the gradient in the logits.
-        times_w: the product with w that gives x's gradient.
     """
     groups = placement.count_groups(head.x, 0)
     group_size, size = head.x.shape[0] // groups, max(chunk_size // groups, 1)
@@ -258,7 +284,7 @@ def scan_rows(
         # A row that belongs to another chunk adds nothing to the sums.
         chunk_weights = jnp.where(is_new & chunk_valid, chunk_weights, 0)
         nll, dz = gradient(chunk, chunk_valid, chunk_weights)
-        return nll, gradients_of_rows(chunk, dz, needed, options, class_axis, times_w)
+        return nll, gradients_of_rows(chunk, dz, needed, options, class_axis)
 
     if size >= group_size:
         return compute(Cut(0, group_size, groups), True, needs_grad)
@@ -313,7 +339,6 @@ def gradients_of_rows(
     needs_grad: NeedsGrad,
     options: Options,
     class_axis: int = 1,
-    times_w: Callable[..., Array] = primitives.contract_classes,
 ) -> ModelCotangents:
     """Return the gradients that are needed, from the gradient in all logits of some rows."""
     x = w = bias = None
@@ -321,7 +346,8 @@ def gradients_of_rows(
     low = dz.astype(rows.x.dtype)
     if needs_grad.x is not None:
         dtype = primitives.rounded_dtype(needs_grad.x, options)
-        x = times_w(low, rows.w, class_axis, options.precision, dtype).astype(needs_grad.x)
+        x = primitives.contract_classes(low, rows.w, class_axis, options, dtype)
+        x = x.astype(needs_grad.x)
     if needs_grad.w is not None:
         dtype = primitives.rounded_dtype(needs_grad.w, options)
         a, b = (low, rows.x) if class_axis == 0 else (rows.x, low)
@@ -454,7 +480,7 @@ def _classes_per_block(head: Head, options: Options) -> int:
     Several blocks need the float32 sum of x's gradient, 4 N D bytes.
     """
     (d, k), limit = head.w.shape, options.tiles.classes
-    if _is_rounded(options.dtype, options):
+    if primitives.rounded_dtype(options.dtype, options) != primitives.sum_dtype(options.dtype):
         limit += primitives.FLOAT_BYTES * d // tiles.BYTES_PER_BLOCK_LOGIT
     return k if k <= limit else options.tiles.classes
 

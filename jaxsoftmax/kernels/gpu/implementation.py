@@ -41,7 +41,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
 from jaxsoftmax import placement, validation
-from jaxsoftmax.kernels import primitives, tiles, xla_chunked
+from jaxsoftmax.kernels import chunks, primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.gpu import blackwell, epilogues, hopper, hopper_products, launch
 from jaxsoftmax.kernels.gpu.epilogues import (
     SWIZZLE_TILE,
@@ -353,7 +353,7 @@ def _classes_per_block(
     if not _multiplies_in_place(head, needs_grad, options):
         class_bytes += 2 * d * HALF_BYTES
     limit = max(int(memory * BLOCK_SHARE) // class_bytes, 1)
-    return min(_round_up(xla_chunked.even_size(k, limit), TILE_CLASSES), k)
+    return min(_round_up(chunks.even_size(k, limit), TILE_CLASSES), k)
 
 
 def _sum_bytes(head: Head, needs_grad: NeedsGrad) -> int:
@@ -386,7 +386,7 @@ def _scan_classes(
         values, dz = function(_Block(0, size))
         if dz is None:
             return values, ModelCotangents(None, None, None)
-        return values, xla_chunked.gradients_of_rows(head, dz, needs_grad, options, times_w=_times)
+        return values, xla_chunked.gradients_of_rows(head, dz, needs_grad, options)
     in_place = _multiplies_in_place(head, needs_grad, options)
 
     def step(carry: tuple[Any, ModelCotangents], block: _Block) -> tuple[Any, ModelCotangents]:
@@ -409,11 +409,6 @@ def _scan_classes(
         n, d = head.x.shape
         found = found._replace(x=found.x[:n, :d].astype(needs_grad.x))
     return total, found
-
-
-def _times(dz: Array, w: Array, axis: int, precision: Any, dtype: Any) -> Array:
-    """Return dz w^T at once: XLA makes no padded copy of w, which has whole tiles of classes."""
-    return primitives.dot(dz, w, (axis, axis), precision, dtype)
 
 
 def _bias_zeros(head: Head, needs_grad: NeedsGrad) -> Array | None:
@@ -474,11 +469,12 @@ def value_and_gradients(
     if isinstance(plan, int):
         nll, found = _scan_chunks(head, valid, weights, needs_grad, options, plan)
     else:
-        if valid is not None:
-            head = head._replace(x=validation.zero_ignored_rows(head.x, valid, 1))
-            weights = jnp.where(valid, weights, 0)
-        compute = _gradients_in_place if plan == "in place" else _gradients_again
-        nll, found = compute(head, weights, needs_grad, options)
+        head, weights = xla_chunked.ignore_rows(head, valid, weights)
+        arguments = head, weights, needs_grad, options
+        if plan == "in place":
+            nll, found = _gradients_in_place(*arguments)
+        else:
+            nll, found = xla_chunked.compute_twice(*arguments, forward, _backward)
         nll = validation.zero_ignored(nll, valid)
     return nll, _crop(found, shape)
 
@@ -512,7 +508,7 @@ def _chunk_memory(head: Head, options: Options) -> int:
 
 def _even_chunk(n: int, limit: int) -> int:
     """Return the rows of a chunk: whole tiles, which are as few as the limit allows."""
-    return min(_round_up(xla_chunked.even_size(n, max(limit, TILE_ROWS)), TILE_ROWS), n)
+    return min(_round_up(chunks.even_size(n, max(limit, TILE_ROWS)), TILE_ROWS), n)
 
 
 def _scan_chunks(
@@ -533,7 +529,7 @@ def _scan_chunks(
         return validation.zero_ignored(found.nll, valid), dz
 
     return xla_chunked.scan_rows(
-        gradient, head, valid, weights, needs_grad, options, chunk_size=size, times_w=_times
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size
     )
 
 
@@ -559,22 +555,6 @@ def _gradients_in_place(
         gradient, None, head, needs_grad, options, size, found.exponentials
     )
     return found.nll, gradients
-
-
-def _gradients_again(
-    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelCotangents]:
-    """Return losses and gradients from logits that are computed twice."""
-    parts = _combine_subtiles(_run_statistics(head, options), head, options)
-    nll, total = primitives.row_loss(parts)
-    # A row of weight 0 adds nothing, not even NaN.
-    scale = jnp.where(weights == 0, 0, weights / total)
-    label_logit = jnp.where(weights == 0, 0, -parts.sum_exp_rest * scale)
-    maximum = jnp.where(weights == 0, jnp.inf, parts.maximum)
-    head = head._replace(x=jnp.where((weights == 0)[:, None], 0, head.x))
-    cotangents = RowCotangents(scale, label_logit, None)
-    parts = parts._replace(maximum=maximum)
-    return nll, _backward(head, parts, cotangents, needs_grad, options)
 
 
 class _Exponentials(NamedTuple):

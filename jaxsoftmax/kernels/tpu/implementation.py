@@ -43,7 +43,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jaxsoftmax import placement, softmax_core, validation
-from jaxsoftmax.kernels import primitives, tiles, xla_chunked
+from jaxsoftmax.kernels import chunks, primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.tpu import grids
 from jaxsoftmax.kernels.tpu.grids import (
@@ -178,7 +178,7 @@ def value_and_gradients(
 
     # The exponentials in the dtype of x take the bytes of a chunk of `xla_chunked`.
     limit = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
-    size = xla_chunked.even_size(head.x.shape[0], limit)
+    size = chunks.even_size(head.x.shape[0], limit)
     return xla_chunked.scan_rows(
         gradient, head, valid, weights, needs_grad, options, chunk_size=size
     )

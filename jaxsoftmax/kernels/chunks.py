@@ -1,0 +1,84 @@
+"""How many rows of a weighted sum XLA's operations process at once, or that logits come twice.
+
+Where w's gradient is needed, the rows can be processed in three ways:
+
+    all at once    three products; all logits and their gradients are in memory
+    in chunks      three products; each chunk reads and writes the float32 sum of w's gradient
+    twice          four products, in blocks of classes, whose part of w's gradient is complete
+
+On a CPU a chunk is always cheaper than a fourth product, and the memory of the sum is there. On an
+accelerator the first way is chosen that fits the budget and whose chunks have enough rows.
+"""
+
+import jax.numpy as jnp
+
+from jaxsoftmax.kernels import primitives, tiles
+from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
+
+# With fewer rows of two bytes an entry, 8 D K bytes of a chunk, read and written at 3.5 TB/s, take
+# longer than the 2 R D K operations of another product at 700 TFLOP/s (H200), and half as much for
+# the second pass over the logits. Float32 operands halve the rate. Other accelerators have similar
+# ratios of rates; this is reasoned, and not measured.
+MIN_CHUNK_BYTES = 1024  # of a column of x
+
+
+def rows_per_chunk(head: Head, needs_grad: NeedsGrad, options: Options) -> int | None:
+    """Return the rows of a chunk, or None where the logits should be computed twice."""
+    n, limit = head.x.shape[0], options.tiles.rows
+    if needs_grad.w is None or options.target.platform == "cpu":
+        return n if n <= limit else even_size(n, limit)
+    if _fits_at_once(head, needs_grad, options):
+        return n
+    limit -= -(-_chunk_overhead(head, needs_grad, options) // _budget_per_row(head))
+    if limit * jnp.dtype(options.dtype).itemsize < MIN_CHUNK_BYTES:
+        return None
+    vector = primitives.VECTOR
+    return min(_round_up(even_size(n, limit // vector * vector), vector), n)
+
+
+def even_size(size: int, limit: int) -> int:
+    """Return the size of the most even chunks that are as few as the limit on their size allows."""
+    return -(-size // -(-size // min(limit, size)))
+
+
+def _fits_at_once(head: Head, needs_grad: NeedsGrad, options: Options) -> bool:
+    """Return whether all rows fit the budget of a chunk and the float32 sum of x's gradient.
+
+    Blocks of classes would need that sum. On a GPU the logits lie where w's gradient will, if they
+    fit there.
+    """
+    (n, d), k = head.x.shape, head.w.shape[1]
+    if options.target.platform != "gpu":
+        return n <= options.tiles.rows
+    logit_bytes = jnp.dtype(options.dtype).itemsize
+    if n * primitives.FLOAT_BYTES > d * jnp.dtype(needs_grad.w).itemsize:
+        logit_bytes += primitives.FLOAT_BYTES
+    budget = options.tiles.rows * _budget_per_row(head)
+    budget += primitives.FLOAT_BYTES * n * d if needs_grad.x else 0
+    return n * k * logit_bytes + _padded_bytes(head, options) <= budget
+
+
+def _chunk_overhead(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
+    """Return the bytes of the budget that chunks of rows take, whatever their size.
+
+    They are the sum of w's gradient, where that is not the result itself, and padded copies.
+    """
+    if options.target.platform != "gpu":
+        return 0  # the budget is not known: `tiles` has a limit on the rows
+    sums = jnp.dtype(primitives.sum_dtype(options.dtype))
+    separate = head.w.size * sums.itemsize if needs_grad.w != sums else 0
+    return separate + 2 * _padded_bytes(head, options)
+
+
+def _padded_bytes(head: Head, options: Options) -> int:
+    """Return the bytes of a padded copy of w, if XLA makes one."""
+    is_padded = primitives.is_padded(head.w, options)
+    return head.w.size * jnp.dtype(options.dtype).itemsize if is_padded else 0
+
+
+def _budget_per_row(head: Head) -> int:
+    return tiles.BYTES_PER_CHUNK_LOGIT * head.w.shape[1]
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
