@@ -283,6 +283,13 @@ def test_figures_do_not_share_names() -> None:
         assert set(references) <= set(ids)
 
 
+def test_a_figure_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda *given: draws.append(draw(*given)))
+    svg.convert(plots.residuals([1.0, 2.0], [1.0, 2.5], ["price"]), name="r", label="A", colors={})
+    assert len(draws) == 1
+
+
 @pytest.mark.parametrize(
     "name", [plots.PALETTE["ink"], 'id="x" url(#x) href="#x"', "font-family:x;"]
 )

@@ -129,3 +129,24 @@ def test_ctrl_c_ends_a_command_in_one_line_while_modules_are_imported(tmp_path: 
             "",
             "jaxsoftmax: interrupted, nothing was saved\n",
         ), module
+
+
+_LAST = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))
+import sys
+sys.argv[1:] = ["--version"]
+from jaxsoftmax.__main__ import main
+main()
+"""
+
+
+def test_a_command_rarely_searches_for_garbage_and_never_at_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LAST],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(jaxsoftmax.__file__).parent.parent)},
+    )
+    assert done.stdout.splitlines()[-1] == "100000 True"

@@ -57,8 +57,17 @@ def _save(drawn: Figure, name: str) -> str:
     file = io.StringIO()
     style = {**_SVG_STYLE, "svg.hashsalt": name}
     with matplotlib.style.context(["default", style]), _ignore_missing_glyphs():
+        _lay_out(drawn)
         drawn.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
+
+
+def _lay_out(drawn: Figure) -> None:
+    """Place the parts of a figure, for which `savefig` alone would draw it twice."""
+    engine = drawn.get_layout_engine()
+    if engine is not None:
+        engine.execute(drawn)
+        drawn.set_layout_engine(None)
 
 
 @contextmanager
