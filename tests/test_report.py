@@ -514,6 +514,8 @@ def test_the_columns_of_a_table_have_a_page() -> None:
                       labels=("<i>", "rose")),
         ColumnSummary("day", "date", 0.0, "year", counts=(1,), edges=(0.0, 365.0)),
         ColumnSummary("id", "number", 0.0, "all different", is_omitted=True),
+        ColumnSummary("cabin", "category", 0.5, "whether there is a value", counts=(2, 98),
+                      labels=("B96", "9 others"), num_values=100),
     )  # fmt: skip
     text = report.html(dataclasses.replace(contents.table(), columns=found))
     assert "<b>" not in text
@@ -521,11 +523,13 @@ def test_the_columns_of_a_table_have_a_page() -> None:
     parsed = Parsed(text)
     section = re.search(r'<section id="columns".*?</section>', text, re.S)[0]
     bars = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', section)]
-    assert bars == [14, 0, 28, 28, 9.3, 28]
+    assert bars == [14, 0, 28, 28, 9.3, 28, 1, 28]
     words = " ".join(parsed.words)
     for said in ("25.0%", "0 to 30", "the number; missing values: median 3, and a feature that",
-                 "1970-01-01 to 1971-01-01", "left out: all different"):  # fmt: skip
+                 "1970-01-01 to 1971-01-01", "left out: all different",
+                 "100 values, 2.0% at most"):  # fmt: skip
         assert said in words, said
+    assert "B96" not in words
     assert '<section id="columns"' not in report.html(contents.table())
 
 

@@ -493,6 +493,22 @@ def test_what_looks_like_an_identifier(tmp_path: Path) -> None:
     assert load(path, numeric_only=True).schema.columns == ("rows", "UserId", "paid", "weight")
 
 
+def test_values_that_are_all_rare_are_not_called_common(tmp_path: Path) -> None:
+    cabins = ["B96", "B96", *(f"C{i}" for i in range(20)), *[""] * 38]
+    rows = "\n".join(f"{cabin},{i % 2}" for i, cabin in enumerate(cabins))
+    dataset = load(write(tmp_path / "x.csv", f"cabin,y\n{rows}\n"))
+    (summary,) = dataset.columns
+    assert summary.num_values == len(set(cabins[:22]) & _train_values(dataset, cabins))
+    told = " ".join(dataset.notes)
+    assert "B96" not in told
+    assert "whether there is a value: 'cabin' (none of " in told
+    assert "(no value is common)" in told
+
+
+def _train_values(dataset: Dataset, cells: Sequence[str]) -> set[str]:
+    return {cells[int(row) - 1] for row in dataset.train.ids}
+
+
 def test_numbers_as_categories_and_texts_that_are_missing(tmp_path: Path) -> None:
     columns = {"zip": cycle("007", "7", "12"), "a": cycle("1", "-", "3"), "y": cycle(0, 1)}
     path = table(tmp_path / "x.csv", columns)

@@ -354,8 +354,15 @@ def _learn_category(
         return _omit(name, "category", share, reason)
     column = Category(name, tuple(sorted(common)), tuple(sorted(rare)), counts[0][0], share > 0)
     outcome = f"one-hot: {len(common)} values" + (f", {len(rare)} rare ones joined" * bool(rare))
+    fill = describe_most_common(counts)
+    if not common:  # a missing value is one of the rare ones, and told from them by its feature
+        outcome = (
+            f"whether there is a value: none of {len(rare):,} is in {MIN_COUNT} training rows or "
+            "more"
+        )
+        fill = "no value is common"
     summary = summarize_counts(name, "category", share, outcome, counts)
-    return LearnedColumn(column, summary._replace(fill=describe_most_common(counts) * (share > 0)))
+    return LearnedColumn(column, summary._replace(fill=fill * (share > 0)))
 
 
 def _check_not_text(name: str, present: pa.Array, num_distinct: int, row: int) -> None:

@@ -12,7 +12,8 @@ class ColumnSummary(NamedTuple):
 
     outcome: the features, or why it is left out. fill: what missing cells become, where there are
     any. counts: of the values in bins between `edges`, or of each of the most common values
-    `labels`, the last of which may stand for all others.
+    `labels`, the last of which may stand for all others. num_values: the number of different values
+    of text.
     """
 
     name: str
@@ -24,6 +25,7 @@ class ColumnSummary(NamedTuple):
     counts: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     edges: tuple[float, ...] = ()
+    num_values: int = 0
 
 
 def count_values(text: pa.Array) -> list[tuple[str, int]]:
@@ -46,7 +48,8 @@ def summarize_counts(
     if len(counts) > len(shown):
         shown.append((f"{len(counts) - len(shown)} others", sum(c for _, c in counts[10:])))
     labels, numbers = zip(*shown, strict=True)
-    return ColumnSummary(name, kind, share, outcome, counts=tuple(numbers), labels=tuple(labels))
+    summary = ColumnSummary(name, kind, share, outcome, num_values=len(counts))
+    return summary._replace(counts=tuple(numbers), labels=tuple(labels))
 
 
 def bin_values(values: np.ndarray) -> dict[str, Any]:

@@ -47,8 +47,10 @@ def _describe_values(column: ColumnSummary) -> str:
     if column.labels:
         total = sum(column.counts)
         pairs = [p for p in zip(column.labels, column.counts, strict=True) if 100 * p[1] >= total]
+        if 20 * column.counts[0] < total:  # no value is worth a name
+            return f"{column.num_values:,} values, {column.counts[0] / total:.1%} at most"
         shares = [f"{isolate(shorten(label, 24))} {c / total:.0%}" for label, c in pairs[:3]]
-        return ", ".join(shares) or f"{len(column.labels)} values"
+        return ", ".join(shares) or f"{column.num_values:,} values"
     ends = column.edges[0], column.edges[-1]
     if column.kind == "date":
         return " to ".join(str(np.datetime64(int(np.floor(end)), "D")) for end in ends)
