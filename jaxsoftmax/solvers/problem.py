@@ -124,8 +124,8 @@ def _loss_and_gradient(link: Link, z: Array, targets: Array) -> tuple[Array, Arr
         return softmax_core.value_and_gradient(z, index, ones, ones, 1)
     t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
     p, complement = links.sigmoid_pair(z)
-    loss = _weighted_term(t, links.softplus_values(-z))
-    loss = loss + _weighted_term(1 - t, links.softplus_values(z))
+    loss = softmax_core.weighted_term(t, links.softplus_values(-z))
+    loss = loss + softmax_core.weighted_term(1 - t, links.softplus_values(z))
     return loss.sum(1), (1 - t) * p - t * complement
 
 
@@ -137,13 +137,8 @@ def _soft_loss_and_gradient(z: Array, t: Array) -> tuple[Array, Array]:
     p = links.softmax_values(z, None, 1)
     others = jnp.sum(jnp.where(p > 0.5, 0, p), 1, keepdims=True)
     complement = jnp.where(p > 0.5, others, 1 - p)
-    loss = _weighted_term(t, -links.log_softmax_values(z, 1)).sum(1)
+    loss = softmax_core.weighted_term(t, -links.log_softmax_values(z, 1)).sum(1)
     return loss, p * (1 - t) - t * complement
-
-
-def _weighted_term(coefficient: Array, value: Array) -> Array:
-    """Return coefficient * value, and 0 for a coefficient of 0 even if the value is infinite."""
-    return jnp.where(coefficient == 0, 0, coefficient * value)
 
 
 def gradient(problem: Problem, point: Point, *, intercept: bool) -> Array:

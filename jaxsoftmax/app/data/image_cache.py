@@ -1,14 +1,14 @@
 """Decoded images in the cache of the command line: reading them takes a tenth of the decoding."""
 
+import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxsoftmax.app import user_cache
+from jaxsoftmax.app import atomic_files, user_cache
 
 MAX_SHARE = 0.5
 """The largest share of the cache that one split may take."""
@@ -70,10 +70,10 @@ def _fingerprint(source: Path) -> str:
 
 def _keep(path: Path, array: np.ndarray) -> None:
     """Write an array in one step; without room for it, nothing is kept."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+
+    def write(partial: Path) -> None:
         with partial.open("wb") as file:
             np.save(file, array)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+
+    with contextlib.suppress(OSError):
+        atomic_files.write(path, write)
