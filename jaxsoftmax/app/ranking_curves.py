@@ -10,7 +10,7 @@ GRID = np.linspace(0, 1, 201)
 
 
 class RankingCurve(NamedTuple):
-    """What each threshold predicts: the examples at or above it, the highest threshold first.
+    """The predictions of each threshold: the examples at or above it, the highest threshold first.
 
     There is one entry for each distinct confidence, so that the order of ties decides nothing.
     """

@@ -1,4 +1,4 @@
-"""What the data determine about the scale and bias of each class, and the columns' own units."""
+"""The part of each class's scale and bias that the data determine, and the columns' own units."""
 
 from typing import NamedTuple
 

@@ -59,9 +59,9 @@ def vector_scaling(
     Numerics:
         SciPy's trust-region Newton method with conjugate gradients, in float64, from the best
         common scale, in units of each class: the deviation of its logits from their mean. Where it
-        rejects every step, L-BFGS goes on. The fit has converged if the last Newton step is small,
-        which it never is if the likelihood has no optimum: all examples are right, a class has no
-        examples, or some classes are separable.
+        rejects every step, L-BFGS continues. The fit has converged if the last Newton step is
+        small, which it never is if the likelihood has no optimum: all examples are right, a class
+        has no examples, or some classes are separable.
 
         What the data do not determine stays at scale 1 and bias 0. A class whose logits differ by
         rounding alone keeps scale 1, and one that is masked in all examples also keeps bias 0. If

@@ -1,4 +1,4 @@
-"""What the estimators share: validation, the certified solution, and predictions."""
+"""The base of the estimators: validation, the certified solution, and predictions."""
 
 import warnings
 from collections.abc import Callable

@@ -186,7 +186,7 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
     def _store(self, params: LinearParams, solution: Solution | None) -> None:
         super()._store(params, solution)
         if solution is not None:
-            self._state = None  # `partial_fit` goes on from the solution
+            self._state = None  # `partial_fit` continues from the solution
 
     def _current_params(self) -> LinearParams | None:
         """Return the current parameters, None before the first fit."""

@@ -34,7 +34,7 @@ class Target:
 
     @property
     def core_count(self) -> int:
-        """How many blocks of a GPU's kernel run at once on the device; 2 where interpreted."""
+        """How many blocks of a GPU's kernel can run at once; 2 where interpreted."""
         if self.interpret:
             return 2
         abstract = jax.sharding.get_abstract_mesh().abstract_device

@@ -2,8 +2,8 @@ r"""The loop around the steps: precisions, certificates, and the status of each 
 
 Float32 features are minimized in float32 for as long as that makes progress, then with float64
 parameters and gradients, whose Newton systems are still solved in float32, and last with float64
-features. Each lane ends with its own certificate; the others go on without it, in a problem of half
-the width as soon as half of them have ended.
+features. Each lane ends with its own certificate; the others continue without it, in a problem of
+half the width as soon as half of them have ended.
 
 The functions are called in this order; each returns a new state, and none changes its arguments.
 
@@ -267,7 +267,7 @@ def _update_progress(
 
 
 def _is_ready(config: SolverConfig, state: LaneState) -> np.ndarray:
-    """Return which slots hold no lane that has to go on, by what is known without a product."""
+    """Return which slots hold no lane that has to continue, by what is known without a product."""
     value, estimate, _ = state.figures
     target = config.gap * state.progress.trust[state.slots] * np.abs(value)
     done = (estimate <= 0.9 * target) | ~np.isfinite(value)
@@ -275,7 +275,7 @@ def _is_ready(config: SolverConfig, state: LaneState) -> np.ndarray:
 
 
 def _retire_lanes(config: SolverConfig, tier: Tier, state: LaneState) -> LaneState:
-    """Certify the lanes whose estimate indicates that they are done, and go on with the others."""
+    """Certify the lanes that seem done by their estimate, and continue with the others."""
     ready = state.active & _is_ready(config, state)
     if not ready.any():
         return state

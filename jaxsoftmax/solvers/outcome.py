@@ -44,7 +44,7 @@ class RoundedScores(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What is known of each lane, in NumPy arrays whose first axis is that of the lanes."""
+    """The state and certificate of each lane, in NumPy arrays `[L, ...]`."""
 
     theta: np.ndarray
     value: np.ndarray

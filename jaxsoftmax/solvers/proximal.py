@@ -142,7 +142,7 @@ def step_on_face(
 
 
 def _unfinished(max_trials: int) -> Callable[[_Trial], Array]:
-    """Return the condition under which trials go on."""
+    """Return the condition under which trials continue."""
     return lambda last: ~jnp.all(last.accepted) & (last.trials < max_trials)
 
 

@@ -123,7 +123,7 @@ def train_on_stream(
 
     Args:
         stream: where the examples come from.
-        state: after any window of the epoch; its number of steps says which.
+        state: after any window of the epoch; its number of steps determines which.
         sums: those of the part before it, or None at the start of the epoch.
         check: raises an error for rows of a block that cannot be trained on.
         train_window: as `jitted_train_window`, the default, for another kind of state.

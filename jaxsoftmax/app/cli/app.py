@@ -118,7 +118,7 @@ def fit(
     rows each time. The same command with the same seed gives the same
     model, that of the epoch with the smallest validation loss. Ctrl-C ends
     the fit after the current epoch and saves the best model so far; a fit
-    with --checkpoint that was killed goes on with --resume.
+    with --checkpoint that was killed continues with --resume.
     """
 
 

@@ -1,4 +1,4 @@
-"""What the columns of a table become as features, learned from its training rows.
+"""The columns of a table as features, learned from its training rows.
 
 The kind of a column (numbers, categories, dates, ...) is that of all rows. What is computed from
 values (medians, the common values, the first date) is computed from the training rows alone.
@@ -73,7 +73,7 @@ _PAIRS = [set(pair) for pair in zip(YES, NO, strict=True)]
 
 
 class ColumnOptions(NamedTuple):
-    """What a user says about the columns of a table.
+    """The options of a user for the columns of a table.
 
     numeric_only: whether each column must hold numbers, and no cell may be missing. categories,
     texts: the columns of numbers to take as categories, and of text to hash. keep: the columns to
@@ -88,11 +88,11 @@ class ColumnOptions(NamedTuple):
 
 
 DEFAULT = ColumnOptions()
-"""The options of a user who says nothing."""
+"""The options if a user gives none."""
 
 
 class TableSource(Protocol):
-    """What is asked of a file with a table."""
+    """A file with a table, as far as its columns are learned from it."""
 
     path: Path
     num_rows: int
@@ -124,13 +124,13 @@ def learn_table(
         table: the file.
         names: the columns that may be features.
         is_train: bool `[N]`, the training rows.
-        options: what the user says.
+        options: those of the user.
 
     Returns:
         The schema and the summaries.
 
     Raises:
-        ValueError: if columns cannot become features; has all of them and says how to go on.
+        ValueError: if columns cannot become features; names all of them and says how to continue.
     """
     group_size = max(1, MAX_CELLS // table.num_rows)
     learned, problems = [], []
@@ -173,13 +173,13 @@ def learn(
         name: its name.
         cells: the decoded column.
         is_train: bool `[N]`, the training rows.
-        options: what the user says.
+        options: those of the user.
 
     Returns:
         The column and its summary.
 
     Raises:
-        CellError: if the column cannot become features; says how to go on.
+        CellError: if the column cannot become features; says how to continue.
     """
     cells = cells.cast(pa.string()) if types.is_null(cells.type) else cells
     if is_list_type(cells.type):

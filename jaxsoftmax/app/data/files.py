@@ -229,7 +229,7 @@ class _Labels(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What is said about the other rows."""
+        """A line about the rows that are left out, if there are any."""
         num_others = self.num_rows - len(self.rows)
         return [f"left out {num_others:,} rows without a label"] if num_others else []
 

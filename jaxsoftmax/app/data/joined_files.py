@@ -45,7 +45,7 @@ class JoinedFiles(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What was detected about files of text."""
+        """Lines about what was detected in files of text."""
         files = {id(file): file for file in (self.feature_file, self.label_file)}.values()
         return [note for file in files if isinstance(file, TableFile) for note in file.notes]
 

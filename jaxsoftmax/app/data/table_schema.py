@@ -1,4 +1,4 @@
-"""What a model keeps of the table that it was fitted to: its columns, and what they become."""
+"""The schema of the table that a model was fitted to: its columns, and the features of each."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

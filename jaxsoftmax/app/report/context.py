@@ -130,7 +130,7 @@ class Context:
 
     @cached_property
     def baseline(self) -> Baseline | None:
-        """What a model without features would reach on the test examples."""
+        """The metrics of a model without features on the test examples."""
         metrics = self.run.metrics
         if not {"train", "test"} <= set(metrics):
             return None

@@ -1,4 +1,4 @@
-"""What a page is made of: text, tables, figures. Templates write them as HTML, all escaped."""
+"""The elements of a page: text, tables, figures. Templates write them as HTML, all escaped."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

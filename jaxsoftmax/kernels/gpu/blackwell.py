@@ -91,7 +91,7 @@ def _num_stages(pair: bool) -> int:
 
 
 class Pipeline(NamedTuple):
-    """What the warps of a block share."""
+    """The state that the warps of a block share."""
 
     kernel: Kernel
     scratch: Scratch

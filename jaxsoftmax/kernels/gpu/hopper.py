@@ -117,7 +117,7 @@ class Sums(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-    """What the warpgroups of a block share."""
+    """The state that the warpgroups of a block share."""
 
     product: Product
     finish: Callable[[Sums], None]

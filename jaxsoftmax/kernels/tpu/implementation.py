@@ -321,7 +321,7 @@ def _sigmoid_epilogue(
 
 
 class _Saved(NamedTuple):
-    """What the forward pass saves for the gradient."""
+    """The residuals of the forward pass, for the gradient."""
 
     exponentials: Any  # [N, K], exp(z - running maximum) times dcap, and 0 for the label
     running_maximum: Any  # [N, tiles of classes], over the classes up to the end of each tile

@@ -113,7 +113,7 @@ def _direction(
 def _extend(
     problem: HostProblem, config: SolverConfig, state: _State, last: Point
 ) -> History | None:
-    """Return the history with the step from `last`, None where Newton's method is to go on."""
+    """Return the history with the step from `last`, None where Newton's method is to continue."""
     assert state.history is not None
     if state.point is last:
         return None
@@ -185,7 +185,7 @@ def _certify(lane: Lane, config: SolverConfig, state: _State) -> certificate.Cer
 def _status(
     lane: Lane, config: SolverConfig, state: _State, found: certificate.Certificate
 ) -> SolverStatus | None:
-    """Return the status of a lane that is done, None for one that is to go on."""
+    """Return the status of a lane that is done, None for one that is to continue."""
     size = abs(found.value) or 1.0
     if not np.isfinite(found.value):
         return SolverStatus.NOT_FINITE

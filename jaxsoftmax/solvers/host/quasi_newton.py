@@ -3,7 +3,7 @@ r"""The quasi-Newton direction: BFGS with limited memory, with the first precond
 A step costs the two products of a line search and a gradient, while Newton's also has those of its
 conjugate gradients, which a new system forgets. So where Newton's systems take many products and
 the problem is not badly conditioned, this takes half as many. Where it is, the progress of the
-first steps shows it, and Newton's method goes on from the point they have reached.
+first steps shows it, and Newton's method continues from the point they have reached.
 
 With the last changes of parameters S and of gradients Y `[m, K P]`, the preconditioner M, and R and
 D the upper triangle and the diagonal of S Y', the inverse Hessian is approximated by

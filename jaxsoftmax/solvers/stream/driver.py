@@ -305,7 +305,7 @@ def _certify_if_ready(run: _Run, state: _State) -> tuple[Certificate | None, Sol
 
 
 def _status(config: SolverConfig, found: Certificate) -> SolverStatus | None:
-    """Return the status of a fit that is done, None for one that is to go on."""
+    """Return the status of a fit that is done, None for one that is to continue."""
     value, gap = float(found.value[0]), float(found.gap[0])
     if not np.isfinite(value):
         return SolverStatus.NOT_FINITE

@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
 
 
 class Dual(NamedTuple):
-    """What the certificate needs of predictions q, see `certificate`."""
+    """The sums that the certificate needs of predictions q, see `certificate`."""
 
     divergence: Array  # sum_i s_i KL(q_i || p_i): [1]
     slope: Array  # sum_i s_i (q_i - y_i) (x_i, 1): [1, K, D + 1]

@@ -12,7 +12,7 @@ from jaxsoftmax.app.report.elements import Element, Table, Text, figure
 from jaxsoftmax.app.report.sections import formats
 
 COSTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""What a missed positive costs, in costs of a false alarm."""
+"""The cost of a missed positive, in costs of a false alarm."""
 LABEL_COSTS = (0.2, 1.0, 5.0)
 MAX_LABELS = 20  # of more labels, the first have thresholds
 
@@ -24,7 +24,7 @@ MEANING = (
 
 
 class _Outcome(NamedTuple):
-    """What a threshold does with the test examples."""
+    """The outcome of a threshold on the test examples."""
 
     cost_ratio: float
     found: int

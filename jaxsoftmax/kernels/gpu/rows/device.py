@@ -72,7 +72,7 @@ POWER = (
 )
 
 
-# -- What a kernel's body calls --
+# -- Functions that a kernel's body calls --
 
 
 def accumulate(entries: Any, state: State) -> State:

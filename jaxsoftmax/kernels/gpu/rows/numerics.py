@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What the exponentials exp(z - offset) 2^(64 - n) of a row share."""
+    """The terms that the exponentials exp(z - offset) 2^(64 - n) of a row share."""
 
     magic: Any  # ROUNDING + 64 - n
     floor: Any  # what z is at least taken for

@@ -4,7 +4,7 @@ Each warpgroup has a ring of slots in shared memory, and treats a part of each r
 
     load     bulk copies fill the slots with the next chunks, as many as there are slots
     reduce   the maximum of a chunk and the sum of its exponentials, label excluded, are taken from
-             its slot; the group's warps then tell each other what they found of a row
+             its slot; the group's warps then exchange what they found of a row
     write    the gradient takes the place of the logits in the slot, from where a bulk copy stores
              it; the slot is free for the load of a later chunk
 
@@ -55,7 +55,7 @@ TURNS = 2  # barriers of a group: one for every other row
 
 
 class Kernel(NamedTuple):
-    """What is known of a kernel when it is built."""
+    """The static settings of a kernel."""
 
     rows: int
     plan: Plan
@@ -64,7 +64,7 @@ class Kernel(NamedTuple):
 
     @property
     def exchanges_in_memory(self) -> bool:
-        """Return whether blocks tell each other what they found through global memory.
+        """Return whether blocks exchange what they found through global memory.
 
         The interpreter has no shared memory of another block.
         """
@@ -92,7 +92,7 @@ class Refs(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a row is given."""
+    """The inputs of a row beside its logits."""
 
     label: Any
     cotangent: Any
@@ -186,7 +186,7 @@ class Warpgroup:
         pl.when(i > 0)(lambda: self.write(i - 1, before))
         return *after, given
 
-    # -- What a row is given --
+    # -- The inputs of a row --
 
     def row(self, i: Array) -> Array:
         """Return the number of the group's row i."""
@@ -259,7 +259,7 @@ class Warpgroup:
     # -- Reduce --
 
     def reduce(self, i: Array, label: Array) -> None:
-        """Find the maximum and the sum of this warpgroup's part, and tell the others."""
+        """Find the maximum and the sum of this warpgroup's part, and publish them."""
         plan = self.plan
 
         def step(j: Array, state: State) -> State:
@@ -270,7 +270,7 @@ class Warpgroup:
             return self.for_batches(slot, self.ops.accumulate, state)
 
         start = State(_per_thread(-jnp.inf), _per_thread(0))
-        self.tell(i, lax.fori_loop(0, plan.steps, step, start), far=False)
+        self.publish(i, lax.fori_loop(0, plan.steps, step, start), far=False)
 
     def for_batches(self, slot: Array, reduce: Callable[[Any, Any], Any], carry: Any) -> Any:
         """Return the carry after all batches of blocks of a slot."""
@@ -334,9 +334,9 @@ class Warpgroup:
         """Return which entries of a block each thread has: a vector at a time."""
         return gpu.Layout.WG_STRIDED((BLOCK,), vec_size=self.plan.vector)
 
-    # -- What warpgroups tell each other --
+    # -- The exchange between warpgroups --
 
-    def tell(self, i: Array, state: State, *, far: bool) -> None:
+    def publish(self, i: Array, state: State, *, far: bool) -> None:
         """Tell all warpgroups of the row what the warps of this one found."""
         place, barrier = self.place(i, far)
         own = place.at[pl.ds(self.part * WARPS, WARPS)]
@@ -441,7 +441,7 @@ class Warpgroup:
             return self.for_batches(slot, add, total)
 
         total = lax.fori_loop(0, self.plan.steps, step, _per_thread(0))
-        self.tell(i, State(_per_thread(0), total), far=True)
+        self.publish(i, State(_per_thread(0), total), far=True)
         return self.hear(i, jnp.float32(0), far=True)[2]
 
     def replace(self, slot: Array, found: Found, factors: Factors) -> None:

@@ -19,7 +19,7 @@ FAR_PLACES = 2
 
 
 class Tuning(NamedTuple):
-    """What is chosen for speed."""
+    """The parameters that are chosen for speed."""
 
     group: int = 4  # warpgroups of a block that share a row
     cluster: int = 1  # blocks that share a row
@@ -178,7 +178,7 @@ def plan(k: int, itemsize: int, tuning: Tuning) -> Plan:
 
 
 def _count_slots(chunk_bytes: int, parts: int, tuning: Tuning) -> int:
-    """Return how many chunks fit for each warpgroup, beside what the warps tell each other."""
+    """Return how many chunks fit for each warpgroup, beside what the warps exchange."""
     groups = tuning.warpgroups // tuning.group
     told = (tuning.row_places + FAR_PLACES) * groups * parts * WARPS * 2 * 4
     fit = (SHARED_BYTES - _round_up(told, 1024)) // (tuning.warpgroups * chunk_bytes)

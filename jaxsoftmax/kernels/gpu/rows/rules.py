@@ -33,7 +33,7 @@ MAX_UNALIGNED_ENTRIES = 2**31  # of an array, whose entries are counted in int32
 
 
 class Settings(NamedTuple):
-    """What is known when a program is traced."""
+    """The static settings of a traced program."""
 
     tuning: plans.Tuning
     cores: int
