@@ -1,4 +1,4 @@
-"""What this library and others have and have not: tried where it can be, read where it cannot.
+"""What this library and others have and do not have: tried where possible, else read.
 
 Command: `python experiments/features.py [--torch-python PATH]`, under a minute. It tries this
 library, Optax, jax.nn, scikit-learn and, if PATH is an interpreter that has it, PyTorch, and writes

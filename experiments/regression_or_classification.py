@@ -23,7 +23,7 @@ that order; a softmax needs no order.
   numbers are, 0.83 grades off on average: classification loses nothing from an order.
 
 A column for each class fails where a class lies in the middle: least squares on 0 and 1 never
-predicts the middle species of iris (66.7%), because its line is nowhere the highest; softmax does
+predicts the middle species of iris (66.7%), because its line is never the highest; softmax does
 (94.7%). On diabetes grades the numbers are the least accurate (34.6%; columns 38.9%, softmax
 38.0%), but they are the closest: 0.83 grades off, where the likeliest class is 0.98 off for columns
 and 0.90 for softmax. The prediction must be the right statistic of the distribution.

@@ -88,7 +88,7 @@ def suits(problem: HostProblem, choice: Choice) -> bool:
     """Return whether quasi-Newton steps come first.
 
     They do not where Newton's method is cheap: where the first preconditioner is the Hessian or
-    knows the classes apart. Without a penalty, only Newton's steps show how far the optimum is.
+    distinguishes the classes. Without a penalty, only Newton's steps show how far the optimum is.
     """
     return problem.l2 > 0 and len(choice.levels) > 1 and choice.levels[0] <= Level.SHARED
 
