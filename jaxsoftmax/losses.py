@@ -90,8 +90,7 @@ def cross_entropy(
         two more each. Where the number of classes is a multiple of 128 times the number of shards,
         and at most 2^18, values, gradients and these products have the same bits for any number of
         up to 1,024 shards (tested on CPUs). So have those of the other losses over classes, in two
-        all-reduces of more integers (see `sharded_softmax`). `smoothed_cross_entropy` counts the
-        classes first, in one more.
+        all-reduces of more integers (see `sharded_softmax`).
 
     Derivatives:
         p - onehot(y), see `cross_entropy_gradient`; of any order, in both modes.
@@ -267,6 +266,9 @@ def _smoothed_values(
         if c is not None:
             values = softmax_core.weighted_term(label_weights, values)
         return values, label_weights
+    c = None if c is None else _expand_classes(c, rows)
+    if rows.shards.classes:
+        return sharded_losses.smoothed_values(rows, a, c), label_weights
     t = _smooth_targets(rows, a, c)
     return _soft_values(_soft_rows(z, t, rows.valid, axis, rows.shards)), label_weights
 
@@ -306,16 +308,11 @@ def _expand_classes(per_class: Array, rows: LabeledRows) -> Array:
 
 
 def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | None) -> Array:
-    """Return t c: a is shared by the classes that exist, and the label has 1 - a more."""
+    """Return the targets t c of classes that are not sharded."""
     z, axis = rows.z, rows.axis
-    exists = z != -jnp.inf
-    count = jnp.expand_dims(
-        class_shards.sum_classes(exists.astype(z.dtype), axis, rows.shards), axis
-    )
-    share = smoothing / jnp.maximum(count, 1)
-    is_label = softmax_core.label_mask(z, rows.labels, axis, rows.shards)
-    t = jnp.where(is_label, 1 - smoothing, 0) + jnp.where(exists, share, 0)
-    t = t if class_weights is None else t * _expand_classes(class_weights, rows)
+    count = jnp.sum(z != -jnp.inf, axis, dtype=z.dtype, keepdims=True)
+    is_label = softmax_core.label_mask(z, rows.labels, axis)
+    t = softmax_core.smooth_targets(z, is_label, count, smoothing, class_weights)
     # NaN for a label out of range, but not where a gradient would multiply it by 0.
     factor = jnp.where(rows.in_range | ~rows.valid, 1, jnp.nan).astype(z.dtype)
     return t * jnp.expand_dims(factor, axis)

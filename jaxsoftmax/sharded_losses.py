@@ -7,7 +7,7 @@ over shards are of floats.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxsoftmax import (
     links,
     sharded_softmax,
     softmax_core,
+    validation,
 )
 from jaxsoftmax.class_shards import ClassShards, Summand
 from jaxsoftmax.exponential import RowScale
@@ -91,11 +92,18 @@ def _soft_values_jvp(
 ) -> tuple[Array, Array]:
     (z, t, _), (dz, dt, dfurther) = primals, tangents
     value, mass, exists, p, log_p = _soft_parts(primals, axis, shards)
-    mass = class_shards.spread(mass, p, axis, shards)
-    gradient = select(z == -jnp.inf, 0, p * mass - t)
-    products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
+    products = _soft_products((z, p, log_p), t, (dz, dt), mass, axis, shards)
     products = products if dfurther is None else products + jnp.expand_dims(exists, axis) * dfurther
     return value, class_shards.sum_classes(products, axis, shards)
+
+
+def _soft_products(
+    rows: tuple, t: Array, tangents: tuple, mass: Array, axis: int, shards: ClassShards
+) -> Array:
+    """Return the terms of the change of -sum_k t_k log p_k."""
+    (z, p, log_p), (dz, dt) = rows, tangents
+    gradient = p * class_shards.spread(mass, p, axis, shards) - t
+    return select(z == -jnp.inf, 0, gradient) * dz - select(jnp.isinf(log_p), 0, log_p) * dt
 
 
 def _plain_soft_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
@@ -119,6 +127,99 @@ def _local_soft_parts(
 ) -> tuple:
     value, mass, exists, found = sharded_softmax.soft_sums(z, t, further, axis, shards)
     return value, mass, exists.astype(z.dtype), *links.shares_and_logs(z, found, axis)
+
+
+# -- Smoothed labels --
+
+
+class _Smoothed(NamedTuple):
+    """What is known of a row (see `sharded_softmax.SmoothedSums`) without the smoothing."""
+
+    nll: Array
+    weight: Array
+    mean: Array
+    mean_weight: Array
+    classes: Array
+    p: Array
+    log_p: Array
+
+
+def smoothed_values(rows: LabeledRows, a: Array, c: Array | None) -> Array:
+    """Return cross-entropy with smoothed labels; `c` are class weights, with the rank of z."""
+    c = None if c is None else jnp.broadcast_to(c, rows.z.shape)
+    z = validation.zero_ignored_rows(rows.z, rows.valid, rows.axis)
+    # NaN for a label out of range, but not where a gradient would multiply it by 0.
+    factor = jnp.where(rows.in_range | ~rows.valid, 1, jnp.nan).astype(z.dtype)
+    values = _smoothed_values(z, rows.labels, factor, a, c, rows.axis, rows.shards)
+    return validation.zero_ignored(values, rows.valid)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
+def _smoothed_values(
+    z: Array,
+    labels: Array,
+    factor: Array,
+    a: Array,
+    c: Array | None,
+    axis: int,
+    shards: ClassShards,
+) -> Array:
+    return _smoothed_value(_smoothed_parts((z, labels, c), axis, shards), a) * factor
+
+
+def _smoothed_value(parts: _Smoothed, a: Array) -> Array:
+    of_label = softmax_core.weighted_term((1 - a) * parts.weight, parts.nll)
+    return of_label + softmax_core.weighted_term(a, parts.mean)
+
+
+@_smoothed_values.defjvp
+def _smoothed_values_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    (z, labels, factor, a, c), (dz, _, _, da, dc) = primals, tangents
+    parts = _smoothed_parts((z, labels, c), axis, shards)
+    is_label = softmax_core.label_mask(z, labels, axis, shards)
+    classes, factors = (jnp.expand_dims(x, axis) for x in (parts.classes, factor))
+
+    def targets(a: Array, c: Array | None) -> Array:
+        return softmax_core.smooth_targets(z, is_label, classes, a, c) * factors
+
+    t, dt = jax.jvp(targets, (a, c), (da, dc))
+    mass = (1 - a) * parts.weight + a * parts.mean_weight
+    rows = z, parts.p, parts.log_p
+    products = _soft_products(rows, t, (dz, dt), mass * factor, axis, shards)
+    change = class_shards.sum_classes(products, axis, shards)
+    return _smoothed_value(parts, a) * factor, change
+
+
+def _plain_smoothed_parts(arrays: tuple, axis: int, shards: ClassShards) -> _Smoothed:
+    z, labels, c = arrays
+    p, log_p = links.softmax_and_log(z, axis, shards)
+    c = jnp.ones_like(z) if c is None else c
+    is_label = softmax_core.label_mask(z, labels, axis, shards)
+    exists = (z != -jnp.inf).astype(z.dtype)
+    classes = jnp.maximum(class_shards.sum_classes(exists, axis, shards), 1)
+    t = c * exists / jnp.expand_dims(classes, axis)
+    nll, weight = (
+        class_shards.take_class(select(is_label, x, 0), axis, shards) for x in (-log_p, c)
+    )
+    mean = soft_values(z, t, None, axis, shards)
+    mean_weight = class_shards.sum_classes(t, axis, shards)
+    return _Smoothed(nll, weight, mean, mean_weight, classes, p, log_p)
+
+
+@_with_derivatives_of(_plain_smoothed_parts)
+def _smoothed_parts(arrays: tuple, axis: int, shards: ClassShards) -> _Smoothed:
+    return class_shards.run(_local_smoothed_parts, arrays, axis, shards)
+
+
+def _local_smoothed_parts(
+    z: Array, labels: Array, c: Array | None, axis: int, shards: ClassShards
+) -> _Smoothed:
+    is_label = softmax_core.label_mask(z, labels, axis, shards)
+    sums = sharded_softmax.smoothed_sums(z, c, is_label, axis, shards)
+    p, log_p = links.shares_and_logs(z, sums.exponentials, axis)
+    return _Smoothed(*sums[:-1], p=p, log_p=log_p)
 
 
 # -- The entropy of the softmax --

@@ -119,21 +119,12 @@ def soft_sums(
     largest term by no more than the quotient of the largest M - z_k and the smallest, and where
     that is large because an entry is close to the largest, log S is not small.
     """
-    sizes, lowest = jnp.abs(t), select(t == 0, -jnp.inf, -z)
-    more = (lowest,) if further is None else (lowest, jnp.abs(further))
-    leaders = class_maxima.find_leaders(z, axis, shards.local_axes, (sizes,), more)
+    more = (_negative_support(z, t), *(() if further is None else (jnp.abs(further),)))
+    leaders = class_maxima.find_leaders(z, axis, shards.local_axes, (jnp.abs(t),), more)
     rows, (largest, lowest, *sizes_of_further) = _prepare(z, axis, leaders), leaders.maxima
-    depth = select(-lowest >= leaders.largest, 0, leaders.largest + lowest)
-    bound = _product(leaders.others[0], depth)
-    unit = fixed_point.power_above(bound)  # a sum of huge terms must not overflow
-    gaps = select((t == 0) | rows.left_out, 0, t * rows.gaps * jnp.expand_dims(1 / unit, axis))
-    summands = [
-        rows.others,
-        class_shards.summand(t, largest, axis),
-        class_shards.summand(
-            gaps, select(bound < jnp.inf, bound / unit, bound), axis, TARGET_LIMBS
-        ),
-    ]
+    bound = _product(leaders.others[0], _depth(leaders, lowest))
+    gaps, unit = _weighted_gaps(rows, t, bound, TARGET_LIMBS)
+    summands = [rows.others, class_shards.summand(t, largest, axis), gaps]
     if further is not None:
         summands.append(class_shards.summand(further, sizes_of_further[0], axis))
     others, mass, distance, *rest = class_shards.sum_exactly(tuple(summands), axis, shards)
@@ -141,6 +132,68 @@ def soft_sums(
     value, exists = distance * unit + _product(mass, found.log_total), leaders.largest != -jnp.inf
     value = value + rest[0] if rest else value
     return SoftSums(select(exists, value, 0), mass, exists, found)
+
+
+def _negative_support(z: Array, t: Array) -> Array:
+    """Return -z where there is a target: its maximum is that of the lowest such logit."""
+    return select(t == 0, -jnp.inf, -z)
+
+
+def _depth(leaders: Leaders, lowest: Array) -> Array:
+    """Return the largest M - z_k, from the maximum of -z_k."""
+    return select(-lowest >= leaders.largest, 0, leaders.largest + lowest)
+
+
+def _weighted_gaps(rows: _Rows, t: Array, bound: Array, limbs: int) -> tuple[Summand, Array]:
+    """Return t_k (M - z_k) in a unit, and the unit: a sum of huge terms must not overflow."""
+    unit = fixed_point.power_above(bound)
+    is_zero = (t == 0) | rows.left_out
+    gaps = select(is_zero, 0, t * rows.gaps * rows.expand(1 / unit))
+    relative = select(bound < jnp.inf, bound / unit, bound)
+    return class_shards.summand(gaps, relative, rows.axis, limbs), unit
+
+
+class SmoothedSums(NamedTuple):
+    """Sums over the classes of rows with smoothed labels."""
+
+    nll: Array  # -log p_y; 0 for a fully masked row, like the mean
+    weight: Array  # c_y
+    mean: Array  # of -c_k log p_k over the classes that exist
+    mean_weight: Array  # of their c_k
+    classes: Array  # their number, or 1
+    exponentials: Exponentials
+
+
+def smoothed_sums(
+    z: Array, c: Array | None, is_label: Array, axis: int, shards: ClassShards
+) -> SmoothedSums:
+    """Return the sums of which cross-entropy with smoothed labels is made, without the smoothing.
+
+    The number of classes comes with the sums, and the label's logit and weight with the maxima.
+    Without class weights the largest term of the mean is known.
+    """
+    exists = z != -jnp.inf
+    t = exists.astype(z.dtype) if c is None else select(exists, c, 0)
+    of_label = [select(is_label, a, -jnp.inf) for a in (z, c) if a is not None]
+    more = (_negative_support(z, t), *of_label)
+    sizes = () if c is None else (jnp.abs(t),)
+    leaders = class_maxima.find_leaders(z, axis, shards.local_axes, sizes, more)
+    rows, one = _prepare(z, axis, leaders), jnp.ones_like(leaders.largest)
+    lowest, z_y, *weights = leaders.maxima[len(sizes) :]
+    depth = _depth(leaders, lowest)
+    bound = depth if c is None else _product(leaders.others[0], depth)
+    gaps, unit = _weighted_gaps(rows, t, bound, 2 if c is None else TARGET_LIMBS)
+    summands = [rows.others, gaps, class_shards.summand(exists.astype(z.dtype), one, axis, 1)]
+    if c is not None:
+        summands.append(class_shards.summand(t, leaders.maxima[0], axis))
+    others, distance, count, *mass = class_shards.sum_exactly(tuple(summands), axis, shards)
+    found, classes = rows.exponentials(others), jnp.maximum(count, 1)
+    weight, mean_weight = (weights[0], mass[0] / classes) if c is not None else (one, one)
+    # The sum of huge gaps may be infinite, their mean not.
+    mean = distance / classes * unit + _product(mean_weight, found.log_total)
+    nll = select(z_y >= leaders.largest, 0, leaders.largest - z_y) + found.log_total
+    nll, mean = (select(leaders.largest != -jnp.inf, x, 0) for x in (nll, mean))
+    return SmoothedSums(nll, weight, mean, mean_weight, classes, found)
 
 
 def _product(x: Array, y: Array) -> Array:

@@ -200,3 +200,12 @@ def directional_derivative(
 def weighted_term(coefficient: Array, value: Array) -> Array:
     """Return coefficient * value; an infinite value with the coefficient 0 is ignored."""
     return coefficient * select((coefficient == 0) & (value == jnp.inf), 0, value)
+
+
+def smooth_targets(
+    z: Array, is_label: Array, count: Array, smoothing: Array, class_weights: Array | None
+) -> Array:
+    """Return t c: a is shared by the `count` classes that exist, and the label has 1 - a more."""
+    share = smoothing / jnp.maximum(count, 1)
+    t = jnp.where(is_label, 1 - smoothing, 0) + jnp.where(z != -jnp.inf, share, 0)
+    return t if class_weights is None else t * class_weights

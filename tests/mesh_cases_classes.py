@@ -88,6 +88,7 @@ def values(z: jax.Array, y: jax.Array, targets: dict[str, jax.Array]) -> dict[st
         "entropy": js.entropy(z, shards=CLASSES),
         "entropy gradient": jax.grad(lambda z: js.entropy(z, shards=CLASSES).sum())(z),
         "brier": js.brier(z, y, shards=CLASSES),
+        "smoothed": js.smoothed_cross_entropy(z, y, smoothing=0.1, shards=CLASSES),
         "brier gradient": jax.grad(lambda z: js.brier(z, y, shards=CLASSES).sum())(z),
         "change": jax.jvp(partial(js.cross_entropy, labels=y, shards=CLASSES), (z,), (tangents,))[
             1
@@ -121,6 +122,10 @@ def exact_to_8_ulp() -> None:
     oracles.assert_ulps(found["logsumexp"], lse, scale=scale)
     oracles.assert_ulps(found["entropy"], oracles.entropy(z))
     oracles.assert_ulps(found["brier"], oracles.brier(z, y))
+    t = np.where(z == -np.inf, 0, 0.1 / (z > -np.inf).sum(1, keepdims=True).clip(1))
+    true, scale = oracles.soft_cross_entropy(z, t + 0.9 * np.eye(K)[y])
+    fits = np.isfinite(true) & (np.ptp(np.where(z == -np.inf, 0, z), 1) < 3e38)
+    oracles.assert_ulps(found["smoothed"][fits], true[fits], scale=scale[fits])
 
 
 @case
@@ -491,6 +496,11 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
     def soft(z: jax.Array, y: jax.Array) -> jax.Array:
         return js.soft_cross_entropy(z, jnp.abs(z), shards=CLASSES)
 
+    def weighted(z: jax.Array, y: jax.Array) -> jax.Array:
+        c = jnp.arange(K) + 1.0
+        how: dict[str, Any] = {"smoothing": 0.1, "class_weights": c, "shards": CLASSES}
+        return js.smoothed_cross_entropy(z, y, **how)
+
     def link(function: Callable) -> Callable:
         return lambda z, y: function(z, shards=CLASSES)
 
@@ -502,6 +512,9 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
         "logsumexp": link(js.logsumexp),
         "entropy": link(js.entropy),
         "brier": partial(js.brier, shards=CLASSES),
+        "smoothed": partial(js.smoothed_cross_entropy, smoothing=0.1, shards=CLASSES),
+        "smoothed, weights": weighted,
+        "smoothed gradient": jax.grad(lambda z, y: weighted(z, y).sum()),
         "soft": soft,
         "soft gradient": jax.grad(lambda z, y: soft(z, y).sum()),
     }
@@ -515,6 +528,9 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
         "logsumexp": [4, 2],
         "entropy": [4, 4],
         "brier": [2, 4],
+        "smoothed": [6, 5],
+        "smoothed, weights": [11, 8],
+        "smoothed gradient": [9, 5],
         "soft": [9, 7],
         "soft gradient": [8, 4],
     }
