@@ -199,8 +199,7 @@ def _chunks_of_rows(
     shards: ClassShards,
 ) -> tuple[Array, ModelCotangents]:
     """Return losses and gradients, a chunk of rows with all their classes at a time."""
-    # Few classes are laid out class-major: see `primitives.weight_gradient`.
-    class_major = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
+    class_major = _is_class_major(head, needs_grad, options)
     axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
 
     def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
@@ -220,6 +219,17 @@ def _chunks_of_rows(
     if class_major and gradients.w is not None:
         gradients = gradients._replace(w=gradients.w.T)
     return nll, gradients
+
+
+def _is_class_major(head: Head, needs_grad: NeedsGrad, options: Options) -> bool:
+    """Return whether the logits are laid out class-major, as few classes are.
+
+    Features that are data are then read once from memory on a CPU, and used for the scores and the
+    gradient: 60000 x 784 x 10 takes 0.9 of the time. With the gradient of the features, products
+    with the classes outermost take up to 1.6 times as long.
+    """
+    is_few = head.w.shape[1] <= primitives.FEW_CLASSES_LIMIT
+    return is_few and (needs_grad.x is None or options.target.platform != "cpu")
 
 
 def ignore_rows(head: Head, valid: Array | None, weights: Array) -> tuple[Head, Array]:
@@ -350,8 +360,10 @@ def gradients_of_rows(
         x = x.astype(needs_grad.x)
     if needs_grad.w is not None:
         dtype = primitives.rounded_dtype(needs_grad.w, options)
-        a, b = (low, rows.x) if class_axis == 0 else (rows.x, low)
-        w = primitives.dot(a, b, (1 - class_axis, 0), options.precision, dtype)
+        if class_axis == 0:
+            w = primitives.dot(low, rows.x, (1, 0), options.precision, dtype)
+        else:
+            w = primitives.weight_gradient(rows.x, low, options.precision, dtype)
         w = w.astype(needs_grad.w)
     if needs_grad.bias is not None:
         bias = jnp.sum(dz, 1 - class_axis, dtype=primitives.sum_dtype(rows.x.dtype))
