@@ -197,6 +197,14 @@ def test_learning_curves() -> None:
     assert FIGURES["huge losses"]().axes[0].get_yscale() == "log"
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 50])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    (axes,) = plots.learning_curves({"loss": np.ones(epochs)}).axes
+    ticks = axes.xaxis.get_major_locator()()
+    assert len(ticks)
+    assert (ticks == ticks.round()).all()
+
+
 def test_learning_curves_of_numbers() -> None:
     (axes,) = plots.learning_curves(
         {"rmse": np.array([3.0, 2.0]), "validation_rmse": np.array([2.0, 2.5])}

@@ -41,7 +41,7 @@ CASES = {
         "jaxsoftmax: DATA run/history.csv is a file of the run in --output run\n",
     ),
     "fit digits --epochs 0": (2, "--epochs"),
-    "fit digits --optimizer adagrad": (2, "'adagrad'"),
+    "fit digits --optimizer adagrad": (2, "invalid value for '--optimizer': 'adagrad' is not"),
 }
 
 

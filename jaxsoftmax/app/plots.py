@@ -116,7 +116,7 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
             column[-1].yaxis.set_major_formatter(FuncFormatter(_format_percent))
         column[0].legend(loc="best")
         column[-1].set_xlabel("epoch")
-        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        column[-1].xaxis.set_major_locator(_whole_numbers())
     return figure
 
 
@@ -934,7 +934,7 @@ def compare_curves(curves: Mapping[str, ArrayLike]) -> Figure:
         _scale_losses(axes)
         axes.set_title("validation loss")
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(_whole_numbers())
         figure.legend(loc="outside lower left", ncols=1)
     return figure
 
@@ -955,6 +955,11 @@ def _name_ticks(
     """Label some ticks of an axis with their names."""
     labels = [_escape_math(shorten(names[tick], width)) for tick in ticks]
     axis.set_ticks(list(ticks), labels, fontsize=font_size)
+
+
+def _whole_numbers() -> MaxNLocator:
+    """Return a locator of ticks at epochs, of which there may be one."""
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def _format_number(value: float, _: int) -> str:

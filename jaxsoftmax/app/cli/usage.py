@@ -31,7 +31,8 @@ def _show(error: Any) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
-    message = error.format_message().strip().rstrip(".")
+    # Newer versions of typer validate by pydantic, which says of what kind an error is.
+    message = error.format_message().strip().rstrip(".").replace(": Value error, ", ": ")
     command = error.ctx.command_path if error.ctx is not None else "jaxsoftmax"
     line = f"jaxsoftmax: {message[:1].lower()}{message[1:]} (see {command} --help)"
     typer.echo(replace_unprintable(line), err=True)
