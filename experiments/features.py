@@ -41,6 +41,7 @@ CUT = f"{GITHUB}/apple/ml-cross-entropy/blob/main/cut_cross_entropy/linear_cross
 TOKAMAX = (
     f"{GITHUB}/openxla/tokamax/blob/main/tokamax/_src/ops/linear_softmax_cross_entropy_loss/api.py"
 )
+JAX_CCE = f"{GITHUB}/Coffeempty/jax-cce/blob/main/src/jax_cce/core.py"
 FUSED = f"{TORCH}/torch.nn.functional.linear_cross_entropy.html"
 CYANURE = f"{GITHUB}/inria-thoth/cyanure/blob/master/cyanure/estimators.py"
 
@@ -89,13 +90,15 @@ TRIED_IN_TORCH = (DIGITS, IGNORED, RANGE, SOFTCAP, EACH, CTC)
 READ: dict[str, dict[str, tuple[str, str]]] = {
     WITHOUT: {
         PYTORCH: ("yes", FUSED), "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT),
-        "tokamax": ("yes", TOKAMAX),
+        "tokamax": ("yes", TOKAMAX), "jax-cce": ("yes", JAX_CCE),
     },
     SOFTCAP: {
         "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT), "tokamax": ("no", TOKAMAX),
+        "jax-cce": ("no", JAX_CCE),
     },
     EACH: {
         "Liger": ("yes", LIGER), "cut-cross-entropy": ("yes", CUT), "tokamax": ("no", TOKAMAX),
+        "jax-cce": ("no", JAX_CCE),
     },
     CERTIFIED: {"Cyanure": ("yes", CYANURE)},
     GROUPS: {"Cyanure": ("yes", CYANURE)},

@@ -223,7 +223,7 @@ def features() -> list[str]:
 PEERS = ("jaxsoftmax", "optax", "jax.nn", "torch")
 RATIO = "time of dense over time without logits"
 LIBRARIES = ("jaxsoftmax", "Optax", "jax.nn", "scikit-learn", "torch", "Liger",
-             "cut-cross-entropy", "tokamax", "Cyanure")  # fmt: skip
+             "cut-cross-entropy", "tokamax", "jax-cce", "Cyanure")  # fmt: skip
 FEATURES = (
     "a loss of 2.06e-09 is not 0 (float32)",
     "an ignored row has gradient 0, whatever it holds",
