@@ -12,6 +12,24 @@ S = sum_k exp(z_k - M) and m = sum_k t_k,
 where no sum has terms of two signs. An entry that alone is the largest adds to none of them but S,
 so log S = log1p(sum of the others), and each sum has the digits of its largest term.
 
+What crosses are int32 numbers a row: k of them for the two largest logits, 2 to 13 on 2 to 1,024
+shards, which is the least (see `class_maxima`), and two for a sum, which is the least too (see
+`fixed_point`):
+
+                                         maxima    sums
+    cross_entropy, its gradient          2         2
+    softmax                              1         2
+    log_softmax, logsumexp               k         2
+    entropy                              k         4
+    brier                                2         4
+    smoothed_cross_entropy               k + 2     5, of which one is the number of classes
+      with class weights                 2 k + 3   8
+    soft_cross_entropy                   2 k + 1   7
+    kl_divergence                        2 k + 2   9
+
+The sum of t_k (M - z_k) takes three, as its bound is too large. A gradient in the logits takes no
+more than its loss.
+
 The functions are for local arrays inside a shard_map; `class_shards.run` makes it.
 """
 

@@ -16,9 +16,12 @@ floats over the shards.
 
 x's gradient is a float32 sum before it is rounded. XLA for TPUs rounds a bfloat16 gradient first,
 which halves the bytes that cross and loses up to half an ulp of bfloat16 a shard; features in
-float32 have theirs summed in float32. It is an all-reduce, not a reduce-scatter, since x is whole
-on each shard of the classes. Where rows are sharded over an axis of their own, each device has only
-its rows of x, and so of the sum.
+float32 have theirs summed in float32. It is an all-reduce, since x is whole on each shard of the
+classes. Where rows are sharded over an axis of their own, each device has only its rows of x, and
+so of the sum. Where the caller shards x's gradient over the axes of the classes too, as by
+`with_sharding_constraint(gradient, P(("data", "model"), None))`, XLA for TPUs makes it a
+reduce-scatter: on a described v5e:4x4, the program for 512 x 256 features in float32 has, in place
+of the all-reduce, `all-reduce-scatter (input: f32[128,256]) -> f32[32,256]`.
 """
 
 from collections.abc import Callable
