@@ -120,8 +120,8 @@ def cross_entropy_hessian_product(
     validation.check_shape(v, z.shape, "tangents", "that of the logits")
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
     class_axes = class_shards.resolve(shards, z)
-    p = links.softmax_values(z, valid, axis, class_axes)
-    return links.covariance_product(p, v, axis, class_axes).astype(jnp.asarray(logits).dtype)
+    product = links.softmax_tangents(z, valid, v, axis, class_axes)
+    return product.astype(jnp.asarray(logits).dtype)
 
 
 @calls.compiled()

@@ -137,6 +137,11 @@ def prepare_rows(maximum: Array) -> RowScale:
     return RowScale(maximum, offset, peak, exponent_bits, factor, t)
 
 
+def scale_exponent(dtype: Any) -> int:
+    """Return s, where scaled exponentials are those relative to the maximum times about 2^s."""
+    return _FORMATS[dtype.name].scale_exponent
+
+
 def exp_of_maximum(row: RowScale) -> Array:
     """Return the value of `scaled_exp` at the maximum itself."""
     form = _FORMATS[row.maximum.dtype.name]
@@ -178,9 +183,14 @@ def recompute(e: Array, z: Array, row: RowScale) -> Array:
     return scaled_exp(again(z), row) if is_for_gpu() else e
 
 
-def again(z: Array) -> Array:
-    """Return z, on a GPU in a form whose functions XLA does not share with those of z."""
-    return z + lax.optimization_barrier(jnp.zeros((), z.dtype)) if is_for_gpu() else z
+def again(z: Array, times: int = 1) -> Array:
+    """Return z, on a GPU in a form whose functions XLA does not share with those of z.
+
+    Nor are they shared with the form for another number of times.
+    """
+    if not is_for_gpu():
+        return z
+    return z + lax.optimization_barrier([jnp.zeros((), z.dtype)] * times)[0]
 
 
 def is_for_gpu() -> bool:

@@ -57,22 +57,21 @@ def call_opaque(function: Callable, arguments: Any) -> Any:
     )
 
 
-def with_derivatives_of(plain: Callable) -> Callable[[Callable], Callable]:
-    """Return a decorator that gives a kernel the derivatives of the same function in plain JAX.
+def with_derivatives_of(plain: Callable, options: int = 2) -> Callable[[Callable], Callable]:
+    """Return a decorator that gives a function the derivatives of the same one in plain JAX.
 
-    The last two arguments of both, `needs_grad` and `options`, are known at compile time.
+    The last arguments of both, as many as there are options, are known at compile time.
     """
 
-    def decorate(kernel: Callable) -> Callable:
-        traced = len(signature(kernel).parameters) - 2
-        function = jax.custom_jvp(kernel, nondiff_argnums=(traced, traced + 1))
+    def decorate(lean: Callable) -> Callable:
+        count = len(signature(lean).parameters)
+        function = jax.custom_jvp(lean, nondiff_argnums=tuple(range(count - options, count)))
 
         @function.defjvp
-        def _(needs_grad: Any, options: Any, primals: tuple, tangents: tuple) -> tuple:
-            _, out_tangents = jax.jvp(
-                lambda *arrays: plain(*arrays, needs_grad, options), primals, tangents
-            )
-            return function(*primals, needs_grad, options), out_tangents
+        def _(*known: Any) -> tuple:
+            *chosen, primals, tangents = known
+            _, out_tangents = jax.jvp(lambda *arrays: plain(*arrays, *chosen), primals, tangents)
+            return function(*primals, *chosen), out_tangents
 
         return function
 

@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import calls, class_shards, exponential, sharded_softmax, validation
+from jaxsoftmax import calls, class_shards, exponential, few_passes, sharded_softmax, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.linear_map import linear_map, with_derivatives_of
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
@@ -316,8 +317,35 @@ def _softmax_values(z: Array, valid: Array | None, axis: int, shards: ClassShard
 def _softmax_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
-    p = softmax_values(*primals, axis, shards)
-    return p, covariance_product(p, tangents[0], axis, shards)
+    z, valid = primals
+    p = softmax_values(z, valid, axis, shards)
+    return p, softmax_tangents(z, valid, tangents[0], axis, shards)
+
+
+def softmax_tangents(
+    z: Array, valid: Array | None, tangents: Array, axis: int, shards: ClassShards
+) -> Array:
+    """Return (diag(p) - p p') times the tangents of the logits, with p their softmax."""
+    if shards.classes or not few_passes.are_used(z, axis):
+        p = softmax_values(z, valid, axis, shards)
+        return covariance_product(p, tangents, axis, shards)
+
+    def product(rows: tuple[Array, Array | None], tangents: Array) -> Array:
+        return _softmax_tangents_in_few_passes(*rows, tangents, axis)
+
+    # The matrix is symmetric: this map is its own transpose.
+    return linear_map(product, product, (z, valid), tangents)
+
+
+def _softmax_tangents(z: Array, valid: Array | None, tangents: Array, axis: int) -> Array:
+    return covariance_product(softmax_values(z, valid, axis), tangents, axis)
+
+
+@with_derivatives_of(_softmax_tangents, options=1)
+def _softmax_tangents_in_few_passes(
+    z: Array, valid: Array | None, tangents: Array, axis: int
+) -> Array:
+    return few_passes.covariance_product(z, valid, tangents, axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -332,7 +360,33 @@ def _log_softmax_values_jvp(
 ) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     p, log_p = softmax_and_log(z, axis, shards)
-    return log_p, select(z == -jnp.inf, 0, center(p, dz, axis, shards))
+    if shards.classes or not few_passes.are_used(z, axis):
+        return log_p, _log_softmax_tangents(z, p, dz, axis, shards)
+
+    def push(z: Array, dz: Array) -> Array:
+        return _log_softmax_tangents(z, softmax_and_log(z, axis)[0], dz, axis)
+
+    def pull(z: Array, cotangents: Array) -> Array:
+        return _log_softmax_transpose_in_few_passes(z, cotangents, axis)
+
+    return log_p, linear_map(push, pull, z, dz)
+
+
+def _log_softmax_tangents(
+    z: Array, p: Array, dz: Array, axis: int, shards: ClassShards = UNSHARDED
+) -> Array:
+    return select(z == -jnp.inf, 0, center(p, dz, axis, shards))
+
+
+def _log_softmax_transpose(z: Array, cotangents: Array, axis: int) -> Array:
+    p = softmax_and_log(z, axis)[0]
+    _, pull = jax.vjp(lambda dz: _log_softmax_tangents(z, p, dz, axis), cotangents)
+    return pull(cotangents)[0]
+
+
+@with_derivatives_of(_log_softmax_transpose, options=1)
+def _log_softmax_transpose_in_few_passes(z: Array, cotangents: Array, axis: int) -> Array:
+    return few_passes.log_softmax_transpose(z, cotangents, axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

@@ -29,7 +29,9 @@ where p is the softmax or, for the binary loss, the sigmoid of z. All losses sha
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +42,15 @@ from jaxsoftmax import (
     calls,
     class_shards,
     exponential,
+    few_passes,
     links,
     placement,
     sharded_losses,
     softmax_core,
     validation,
 )
-from jaxsoftmax.class_shards import ClassShards
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.softmax_core import LabeledRows
@@ -118,6 +122,32 @@ def _label_losses(logits: ArrayLike, rows: LabeledRows, where: ArrayLike | None)
     if kernels is None:
         return _cross_entropy(*rows)
     return kernels.losses(logits, rows, is_masked=where is not None)
+
+
+def _in_few_passes(plain: Callable, both: Callable) -> Callable[..., Array]:
+    """Return the loss `plain` of logits, other arrays and an axis, by its value and gradient.
+
+    `both` computes them in few passes over memory. Higher derivatives are those of `plain`.
+    """
+
+    def plain_both(z: Array, *rest: Any) -> tuple[Array, Array]:
+        value, pull = jax.vjp(lambda z: plain(z, *rest), z)
+        return value, pull(jnp.ones_like(value))[0]
+
+    both = with_derivatives_of(plain_both, options=1)(both)
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(len(signature(plain).parameters) - 1,))
+    def loss(*arguments: Any) -> Array:
+        return both(*arguments)[0]
+
+    @loss.defjvp
+    def _(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        value, gradient = both(*primals, axis)
+        # The tangent of a masked class may be anything.
+        dz = select(primals[0] == -jnp.inf, 0, tangents[0])
+        return value, jnp.sum(gradient * dz, axis)
+
+    return loss
 
 
 CPU_BLOCK_ENTRIES = 2**20  # 4 MB of exponentials, which stay in a CPU's cache
@@ -512,9 +542,18 @@ def entropy(
     class_axes = class_shards.resolve(shards, z)
     if class_axes.classes:
         return validation.zero_ignored(sharded_losses.entropy_values(z, axis, class_axes), valid)
-    p, log_p = links.softmax_and_log(z, axis, class_axes)
+    if few_passes.are_used(z, axis):
+        return validation.zero_ignored(_entropy_in_few_passes(z, axis), valid)
+    return validation.zero_ignored(_entropy(z, axis), valid)
+
+
+def _entropy(z: Array, axis: int) -> Array:
+    p, log_p = links.softmax_and_log(z, axis)
     terms = p * select(p == 0, 0, log_p)
-    return validation.zero_ignored(-class_shards.sum_classes(terms, axis, class_axes), valid)
+    return -class_shards.sum_classes(terms, axis, UNSHARDED)
+
+
+_entropy_in_few_passes = _in_few_passes(_entropy, few_passes.entropy)
 
 
 @calls.compiled()
@@ -708,8 +747,17 @@ def brier(
     rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
     if rows.shards.classes:
         return sharded_losses.brier_values(rows)
-    residual = softmax_core.value_and_gradient(*rows)[1]
-    return class_shards.sum_classes(residual**2, rows.axis, rows.shards)
+    if few_passes.are_used(rows.z, rows.axis):
+        return validation.zero_ignored(_brier_in_few_passes(*rows[:5]), rows.valid)
+    return _brier(*rows[:5])
+
+
+def _brier(z: Array, labels: Array, in_range: Array, valid: Array, axis: int) -> Array:
+    residual = softmax_core.value_and_gradient(z, labels, in_range, valid, axis)[1]
+    return class_shards.sum_classes(residual**2, axis, UNSHARDED)
+
+
+_brier_in_few_passes = _in_few_passes(_brier, few_passes.brier)
 
 
 @calls.compiled()

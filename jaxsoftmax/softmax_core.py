@@ -183,8 +183,7 @@ def _value_and_gradient_jvp(
 ) -> tuple:
     z, _, _, valid = primals
     value, gradient = value_and_gradient(*primals, axis, shards)
-    p = links.softmax_values(z, valid, axis, shards)
-    product = links.covariance_product(p, tangents[0], axis, shards)
+    product = links.softmax_tangents(z, valid, tangents[0], axis, shards)
     change = directional_derivative(gradient, tangents[0], valid, axis, shards)
     return (value, gradient), (change, product)
 

@@ -25,6 +25,7 @@ RANKS = {
     "placement": 0,
     "sharding": 2,
     "exponential": 1,
+    "few_passes": 2,
     "fixed_point": 0,
     "linear_map": 0,
     "validation": 1,
