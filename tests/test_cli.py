@@ -111,9 +111,7 @@ def test_fit_digits_with_defaults() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "bar"), [("mnist", 0.924), ("cifar10", 0.40)]
-)
+@pytest.mark.parametrize(("name", "bar"), [("mnist", 0.924), ("cifar10", 0.40)])
 def test_fit_real_images_with_defaults(name: str, bar: float) -> None:
     if not (DATA_DIR / name).is_dir():
         pytest.skip(f"{name} is not prepared beside this repository (JAXSOFTMAX_DATA_DIR)")
