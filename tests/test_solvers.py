@@ -258,6 +258,12 @@ def test_a_distribution_is_an_example_of_each_class_with_its_share_of_the_weight
     np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-8)
 
 
+def test_sigmoids_with_little_l1_are_certified() -> None:
+    x, y = problem()
+    found = solve(x, y == 1, loss=binary_cross_entropy, alpha=1e-8, l1_ratio=1.0, gap=1e-8)
+    assert found.converged, found.reason
+
+
 def test_weights_and_class_weights_multiply() -> None:
     x, y = problem()
     s, c = np.random.default_rng(2).integers(0, 4, len(x)), np.array([1.0, 2.0, 0.5])
