@@ -14,7 +14,7 @@ import pytest
 # Placement is decided before machine code is made, and nearly all of the time is making it.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 NAMES = (mesh_matrix.REAL, *mesh_matrix.cases())
-GROUPS = 8  # fewer starts of JAX than functions, and more groups than workers
+GROUPS = 4  # few starts of JAX, and more groups than workers
 
 
 @pytest.mark.slow
