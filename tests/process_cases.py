@@ -33,8 +33,16 @@ ONLY_TWO = {
     "fit of a source, of which each process reads its part",
     "solve of a source, of which each process reads its part",
     "solve_path",
+    "sweep",
 }
-ONLY_FOUR = {"solve", "solve with shards of arrays that every process has", "solve names a feature"}
+ONLY_FOUR = {
+    "check_labels",
+    "evaluate",
+    "fit",
+    "solve",
+    "solve with shards of arrays that every process has",
+    "solve names a feature",
+}
 
 
 def examples() -> tuple[np.ndarray, np.ndarray]:
