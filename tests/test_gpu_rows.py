@@ -454,16 +454,10 @@ def test_the_form_for_a_gpu_is_exact():
 
 # -- Compiled without the device --
 
-# Bytes of bfloat16 for a logit, value and gradient: maximum, sum, gradient, and the targets twice.
-MOST_BYTES = {
-    "logsumexp": 8.5,
-    "soft_cross_entropy": 12.5,
-    "kl_divergence": 12.5,
-    "log_softmax": 18.5,
-    "binary_cross_entropy": 10.5,
-}
+# Bytes of bfloat16 for a logit, value and gradient, beside the fewest possible.
+MOST_OF_LEAST = 1.3
 # XLA's model of a B200 still stores what two passes share here.
-STORED_ON_B200 = ("kl_divergence", "log_softmax")
+STORED_ON_B200 = ("kl_divergence",)
 
 
 # An H100 has the instructions, registers and shared memory of an H200.
@@ -486,14 +480,15 @@ def test_compiled_without_the_device(name: str):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])[name]
-    for title, most in MOST_BYTES.items():
+    siblings = [title for title, program in found.items() if "least" in program]
+    assert len(siblings) >= 9
+    for title in siblings:
         program = found.pop(title)
         if name == "b200" and title in STORED_ON_B200:
             continue
-        assert program["bytes_per_logit"] <= most, title
+        assert program["bytes_per_logit"] <= MOST_OF_LEAST * program["least"], title
         # Values of rows, not the logits.
         assert program["temporary_bytes"] <= 2**24, title
-    del found["softmax"]
     assert len(found) >= 8
     for title, program in found.items():
         (kernel,) = program["kernels"].values()

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import compile_targets
 import jax
@@ -29,6 +29,8 @@ from jaxsoftmax.kernels.gpu.rows import implementation, plans
 
 # Compared with dense logits: GPT-2's head, whose classes are padded, and a small one.
 COMPARED = (LARGEST, heads.Shape(2048, 768, 50_257), heads.Shape(4096, 1024, 1000))
+# Numbers of classes of the sum in XLA's operations, of which cuBLAS multiplies one as it lies.
+OF_XLA = (heads.Shape(8192, 2304, 256_000), heads.Shape(8192, 2304, 256_001))
 # One shape for each plan of rows, aligned or not.
 OF_ROWS = (
     rows.Shape(65_536, 1000),
@@ -44,7 +46,8 @@ def compile_for(name: str, parts: list[str], *, as_json: bool) -> None:
     """Print the resources of the programs of heads, rows and siblings."""
     jax.config.update("jax_platforms", "cpu")
     found: dict[str, Any] = {}
-    every = {"heads": programs_of_heads, "rows": programs_of_rows, "siblings": programs_of_siblings}
+    siblings = programs_of_siblings if as_json else programs_of_every_sibling
+    every = {"heads": programs_of_heads, "rows": programs_of_rows, "siblings": siblings}
     for part, programs in every.items():
         if part in parts:
             for title, entry in programs(name):
@@ -120,6 +123,7 @@ HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
     },
     "labels, everything": (Program(labels_with_everything), heads.data_of_labels, LABELS),
     **{f"default, {s}": (Program(partial(heads.total, {})), heads.data, s) for s in COMPARED},
+    **{f"xla, {s}": (Program(partial(heads.total, heads.XLA)), heads.data, s) for s in OF_XLA},
     **{f"dense, {s}": (Program(heads.dense), heads.data, s) for s in COMPARED},
 }
 
@@ -150,38 +154,99 @@ def kernels_of(plan: plans.Plan) -> dict[str, tuple[Callable[..., Any], tuple[in
 
 # -- Siblings --
 
-SIBLINGS: dict[str, Callable[..., Any]] = {
-    "logsumexp": lambda z, t: js.logsumexp(z),
-    "soft_cross_entropy": js.soft_cross_entropy,
-    "kl_divergence": js.kl_divergence,
-    "softmax": lambda z, t: js.softmax(z),
-    "log_softmax": lambda z, t: js.log_softmax(z),
-    "binary_cross_entropy": js.binary_cross_entropy,
+
+class Sibling(NamedTuple):
+    """A function of logits and targets, and the fewest bytes of bfloat16 it moves for a logit.
+
+    A pass reads the logits for the maximum, one for the sums, and one for a result.
+    """
+
+    function: Callable[..., Any]
+    least: int  # of values and gradients
+    least_of_values: int
+    takes_labels: bool = False
+
+
+def alone_of(link: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of logits with an argument that it ignores."""
+    return lambda z, _: link(z)
+
+
+def focal_loss(z: Any, t: Any) -> Any:
+    """Return the focal loss of labels."""
+    return js.focal(js.binary_cross_entropy(z, t), gamma=2.0)
+
+
+SIBLINGS: dict[str, Sibling] = {
+    "logsumexp": Sibling(alone_of(js.logsumexp), 8, 4),
+    "soft_cross_entropy": Sibling(js.soft_cross_entropy, 12, 6),
+    "kl_divergence": Sibling(js.kl_divergence, 12, 6),
+    "softmax": Sibling(alone_of(js.softmax), 14, 8),
+    "log_softmax": Sibling(alone_of(js.log_softmax), 14, 8),
+    "entropy": Sibling(alone_of(js.entropy), 8, 4),
+    "brier": Sibling(js.brier, 8, 4, takes_labels=True),
+    "cross_entropy_gradient": Sibling(js.cross_entropy_gradient, 14, 8, takes_labels=True),
+    "binary_cross_entropy": Sibling(js.binary_cross_entropy, 10, 8),
+}
+# Printed beside them.
+OTHERS: dict[str, Sibling] = {
+    "kl_divergence of logarithms": Sibling(partial(js.kl_divergence, log_targets=True), 12, 6),
+    "smoothed_cross_entropy": Sibling(
+        partial(js.smoothed_cross_entropy, smoothing=0.1), 8, 4, takes_labels=True
+    ),
+    "cross_entropy": Sibling(js.cross_entropy, 6, 2, takes_labels=True),
+    "multiclass_hinge": Sibling(js.multiclass_hinge, 6, 2, takes_labels=True),
+    "squared_error": Sibling(js.squared_error, 6, 4),
+    "focal": Sibling(focal_loss, 10, 8),
+    "hinge": Sibling(js.hinge, 10, 8),
+    "sigmoid": Sibling(alone_of(js.sigmoid), 8, 4),
+    "log_sigmoid": Sibling(alone_of(js.log_sigmoid), 8, 4),
+    "softplus": Sibling(alone_of(js.softplus), 8, 4),
 }
 IGNORED = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
 OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", re.MULTILINE)
 ITEM_BYTES = {"bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}  # and 4 of all others
 
 
-def programs_of_siblings(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def programs_of_siblings(
+    name: str, siblings: dict[str, Sibling] = SIBLINGS
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the functions, each with its derivative, and the bytes that they move for a logit."""
     shape = rows.SIBLINGS["gpu"]
-    type_ = jax.ShapeDtypeStruct((shape.n, shape.k), shape.dtype)
-    for title, function in SIBLINGS.items():
-        built, _ = compiled_for(name, partial(with_derivative, function), (type_, type_))
-        yield (
-            title,
-            {
-                "temporary_bytes": measure.temporary_bytes(built),
-                "bytes_per_logit": moved_bytes(built.as_text()) / (shape.n * shape.k),
-            },
-        )
+    z = jax.ShapeDtypeStruct((shape.n, shape.k), shape.dtype)
+    labels = jax.ShapeDtypeStruct((shape.n,), jnp.int32)
+    for title, sibling in siblings.items():
+        types = z, labels if sibling.takes_labels else z
+        built, _ = compiled_for(name, partial(with_derivative, sibling.function), types)
+        entry = {
+            "temporary_bytes": measure.temporary_bytes(built),
+            "bytes_per_logit": moved_bytes(built.as_text()) / (shape.n * shape.k),
+            "least": sibling.least,
+        }
+        yield title, entry
+
+
+def programs_of_every_sibling(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield all links and losses along rows, with the bytes of their values as well."""
+    shape = rows.SIBLINGS["gpu"]
+    z = jax.ShapeDtypeStruct((shape.n, shape.k), shape.dtype)
+    labels = jax.ShapeDtypeStruct((shape.n,), jnp.int32)
+    every = SIBLINGS | OTHERS
+    for title, entry in programs_of_siblings(name, every):
+        sibling = every[title]
+        types = z, labels if sibling.takes_labels else z
+        built, _ = compiled_for(name, sibling.function, types)
+        moved = moved_bytes(built.as_text()) / (shape.n * shape.k)
+        yield title, entry | {"of_values": moved, "least_of_values": sibling.least_of_values}
 
 
 def with_derivative(function: Callable[..., Any], z: Any, t: Any) -> Any:
     """Return values, and the gradient in the logits with a cotangent for each value."""
     found, back = jax.vjp(lambda z: function(z, t), z)
-    cotangents = t if found.ndim == z.ndim else jnp.cos(jnp.arange(len(z), dtype=jnp.float32))
+    if found.ndim < z.ndim:
+        cotangents = jnp.cos(jnp.arange(len(z), dtype=jnp.float32))
+    else:
+        cotangents = t if t.ndim == z.ndim else z
     return found, back(cotangents.astype(found.dtype))
 
 
@@ -193,9 +258,29 @@ def moved_bytes(text: str) -> int:
     for name, types, operation, rest in OPERATION.findall(entry[: entry.index("\n}")]):
         sizes[name] = type_bytes(types)
         if operation not in IGNORED:
-            operands = dict.fromkeys(re.findall(r"%?([\w.-]+)", rest.split("), ")[0]))
+            names = re.findall(r"%?([\w.-]+)", rest.split("), ")[0])
+            called = re.search(r"calls=%([\w.-]+)", rest)
+            gathered = gathered_from(text, called[1]) if called else set()
+            operands = dict.fromkeys(a for i, a in enumerate(names) if i not in gathered)
             total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
     return total
+
+
+def gathered_from(text: str, name: str) -> set[int]:
+    """Return the parameters of a fusion of which it reads no more than an entry of each row."""
+    body = text[text.index(f"\n%{name} (") :]
+    body = body[: body.index("\n}")]
+    parameters = {p: int(i) for p, i in re.findall(r"%?([\w.-]+) = \S+ parameter\((\d+)\)", body)}
+
+    def is_gathered(operand: str) -> bool:
+        pattern = rf"%([\w.-]+) = \S+ ([\w-]+)\([^)]*%{re.escape(operand)}[,)]"
+        users = re.findall(pattern, body)
+        return bool(users) and all(
+            operation == "gather" or (operation == "convert" and is_gathered(user))
+            for user, operation in users
+        )
+
+    return {number for parameter, number in parameters.items() if is_gathered(parameter)}
 
 
 def type_bytes(types: str) -> int:
