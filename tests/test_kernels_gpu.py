@@ -560,6 +560,10 @@ def test_compiled_without_the_device(name: str):
             assert program["temporary_bytes"] <= 1e6 * program["limit"], title
     compiled = {kernel for program in found.values() for kernel in program["kernels"]}
     assert all(any(kernel in each for each in compiled) for kernel in KERNELS[name])
+    # A block of logits, x's sum and copies of a block of w, and none of w, which takes 1,180 MB.
+    of_xla = [program["temporary_bytes"] for title, program in found.items() if "xla" in title]
+    assert len(of_xla) == 2
+    assert max(of_xla) <= 200e6
     # The default takes no more memory than dense logits and the budget of the sum.
     for title in found:
         if title.startswith("dense"):

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxsoftmax.kernels import primitives, tiles
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
 
-# With fewer rows of two bytes an entry, 8 D K bytes of a chunk, read and written at 3.5 TB/s, take
-# longer than the 2 R D K operations of another product at 700 TFLOP/s (H200), and half as much for
-# the second pass over the logits. Float32 operands halve the rate. Other accelerators have similar
-# ratios of rates; this is reasoned, and not measured.
+# The least size of a chunk: 512 rows of two bytes an entry. With fewer, reading and writing the sum
+# of w's gradient, 8 D K bytes at 3.5 TB/s, takes longer than another product and another pass over
+# the logits, 1.5 times 2 R D K operations at 700 TFLOP/s (H200). Float32 operands halve the rate.
+# This is reasoned from measured rates and not measured, and so are other accelerators.
 MIN_CHUNK_BYTES = 1024  # of a column of x
 
 
