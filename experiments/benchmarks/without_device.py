@@ -31,8 +31,6 @@ from jaxsoftmax.kernels.gpu.rows import implementation, plans
 COMPARED = (LARGEST, heads.Shape(2048, 768, 50_257), heads.Shape(4096, 1024, 1000))
 # Numbers of classes of the sum in XLA's operations, of which cuBLAS multiplies one as it lies.
 OF_XLA = (heads.Shape(8192, 2304, 256_000), heads.Shape(8192, 2304, 256_001))
-# Numbers of classes of the sum in XLA's operations, of which cuBLAS multiplies one as it lies.
-OF_XLA = (heads.Shape(8192, 2304, 256_000), heads.Shape(8192, 2304, 256_001))
 # One shape for each plan of rows, aligned or not.
 OF_ROWS = (
     rows.Shape(65_536, 1000),
@@ -125,7 +123,6 @@ HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
     },
     "labels, everything": (Program(labels_with_everything), heads.data_of_labels, LABELS),
     **{f"default, {s}": (Program(partial(heads.total, {})), heads.data, s) for s in COMPARED},
-    **{f"xla, {s}": (Program(partial(heads.total, heads.XLA)), heads.data, s) for s in OF_XLA},
     **{f"xla, {s}": (Program(partial(heads.total, heads.XLA)), heads.data, s) for s in OF_XLA},
     **{f"dense, {s}": (Program(heads.dense), heads.data, s) for s in COMPARED},
 }
