@@ -125,7 +125,7 @@ def log_softmax_transpose(z: Array, cotangents: Array, axis: int) -> Array:
     return select((z >= maximum) & (total < 2 * rows.top), of_leader, centered)
 
 
-def entropy(z: Array, axis: int) -> tuple[Array, Array]:
+def entropy_with_gradient(z: Array, axis: int) -> tuple[Array, Array]:
     """Return H = log sum exp(z - max z) + sum p (max z - z), and its gradient.
 
     The gradient, -p (log p + H), is p times max z - z minus the mean of the same.
@@ -150,7 +150,9 @@ def entropy(z: Array, axis: int) -> tuple[Array, Array]:
     return jnp.squeeze(value, axis), shares(rows, total) * (depth(again(z)) - mean)
 
 
-def brier(z: Array, labels: Array, in_range: Array, valid: Array, axis: int) -> tuple[Array, Array]:
+def brier_with_gradient(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int
+) -> tuple[Array, Array]:
     """Return sum_k r_k^2 with r = p - onehot(y), and its gradient 2 p_k (r_k - sum p r).
 
     With s the sum of the others' probabilities and q that of their squares, the value is q + s^2

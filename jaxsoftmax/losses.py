@@ -553,7 +553,7 @@ def _entropy(z: Array, axis: int) -> Array:
     return -class_shards.sum_classes(terms, axis, UNSHARDED)
 
 
-_entropy_in_few_passes = _in_few_passes(_entropy, few_passes.entropy)
+_entropy_in_few_passes = _in_few_passes(_entropy, few_passes.entropy_with_gradient)
 
 
 @calls.compiled()
@@ -757,7 +757,7 @@ def _brier(z: Array, labels: Array, in_range: Array, valid: Array, axis: int) ->
     return class_shards.sum_classes(residual**2, axis, UNSHARDED)
 
 
-_brier_in_few_passes = _in_few_passes(_brier, few_passes.brier)
+_brier_in_few_passes = _in_few_passes(_brier, few_passes.brier_with_gradient)
 
 
 @calls.compiled()
