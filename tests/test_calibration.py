@@ -427,6 +427,22 @@ def test_no_optimum_is_told(case: str) -> None:
     assert np.isfinite(fitted.apply(z)).all()
 
 
+@pytest.mark.parametrize("repeats", [1, 1000])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_loss_below_the_least_number_is_no_optimum(classes: int, repeats: int) -> None:
+    """The common scale, or the search, may end where the slope or its square is 0 by underflow."""
+    z, y = np.tile(np.eye(2, classes, dtype=np.float32), (repeats, 1)), np.tile([0, 1], repeats)
+    for fitted in (vector_scaling(z, y), temperature_scaling(z, y)):
+        assert not fitted.converged
+        assert fitted.nll[1] < fitted.nll[0]
+
+
+def test_a_loss_of_0_from_the_start_is_an_optimum() -> None:
+    fitted = vector_scaling(np.array([[1, -np.inf]] * 3, np.float32), np.zeros(3, int))
+    assert fitted.converged
+    assert fitted.nll == (0, 0)
+
+
 @pytest.mark.parametrize("seed", [10004, 10005, 10009])
 def test_few_examples_with_all_the_curvature_do_not_end_the_search(seed: int) -> None:
     """Scales of their own for the classes separate the last two, where a common scale cannot.

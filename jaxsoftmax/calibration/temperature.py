@@ -110,7 +110,8 @@ def best_scale(data: Data, limit: float) -> BestScale:
     else:  # the loss does not depend on the scale
         scale, is_optimum = 1.0, low == high == 0
     derivative, curvature = map(float, _slope_and_curvature(scale, data))
-    decrement = 0.5 * derivative**2 / curvature if derivative else 0.0
+    # Both vanish where the loss does.
+    decrement = 0.5 * derivative * (derivative / curvature) if curvature else 0.0
     return BestScale(scale, is_optimum, decrement)
 
 

@@ -169,13 +169,15 @@ def _minimize(params: np.ndarray, data: Data, iterations: int) -> _Minimum:
 
     Differences of losses do not show the last digits, so that SciPy's search ends early, and a
     Newton step completes it. Where the likelihood has no optimum, the loss decreases like exp(-x),
-    whose Newton step is 1 however small its slope is.
+    whose Newton step is 1 however small its slope is, until both are below the least number.
     """
+    start = params
     problem, found = _search(params, data, iterations)
     newton = _newton_step(problem, found)
     step = problem.to_params(newton)
-    is_optimum = bool(np.max(np.abs(step)) <= MAX_LAST_STEP)
     params = problem.params + problem.to_params(found.x)
+    has_vanished = found.fun == 0 and not np.array_equal(params, start)
+    is_optimum = bool(np.max(np.abs(step)) <= MAX_LAST_STEP) and not has_vanished
     decrement = float(-0.5 * found.jac @ newton)
     return _Minimum(params + step if is_optimum else params, is_optimum, decrement)
 
@@ -227,7 +229,8 @@ def _newton_step(problem: _Problem, found: Any) -> np.ndarray:
 
     product = functools.partial(problem.hessian_product, found.x)
     hessian = linalg.LinearOperator((found.x.size, found.x.size), matvec=product)
-    return linalg.cg(hessian, -found.jac, rtol=1e-3, maxiter=MAX_HESSIAN_PRODUCTS)[0]
+    size = np.max(np.abs(found.jac)) or 1.0  # its square may be below the least number
+    return size * linalg.cg(hessian, -found.jac / size, rtol=1e-3, maxiter=MAX_HESSIAN_PRODUCTS)[0]
 
 
 def _step_sizes(curvatures: np.ndarray) -> np.ndarray:
