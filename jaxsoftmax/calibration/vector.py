@@ -27,6 +27,8 @@ INITIAL_SCALE_LIMIT = 1000.0
 GRADIENT_TOLERANCE = 1e-7
 # Of an optimum's last Newton step, in deviations of the logits.
 MAX_LAST_STEP = 1e-2
+# At a loss below it, which no optimum has, squares of the slope may be below the least number.
+VANISHING_LOSS = 1e-100
 # Newton steps after which the parameters are scaled by the curvature again.
 STEPS_PER_SCALING = 3
 # L-BFGS's steps for each Newton step that is allowed.
@@ -161,7 +163,7 @@ class _Minimum(NamedTuple):
 
     params: np.ndarray
     is_optimum: bool
-    decrement: float  # Newton's, before the last step
+    decrement: float  # Newton's before the last step, or the loss where it vanishes
 
 
 def _minimize(params: np.ndarray, data: Data, iterations: int) -> _Minimum:
@@ -169,17 +171,17 @@ def _minimize(params: np.ndarray, data: Data, iterations: int) -> _Minimum:
 
     Differences of losses do not show the last digits, so that SciPy's search ends early, and a
     Newton step completes it. Where the likelihood has no optimum, the loss decreases like exp(-x),
-    whose Newton step is 1 however small its slope is, until both are below the least number.
+    whose Newton step is 1 however small its slope is, and whose infimum is 0.
     """
-    start = params
     problem, found = _search(params, data, iterations)
+    end = problem.params + problem.to_params(found.x)
+    if found.fun < VANISHING_LOSS and not np.array_equal(end, params):
+        return _Minimum(end, False, found.fun)
     newton = _newton_step(problem, found)
     step = problem.to_params(newton)
-    params = problem.params + problem.to_params(found.x)
-    has_vanished = found.fun == 0 and not np.array_equal(params, start)
-    is_optimum = bool(np.max(np.abs(step)) <= MAX_LAST_STEP) and not has_vanished
+    is_optimum = bool(np.max(np.abs(step)) <= MAX_LAST_STEP)
     decrement = float(-0.5 * found.jac @ newton)
-    return _Minimum(params + step if is_optimum else params, is_optimum, decrement)
+    return _Minimum(end + step if is_optimum else end, is_optimum, decrement)
 
 
 def _search(params: np.ndarray, data: Data, iterations: int) -> tuple[_Problem, Any]:
@@ -229,8 +231,7 @@ def _newton_step(problem: _Problem, found: Any) -> np.ndarray:
 
     product = functools.partial(problem.hessian_product, found.x)
     hessian = linalg.LinearOperator((found.x.size, found.x.size), matvec=product)
-    size = np.max(np.abs(found.jac)) or 1.0  # its square may be below the least number
-    return size * linalg.cg(hessian, -found.jac / size, rtol=1e-3, maxiter=MAX_HESSIAN_PRODUCTS)[0]
+    return linalg.cg(hessian, -found.jac, rtol=1e-3, maxiter=MAX_HESSIAN_PRODUCTS)[0]
 
 
 def _step_sizes(curvatures: np.ndarray) -> np.ndarray:
