@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="draw from the records alone")
     smoke = parser.parse_args().smoke
     record = document.recorded(NAME) if smoke else {"temporary MB": compiled()}
+    for name, sizes in record["temporary MB"].items():
+        for classes, size in sizes.items():
+            print(f"{name}, {int(classes):,} classes: {size:,.1f} MB")
     document.publish(NAME, record, draw, smoke=smoke)
 
 
@@ -67,7 +70,6 @@ def compiled() -> dict[str, dict[str, float]]:
         head = jax.eval_shape(partial(heads.data, heads.Shape(ROWS, FEATURES, k, DTYPE)))
         for name, program in PROGRAMS.items():
             needed = without_device.resources(DEVICE, program, (head,))["temporary_bytes"]
-            print(f"{k:7} classes, {name}: {needed / 1e6:,.1f} MB", flush=True)
             found[name][str(k)] = needed / 1e6
     return found
 
