@@ -1,8 +1,9 @@
 """Memory, time and exactness on a GPU by the number of classes: the picture of the main page.
 
-Command: `python experiments/gpu_by_classes.py`, about two minutes on a CPU, with `jax[cuda13]` in a
-separate environment: the programs are compiled for an H200 that is only described. `--smoke` draws
-the figure from the committed records and writes nothing. The record is results/gpu_by_classes.json.
+Command: `python experiments/gpu_by_classes.py`, about two minutes on a CPU, in an environment with
+`jax[cuda13]` and `.[app]`: the programs are compiled for an H200 that is only described. `--smoke`
+draws the figure from the committed records and writes nothing. The record is
+results/gpu_by_classes.json.
 
 Question. How does the temporary memory of a head's value and gradients grow with the number of
 classes on an NVIDIA H200, with 2,048 examples of 4,096 features in bfloat16 and a budget of 128

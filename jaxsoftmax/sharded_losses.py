@@ -133,7 +133,7 @@ def _local_soft_parts(
 
 
 class _Smoothed(NamedTuple):
-    """What is known of a row (see `sharded_softmax.SmoothedSums`) without the smoothing."""
+    """The sums of a row (see `sharded_softmax.SmoothedSums`) without the smoothing."""
 
     nll: Array
     weight: Array

@@ -452,7 +452,8 @@ def test_every_kind_of_column(tmp_path: Path) -> None:
     for words in ("left out 'row': all values are different integers", "left out 'name': all",
                   "left out 'empty': no value", "left out 'one': one value",
                   "one-hot: 'sex' (2 values), 'city' (2 values, ", "rare ones joined)",
-                  "1 for Yes, 0 for no: 'smoker'", "missing values, with a feature that says so:",
+                  "1 for Yes, 0 for no: 'smoker'",
+                  "missing values, with a feature that marks them:",
                   "'age' "):  # fmt: skip
         assert words in notes, words
     assert TableSchema.from_json(dataset.schema.table.to_json()) == dataset.schema.table

@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What a run is asked for: the kind of device, tiny shapes, other libraries' interpreter."""
+    """The options of a run: the kind of device, tiny shapes, other libraries' interpreter."""
 
     platform: str
     smoke: bool = False

@@ -210,7 +210,7 @@ def _search(params: np.ndarray, data: Data, iterations: int) -> tuple[_Problem, 
 
 
 def _search_by_gradients(problem: _Problem, steps: int) -> Any:
-    """Go on where every Newton step was rejected.
+    """Continue where every Newton step was rejected.
 
     This happens where few examples hold all the curvature: nearby, others hold it.
     """

@@ -1,4 +1,4 @@
-"""What every engine takes and returns: the settings, and what is known of each lane at the end."""
+"""The settings that every engine takes, and the state of each lane that it returns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

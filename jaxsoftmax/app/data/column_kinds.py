@@ -45,7 +45,7 @@ class CellError(ValueError):
 
 
 class Column(Protocol):
-    """What all kinds have."""
+    """The fields of all kinds."""
 
     @property
     def name(self) -> str:

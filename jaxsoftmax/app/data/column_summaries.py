@@ -70,7 +70,7 @@ def describe(summaries: Sequence[ColumnSummary]) -> list[str]:
     Example:
         >>> from jaxsoftmax.app.data.column_summaries import ColumnSummary, describe
         >>> describe([ColumnSummary("age", "number", 0.25, "the number", fill="median 3")])
-        ["missing values, with a feature that says so: 'age' 25% (median 3)"]
+        ["missing values, with a feature that marks them: 'age' 25% (median 3)"]
     """
     used = [summary for summary in summaries if not summary.is_omitted]
     omitted = [(s.outcome, repr(s.name)) for s in summaries if s.is_omitted]
@@ -82,7 +82,7 @@ def describe(summaries: Sequence[ColumnSummary]) -> list[str]:
     lines += [f"{heading}: {_list(names)}" for heading, names in _group(encoded)]
     filled = [f"{s.name!r} {_percent(s.missing_share)} ({s.fill})" for s in used if s.fill]
     if filled:
-        lines.append(f"missing values, with a feature that says so: {_list(filled)}")
+        lines.append(f"missing values, with a feature that marks them: {_list(filled)}")
     return lines
 
 

@@ -53,7 +53,7 @@ class Run:
 
 
 class Context:
-    """What all sections share: the run, and its test scores in one form for all tasks.
+    """The data that all sections share: the run, and its test scores in one form for all tasks.
 
     A binary sigmoid has one score, that of the second class. Here the first class has the score 0
     beside it, so that the class with the larger score is predicted, as everywhere.

@@ -88,7 +88,7 @@ class Kernel(NamedTuple):
 
 
 class SoftmaxOutputs(NamedTuple):
-    """What `softmax_statistics` writes, `[subtiles, N]` each but for the exponentials."""
+    """The outputs of `softmax_statistics`, `[subtiles, N]` each but for the exponentials."""
 
     maximum: Any
     sum_exp_rest: Any  # of exp(z - maximum), over all classes but the label

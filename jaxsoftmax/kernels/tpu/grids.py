@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """What kernels know at compile time."""
+    """The values that kernels know at compile time."""
 
     tile: Sizes
     whole: Sizes

@@ -40,7 +40,7 @@ MAX_SLOPE_RATIO = 0.4  # as in `line_search`
 
 
 class _Run(NamedTuple):
-    """What does not change from step to step."""
+    """The values that all steps share."""
 
     stream: Stream
     sample: Problem  # with the penalty

@@ -38,7 +38,7 @@ def _describe_outcome(column: ColumnSummary) -> str:
     if column.is_omitted:
         return f"left out: {column.outcome}"
     if column.fill:
-        return f"{column.outcome}; missing values: {column.fill}, and a feature that says so"
+        return f"{column.outcome}; missing values: {column.fill}, and a feature that marks them"
     return column.outcome
 
 

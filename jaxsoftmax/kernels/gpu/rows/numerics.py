@@ -24,7 +24,7 @@ THREADS = 128  # of a warpgroup
 
 
 class State(NamedTuple):
-    """What each thread found in its entries of a row, `[128]`."""
+    """The maxima and sums of each thread over its entries of a row, `[128]`."""
 
     maximum: Any  # -inf at first
     total: Any  # the sum of exp(z) 2^(64 - n), n = round(maximum log2 e)

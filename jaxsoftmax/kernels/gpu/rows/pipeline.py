@@ -100,7 +100,7 @@ class Given(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What all warpgroups of a row know after its reduction."""
+    """The results of a row's reduction, which all of its warpgroups have."""
 
     own: Any  # the label's logit, -inf where the label is masked
     maximum: Any  # of all entries
@@ -116,7 +116,7 @@ class Found(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What turns the exponentials of a row into its gradient."""
+    """The factors that turn the exponentials of a row into its gradient."""
 
     others: Any
     label: Any  # the gradient at the label itself
