@@ -487,8 +487,8 @@ def test_compiled_without_the_device(name: str):
         if name == "b200" and title in STORED_ON_B200:
             continue
         assert program["bytes_per_logit"] <= MOST_OF_LEAST * program["least"], title
-        # Values of rows, not the logits.
-        assert program["temporary_bytes"] <= 2**24, title
+        # Values of rows and of their parts, not the logits of 2**29 bytes.
+        assert program["temporary_bytes"] <= 2**25, title
     assert len(found) >= 8
     for title, program in found.items():
         (kernel,) = program["kernels"].values()
