@@ -167,7 +167,7 @@ def one_image(axes: Axes, example: dict[str, Any]) -> None:
     figures.label(axes, f"class {order[0]}", (0.012, 0.93), BLUE)
     figures.label(axes, f"class {order[1]}", (0.075, 0.34), ORANGE)
     figures.label(axes, f"class {order[2]}", (0.2, 0.13), GREEN, ha="right")
-    figures.label(axes, "the other seven", (0.012, 0.02), MUTED, va="bottom")
+    figures.label(axes, "seven others", (0.012, 0.02), MUTED, va="bottom")
     axes.set_title(f"softmax(z / T) of test image {example['test image']}")
 
 
@@ -177,7 +177,7 @@ def confidence(axes: Axes, curves: dict[str, Any]) -> None:
     axes.plot(TEMPERATURES, curves["accuracy"], "--", color=ORANGE)
     axes.axvline(1, color=MUTED, linewidth=1, linestyle=":")
     accuracy = curves["accuracy"][0]
-    figures.label(axes, f"accuracy, {accuracy:.1%} at every T", (0.012, 0.85), ORANGE)
+    figures.label(axes, f"accuracy, {accuracy:.1%}", (0.012, 0.85), ORANGE)
     figures.label(axes, "mean largest\nprobability", (5.5, 0.42), BLUE)
     figures.label(axes, "T = 1 of\ntraining", (0.85, 0.05), MUTED, ha="right", va="bottom")
     axes.set_title("10,000 test images")
