@@ -99,6 +99,7 @@ def cases() -> dict[str, Case]:
             f(x, w, y, bias=b, where=where, valid=valid, tiles=tiles, **how, **_weighted(weights))
         )
 
+    diverged = {"x": "nd", "diverged": "dk", "bias": "k", "labels": "n"}
     summed = {"x": "nd", "w": "dk", "bias": "k", "labels": "n", "exists": "k", "valid": "n"}
     summed |= {"weights": "n"}
     few = {"x": "nd", "few": "dk", "few_bias": "k", "few_labels": "n"}
@@ -161,12 +162,14 @@ def cases() -> dict[str, Case]:
                 js.cross_entropy(z, y), js.logsumexp(z), js.softmax(z), js.log_softmax(z),
                 js.brier(z, y), js.multiclass_hinge(z, y), js.soft_cross_entropy(z, t),
             ), {"broken": "nk", "labels": "n", "targets": "nk"}, 1, exact=(), parts=FIRST_ORDER),
+        # Two programs: what XLA for CPUs (jaxlib 0.12.0.1) keeps in its cache of one with both, for
+        # "explicit classes", crashes when it is read.
         "NaN in a class": Case(
-            lambda x, w, b, y: (
-                *js.linear_cross_entropy(x, w, y, bias=b, tiles=tiles),
-                js.linear_cross_entropy_sum(x, w, y, bias=b, tiles=tiles),
-            ), {"x": "nd", "diverged": "dk", "bias": "k", "labels": "n"}, 3, exact=(),
-            parts=FIRST_ORDER),
+            lambda x, w, b, y: tuple(js.linear_cross_entropy(x, w, y, bias=b, tiles=tiles)),
+            diverged, 3, exact=(), parts=FIRST_ORDER),
+        "NaN in a class, sum": Case(
+            lambda x, w, b, y: (js.linear_cross_entropy_sum(x, w, y, bias=b, tiles=tiles),),
+            diverged, 3, exact=(), parts=FIRST_ORDER),
         "gauss_newton_factor": Case(
             lambda z: js.gauss_newton_factor(js.softmax(z[:, :8])), one, 1, exact=()),
         "linear_cross_entropy": Case(fused(js.linear_cross_entropy, tuple), head, 3, exact=()),
