@@ -343,9 +343,7 @@ def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | 
     count = jnp.sum(z != -jnp.inf, axis, dtype=z.dtype, keepdims=True)
     is_label = softmax_core.label_mask(z, rows.labels, axis)
     t = softmax_core.smooth_targets(z, is_label, count, smoothing, class_weights)
-    # NaN for a label out of range, but not where a gradient would multiply it by 0.
-    factor = jnp.where(rows.in_range | ~rows.valid, 1, jnp.nan).astype(z.dtype)
-    return t * jnp.expand_dims(factor, axis)
+    return t * jnp.expand_dims(rows.range_factor, axis)
 
 
 @calls.compiled("axis", "shards")

@@ -148,9 +148,7 @@ def smoothed_values(rows: LabeledRows, a: Array, c: Array | None) -> Array:
     """Return cross-entropy with smoothed labels; `c` are class weights, with the rank of z."""
     c = None if c is None else jnp.broadcast_to(c, rows.z.shape)
     z = validation.zero_ignored_rows(rows.z, rows.valid, rows.axis)
-    # NaN for a label out of range, but not where a gradient would multiply it by 0.
-    factor = jnp.where(rows.in_range | ~rows.valid, 1, jnp.nan).astype(z.dtype)
-    values = _smoothed_values(z, rows.labels, factor, a, c, rows.axis, rows.shards)
+    values = _smoothed_values(z, rows.labels, rows.range_factor, a, c, rows.axis, rows.shards)
     return validation.zero_ignored(values, rows.valid)
 
 

@@ -31,6 +31,14 @@ class LabeledRows(NamedTuple):
     axis: int  # the class axis, from the front
     shards: ClassShards = UNSHARDED  # where the classes are
 
+    @property
+    def range_factor(self) -> Array:
+        """1, or NaN for a label out of range where the row counts.
+
+        A gradient would multiply the factor of a row that does not count by 0.
+        """
+        return jnp.where(self.in_range | ~self.valid, 1, jnp.nan).astype(self.z.dtype)
+
 
 def prepare_labeled_rows(
     logits: ArrayLike,

@@ -487,8 +487,9 @@ def test_compiled_without_the_device(name: str):
         if name == "b200" and title in STORED_ON_B200:
             continue
         assert program["bytes_per_logit"] <= MOST_OF_LEAST * program["least"], title
-        # Values of rows and of their parts, not the logits of 2**29 bytes.
-        assert program["temporary_bytes"] <= 2**25, title
+        # Values of rows, not the logits; log_softmax of a B200 has some of parts of rows as well.
+        most = 2**24 + (2**18 if (name, title) == ("b200", "log_softmax") else 0)
+        assert program["temporary_bytes"] <= most, title
     assert len(found) >= 8
     for title, program in found.items():
         (kernel,) = program["kernels"].values()

@@ -19,9 +19,7 @@ from jaxsoftmax.solvers.certificate import (
     MAX_ROUNDING,
 )
 from jaxsoftmax.solvers.host import problem as problems
-from jaxsoftmax.solvers.host.problem import HostProblem, Point
-
-EPS = float(np.finfo(float).eps)
+from jaxsoftmax.solvers.host.problem import EPS, HostProblem, Point
 
 
 class Certificate(NamedTuple):

@@ -151,7 +151,7 @@ def _note_progress(state: _State, *, point: Point, estimate: float, **others: An
     `others` are its other fields that have changed.
     """
     value = point.value
-    rounding = 4 * certificate.EPS * abs(value)
+    rounding = 4 * problems.EPS * abs(value)
     better = value + rounding < state.best_value or estimate < 0.5 * state.best_estimate
     return state._replace(
         point=point,

@@ -3,10 +3,8 @@ r"""A line search along a direction, as in `solvers.line_search`, for one lane o
 import numpy as np
 
 from jaxsoftmax.solvers.host import problem as problems
-from jaxsoftmax.solvers.host.problem import HostProblem, Point
+from jaxsoftmax.solvers.host.problem import EPS, HostProblem, Point
 from jaxsoftmax.solvers.line_search import MAX_SLOPE_RATIO, MAX_TRIALS
-
-EPS = float(np.finfo(float).eps)
 
 
 def minimize_along(

@@ -16,6 +16,8 @@ import numpy as np
 from jaxsoftmax.solvers.host import products
 from jaxsoftmax.solvers.problem import Link
 
+EPS = float(np.finfo(float).eps)
+
 
 class HostProblem(NamedTuple):
     """Arrays that define the problem."""
