@@ -145,24 +145,8 @@ def any_class(x: Array, axis: int, shards: ClassShards) -> Array:
 
 def max_classes(z: Array, axis: int, shards: ClassShards) -> Array:
     """Return the maximum over the classes; NaN if one is, where they are sharded."""
-    return _max_over_shards(z, axis, shards) if shards.local_axes else jnp.max(z, axis)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _max_over_shards(z: Array, axis: int, shards: ClassShards) -> Array:
-    return class_maxima.max_over_shards(z, axis, shards.local_axes)
-
-
-@_max_over_shards.defjvp
-def _max_over_shards_jvp(
-    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
-) -> tuple[Array, Array]:
-    """The largest entries share the derivative, as in `jnp.max`."""
-    (z,), (dz,) = primals, tangents
-    maximum = _max_over_shards(z, axis, shards)
-    is_largest = z == jnp.expand_dims(maximum, axis)
-    count = sum_classes(is_largest.astype(z.dtype), axis, shards)
-    return maximum, sum_classes(select(is_largest, dz, 0), axis, shards) / jnp.maximum(count, 1)
+    axes = shards.local_axes
+    return class_maxima.max_over_shards(z, axis, axes) if axes else jnp.max(z, axis)
 
 
 def sum_terms(terms: Array, row: RowScale, largest: Array, axis: int, shards: ClassShards) -> Array:

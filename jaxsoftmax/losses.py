@@ -845,29 +845,29 @@ def multiclass_hinge(
         Crammer and Singer, "On the algorithmic implementation of multiclass kernel-based vector
         machines" (2001).
     """
-    z, axis = validation.prepare_logits(logits, axis, where)
-    valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
-    z = validation.zero_ignored_rows(z, valid, axis)
-    class_axes = class_shards.resolve(shards, z)
-    classes = class_shards.count_classes(z, axis, class_axes)
-    labels, in_range = validation.prepare_labels(labels, z, axis, num_classes=classes)
+    rows = softmax_core.prepare_labeled_rows(logits, labels, axis, where, valid, shards)
+    z = validation.zero_ignored_rows(rows.z, rows.valid, rows.axis)
     # A factor, not a selection: the NaN of a label out of range reaches the gradient too.
-    is_number = jnp.expand_dims(in_range, axis)
-    if valid is not None:
-        is_number = is_number | ~jnp.expand_dims(valid, axis)
-    z = z * jnp.where(is_number, 1, jnp.nan).astype(z.dtype)
-    is_label = softmax_core.label_mask(z, labels, axis, class_axes)
-    label_logit = class_shards.take_class(select(is_label, z, 0), axis, class_axes)
-    best_other = class_shards.max_classes(select(is_label, -jnp.inf, z), axis, class_axes)
-    # XLA's maxima may lose a NaN.
-    best_other = select(class_shards.any_class(z != z, axis, class_axes), jnp.nan, best_other)
+    rows = rows._replace(z=z * jnp.expand_dims(rows.range_factor, rows.axis))
+    label_logit, best_other = _label_and_best_other(rows)
     # Where no other class exists there is no margin to keep.
     is_alone = best_other == -jnp.inf
     # Two infinite logits are equal. So may be finite ones, but those keep their derivative.
     is_tied = (label_logit == jnp.inf) & (best_other == jnp.inf)
     margin = select(is_tied, 0, label_logit - select(is_alone | is_tied, 0, best_other))
     loss = select(is_alone, 0, _ramp(1 - margin))
-    return validation.zero_ignored(select(in_range, loss, jnp.nan), valid)
+    return validation.zero_ignored(select(rows.in_range, loss, jnp.nan), rows.valid)
+
+
+def _label_and_best_other(rows: LabeledRows) -> tuple[Array, Array]:
+    """Return the label's logit, and the largest of the others; NaN where a logit of the row is."""
+    if rows.shards.classes:
+        return sharded_losses.label_and_best_other(rows.z, rows.labels, rows.axis, rows.shards)
+    z, is_label = rows.z, softmax_core.label_mask(rows.z, rows.labels, rows.axis)
+    label_logit = jnp.sum(select(is_label, z, 0), rows.axis)
+    best_other = jnp.max(select(is_label, -jnp.inf, z), rows.axis)
+    # XLA's maxima may lose a NaN.
+    return label_logit, select(jnp.any(z != z, rows.axis), jnp.nan, best_other)
 
 
 def _ramp(x: Array) -> Array:

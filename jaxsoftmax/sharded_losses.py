@@ -280,3 +280,36 @@ def _local_brier(
         terms.others, terms.row, terms.maxima.rest, terms.of_label, axis, shards
     )
     return select(terms.is_zero, 0, score)
+
+
+# -- The multi-class hinge --
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def label_and_best_other(
+    z: Array, labels: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Array]:
+    """Return z_y and max over k != y of z_k, in one all-reduce; NaN where a logit of the row is."""
+    return class_shards.run(_local_label_and_best_other, (z, labels), axis, shards)
+
+
+def _local_label_and_best_other(
+    z: Array, labels: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Array]:
+    largest, label, rest = softmax_core.row_maxima(z, labels, axis, shards)
+    return label, select(jnp.isnan(largest), jnp.nan, rest)
+
+
+@label_and_best_other.defjvp
+def _label_and_best_other_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The best others share the derivative, as in `jnp.max`; one more all-reduce counts them."""
+    (z, labels), (dz, _) = primals, tangents
+    label, best = label_and_best_other(z, labels, axis, shards)
+    is_label = softmax_core.label_mask(z, labels, axis, shards)
+    is_best = ~is_label & (z == class_shards.spread(best, z, axis, shards))
+    count = lax.psum(jnp.sum(is_best, axis, dtype=jnp.int32), shards.local_axes)
+    change = class_shards.take_class(select(is_label, dz, 0), axis, shards)
+    shared = class_shards.sum_classes(select(is_best, dz, 0), axis, shards)
+    return (label, best), (change, shared / jnp.maximum(count, 1).astype(z.dtype))

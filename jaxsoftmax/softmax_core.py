@@ -99,7 +99,7 @@ def label_logit(z: Array, labels: Array, axis: int) -> Array:
     return jnp.sum(select(label_mask(z, labels, axis), z, 0), axis)
 
 
-def _row_maxima(z: Array, labels: Array, axis: int, shards: ClassShards) -> RowMaxima:
+def row_maxima(z: Array, labels: Array, axis: int, shards: ClassShards) -> RowMaxima:
     """Return the largest logit of each row, that of its label, and the largest of the others.
 
     The largest of the others is only needed, and only computed, where classes are sharded.
@@ -146,7 +146,7 @@ def label_terms(
 ) -> LabelTerms:
     """Return the exponentials of local rows, the label's apart from the others."""
     is_label = label_mask(z, labels, axis, shards)
-    maximum, z_y, largest_rest = _row_maxima(z, labels, axis, shards)
+    maximum, z_y, largest_rest = row_maxima(z, labels, axis, shards)
     is_zero = ~valid | links.is_fully_masked(maximum)
     # Every entry of a row depends on its maximum, so a NaN here reaches the whole row: that is how
     # a label out of range gives NaN.

@@ -238,6 +238,8 @@ def few_rows() -> dict[str, np.ndarray]:
     # Ignored with a NaN, infinite, NaN among others, labels out of range, a label that is masked.
     z[4, 3], z[6, 40], z[7, 60], labels[8], labels[10] = np.nan, np.inf, np.nan, k, -1
     where[11, labels[11]] = False
+    # Two that lead, on two devices.
+    where[12, [2, 50]], z[12, [2, 50]] = True, 20
     return {
         "z": z,
         "labels": labels,
@@ -512,6 +514,8 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
         "logsumexp": link(js.logsumexp),
         "entropy": link(js.entropy),
         "brier": partial(js.brier, shards=CLASSES),
+        "hinge": partial(js.multiclass_hinge, shards=CLASSES),
+        "hinge gradient": jax.grad(lambda z, y: js.multiclass_hinge(z, y, shards=CLASSES).sum()),
         "smoothed": partial(js.smoothed_cross_entropy, smoothing=0.1, shards=CLASSES),
         "smoothed, weights": weighted,
         "smoothed gradient": jax.grad(lambda z, y: weighted(z, y).sum()),
@@ -528,6 +532,8 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
         "logsumexp": [4, 2],
         "entropy": [4, 4],
         "brier": [2, 4],
+        "hinge": [2],
+        "hinge gradient": [2, 1],
         "smoothed": [6, 5],
         "smoothed, weights": [11, 8],
         "smoothed gradient": [9, 5],
