@@ -39,20 +39,22 @@ def planned(
         # Gradients of 525 MB in the logits, which lie where w's gradient will.
         (2048, (2048, 4096, 128_256), ("bfloat16", "gpu", None)),
         (None, (2048, 4096, 128_257), ("bfloat16", "gpu", None)),  # and a padded copy of w
-        (None, (2048, 4096, 128_256), ("float32", "gpu", None)),
+        (512, (2048, 4096, 128_256), ("float32", "gpu", None)),
+        (None, (2048, 4096, 128_256), ("float32", "gpu", 2**27)),
         (2048, (2048, 4096, 128_256), ("float32", "gpu", 2**30)),
         (None, (2049, 4096, 128_256), ("bfloat16", "gpu", None)),  # logits that do not fit there
-        # Chunks of 104 rows, beside a sum of 2,359 MB.
+        # No room for a sum of 2,359 MB on a GPU, and chunks of 104 rows on a TPU.
         (None, (8192, 2304, 256_000), ("bfloat16", "gpu", None)),
         (None, (8192, 2304, 256_001), ("bfloat16", "gpu", None)),
         (None, (8192, 2304, 256_001), ("bfloat16", "tpu", None)),
-        (104, (8192, 2304, 256_001), ("bfloat16", "gpu", None, ("x",))),
+        (104, (8192, 2304, 256_001), ("bfloat16", "tpu", None, ("x",))),
+        (256, (8192, 2304, 256_000), ("bfloat16", "gpu", None, ("x",))),
         (410, (8192, 2304, 256_001), ("bfloat16", "cpu", None)),
         # Chunks of whole vectors, beside a sum of 57 MB; padded copies leave less for them.
-        (1640, (8192, 1024, 14_000), ("bfloat16", "gpu", None)),
-        (1368, (8192, 1024, 14_001), ("bfloat16", "gpu", None)),
+        (4096, (8192, 1024, 14_000), ("bfloat16", "gpu", None)),
+        (2736, (8192, 1024, 14_001), ("bfloat16", "gpu", None)),
         # The float32 sum is the result itself; half the rows are enough.
-        (328, (8192, 1024, 80_000), ("float32", "gpu", None)),
+        (752, (8192, 1024, 80_000), ("float32", "gpu", None)),
         (None, (8192, 1024, 80_000), ("bfloat16", "gpu", None)),
     ],
 )

@@ -24,12 +24,11 @@ MIN_CHUNK_BYTES = 1024  # of a column of x
 
 def rows_per_chunk(head: Head, needs_grad: NeedsGrad, options: Options) -> int | None:
     """Return the rows of a chunk, or None where the logits should be computed twice."""
-    n, limit = head.x.shape[0], options.tiles.rows
+    n, limit = head.x.shape[0], _most_rows(head, needs_grad, options)
     if needs_grad.w is None or options.target.platform == "cpu":
         return n if n <= limit else even_size(n, limit)
     if _fits_at_once(head, needs_grad, options):
         return n
-    limit -= -(-_chunk_overhead(head, needs_grad, options) // _budget_per_row(head))
     if limit * jnp.dtype(options.dtype).itemsize < MIN_CHUNK_BYTES:
         return None
     vector = primitives.VECTOR
@@ -58,22 +57,36 @@ def _fits_at_once(head: Head, needs_grad: NeedsGrad, options: Options) -> bool:
     return n * k * logit_bytes + _padded_bytes(head, options) <= budget
 
 
-def _chunk_overhead(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
-    """Return the bytes of the budget that chunks of rows take, whatever their size.
+def _most_rows(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
+    """Return the rows of a chunk that the budget has room for.
 
-    They are the sum of w's gradient, where that is not the result itself, and padded copies.
+    On a GPU the sum of w's gradient, where that is not the result itself, and padded copies are
+    part of it. Elsewhere the budget is not known: `tiles` has a limit on the rows.
     """
     if options.target.platform != "gpu":
-        return 0  # the budget is not known: `tiles` has a limit on the rows
+        return options.tiles.rows
     sums = jnp.dtype(primitives.sum_dtype(options.dtype))
-    separate = head.w.size * sums.itemsize if needs_grad.w != sums else 0
-    return separate + 2 * _padded_bytes(head, options)
+    is_separate = needs_grad.w is not None and needs_grad.w != sums
+    separate = head.w.size * sums.itemsize if is_separate else 0
+    left = options.tiles.rows * _budget_per_row(head) - separate - 2 * _padded_bytes(head, options)
+    return max(left // (_logit_bytes(head, options) * head.w.shape[1]), 1)
 
 
 def _padded_bytes(head: Head, options: Options) -> int:
     """Return the bytes of a padded copy of w, if XLA makes one."""
     is_padded = primitives.is_padded(head.w, options)
     return head.w.size * jnp.dtype(options.dtype).itemsize if is_padded else 0
+
+
+def _logit_bytes(head: Head, options: Options) -> int:
+    """Return the bytes that a logit of a chunk takes on a GPU.
+
+    As compiled for an H200 and a B200, they are those of the logit and its gradient in the dtype of
+    sums, and of one number more each for a softcap and for a mask of the row's own.
+    """
+    has_row_mask = head.where is not None and head.where.shape[0] > 1
+    numbers = 2 + (options.softcap is not None) + has_row_mask
+    return numbers * jnp.dtype(primitives.sum_dtype(options.dtype)).itemsize
 
 
 def _budget_per_row(head: Head) -> int:
