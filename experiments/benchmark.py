@@ -2,19 +2,28 @@
 
 Command: `python experiments/benchmark.py [--minutes 5] [--torch-python PATH]`, about 5 minutes on a
 CPU, GPU or TPU. Parts take turns, each with its most telling measurement first, and what does not
-fit the minutes is left out. `--only rows heads` runs some of the parts, which benchmarks/ explains;
-`--shapes 8192x768x1000 ...` are other shapes of heads, and one that ends in `/parameters`
-differentiates w and bias alone. On a busy CPU, `--processor-time` counts the seconds of all cores,
-for parts without PyTorch. PATH is an interpreter that has PyTorch, with Liger,
-cut-cross-entropy, QuACK or cyanure-gpu where they are to be compared, by default this one if it has
-PyTorch; tokamax and jax-cce are compared if they are installed here. The record is
-results/benchmark_DEVICE.json, written again after each measurement, with a table and a page of
-figures of the same name. A part that is not measured keeps its last measurements, and each part has
-the conditions of its own. `--draw` writes table and page again. `--smoke` runs everything at tiny
-sizes on the CPU, kernels interpreted, and writes nothing. `--tune heads` and `--tune rows` measure
-the candidates of the tables in kernels/. `--compile h200` or `b200` compiles the programs of heads,
-rows and siblings for an absent GPU and prints registers, shared memory, spills, temporary bytes and
-bytes moved for a logit; it needs `jax[cuda13]`, in a separate environment.
+fit the minutes is left out. `--only rows heads` runs some of the parts, which benchmarks/ explains,
+without a limit of minutes unless one is given; `--steps TEXT` measures those of their steps whose
+title contains TEXT, and writes nothing. `--shapes 8192x768x1000 ...` are other shapes of heads, and
+one that ends in `/parameters` differentiates w and bias alone. On a busy CPU, `--processor-time`
+counts the seconds of all cores, for parts without PyTorch. PATH is an interpreter that has PyTorch,
+with Liger, cut-cross-entropy, QuACK or cyanure-gpu where they are to be compared, by default this
+one if it has PyTorch; tokamax and jax-cce are compared if they are installed here.
+
+Parts that compare the solver with other solvers take minutes each, want an idle machine and run
+only if they are named: `--only mnist fashion_mnist --data-dir DIR`, where DIR holds the images as
+TensorFlow Datasets prepares them; `--only newsgroups --newsgroups FOLDER`, where FOLDER is
+scikit-learn's (by default the one that it keeps); `--only documents path grid`; and `--only cyanure
+--cyanure PYTHON`, an interpreter that has Cyanure, with DIR and FOLDER for the data that they have.
+
+The record is results/benchmark_DEVICE.json, written again after each measurement, with a table and
+a page of figures of the same name, and of a CPU the picture of the main page. A part that is not
+measured keeps its last measurements, and each part has the conditions of its own. `--draw` writes
+table and figures again. `--smoke` runs everything at tiny sizes on the CPU, kernels interpreted,
+and writes nothing. `--tune heads` and `--tune rows` measure the candidates of the tables in
+kernels/. `--compile h200` or `b200` compiles the programs of heads, rows and siblings for an absent
+GPU and prints registers, shared memory, spills, temporary bytes and bytes moved for a logit; it
+needs `jax[cuda13]`, in a separate environment.
 
 Question. What share of the device's ceilings, the rates of a product and of a copy measured in the
 same run, do the losses, the fused heads, an epoch and the solver reach? How long do they take, and
@@ -30,6 +39,7 @@ those of a prototype on an H200; no accelerator has run this version.
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -38,6 +48,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,8 +56,23 @@ import measure
 from benchmarks import calls, ceilings, epoch, exactness, heads, rows, solver, table, timing
 from benchmarks.timing import Conditions, Step, torch_python
 
+Part = Callable[[Conditions], list[Step]]
+
+
+def beside_scikit_learn(module: str, steps: str = "steps") -> Part:
+    """Return a part whose module needs scikit-learn, and is imported when it is measured."""
+
+    def part(conditions: Conditions) -> list[Step]:
+        if find_spec("sklearn") is None:
+            print(f"{module} is left out: it needs scikit-learn")
+            return []
+        return getattr(importlib.import_module(f"benchmarks.{module}"), steps)(conditions)
+
+    return part
+
+
 # The most telling first.
-PARTS: dict[str, Callable[[Conditions], list[Step]]] = {
+QUICK: dict[str, Part] = {
     "ceilings": ceilings.steps,
     "heads": heads.steps,
     "rows": rows.steps,
@@ -60,7 +86,20 @@ PARTS: dict[str, Callable[[Conditions], list[Step]]] = {
     "default": heads.steps_of_default,
     "sweep": epoch.steps_of_sweeps,
     "calls": calls.steps,
+    "small_sets": beside_scikit_learn("small_sets"),
 }
+# They take minutes, and some need data.
+LONG: dict[str, Part] = {
+    "mnist": beside_scikit_learn("optimum", "steps_of_mnist"),
+    "fashion_mnist": beside_scikit_learn("optimum", "steps_of_fashion_mnist"),
+    "newsgroups": beside_scikit_learn("optimum", "steps_of_newsgroups"),
+    "documents": beside_scikit_learn("optimum", "steps_of_documents"),
+    "path": beside_scikit_learn("path"),
+    "grid": beside_scikit_learn("grid"),
+    "cyanure": beside_scikit_learn("cyanure"),
+}
+PARTS = QUICK | LONG
+MINUTES = 5
 START, RUN = time.perf_counter(), time.strftime("%Y-%m-%d %H:%M")
 
 
@@ -85,10 +124,14 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=5, help="nothing is started later")
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts")
+    parser.add_argument("--minutes", type=float, help="nothing is started later")
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="parts")
+    parser.add_argument("--steps", default="", help="part of the titles to measure, no record")
     parser.add_argument("--shapes", nargs="*", default=(), help="of heads: NxDxK, in float32")
     parser.add_argument("--torch-python", help="an interpreter with PyTorch's libraries")
+    parser.add_argument("--data-dir", type=Path, help="prepared TensorFlow Datasets")
+    parser.add_argument("--newsgroups", type=Path, help="scikit-learn's folder of data sets")
+    parser.add_argument("--cyanure", metavar="PYTHON", help="an interpreter with Cyanure")
     parser.add_argument(
         "--processor-time", action="store_true", help="seconds of all cores, on a busy CPU"
     )
@@ -97,7 +140,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tune", choices=("heads", "rows"), help="candidates for kernels/")
     parser.add_argument("--compile", metavar="TARGET", help="h200 or b200")
     parser.add_argument("--json", action="store_true", help="print what was compiled as JSON")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.minutes is None:
+        arguments.minutes = math.inf if arguments.only or arguments.smoke else MINUTES
+    arguments.only = arguments.only or list(PARTS if arguments.smoke else QUICK)
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -105,11 +152,12 @@ def run(arguments: argparse.Namespace) -> None:
     timing.processor_time = arguments.processor_time
     conditions = conditions_of(arguments)
     name = f"benchmark_{jax.devices()[0].device_kind.lower().replace(' ', '_')}"
-    record = {} if conditions.smoke else recorded(name)
+    writes = not (conditions.smoke or arguments.steps)
+    record = recorded(name) if writes else {}
     steps = in_turns({part: PARTS[part](conditions) for part in arguments.only})
-    minutes = math.inf if conditions.smoke else arguments.minutes
-    late, failed = measured(steps, record, name, 60 * minutes, smoke=conditions.smoke)
-    present(name, json.loads(json.dumps(record, sort_keys=True)), writes=not conditions.smoke)
+    wanted = ((part, step) for part, step in steps if arguments.steps in step.title)
+    late, failed = measured(wanted, record, name, 60 * arguments.minutes, writes=writes)
+    present(name, json.loads(json.dumps(record, sort_keys=True)), writes=writes)
     print(f"\nno time was left for {len(late)} steps: {'; '.join(late)}" if late else "")
     if failed:
         raise SystemExit(f"failed: {'; '.join(failed)}")
@@ -123,8 +171,15 @@ def conditions_of(arguments: argparse.Namespace) -> Conditions:
     if python is not None:
         # PyTorch needs the rest of a GPU's memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-    shapes = tuple(arguments.shapes)
-    return Conditions(jax.default_backend(), arguments.smoke, python, shapes)
+    return Conditions(
+        platform=jax.default_backend(),
+        smoke=arguments.smoke,
+        torch=python,
+        shapes=tuple(arguments.shapes),
+        data_dir=arguments.data_dir,
+        newsgroups=arguments.newsgroups,
+        cyanure=arguments.cyanure,
+    )
 
 
 def measured(
@@ -133,7 +188,7 @@ def measured(
     name: str,
     limit: float,
     *,
-    smoke: bool,
+    writes: bool,
 ) -> tuple[list[str], list[str]]:
     """Add steps to the record, which is written after each; return those late and those failed.
 
@@ -146,9 +201,9 @@ def measured(
             late.append(title)
             continue
         print(f"\n{title}, after {start:.0f} s", flush=True)
-        if not added(record, part, step, smoke=smoke):
+        if not added(record, part, step, keeps_going=writes):
             failed.append(title)
-        elif not smoke:
+        elif writes:
             measure.write_record(name, record)
         took[part] = time.perf_counter() - START - start
     return late, failed
@@ -162,12 +217,12 @@ def in_turns(parts: dict[str, list[Step]]) -> Iterator[tuple[str, Step]]:
                 yield part, step
 
 
-def added(record: dict[str, Any], part: str, step: Step, *, smoke: bool) -> bool:
+def added(record: dict[str, Any], part: str, step: Step, *, keeps_going: bool) -> bool:
     """Add a step to its part, which is new where an earlier run left it; return whether it ran."""
     try:
         entry = step.run()
     except Exception:  # the rest of the parts is still worth its time
-        if smoke:
+        if not keeps_going:
             raise
         traceback.print_exc()
         return False
@@ -187,20 +242,20 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def present(name: str, record: dict[str, Any], *, writes: bool) -> None:
-    """Print the table, and write it and the page beside the record."""
+    """Print the table, and write it and the figures beside the record."""
     text = table.rendered(record)
     print(f"\n{text}")
-    if find_spec("matplotlib") is None:
-        print("matplotlib is absent, and the page is left out (--draw draws it elsewhere)")
-        figure = None
-    else:
-        from benchmarks import page
-
-        figure = page.draw(record)
     if writes:
         (measure.RESULTS / f"{name}.md").write_text(text)
-        if figure is not None:
-            page.save(figure, measure.RESULTS / f"{name}.png")
+    if find_spec("matplotlib") is None:
+        print("matplotlib is absent, and the figures are left out (--draw draws them elsewhere)")
+        return
+    from benchmarks import page, picture
+
+    for module, path in ((page, f"{name}.png"), (picture, f"{name}_classes.png")):
+        figure = module.draw(record)
+        if writes and figure is not None:
+            module.save(figure, measure.RESULTS / path)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ DOCUMENTS = {
     "protein_classes": ("toxic_comments",),
 }
 
-# Of the main page.
-PICTURES = ("gpu_by_classes", "head_by_classes_cpu")
+# Of the main page; benchmark.py draws the others there.
+PICTURES = ("gpu_by_classes",)
 
 
 class Page(NamedTuple):
@@ -69,7 +69,7 @@ def draw(name: str) -> None:
     import document  # slow, and not needed for the page
     import figures
 
-    module = importlib.import_module(name.removesuffix("_cpu"))
+    module = importlib.import_module(name)
     beside = module.drawn_beside() if hasattr(module, "drawn_beside") else ()
     figure = document.drawn(module.draw, document.recorded(name), *beside)
     figures.save(figure, measure.RESULTS / f"{name}.png")

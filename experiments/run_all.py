@@ -32,7 +32,6 @@ TIMED = (
     "data_parallel",
     "main_job",
     "language_model_cost",
-    "head_by_classes",
     "features",
 )
 LONGER = {"benchmark": ["--minutes", "15"]}

@@ -15,6 +15,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "experiments"
 RESULTS = FOLDER / "results"
 RUNS = Path(__file__).with_name("experiment_runs.py")
+NUMBER = re.compile(r"\d+\.\d+")
 PATIENCE = 1800  # seconds: for what hangs, not for what a busy machine makes slow
 # Where compiling takes the time: programs for the CPU, and those for a TPU.
 UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_OPTIMIZATION_LEVEL": "O0"}
@@ -48,6 +49,15 @@ for record in sorted(RESULTS.glob("*.json")):
     RECORDS.setdefault(experiment_of(record) or "", []).append(record)
 # Those with a figure, and one with a table in README.md.
 CLAIMING = sorted({experiment_of(path) for path in RESULTS.glob("*.png")} | {"language_model_cost"})
+# Modules of benchmarks/ whose findings are of one run on the CPU, and their parts of the record.
+FOUND = {
+    "optimum": ("mnist", "fashion_mnist", "newsgroups", "documents"),
+    "path": ("path",),
+    "small_sets": ("small_sets",),
+    "grid": ("grid",),
+    "exactness": ("exactness",),
+    "calls": ("calls",),
+}
 # The description of a machine is fixed when a process starts: other devices, another compiler.
 ALONE = ("compile_meshes", "compile_targets", "data_parallel", "scaling")
 TOGETHER = [path for path in EXPERIMENTS if path.stem not in ALONE]
@@ -108,8 +118,22 @@ def test_says_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("name", CLAIMING)
 def test_findings_are_in_the_record(name: str) -> None:
-    text = docstring(FOLDER / f"{name}.py").split("\nFindings", 1)[1]
     records = [json.loads(path.read_text()) for path in RECORDS[name]]
+    assert_found(FOLDER / f"{name}.py", records)
+
+
+@pytest.mark.parametrize("module", FOUND)
+def test_findings_of_a_part_are_in_its_record(module: str) -> None:
+    record = json.loads((RESULTS / "benchmark_cpu.json").read_text())
+    table = (RESULTS / "benchmark_cpu.md").read_text()
+    titles = [float(n) for title in re.findall("(?m)^## .*", table) for n in NUMBER.findall(title)]
+    found = [record[part]["found"] for part in FOUND[module]]
+    assert_found(FOLDER / "benchmarks" / f"{module}.py", [*found, *titles])
+
+
+def assert_found(path: Path, records: list[Any]) -> None:
+    """Every number with a decimal point in a docstring's findings is one of the records'."""
+    text = docstring(path).split("\nFindings", 1)[1]
     recorded = list(numbers(records))
     claims = re.findall(r"(?<![\w.,])(\d[\d,]*\.\d+(?:e-\d+)?)(\s*%)?", text)
     assert claims
@@ -126,8 +150,8 @@ def test_findings_are_in_the_record(name: str) -> None:
         ("temperature.png", "temperature"),
         ("benchmark_cpu.png", "benchmark"),
         ("benchmark_nvidia_h200.json", "benchmark"),
-        ("head_by_classes_cpu.png", "head_by_classes"),
-        ("solver_speed_mnist.json", "solver_speed"),
+        ("benchmark_cpu_classes.png", "benchmark"),
+        ("gpu_by_classes.json", "gpu_by_classes"),
         ("own_data.png", "own_data"),
         ("of_nothing_here.png", None),
     ],
@@ -146,7 +170,7 @@ for name in names:
     assert 1 <= len(page.findings) <= 3, name
     assert set(gallery.DOCUMENTS[name]) <= set(names[: names.index(name)]), name
 for name in (*names, *gallery.PICTURES):
-    module = importlib.import_module(name.removesuffix("_cpu"))
+    module = importlib.import_module(name)
     if not hasattr(module, "drawn_beside"):  # it shows images too
         document.drawn(module.draw, document.recorded(name))
 # Measurements of a GPU replace those of the prototypes in the picture of the main page.
@@ -167,13 +191,14 @@ assert "2.0 times" in figure.axes[1].get_title("left")
 def test_a_device_has_the_table_and_the_page_of_its_record(path: Path) -> None:
     code = f"""
 import json, pathlib
-from benchmarks import page, table
+from benchmarks import page, picture, table
 record = pathlib.Path({str(path)!r})
 found = json.loads(record.read_text())
 assert record.with_suffix(".md").read_text() == table.rendered(found), "run benchmark.py --draw"
 figure = page.draw(found)
 assert [axes.axison for axes in figure.axes] == [True] * 4
 assert record.with_suffix(".png").exists()
+assert (picture.draw(found) is not None) == record.with_name(record.stem + "_classes.png").exists()
 """
     subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
 

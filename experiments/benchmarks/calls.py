@@ -5,12 +5,13 @@ does a call on float32 [32, 10] take outside of `jit`, and how many equations do
 its mean add to a program, beside Optax's or JAX's function? All equations are counted, including
 those of calls within the program and the calls themselves.
 
-Findings, on two cores: A loss takes 6 to 28 us, at most a quarter of the time of Optax, whose
+Findings, on two cores: A loss takes 6 to 28 us, at most 0.26 of the time of Optax, whose
 functions run operation by operation. `log_softmax` takes 1.3 times and `sigmoid` 2.3 times the time
-of those of jax.nn, which are one program too. The gradient of `cross_entropy` has 3.0 times the
-equations of Optax's and that of `binary_cross_entropy` has fewer. Those of the soft losses, of
-`log_softmax` and of `logsumexp` have 3 to 6 times as many, because the exact exponential, its sum
-and the logarithm of the rest of a row are a hundred equations that no primitive combines.
+of those of jax.nn, which are one program too. The gradient of `cross_entropy` has 189 equations,
+where Optax's has 64, and that of `binary_cross_entropy` has fewer than Optax's. Those of the soft
+losses, of `log_softmax` and of `logsumexp` have 3 to 6 times as many, because the exact
+exponential, its sum and the logarithm of the rest of a row are a hundred equations that no
+primitive combines.
 """
 
 from collections.abc import Callable, Iterator

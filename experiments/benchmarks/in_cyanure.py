@@ -41,7 +41,7 @@ def main() -> None:
     figures = {
         "seconds": wall,
         "processor seconds": processor,
-        "duality gap": float(gap),
+        "gap": float(gap),
         "iterations": int(iterations),
     }
     print(json.dumps(figures))

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.table import entries, heading
+from benchmarks.table import NAMES, entries, heading
 
 SIZE, DPI = (16, 10.5), 100
 INTENSITY = "useful operations for each byte moved; over 100%: from a cache"
@@ -43,10 +43,19 @@ PEERS = {
     "torch bare": ("torch's loop", PURPLE, "<"),
     "torch loader": ("torch's DataLoader", PURPLE, ">"),
     "cyanure": ("cyanure-gpu", GREEN, "p"),
+    "scikit-learn": ("scikit-learn", INK, "X"),
+    "LogisticRegressionCV": ("scikit-learn", INK, "X"),
+    "Cyanure": ("Cyanure", GREEN, "p"),
 }
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-COMPARED = {"heads": "head {}", "rows": "logits {}", "epoch": "epoch {}", "solver": "solve {}"}
-ROOFED = COMPARED | {"sigmoid": "labels {}"}
+ROOFED = {
+    "heads": "head {}",
+    "rows": "logits {}",
+    "epoch": "epoch {}",
+    "solver": "solve {}",
+    "sigmoid": "labels {}",
+}
+COMPARED = ROOFED | {"path": "{}"} | NAMES
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -120,9 +129,11 @@ def measured(record: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
 
 
 def shortened(name: str) -> str:
-    """Return an entry's title for a label."""
-    sizes = re.search(r"\d+(?: ?x ?\d+)+", name)[0]  # type: ignore[index]
-    text = " x ".join(f"{int(size):,}" for size in re.findall(r"\d+", sizes))
+    """Return an entry's title for a label: its sizes, if it has them."""
+    sizes = re.search(r"\d+(?: ?x ?\d+)+", name)
+    if sizes is None:
+        return name
+    text = " x ".join(f"{int(size):,}" for size in re.findall(r"\d+", sizes[0]))
     return text + " (w alone)" * ("/parameters" in name)
 
 
@@ -184,8 +195,8 @@ def peers(axes: Axes, record: dict[str, Any]) -> bool:
     found = {
         title.format(shortened(name)): entry
         for part, title in COMPARED.items()
-        for name, entry in measured(record, part).items()
-        if entry["seconds"].keys() & PEERS.keys()
+        for name, entry in entries(record, part).items()
+        if entry["seconds"].keys() & PEERS.keys() and name != "interpreted"
     }
     drawn = {}
     for row, entry in enumerate(found.values()):

@@ -1,11 +1,10 @@
 """The certified solver: seconds to a proven gap, and those of the first call, which compiles.
 
-`solver_speed.py` compares `solve` and `solve_path` with scikit-learn on MNIST, Fashion-MNIST and a
-grid. Here random classes of the sizes of an accelerator's problems are fitted, beside cyanure-gpu
-where it is installed, and the small data sets of that program, certified to 1e-9.
+Random classes of the sizes of an accelerator's problems are fitted, beside cyanure-gpu where it is
+installed. optimum.py, path.py, small_sets.py and grid.py compare `solve` and `solve_path` with
+scikit-learn, and cyanure.py with Cyanure.
 """
 
-import importlib.util
 import tempfile
 import time
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.timing import Conditions, Step
+from benchmarks.timing import Conditions, Step, compared
 from jaxsoftmax.solvers import solve
 
 # Examples, features, classes.
@@ -29,13 +28,9 @@ GAP, FITS = 1e-3, 3
 
 
 def steps(conditions: Conditions) -> list[Step]:
-    """Return a step for each size, and one for the small data sets."""
-    found = [
-        Step("x".join(map(str, s)), partial(fits, s, conditions)) for s in conditions.of(SIZES)
-    ]
-    if not conditions.smoke and importlib.util.find_spec("sklearn"):
-        found.append(Step("small", small))
-    return found
+    """Return a step for each size."""
+    sizes = conditions.of(SIZES)
+    return [Step("x".join(map(str, s)), partial(fits, s, conditions)) for s in sizes]
 
 
 def clusters(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,11 +51,7 @@ def fits(sizes: tuple[int, int, int], conditions: Conditions) -> dict[str, Any]:
     seconds = {"solve": float(np.median([f.seconds for f in found]))}
     seconds |= of_others(x, y, conditions)
     n, d, k = sizes
-    entry = {
-        "baseline": "solve",
-        "seconds": {name: {"median": s} for name, s in seconds.items()},
-        "ratios": {name: {"median": seconds["solve"] / s} for name, s in seconds.items()},
-        "times the baseline": {name: s / seconds["solve"] for name, s in seconds.items()},
+    entry = compared(seconds) | {
         "first call seconds": first,
         "certified gap": float(found[-1].gap),
         "is certified": bool(found[-1].converged),
@@ -83,10 +74,3 @@ def of_others(x: np.ndarray, y: np.ndarray, conditions: Conditions) -> dict[str,
         np.savez(file, x=x, y=y)
         with peers.of_solver(conditions.torch, file, 1 / len(y)) as others:
             return {name: clock() for name, clock in others.clocks().items()}
-
-
-def small() -> dict[str, Any]:
-    """Return what solver_speed.py measures of the small data sets."""
-    import solver_speed  # needs scikit-learn
-
-    return {"sets": solver_speed.small(smoke=False)}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from statistics import median
 from typing import Any
 
 
@@ -56,7 +57,12 @@ def tables(record: dict[str, Any]) -> dict[str, list[str]]:
         "Logits that exist: value and gradient": markdown(ROWS, rows(record)),
         "Memory by the number of classes": markdown(GROWING, growing(record)),
         "Errors of loss / gradient, units in the last place": exactness(record),
-        "Epoch and solver": markdown(("", "ms", "times the first"), others(record)),
+        "Epoch, solver and path": markdown(("", "ms", "times the first"), others(record)),
+        "A certified optimum, and where scikit-learn stops": markdown(OPTIMA, optima(record)),
+        "Certified beside Cyanure, which stops at a duality gap": markdown(
+            CERTIFIED, beside_cyanure(record)
+        ),
+        summary(record): markdown(GRID, grid(record)),
         "The default beside dense logits": markdown(
             ("N x D x K", "time / dense", "more temporary memory"), default(record)
         ),
@@ -67,6 +73,16 @@ def tables(record: dict[str, Any]) -> dict[str, list[str]]:
 TIMED = ("", "ms", "times the first's", "TFLOP/s", "share of the products", "temporary memory")
 ROWS = ("", "us", "times the first's", "share of a copy's rate", "temporary memory")
 GROWING = ("classes", "per example", "the sum", "dense logits")
+OPTIMA = ("", "lbfgs, s", "above the optimum by", "to there, s", "certified gap", "to that, s")
+CERTIFIED = ("", "s", "certified gap", "Cyanure, s", "its gap", "its objective over ours, less 1")
+GRID = ("ms of a core", "solve", "lbfgs", "newton-cholesky", "newton-cg", "solve over the fastest")
+# Of the parts of the solver.
+NAMES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "newsgroups": "20 newsgroups",
+    "documents": "synthetic documents",
+}
 
 
 def ceilings(record: dict[str, Any]) -> Iterator[list[str]]:
@@ -134,12 +150,77 @@ def ulps(error: float) -> str:
 
 def others(record: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the ways of an epoch, the sweeps, and the fits to a certified gap."""
-    titles = {"epoch": "epoch of {}", "sweep": "{} fits", "solver": "{} to a gap of 1e-3"}
+    titles = {
+        "epoch": "epoch of {}",
+        "sweep": "{} fits",
+        "solver": "{} to a gap of 1e-3",
+        "path": "{}",
+    }
     for part, title in titles.items():
         for name, entry in entries(record, part).items():
             for way in programs(entry) if "seconds" in entry else ():
                 milliseconds = f"{1e3 * entry['seconds'][way]['median']:,.1f}"
                 yield [f"{title.format(name)}: {way}", milliseconds, times(entry, way)]
+
+
+def optima(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield certified fits, and how far scikit-learn stops from the optimum."""
+    for part, text in NAMES.items():
+        for shape, entry in entries(record, part).items():
+            yield [
+                f"{text}, {shape.replace('x', ' x ')}",
+                f"{entry['seconds']['scikit-learn']['median']:.1f}",
+                f"{entry['scikit-learn above the optimum by at least']:.2%}",
+                f"{entry["seconds to scikit-learn's objective"]:.1f}",
+                f"{entry['certified gap']:.0e}",
+                f"{entry['seconds']['solve']['median']:.1f}",
+            ]
+    for name, entry in entries(record, "small_sets").items():
+        theirs = entry["seconds"].get("scikit-learn")
+        yield [
+            name,
+            f"{theirs['median']:.4f}" if theirs else "",
+            f"{entry['scikit-learn above the optimum']:.2%}" if theirs else "",
+            "",
+            f"{entry['certified gap']:.0e}",
+            f"{entry['seconds']['solve']['median']:.4f}",
+        ]
+
+
+def beside_cyanure(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield seconds and gaps of both."""
+    for name, entry in entries(record, "cyanure").items():
+        cells = (
+            (f"{entry['seconds'][way]['median']:.3g}", f"{entry['gap'][way]:.0e}")
+            for way in ("solve", "Cyanure")
+        )
+        over = f"{entry["Cyanure's objective over ours, less 1"]:.1e}"
+        yield [NAMES.get(name, name), *(cell for pair in cells for cell in pair), over]
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Return the title of the grid's table, which says how many problems are what."""
+    ratios = [entry["over the fastest"] for entry in entries(record, "grid").values()]
+    certified = sum(entry["converged"] for entry in entries(record, "grid").values())
+    return (
+        f"{certified} of {len(ratios)} problems certified, {sum(r < 1 for r in ratios)} faster "
+        f"than all solvers of scikit-learn, {sum(r <= 1.2 for r in ratios)} within 1.2, in the "
+        f"median {median(ratios or [0.0]):.2f} of the fastest"
+    )
+
+
+def grid(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the processor milliseconds of each problem."""
+    for name, entry in entries(record, "grid").items():
+        seconds = entry["scikit-learn processor seconds"]
+        cells = (f"{1e3 * seconds[way]:.1f}" if way in seconds else "" for way in GRID[2:5])
+        ratio = entry["over the fastest"]
+        yield [
+            name,
+            f"{1e3 * entry['processor seconds']:.1f}",
+            *cells,
+            f"{ratio:.2f}" if seconds else "none gets there",
+        ]
 
 
 def default(record: dict[str, Any]) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,9 @@ class Conditions(NamedTuple):
     smoke: bool = False
     torch: str | None = None
     shapes: tuple[str, ...] = ()
+    data_dir: Path | None = None  # of prepared images
+    newsgroups: Path | None = None  # scikit-learn's folder of data sets
+    cyanure: str | None = None  # an interpreter that has it
 
     def of(self, sizes: dict[str, Any]) -> Any:
         """Return what belongs to this platform, or to a smoke run."""
@@ -77,6 +81,18 @@ def estimated(call: Callable[[], Any]) -> float:
 def repeats(seconds: float | None) -> int:
     """Return how many calls in a row are long enough for the clock."""
     return 1 if seconds is None else max(1, round(SECONDS / seconds))
+
+
+def compared(seconds: dict[str, float]) -> dict[str, Any]:
+    """Return what `timed` does, of seconds that are known; the first are those of the baseline."""
+    baseline = next(iter(seconds))
+    timing: dict[str, Any] = {name: {} for name in ("seconds", "ratios", "times the baseline")}
+    timing["baseline"] = baseline
+    for name, of_name in seconds.items():
+        timing["seconds"][name] = {"median": of_name}
+        timing["ratios"][name] = {"median": seconds[baseline] / of_name}
+        timing["times the baseline"][name] = of_name / seconds[baseline]
+    return timing
 
 
 def with_slow(timing: dict[str, Any], slow: dict[str, float]) -> dict[str, Any]:
