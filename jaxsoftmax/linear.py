@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +12,8 @@ from jax.typing import DTypeLike
 from jaxsoftmax import placement
 from jaxsoftmax.kernels import primitives
 from jaxsoftmax.linear_map import linear_map
+from jaxsoftmax.linear_params import LinearParams
 from jaxsoftmax.validation import ArrayLike
-
-
-class LinearParams(NamedTuple):
-    """Weights `w: [D, K]` and `bias: [K]`, or None for a model without a bias.
-
-    A `LinearParams` of booleans selects parameters for an Optax mask, for instance
-    `LinearParams(w=True, bias=False)` for weight decay that does not apply to the bias.
-    """
-
-    w: Array
-    bias: Array | None
 
 
 def init(

@@ -43,6 +43,7 @@ from jaxsoftmax import (
     class_shards,
     exponential,
     few_passes,
+    host_arrays,
     links,
     placement,
     sharded_losses,
@@ -1139,44 +1140,14 @@ def check_labels(
     Reference:
         The contract of `cross_entropy`.
     """
-    validation.check_at_least_one(num_classes=num_classes)
     y = validation.as_concrete(labels, name)
     if y.size and not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {y.dtype}")
-    wide = y.astype(np.int64) if y.dtype != np.uint64 else y
-    bad = (wide < 0) | (wide >= num_classes)
     if valid is not None:
-        bad &= np.asarray(
+        valid = np.asarray(
             validation.broadcast_valid(validation.as_concrete(valid, "valid"), y.shape)
         )
-    if bad.any():
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
-        where = "".join(f"[{i}]" for i in first)
-        raise ValueError(
-            f"{name}{where}: expected a label from 0 to {num_classes - 1}, got {y[first]} "
-            f"({bad.sum()} of {y.size} are out of range)"
-        )
-
-
-MAX_INFERRED_CLASSES = 65_536  # a larger number needs at least half as many examples
-
-
-def inferred_classes(labels: Array | np.ndarray, name: str) -> int:
-    """Return one more than the largest label, or raise if that is implausible.
-
-    Raises:
-        ValueError: there would be more than `MAX_INFERRED_CLASSES` classes, and more than twice as
-            many classes as examples.
-    """
-    largest = int(labels.max())
-    if largest < max(MAX_INFERRED_CLASSES, 2 * labels.size):
-        return max(1, largest + 1)
-    first = int(np.argmax(validation.to_host(labels)))
-    raise ValueError(
-        f"{name}[{first}]: label {largest} implies {largest + 1} classes for {labels.size} "
-        "examples; renumber the labels as 0 ... K - 1 (numpy.unique(labels, return_inverse=True)), "
-        "or pass the number of classes"
-    )
+    host_arrays.require_labels(y, num_classes, name, valid)
 
 
 def _prepare_soft(

@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 
+from jaxsoftmax.host_arrays import ROUNDING_ULPS, check_at_least_one, to_host  # noqa: F401
 from jaxsoftmax.placement import select
 
 # A named alias, so that signatures print `ArrayLike` rather than the union that it stands for.
 type ArrayLike = jax.typing.ArrayLike
-
-ROUNDING_ULPS = 4  # how far outside [0, 1] rounding may put a probability
 
 
 def as_argument(x: Any, name: str) -> Any:
@@ -68,15 +66,6 @@ def as_setting(x: Any, name: str) -> Any:
     if isinstance(x, Array | np.ndarray | list | dict):
         raise TypeError(f"{name}: expected one value, got {x!r}")
     return x
-
-
-def check_at_least_one(**settings: Any) -> None:
-    """Raise an error that names the first setting that is not an integer of at least 1."""
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name}: expected an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 def as_floats(x: ArrayLike, name: str = "logits") -> Array:
@@ -299,13 +288,6 @@ def as_concrete(x: ArrayLike, name: str) -> np.ndarray:
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{name}: expected an array with values, got a tracer; check before jit")
     return to_host(x)
-
-
-def to_host(x: ArrayLike) -> np.ndarray:
-    """Return all of x as a NumPy array, also if each of several processes holds a part of it."""
-    if isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
 
 
 def prepare_binary(

@@ -8,7 +8,7 @@ from sklearn.datasets import load_iris
 
 from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.solvers import host, prepare, solve, solve_path
+from jaxsoftmax.solvers import host, solve, solve_path
 from jaxsoftmax.solvers.host import coordinates, line_search, newton, products, quasi_newton
 from jaxsoftmax.solvers.host import preconditioner as preconditioners
 from jaxsoftmax.solvers.host import problem as problems
@@ -16,7 +16,6 @@ from jaxsoftmax.solvers.host.newton import Choice
 from jaxsoftmax.solvers.host.preconditioner import Level
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
 from jaxsoftmax.solvers.host.quasi_newton import History
-from jaxsoftmax.solvers.outcome import SolverConfig
 
 Array = np.ndarray
 
@@ -343,9 +342,7 @@ def test_nothing_is_compiled() -> None:
 def test_size_unknowns_memory_and_device_decide_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def suits(n: int, d: int, classes: int, *, smooth: bool = True, lanes: int = 1) -> bool:
         x = np.broadcast_to(np.float32(1), (n, d))
-        data = prepare.Data(x, np.zeros(n, int), np.ones(n), classes, "softmax")
-        config = SolverConfig("softmax", 1e-6, smooth, True, 100, "float32", 2**30)
-        return host.suits(data, config, lanes=lanes)
+        return host.suits(x, classes, smooth=smooth, memory=2**30, lanes=lanes)
 
     assert suits(2000, 800, 10)
     assert not suits(2000, 800, 10, smooth=False)

@@ -13,15 +13,24 @@ import numpy as np
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.losses import cross_entropy, soft_cross_entropy
 from jaxsoftmax.sharding import Shards
-from jaxsoftmax.solvers import driver, host, prepare, row_shards, shared_preconditioner, stream
+from jaxsoftmax.solvers import (
+    arguments,
+    driver,
+    fits,
+    host,
+    prepare,
+    row_shards,
+    shared_preconditioner,
+    stream,
+)
+from jaxsoftmax.solvers.fits import initial_theta, make_config, make_solution, num_classes
+from jaxsoftmax.solvers.limits import DEFAULT_MEMORY
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.solution import Solution
 from jaxsoftmax.solvers.warm_start import WarmStart
 from jaxsoftmax.sources import Source
 from jaxsoftmax.validation import ArrayLike
-
-DEFAULT_MEMORY = 4 * 2**30  # bytes, for temporary arrays beside the features
 
 
 def solve(
@@ -128,39 +137,39 @@ def solve(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
-    gaps = prepare.prepare_gaps(gap, max_iterations)
-    if gaps.ndim:
-        raise ValueError(f"gap: expected one number, got shape {gaps.shape}")
+    gap = arguments.prepare_gap(gap, max_iterations)
     if isinstance(features, Source):
         _check_beside_source(targets=targets, weights=weights)
         _check_source_penalty(l1_ratio, C=C, alpha=alpha)
-        classes = _num_classes(init)
+        classes = num_classes(init)
         with _opened(features, shards, loss, class_weights, classes, memory) as found:
             data = found.sample
-            penalty = prepare.prepare_penalties(found.totals, C=C, alpha=alpha, l1_ratio=0.0)
-            first = None if init is None else _pack_init(data, bias, init)[None]
-            config = _make_config(data, gaps, l1_ratio, bias, max_iterations, memory)
+            penalty = arguments.prepare_penalties(found.totals, C=C, alpha=alpha, l1_ratio=0.0)
+            first = None if init is None else fits.pack_init(data, bias, init)[None]
+            config = make_config(data, gap, l1_ratio, bias, max_iterations, memory)
             outcome = _on_source(found, report)(*penalty, first, None, config)
-        return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
+        return make_solution([outcome], data, (), bias, time.perf_counter() - start)
     targets = _require_targets(targets)
     features = row_shards.shard_features(features, shards)
-    data = prepare.prepare_data(
+    fit = fits.prepare_fit(
         features,  # type: ignore[arg-type]
         targets,
-        loss=loss,
+        kind=prepare.target_kind(loss),
+        C=C,
+        alpha=alpha,
+        l1_ratio=l1_ratio,
         weights=weights,
         class_weights=class_weights,
+        bias=bias,
+        init=init,
+        gap=gap,
+        max_iterations=max_iterations,
         memory=memory,
-        classes=_num_classes(init),
     )
+    data, theta, l2, l1, config = fit
+    if host.suits(data.features, data.classes, smooth=config.smooth, memory=memory):
+        return fits.solve_on_host(fit, start, report)
     s, t = data.weights[None], data.targets[None]
-    l2, l1 = prepare.prepare_penalties(s.sum(1), C=C, alpha=alpha, l1_ratio=l1_ratio)
-    theta = _initial_theta(data, s, t, bias, init)
-    config = _make_config(data, gaps, l1_ratio, bias, max_iterations, memory)
-    if host.suits(data, config):
-        lane = host.Lane.create(data, s[0], t[0], theta[0], bias=bias).penalized(l2[0])
-        outcome = host.minimize(lane, theta[0], config, callback=report)
-        return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
     with row_shards.computing_with(data.features):
         problem = prepare.prepare_lanes(data, s, t, l2, l1)
         pre = shared_preconditioner.build(problem.features, problem.weights[0], memory)
@@ -172,7 +181,7 @@ def solve(
             config,
             callback=report and functools.partial(_report_unpadded, report, columns),
         )
-    return _make_solution([outcome], data, (), bias, time.perf_counter() - start)
+    return make_solution([outcome], data, (), bias, time.perf_counter() - start)
 
 
 def solve_path(
@@ -237,16 +246,16 @@ def solve_path(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
-    C, gaps = _prepare_grid(C, prepare.prepare_gaps(gap, max_iterations))
+    C, gaps = _prepare_grid(C, arguments.prepare_gaps(gap, max_iterations))
     if isinstance(features, Source):
         _check_beside_source(targets=targets, weights=weights, folds=folds)
         _check_source_penalty(l1_ratio, C=C, alpha=None)
         with _opened(features, shards, loss, class_weights, None, memory) as opened:
             data, engine = opened.sample, _on_source(opened)
-            configs = [_make_config(data, g, 0.0, bias, max_iterations, memory) for g in gaps]
+            configs = [make_config(data, g, 0.0, bias, max_iterations, memory) for g in gaps]
             penalties = _path_penalties(opened.totals, C, l1_ratio)
             outcomes = _solve_stages(engine, data, None, C, penalties, configs, report)
-        return _make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
+        return make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
     targets = _require_targets(targets)
     features = row_shards.shard_features(features, shards)
     several = _is_label_sets(targets, loss)
@@ -260,19 +269,16 @@ def solve_path(
     data = label_sets[0]._replace(classes=max(each.classes for each in label_sets))
     lanes = _make_lanes(label_sets, folds, several)
     penalties = _path_penalties(lanes.weights.sum(1), C, l1_ratio)
-    theta = _initial_theta(data, lanes.weights, lanes.targets, bias, None)
-    configs = [_make_config(data, each, l1_ratio, bias, max_iterations, memory) for each in gaps]
-    if host.suits(data, configs[0], lanes=len(theta)):
+    theta = initial_theta(data, lanes.weights, lanes.targets, bias, None)
+    configs = [make_config(data, each, l1_ratio, bias, max_iterations, memory) for each in gaps]
+    smooth = configs[0].smooth
+    if host.suits(data.features, data.classes, smooth=smooth, memory=memory, lanes=len(theta)):
         engine = _on_host(data, lanes, theta, bias)
     else:
         engine = _on_device(data, lanes, memory)
     outcomes = _solve_stages(engine, data, theta, C, penalties, configs, report)
     axes = (len(C), *lanes.axes)
-    return _make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
-
-
-def _num_classes(init: LinearParams | None) -> int | None:
-    return None if init is None or np.ndim(init.w) != 2 else np.shape(init.w)[1]
+    return make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
 
 
 def _require_targets(targets: Any) -> Any:
@@ -291,7 +297,7 @@ def _check_beside_source(**arguments: Any) -> None:
 def _check_source_penalty(l1_ratio: float, *, C: Any, alpha: float | None) -> None:
     """Check the penalty before a source is read."""
     for c in [C] if np.ndim(C) == 0 else C:
-        prepare.prepare_penalties(np.ones(1), C=c, alpha=alpha, l1_ratio=l1_ratio)
+        arguments.prepare_penalties(np.ones(1), C=c, alpha=alpha, l1_ratio=l1_ratio)
     if l1_ratio != 0 or alpha == 0:
         name, value = ("alpha", alpha) if alpha == 0 else ("l1_ratio", l1_ratio)
         raise ValueError(
@@ -437,25 +443,6 @@ def _report_unpadded(report: Callback, columns: int, figures: dict[str, Any]) ->
     return report(figures | {"theta": theta})
 
 
-def _make_config(
-    data: prepare.Data,
-    gap: Any,
-    l1_ratio: float,
-    bias: bool,
-    max_iterations: int,
-    memory: int,
-) -> SolverConfig:
-    return SolverConfig(
-        link=data.link,
-        gap=float(gap),
-        smooth=l1_ratio == 0,
-        intercept=bias,
-        max_iterations=max_iterations,
-        dtype=data.features.dtype.name,
-        memory=memory,
-    )
-
-
 def _is_label_sets(targets: Any, loss: Callable) -> bool:
     """Return whether the targets are a list of label sets, rather than one set as a list."""
     row_axes = 1 if loss is soft_cross_entropy else 0
@@ -464,7 +451,7 @@ def _is_label_sets(targets: Any, loss: Callable) -> bool:
 
 def _prepare_grid(C: ArrayLike, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of C, and the gap of each, `[P]`."""
-    C = prepare.as_real(C, "C").astype(np.float64)
+    C = arguments.as_real(C, "C").astype(np.float64)
     if C.ndim != 1 or not len(C):
         raise ValueError(f"C: expected [P] and not empty, got shape {C.shape}")
     if gaps.shape not in ((), C.shape):
@@ -476,7 +463,7 @@ def _path_penalties(
     totals: np.ndarray, C: np.ndarray, l1_ratio: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return l2 and l1 of lanes whose weights have these sums, for each C."""
-    return [prepare.prepare_penalties(totals, C=c, alpha=None, l1_ratio=l1_ratio) for c in C]
+    return [arguments.prepare_penalties(totals, C=c, alpha=None, l1_ratio=l1_ratio) for c in C]
 
 
 class _Lanes(NamedTuple):
@@ -518,73 +505,8 @@ def _fold_masks(folds: ArrayLike | None, n: int) -> tuple[np.ndarray, tuple[int,
     return (f[None] != np.arange(count)[:, None]).astype(np.float64), (count,)
 
 
-def _initial_theta(
-    data: prepare.Data, s: np.ndarray, t: np.ndarray, bias: bool, init: LinearParams | None
-) -> np.ndarray:
-    """Return packed parameters to start from, `[L, K, D + 1]`."""
-    theta = np.zeros((len(s), data.classes, data.features.shape[1] + 1))
-    limits = prepare.initial_intercepts(data, s, t) if bias else np.zeros(theta.shape[:2])
-    if init is not None:
-        theta[:] = _pack_init(data, bias, init)
-    absent = ~np.isfinite(limits)
-    theta[absent] = 0
-    theta[..., -1] = np.where(absent, limits, theta[..., -1])
-    return theta
-
-
-def _pack_init(data: prepare.Data, bias: bool, init: LinearParams) -> np.ndarray:
-    """Check `init` and return it packed, `[K, D + 1]`, with 0 for an infinite bias."""
-    shape = (data.features.shape[1], data.classes)
-    w = np.asarray(init.w, np.float64)
-    if w.shape != shape or (init.bias is None) == bias:
-        raise ValueError(
-            f"init: expected w {shape} and {'a' if bias else 'no'} bias, got w {w.shape} and bias "
-            f"{None if init.bias is None else np.shape(init.bias)}"
-        )
-    if not np.isfinite(w).all():
-        raise ValueError("init: expected finite numbers in w")
-    b = np.zeros(data.classes) if init.bias is None else np.asarray(init.bias, np.float64)
-    if b.shape != (data.classes,):
-        raise ValueError(f"init: expected bias {(data.classes,)}, got {b.shape}")
-    return np.concatenate([w.T, np.where(np.isfinite(b), b, 0)[:, None]], 1)
-
-
 def _pad_columns(theta: np.ndarray, problem: Problem) -> np.ndarray:
     """Return parameters with zeros for the problem's columns of padding."""
     columns = theta.shape[-1] - 1
     padding = problem.features.shape[1] - columns
     return np.insert(theta, [columns] * padding, 0, -1)
-
-
-def _make_solution(
-    outcomes: list[Outcome],
-    data: prepare.Data,
-    axes: tuple[int, ...],
-    bias: bool,
-    seconds: float,
-) -> Solution:
-    """Return outcomes as a solution whose fields have the given leading axes."""
-
-    def stack(field: str) -> np.ndarray:
-        values = np.stack([getattr(outcome, field) for outcome in outcomes])
-        return values.reshape((*axes, *values.shape[2:]))
-
-    def figure(field: str) -> Any:
-        return stack(field) if axes else stack(field).item()
-
-    theta, dtype = stack("theta"), data.features.dtype
-    w: Any = np.swapaxes(theta[..., : data.features.shape[1]], -1, -2).astype(dtype)
-    b: Any = theta[..., -1].astype(dtype) if bias else None
-    return Solution(
-        params=LinearParams(w, b),
-        objective=figure("value"),
-        gap=figure("gap"),
-        gap_floor=figure("floor"),
-        gradient_norm=figure("gradient_norm"),
-        iterations=figure("iterations"),
-        products=figure("products"),
-        seconds=np.full(axes, seconds) if axes else seconds,
-        converged=figure("converged"),
-        status=figure("status"),
-        reason=figure("reason"),
-    )

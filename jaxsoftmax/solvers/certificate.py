@@ -45,14 +45,11 @@ from jax import Array, lax
 from jaxsoftmax import links
 from jaxsoftmax.solvers import newton, row_shards
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.limits import MAX_INTERCEPT_DECREMENT, MAX_INTERCEPT_STEPS, MAX_ROUNDING
 from jaxsoftmax.solvers.sparse import Sparse
 
-MAX_INTERCEPT_STEPS = 12  # Newton steps of the intercept
-# The Newton decrement of the intercept, relative to the objective, that is left to the correction.
-MAX_INTERCEPT_DECREMENT = 1e-12
 # The violation of the intercept's condition that is left to moving probability, which costs more.
 MAX_CONDITION_VIOLATION = 1e-9
-MAX_ROUNDING = 64  # violation of the intercept's condition left to rounding and its floor, in eps
 MAX_COUPLED_CLASSES = 128  # above, the intercept's Hessian is replaced by its diagonal
 # Of each 32 examples, the first 8 are asked to meet the intercept's condition first.
 SUBSET_PERIOD, SUBSET_ROWS = 32, 8

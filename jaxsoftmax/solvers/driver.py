@@ -37,6 +37,7 @@ from jax import Array
 from jaxsoftmax.solvers import certificate, class_preconditioner, prepare, row_shards, steps
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.class_preconditioner import Blocks
+from jaxsoftmax.solvers.limits import MAX_FORCING, MAX_IDLE_ITERATIONS, MIN_FORCING
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig, explain
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
@@ -47,9 +48,7 @@ MIN_NARROWING_SIZE = 2**25  # features x classes x lanes from which fewer slots 
 SAMPLE_DIVISOR = 4  # a quarter of the examples gives the Hessian of the first iterations
 MIN_SAMPLING_DECREMENT = 1e-2  # relative to the objective: below, all examples give the Hessian
 MIN_SAMPLING_DESCENT = 0.25  # of the objective, relative to the decrement: below, likewise
-MAX_IDLE_ITERATIONS = 3  # iterations without progress after which a precision, or the lane, ends
 MAX_SCORE_ROUNDING = 1e-3  # rounding of the scores, relative to the gap, before they are recomputed
-MAX_FORCING, MIN_FORCING = 0.3, 1e-3  # a Newton system's residual relative to the gradient
 
 
 class Tier(NamedTuple):

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax.solvers import problem as problems
-
-MAX_TRIALS = 30
-MAX_SLOPE_RATIO = 0.4  # a slope is small enough at this size, relative to the first one
+from jaxsoftmax.solvers.limits import MAX_SLOPE_RATIO, MAX_TRIALS
 
 
 class _Trial(NamedTuple):

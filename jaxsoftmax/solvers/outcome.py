@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from jax import Array
 
-from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.solution import SolverStatus
+
+if TYPE_CHECKING:
+    from jax import Array
+
+type Link = Literal["softmax", "sigmoid"]
 
 type Callback = Callable[[dict[str, Any]], object]
 
@@ -27,7 +30,7 @@ class SolverConfig:
         memory: bytes for temporary arrays.
     """
 
-    link: problems.Link
+    link: Link
     gap: float
     smooth: bool
     intercept: bool
@@ -39,7 +42,7 @@ class SolverConfig:
 class RoundedScores(NamedTuple):
     """Scores of parameters, and how much rounding they have accumulated."""
 
-    values: Array  # [L, K, N]
+    values: "Array"  # [L, K, N]
     rounding: float  # a bound, in units of eps times the size of the scores
 
 

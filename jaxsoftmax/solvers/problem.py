@@ -9,15 +9,14 @@ A class without examples, or whose targets are all 0, has the intercept -inf, wh
 the optimum: its scores are -inf, and its probabilities and its gradient are 0.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax import links, softmax_core
 from jaxsoftmax.solvers import matvec, row_shards
-
-type Link = Literal["softmax", "sigmoid"]
+from jaxsoftmax.solvers.outcome import Link
 
 
 class Problem(NamedTuple):

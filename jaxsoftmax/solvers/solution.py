@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.linear_params import LinearParams
 
 
 class SolverStatus(enum.StrEnum):

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from jaxsoftmax import linear, placement, validation
+from jaxsoftmax.host_arrays import inferred_classes
 from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.losses import inferred_classes
 from jaxsoftmax.training.data import valid_rows
 from jaxsoftmax.training.types import Examples, Logits, Loss, Score
 

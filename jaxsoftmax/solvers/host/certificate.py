@@ -13,13 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxsoftmax.solvers.certificate import (
-    MAX_INTERCEPT_DECREMENT,
-    MAX_INTERCEPT_STEPS,
-    MAX_ROUNDING,
-)
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.problem import EPS, HostProblem, Point
+from jaxsoftmax.solvers.limits import MAX_INTERCEPT_DECREMENT, MAX_INTERCEPT_STEPS, MAX_ROUNDING
 
 
 class Certificate(NamedTuple):

@@ -4,14 +4,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsoftmax.solvers.driver import MAX_FORCING, MAX_IDLE_ITERATIONS, MIN_FORCING
 from jaxsoftmax.solvers.host import certificate, line_search, newton, quasi_newton
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.lane import Lane
 from jaxsoftmax.solvers.host.newton import Choice
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
 from jaxsoftmax.solvers.host.quasi_newton import History
-from jaxsoftmax.solvers.line_search import MAX_SLOPE_RATIO
+from jaxsoftmax.solvers.limits import (
+    MAX_FORCING,
+    MAX_IDLE_ITERATIONS,
+    MAX_SLOPE_RATIO,
+    MIN_FORCING,
+)
 from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.solution import SolverStatus
 

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from jaxsoftmax.solvers.arguments import Data
 from jaxsoftmax.solvers.host import coordinates
 from jaxsoftmax.solvers.host.coordinates import Coordinates
 from jaxsoftmax.solvers.host.problem import HostProblem
-from jaxsoftmax.solvers.prepare import Data
 
 
 class Lane(NamedTuple):

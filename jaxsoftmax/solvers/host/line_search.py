@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.problem import EPS, HostProblem, Point
-from jaxsoftmax.solvers.line_search import MAX_SLOPE_RATIO, MAX_TRIALS
+from jaxsoftmax.solvers.limits import MAX_SLOPE_RATIO, MAX_TRIALS
 
 
 def minimize_along(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsoftmax.solvers.host import products
-from jaxsoftmax.solvers.problem import Link
+from jaxsoftmax.solvers.outcome import Link
 
 EPS = float(np.finfo(float).eps)
 

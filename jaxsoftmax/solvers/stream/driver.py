@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsoftmax.solvers import class_preconditioner, newton, prepare, shared_preconditioner
+from jaxsoftmax.solvers import arguments, class_preconditioner, newton, shared_preconditioner
 from jaxsoftmax.solvers import driver as array_driver
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.certificate import Certificate
@@ -136,7 +136,7 @@ def _start(run: _Run, preconditioner: Preconditioner) -> np.ndarray:
     """
     data, stream, config = run.stream.sample, run.stream, run.config
     theta = np.zeros((1, data.classes, data.features.shape[1] + 1))
-    limits = prepare.initial_intercepts(data, data.weights[None], data.targets[None])
+    limits = arguments.initial_intercepts(data, data.weights[None], data.targets[None])
     if config.intercept:
         theta[..., -1] = limits
     if not data.weights.any():

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsoftmax import losses
-from jaxsoftmax.solvers import prepare
-from jaxsoftmax.solvers.prepare import Data
+from jaxsoftmax.solvers import arguments, prepare
+from jaxsoftmax.solvers.arguments import Data
 from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.sources import Source
 
@@ -43,7 +43,7 @@ class Examples(NamedTuple):
             return data._replace(weights=np.zeros(len(data.weights)))
         if self.class_weights is None:
             return data
-        t, s = prepare.apply_class_weights(
+        t, s = arguments.apply_class_weights(
             data.targets, data.weights, self.class_weights, data.link
         )
         return data._replace(targets=t, weights=s)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsoftmax import losses
-from jaxsoftmax.solvers import prepare, row_shards
-from jaxsoftmax.solvers.prepare import Data
+from jaxsoftmax.solvers import arguments, prepare, row_shards
+from jaxsoftmax.solvers.arguments import Data
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.stream.examples import Examples, join, take
 from jaxsoftmax.solvers.stream.processes import Processes
@@ -28,7 +28,7 @@ class Stream(NamedTuple):
     examples: Examples
     rows: int  # of a window
     total: float  # the sum of all weights
-    limits: np.ndarray  # of the intercepts, as of `prepare.initial_intercepts`: [K]
+    limits: np.ndarray  # of the intercepts, as of `arguments.initial_intercepts`: [K]
     share: np.ndarray  # the weight of each class or label among all: [K]
     column_max_abs: np.ndarray  # [D]
     sample: Data  # random examples of all processes, which stay in the memory of each
@@ -81,7 +81,7 @@ def open_stream(
     processes: Processes = ALONE,
 ) -> Stream:
     """Read all examples once, check them, and return the stream of them."""
-    c = None if class_weights is None else prepare.prepare_class_weights(class_weights)
+    c = None if class_weights is None else arguments.prepare_class_weights(class_weights)
     known = classes if c is None else len(c)
     examples = Examples(source, loss, c, known or UNKNOWN_CLASSES, processes)
     if examples.rows < processes.size:
@@ -101,7 +101,7 @@ def open_stream(
         examples._replace(classes=classes),
         survey.rows,
         total,
-        prepare.intercept_limits(survey.parts[0].link, share, in_all),
+        arguments.intercept_limits(survey.parts[0].link, share, in_all),
         share / total,
         largest,
         _gather_sample(processes, join(survey.parts))._replace(classes=classes),
@@ -148,7 +148,7 @@ class _Survey:
         if data.targets.ndim == 1:
             data = data._replace(classes=self._count_classes(data.targets))
         self.classes = max(self.classes, data.classes)
-        share, in_all = prepare.count_targets(data, data.targets, data.weights)
+        share, in_all = arguments.count_targets(data, data.targets, data.weights)
         padding = (0, self.classes - len(share))
         grown = np.pad(self.share, (0, self.classes - len(self.share)))
         every = np.pad(self.in_all, (0, self.classes - len(self.in_all)), constant_values=True)
