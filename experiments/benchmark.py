@@ -96,7 +96,7 @@ LONG: dict[str, Part] = {
     "documents": beside_scikit_learn("optimum", "steps_of_documents"),
     "path": beside_scikit_learn("path"),
     "grid": beside_scikit_learn("grid"),
-    "cyanure": beside_scikit_learn("cyanure"),
+    "cyanure": beside_scikit_learn("beside_cyanure"),
 }
 PARTS = QUICK | LONG
 MINUTES = 5

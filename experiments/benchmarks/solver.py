@@ -2,7 +2,7 @@
 
 Random classes of the sizes of an accelerator's problems are fitted, beside cyanure-gpu where it is
 installed. optimum.py, path.py, small_sets.py and grid.py compare `solve` and `solve_path` with
-scikit-learn, and cyanure.py with Cyanure.
+scikit-learn, and beside_cyanure.py with Cyanure.
 """
 
 import tempfile
