@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 import jaxsoftmax as js  # noqa: E402
 from jaxsoftmax import Shards  # noqa: E402
+from jaxsoftmax.kernels import target  # noqa: E402
 
 K = 1024
 CLASSES = Shards(classes="model")
@@ -122,6 +123,9 @@ def exact_to_8_ulp() -> None:
     oracles.assert_ulps(found["logsumexp"], lse, scale=scale)
     oracles.assert_ulps(found["entropy"], oracles.entropy(z))
     oracles.assert_ulps(found["brier"], oracles.brier(z, y))
+    slope, scale = oracles.entropy_gradient(z)
+    counts = oracles.softmax(z) > np.finfo(np.float32).tiny  # what underflows is lost
+    oracles.assert_ulps(found["entropy gradient"][counts], slope[counts], scale=scale[counts])
     t = np.where(z == -np.inf, 0, 0.1 / (z > -np.inf).sum(1, keepdims=True).clip(1))
     true, scale = oracles.soft_cross_entropy(z, t + 0.9 * np.eye(K)[y])
     fits = np.isfinite(true) & (np.ptp(np.where(z == -np.inf, 0, z), 1) < 3e38)
@@ -158,6 +162,7 @@ def derivatives_to_8_ulp_on_any_number_of_devices() -> None:
             "product": jax.jvp(gradient, (z,), (dz,))[1],
             "expected": jax.jvp(partial(js.logsumexp, shards=shards), (z,), (dz,))[1],
             "brier": jax.grad(lambda z: score(z).sum())(z),
+            "entropy": jax.jvp(partial(js.entropy, shards=shards), (z,), (dz,))[1],
         }
 
     given = [put(mesh_of(len(jax.devices())), a, None, "model") for a in (z, dz)]
@@ -172,6 +177,7 @@ def derivatives_to_8_ulp_on_any_number_of_devices() -> None:
         "product": p * (u + (p * u).sum(1, keepdims=True)),
         "expected": (p * np.abs(dz)).sum(1),
         "brier": 2 * p * (residual + (p * residual).sum(1, keepdims=True)),
+        "entropy": (oracles.entropy_gradient(z)[1] * np.abs(dz)).sum(1),
     }
     for name, scale in scales.items():
         oracles.assert_ulps(found[name], np.asarray(true[name]), scale=scale)
@@ -513,6 +519,7 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
         "log_softmax": link(js.log_softmax),
         "logsumexp": link(js.logsumexp),
         "entropy": link(js.entropy),
+        "entropy gradient": jax.grad(lambda z, y: js.entropy(z, shards=CLASSES).sum()),
         "brier": partial(js.brier, shards=CLASSES),
         "hinge": partial(js.multiclass_hinge, shards=CLASSES),
         "hinge gradient": jax.grad(lambda z, y: js.multiclass_hinge(z, y, shards=CLASSES).sum()),
@@ -530,7 +537,8 @@ def two_all_reduces_of_a_few_integers_a_row() -> None:
         "softmax": [1, 2],
         "log_softmax": [4, 2],
         "logsumexp": [4, 2],
-        "entropy": [4, 4],
+        "entropy": [4, 5],
+        "entropy gradient": [4, 5],
         "brier": [2, 4],
         "hinge": [2],
         "hinge gradient": [2, 1],
@@ -657,6 +665,37 @@ def sum_of_a_head_takes_three_products() -> None:
     assert len(re.findall(r" dot\(", text)) == 3
     assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
     assert [a.sharding for a in program(*given)[1]] == [a.sharding for a in given[:2]]
+
+
+@case
+def sum_of_a_head_whose_logits_come_twice() -> None:
+    """On an accelerator chunks of few rows would each read and write the sum of w's gradient."""
+    mesh, data = mesh_of(2, 4), {name: a.copy() for name, a in model().items()}
+    # Rows whose loss is infinite or not a number have weight 0, or are not valid.
+    data["labels"][3], data["x"][4, 0] = 5, np.nan
+    data["weights"][np.isin(data["labels"], (-1, 5, 64))], data["valid"][4] = 0, False
+
+    def gradient(data: dict[str, jax.Array], shards: Shards | None) -> Any:
+        fixed = {name: data[name] for name in ("valid", "weights")} | {"where": data["exists"]}
+
+        def total(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
+            how: dict[str, Any] = {"bias": bias, "softcap": 9.0, "tiles": TILES, "shards": shards}
+            return js.linear_cross_entropy_sum(x, w, data["labels"], **fixed, **how)
+
+        return jax.value_and_grad(total, (0, 1, 2)), (data["x"], data["w"], data["bias"])
+
+    def derivatives(data: dict[str, jax.Array], shards: Shards | None = None) -> Any:
+        of, primals = gradient(data, shards)
+        return jax.jvp(of, primals, (data["dx"], data["dw"], data["dbias"]))
+
+    given = {name: put(mesh, a, *MODEL_PLACES[name]) for name, a in data.items()}
+    with target.assumed("tpu", interpret=True):
+        found = jax.jit(partial(derivatives, shards=BOTH))(given)
+        of, primals = gradient(given, BOTH)
+        text = jax.jit(of).lower(*primals).as_text()
+    assert text.count("stablehlo.dot_general") == 4
+    wanted = jax.jit(derivatives)(data)
+    close(dict(enumerate(found)), dict(enumerate(wanted)))
 
 
 @case

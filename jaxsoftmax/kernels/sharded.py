@@ -11,8 +11,9 @@ Bits. A block's logits are a product of one shape on any number of shards, and h
 all shapes of more than a few rows and classes that were tried on a CPU. Per example, the sums of
 blocks are rescaled to a running maximum and added in floats, so that the losses differ by an ulp or
 two between numbers of shards. The weighted sum takes whole rows, whose exponentials are added as
-integers: its value and w's gradient have the bits of their products. x's gradient is a sum of
-floats over the shards.
+integers: its value and w's gradient have the bits of their products. Where an accelerator has no
+room for enough of them (`chunks`), the sum computes the logits twice, as per example. x's gradient
+is a sum of floats over the shards.
 
 x's gradient is a float32 sum before it is rounded. XLA for TPUs rounds a bfloat16 gradient first,
 which halves the bytes that cross and loses up to half an ulp of bfloat16 a shard; features in
@@ -34,9 +35,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from jaxsoftmax import placement
+from jaxsoftmax import placement, validation
 from jaxsoftmax.class_shards import ClassShards
-from jaxsoftmax.kernels import primitives, shards, xla_chunked
+from jaxsoftmax.kernels import chunks, primitives, shards, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -49,6 +50,7 @@ from jaxsoftmax.kernels.types import (
     RowTangents,
     Stats,
 )
+from jaxsoftmax.linear_map import with_derivatives_of
 
 
 def on_shards(module: ModuleType, axes: ClassShards) -> Any:
@@ -121,24 +123,16 @@ class ShardedImplementation(NamedTuple):
         needs_grad: NeedsGrad,
         options: Options,
     ) -> tuple[Array, ModelCotangents]:
-        """Return each row's loss, and the gradients of the weighted sum.
-
-        The exponentials of whole rows are needed at once. Where classes are sharded they are those
-        of `softmax_core`, in XLA's operations, whatever the implementation. The kernels of
-        `mosaic_tpu` and `mosaic_gpu` finish a chunk of rows, from the logits to the gradient in
-        them, before they return: the sum over the other shards is missing in between, and the
-        statistics of `forward` would come with a fourth product.
-        """
-        axes = self.axes
+        """Return each row's loss, and the gradients of the weighted sum."""
         run = self.module.value_and_gradients
-        if axes.classes:
-            run = partial(xla_chunked.value_and_gradients, shards=axes._replace(mesh=None))
+        if self.axes.classes:
+            run = _sums_over_classes(self.module, self.axes)
 
         def local(head: Head, valid: Array | None, weights: Array) -> tuple[Array, ModelCotangents]:
             matched, matched_valid, matched_weights = self._match(head, valid, weights)
             wide = self._widen(needs_grad, options)
             nll, found = run(matched, matched_valid, matched_weights, wide, options)
-            return self._once_per_row(nll), self._sum_gradients(found, head, needs_grad)
+            return nll, self._sum_gradients(found, head, needs_grad)
 
         places = self._head(head), self._rows(valid), self._rows(weights)
         results = self._rows(weights), self._model(needs_grad)
@@ -237,12 +231,61 @@ class ShardedImplementation(NamedTuple):
         (head,) = placement.match_varying_axes(head)
         return head._replace(targets=targets), valid, weights
 
-    def _once_per_row(self, values: Array) -> Array:
-        """Return values per row, which are the same for all classes, with a type that says so."""
-        if not self.axes.classes:
-            return values
-        is_first = lax.axis_index(self.axes.classes) == 0
-        return self._sum_classes(jnp.where(is_first, values, 0))
+
+# -- A weighted sum over sharded classes --
+
+
+def _sums_over_classes(module: ModuleType, axes: ClassShards) -> Callable:
+    """Return a device's part of `value_and_gradients`, with the derivatives of XLA's operations."""
+    plain = partial(_sum_over_classes, xla_chunked, axes)
+    if module is xla_chunked:
+        return plain
+    return with_derivatives_of(plain)(partial(_sum_over_classes, module, axes))
+
+
+def _sum_over_classes(
+    module: ModuleType,
+    axes: ClassShards,
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[Array, ModelCotangents]:
+    """Return each row's loss over all classes, and this device's part of the gradients.
+
+    Whole rows take three products, and their exponentials are those of `softmax_core`, in XLA's
+    operations: the kernels of `mosaic_tpu` and `mosaic_gpu` finish a chunk of rows, from the logits
+    to the gradient in them, before they return, and the sum over the other shards is missing in
+    between. Where the logits are computed twice (`chunks`), both times are the implementation's.
+    """
+    size = chunks.rows_per_chunk(head, needs_grad, options)
+    if size is not None:
+        nll, gradients = xla_chunked.chunks_of_rows(
+            head, valid, weights, needs_grad, options, size, axes._replace(mesh=None)
+        )
+        return _once_per_row(nll, axes), gradients
+    head, weights = xla_chunked.ignore_rows(head, valid, weights)
+    head, first = _localize_labels(head, axes)
+
+    def forward(head: Head, options: Options) -> LSEParts:
+        return _combine(module.forward(head, options), first, axes)
+
+    def backward(
+        head: Head, parts: LSEParts, cotangents: RowCotangents, *of: Any
+    ) -> ModelCotangents:
+        return module.backward(*placement.match_varying_axes(head, parts, cotangents), *of)
+
+    nll, gradients = xla_chunked.compute_twice(
+        head, weights, needs_grad, options, forward, backward
+    )
+    return validation.zero_ignored(nll, valid), gradients
+
+
+def _once_per_row(values: Array, axes: ClassShards) -> Array:
+    """Return values per row, which are the same for all classes, with a type that says so."""
+    is_first = lax.axis_index(axes.classes) == 0
+    return lax.psum(jnp.where(is_first, values, 0), axes.classes)
 
 
 def _localize_labels(head: Head, axes: ClassShards) -> tuple[Head, Array | int]:
@@ -264,7 +307,7 @@ def _combine(parts: LSEParts, first: Array | int, axes: ClassShards) -> LSEParts
     """Combine the loss terms of each device's classes, from class `first` on, over all classes."""
     if not axes.classes:
         return parts
-    maximum = lax.pmax(parts.maximum, axes.classes)
+    maximum = lax.pmax(lax.stop_gradient(parts.maximum), axes.classes)
     rest = parts.sum_exp_rest * relative_exp(parts.maximum, maximum)
     sum_exp_rest, label_logit = lax.psum((rest, parts.label_logit), axes.classes)
     stats = _combine_stats(parts, maximum, first, axes)

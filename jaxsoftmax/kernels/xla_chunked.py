@@ -173,32 +173,29 @@ def value_and_gradients(
     weights: Array,
     needs_grad: NeedsGrad,
     options: Options,
-    shards: ClassShards = UNSHARDED,
 ) -> tuple[Array, ModelCotangents]:
-    """Return each row's loss, and the gradients of the weighted sum; an ignored row adds 0.
-
-    Where the classes are sharded, w has those of this device, and labels count all of them.
-    """
+    """Return each row's loss, and the gradients of the weighted sum; an ignored row adds 0."""
     size = chunks.rows_per_chunk(head, needs_grad, options)
-    if size is None and shards.classes:
-        size = chunks.even_size(head.x.shape[0], options.tiles.rows)
     if size is not None:
-        return _chunks_of_rows(head, valid, weights, needs_grad, options, size, shards)
+        return chunks_of_rows(head, valid, weights, needs_grad, options, size)
     head, weights = ignore_rows(head, valid, weights)
     nll, gradients = compute_twice(head, weights, needs_grad, options, forward, backward)
     return validation.zero_ignored(nll, valid), gradients
 
 
-def _chunks_of_rows(
+def chunks_of_rows(
     head: Head,
     valid: Array | None,
     weights: Array,
     needs_grad: NeedsGrad,
     options: Options,
     size: int,
-    shards: ClassShards,
+    shards: ClassShards = UNSHARDED,
 ) -> tuple[Array, ModelCotangents]:
-    """Return losses and gradients, a chunk of rows with all their classes at a time."""
+    """Return losses and gradients, a chunk of rows with all their classes at a time.
+
+    Where the classes are sharded, w has those of this device, and labels count all of them.
+    """
     class_major = _is_class_major(head, needs_grad, options)
     axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
 
