@@ -233,25 +233,32 @@ def entropy_values(z: Array, axis: int, shards: ClassShards) -> Array:
 def _entropy_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
-    value, p, log_p = _entropy_parts(primals, axis, shards)
-    mean = class_shards.spread(value, p, axis, shards)
-    gradient = -p * (select(p == 0, 0, log_p) + mean)
+    value, gradient = _entropy_parts(primals, axis, shards)
     return value, class_shards.sum_classes(gradient * tangents[0], axis, shards)
 
 
 def _plain_entropy_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
-    return entropy_values(*arrays, axis, shards), *links.softmax_and_log(*arrays, axis, shards)
+    value = entropy_values(*arrays, axis, shards)
+    p, log_p = links.softmax_and_log(*arrays, axis, shards)
+    mean = class_shards.spread(value, p, axis, shards)
+    return value, -p * (select(p == 0, 0, log_p) + mean)
 
 
 @_with_derivatives_of(_plain_entropy_parts)
 def _entropy_parts(arrays: tuple, axis: int, shards: ClassShards) -> tuple:
-    """Return the entropies, the softmax and its logarithm."""
+    """Return the entropies and their gradients."""
     return class_shards.run(_local_entropy_parts, arrays, axis, shards)
 
 
 def _local_entropy_parts(z: Array, axis: int, shards: ClassShards) -> tuple:
-    value, found = sharded_softmax.entropy_and_exponentials(z, axis, shards)
-    return value, *links.shares_and_logs(z, found, axis)
+    """Return the gradient as p_k (g_k - sum p g), with the gaps g = max z - z.
+
+    Where probabilities are nearly equal, log p_k and the entropy cancel, and gaps are small.
+    """
+    value, gaps, mean_gap, found = sharded_softmax.entropy_sums(z, axis, shards)
+    p, _ = links.shares_and_logs(z, found, axis)
+    gaps = select(p == 0, 0, gaps)
+    return value, p * (gaps - jnp.expand_dims(mean_gap, axis))
 
 
 # -- The Brier score --

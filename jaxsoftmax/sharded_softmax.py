@@ -20,15 +20,17 @@ shards, which is the least (see `class_maxima`), and two for a sum, which is the
     cross_entropy, its gradient          2         2
     softmax                              1         2
     log_softmax, logsumexp               k         2
-    entropy                              k         4
+    entropy, its gradient                k         5
     brier                                2         4
     smoothed_cross_entropy               k + 2     5, of which one is the number of classes
       with class weights                 2 k + 3   8
     soft_cross_entropy                   2 k + 1   7
     kl_divergence                        2 k + 2   9
 
-The sum of t_k (M - z_k) takes three, as its bound is too large. A gradient in the logits takes no
-more than its loss.
+The sum of t_k (M - z_k) takes three, as its bound is a product of two and too large by up to 2^25,
+and so does that of exp(z_k - M) (M - z_k), whose terms may all be far below 1 / e: the gradient of
+the entropy, p_k (M - z_k - sum_j p_j (M - z_j)), needs its digits where log S does not hide them.
+A gradient in the logits takes no more than its loss.
 
 The functions are for local arrays inside a shard_map; `class_shards.run` makes it.
 """
@@ -45,7 +47,7 @@ from jaxsoftmax.class_shards import ClassShards, Summand
 from jaxsoftmax.exponential import RowScale
 from jaxsoftmax.placement import select
 
-TARGET_LIMBS = 3  # a bound of t_k (M - z_k) is a product of two, and too large by up to 2^25
+LOOSE_LIMBS = 3  # of sums whose terms may all be far below their bound
 
 
 class Exponentials(NamedTuple):
@@ -141,7 +143,7 @@ def soft_sums(
     leaders = class_maxima.find_leaders(z, axis, shards.local_axes, (jnp.abs(t),), more)
     rows, (largest, lowest, *sizes_of_further) = _prepare(z, axis, leaders), leaders.maxima
     bound = _product(leaders.others[0], _depth(leaders, lowest))
-    gaps, unit = _weighted_gaps(rows, t, bound, TARGET_LIMBS)
+    gaps, unit = _weighted_gaps(rows, t, bound, LOOSE_LIMBS)
     summands = [rows.others, class_shards.summand(t, largest, axis), gaps]
     if further is not None:
         summands.append(class_shards.summand(further, sizes_of_further[0], axis))
@@ -200,7 +202,7 @@ def smoothed_sums(
     lowest, z_y, *weights = leaders.maxima[len(sizes) :]
     depth = _depth(leaders, lowest)
     bound = depth if c is None else _product(leaders.others[0], depth)
-    gaps, unit = _weighted_gaps(rows, t, bound, 2 if c is None else TARGET_LIMBS)
+    gaps, unit = _weighted_gaps(rows, t, bound, 2 if c is None else LOOSE_LIMBS)
     summands = [rows.others, gaps, class_shards.summand(exists.astype(z.dtype), one, axis, 1)]
     if c is not None:
         summands.append(class_shards.summand(t, leaders.maxima[0], axis))
@@ -219,10 +221,17 @@ def _product(x: Array, y: Array) -> Array:
     return select((x == 0) | (y == 0), 0, x * y)
 
 
-def entropy_and_exponentials(
-    z: Array, axis: int, shards: ClassShards
-) -> tuple[Array, Exponentials]:
-    """Return the entropy of the softmax; 0 for a fully masked row.
+class EntropySums(NamedTuple):
+    """The entropy of the softmax, and the mean of the gaps M - z_k of which it is made."""
+
+    value: Array  # the mean gap + log S; 0 for a fully masked row
+    gaps: Array  # [..., K]
+    mean_gap: Array  # sum_k p_k (M - z_k)
+    exponentials: Exponentials
+
+
+def entropy_sums(z: Array, axis: int, shards: ClassShards) -> EntropySums:
+    """Return the entropy of the softmax, and the sums of which it is made.
 
     exp(-g) g falls from g = 1 on, so that the second largest entry has the largest term. Where it
     is closer than 1, log S is not small, and the term is at most 1 / e.
@@ -235,11 +244,12 @@ def entropy_and_exponentials(
     limit = 8 - float(np.log(jnp.finfo(z.dtype).tiny))
     terms = select(gaps < limit, rows.other_entries * gaps, 0)
     largest = select(gap < 1, top, select(gap < limit, others.bound * gap, 0))
-    summands = others, class_shards.summand(terms, largest, axis)
+    summands = others, class_shards.summand(terms, largest, axis, LOOSE_LIMBS)
     sums = class_shards.sum_exactly(summands, axis, shards)
     found = rows.exponentials(sums[0])
-    value = sums[1] / found.total + found.log_total
-    return select(leaders.largest != -jnp.inf, value, 0), found
+    mean_gap = sums[1] / found.total
+    value = select(leaders.largest != -jnp.inf, mean_gap + found.log_total, 0)
+    return EntropySums(value, gaps, mean_gap, found)
 
 
 def squared_residuals(

@@ -143,6 +143,15 @@ def entropy(logits: Array, where: Array | None = None) -> Array:
     return -plogq(softmax(logits, where), log_softmax(logits, where)).sum(-1)
 
 
+def entropy_gradient(logits: Array) -> tuple[Array, Array]:
+    """p_k (g_k - sum p g) with the gaps g = max z - z, and p_k (g_k + sum p g)."""
+    r = row(logits)
+    p = divide(r.exponential, r.total[..., None])
+    gaps = np.where(p == 0, 0, -r.distance)
+    mean = (p * gaps).sum(-1, keepdims=True)
+    return p * (gaps - mean), p * (gaps + mean)
+
+
 def entropy_of_subnormals(logits: Array, dtype: np.dtype | type) -> Array:
     """The part of the entropy from probabilities that `dtype` has no normal numbers for."""
     p = softmax(logits)
