@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 import jaxsoftmax as js  # noqa: E402
 from jaxsoftmax import Shards  # noqa: E402
+from jaxsoftmax.kernels import target  # noqa: E402
 
 K = 1024
 CLASSES = Shards(classes="model")
@@ -664,6 +665,37 @@ def sum_of_a_head_takes_three_products() -> None:
     assert len(re.findall(r" dot\(", text)) == 3
     assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
     assert [a.sharding for a in program(*given)[1]] == [a.sharding for a in given[:2]]
+
+
+@case
+def sum_of_a_head_whose_logits_come_twice() -> None:
+    """On an accelerator chunks of few rows would each read and write the sum of w's gradient."""
+    mesh, data = mesh_of(2, 4), {name: a.copy() for name, a in model().items()}
+    # Rows whose loss is infinite or not a number have weight 0, or are not valid.
+    data["labels"][3], data["x"][4, 0] = 5, np.nan
+    data["weights"][np.isin(data["labels"], (-1, 5, 64))], data["valid"][4] = 0, False
+
+    def gradient(data: dict[str, jax.Array], shards: Shards | None) -> Any:
+        fixed = {name: data[name] for name in ("valid", "weights")} | {"where": data["exists"]}
+
+        def total(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
+            how: dict[str, Any] = {"bias": bias, "softcap": 9.0, "tiles": TILES, "shards": shards}
+            return js.linear_cross_entropy_sum(x, w, data["labels"], **fixed, **how)
+
+        return jax.value_and_grad(total, (0, 1, 2)), (data["x"], data["w"], data["bias"])
+
+    def derivatives(data: dict[str, jax.Array], shards: Shards | None = None) -> Any:
+        of, primals = gradient(data, shards)
+        return jax.jvp(of, primals, (data["dx"], data["dw"], data["dbias"]))
+
+    given = {name: put(mesh, a, *MODEL_PLACES[name]) for name, a in data.items()}
+    with target.assumed("tpu", interpret=True):
+        found = jax.jit(partial(derivatives, shards=BOTH))(given)
+        of, primals = gradient(given, BOTH)
+        text = jax.jit(of).lower(*primals).as_text()
+    assert text.count("stablehlo.dot_general") == 4
+    wanted = jax.jit(derivatives)(data)
+    close(dict(enumerate(found)), dict(enumerate(wanted)))
 
 
 @case
