@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from jax import Array
+    import jax
+
+type Array = jax.Array  # whose value is looked up where it is asked for
 
 
 class LinearParams(NamedTuple):
@@ -13,5 +15,5 @@ class LinearParams(NamedTuple):
     `LinearParams(w=True, bias=False)` for weight decay that does not apply to the bias.
     """
 
-    w: "Array"
-    bias: "Array | None"
+    w: Array
+    bias: Array | None

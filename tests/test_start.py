@@ -1,4 +1,4 @@
-"""What the command line does without JAX, whose import takes longer than all of it."""
+"""What the command line and small fits do without JAX, whose import takes longer than all of it."""
 
 import json
 import os
@@ -93,6 +93,39 @@ assert "jax" not in sys.modules
 def test_a_saved_run_is_used_without_jax(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", _USE],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(jaxsoftmax.__file__).parent.parent)},
+    )
+
+
+_FIT = """
+import sys, warnings
+import numpy as np
+from jaxsoftmax.estimator import SoftmaxClassifier
+
+rng = np.random.default_rng(0)
+x = rng.normal(size=(60, 4))
+labels = np.array(["a", "b", "c"])[rng.integers(0, 3, 60)]
+several = (x[:, :2] + rng.normal(size=(60, 2)) > 0).astype(int)
+for y in (labels, labels == "a", several):
+    for settings in ({}, {"C": 1e8}, {"fit_intercept": False, "warm_start": True}):
+        model = SoftmaxClassifier(**settings).fit(x, y)
+        assert model.fit(x, y, np.arange(60.0)).gap_ <= 1e-6
+        model.predict(x), model.predict_proba(x), model.predict_log_proba(x), model.score(x, y)
+model.class_weight = "balanced"
+model.fit(x.astype(np.float32), labels)
+try:
+    model.fit(1e200 * x, labels)
+except ValueError as error:
+    assert "expected numbers up to 1e+100" in str(error)
+assert not {"jax", "optax", "sklearn.model_selection"} & {*sys.modules}
+"""
+
+
+def test_small_fits_of_the_estimator_do_without_jax(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", _FIT],
         check=True,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(jaxsoftmax.__file__).parent.parent)},

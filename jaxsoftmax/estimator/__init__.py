@@ -6,7 +6,29 @@ l1_ratio and folds at once, see `solvers`. Two classes have one sigmoid score, m
 softmax; a matrix of 0 and 1 as y has one sigmoid per label.
 """
 
-from jaxsoftmax.estimator.classifier import SoftmaxClassifier
-from jaxsoftmax.estimator.cross_validation import SoftmaxClassifierCV
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Each is loaded at its first use: the one does without scikit-learn's metrics and model selection,
+# and, for small problems, without JAX.
+if TYPE_CHECKING:
+    from jaxsoftmax.estimator.classifier import SoftmaxClassifier
+    from jaxsoftmax.estimator.cross_validation import SoftmaxClassifierCV
 
 __all__ = ["SoftmaxClassifier", "SoftmaxClassifierCV"]
+
+_HOMES = {"SoftmaxClassifier": "classifier", "SoftmaxClassifierCV": "cross_validation"}
+
+if not TYPE_CHECKING:  # for which every other name would exist too
+
+    def __getattr__(name: str) -> Any:
+        """Load the module of an estimator and return the estimator."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        """Return all names, for completion in a shell."""
+        return sorted({*globals(), *__all__})

@@ -1,10 +1,10 @@
 """The base of the estimators: validation, the certified solution, and predictions."""
 
+import time
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import jax
 import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]
 import scipy.special  # type: ignore[import-untyped]
@@ -16,10 +16,14 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from jaxsoftmax.estimator import shared
-from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.losses import binary_cross_entropy, cross_entropy
-from jaxsoftmax.sharding import Shards
-from jaxsoftmax.solvers import Solution, solve
+from jaxsoftmax.host_arrays import is_jax_array
+from jaxsoftmax.linear_params import LinearParams
+from jaxsoftmax.solvers import Solution, fits, host
+from jaxsoftmax.solvers.arguments import TargetKind
+from jaxsoftmax.solvers.limits import DEFAULT_MEMORY
+
+if TYPE_CHECKING:
+    from jaxsoftmax.sharding import Shards
 
 
 class CertifiedClassifier(ClassifierMixin, BaseEstimator):
@@ -28,13 +32,15 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
     X may be an array of JAX whose rows several devices share, also of several processes. It stays
     where it is: every process fits the same model, and scores and probabilities are arrays of JAX
     whose rows are where those of X are. Predicted labels are on every host.
+
+    JAX is imported where it is used, which a small dense problem on a host never does.
     """
 
     tol: float
     fit_intercept: bool
     class_weight: str | dict | None
     max_iter: int
-    shards: Shards | None
+    shards: "Shards | None"
     coef_: np.ndarray
     intercept_: np.ndarray
 
@@ -85,8 +91,10 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             The probabilities.
         """
         scores = self._linear_scores(X)
-        if isinstance(scores, jax.Array):
-            return shared.probabilities(scores, multilabel=self._multilabel, log=False)
+        if is_jax_array(scores):
+            from jaxsoftmax.estimator import on_devices
+
+            return on_devices.probabilities(scores, multilabel=self._multilabel, log=False)
         scores = self._squeeze_binary(scores)
         if scores.ndim == 1:
             return scipy.special.expit(np.stack([-scores, scores], 1))
@@ -104,8 +112,10 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             The logarithms.
         """
         scores = self._linear_scores(X)
-        if isinstance(scores, jax.Array):
-            return shared.probabilities(scores, multilabel=self._multilabel, log=True)
+        if is_jax_array(scores):
+            from jaxsoftmax.estimator import on_devices
+
+            return on_devices.probabilities(scores, multilabel=self._multilabel, log=True)
         scores = self._squeeze_binary(scores)
         if scores.ndim == 1:
             return scipy.special.log_expit(np.stack([-scores, scores], 1))
@@ -153,10 +163,12 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(X, shared.HeldOut):
             return X.scores
         if shared.is_shared(X):
-            shared.check_features(self, X, reset=False)
+            from jaxsoftmax.estimator import on_devices
+
+            on_devices.check_features(self, X, reset=False)
             coef: Any = self.coef_
             coef = coef.toarray() if scipy.sparse.issparse(coef) else coef
-            return shared.linear_scores(X, coef, self.intercept_)
+            return on_devices.linear_scores(X, coef, self.intercept_)
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
         with np.errstate(over="ignore", invalid="ignore"):
             product = X @ self.coef_.T  # sparse if both are, after `sparsify`
@@ -199,7 +211,9 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         self._check_settings()
         y, sample_weight = shared.gather(y), shared.gather(sample_weight)
         if shared.is_shared(X):
-            X, y = shared.validate(self, X, y, reset=reset)
+            from jaxsoftmax.estimator import on_devices
+
+            X, y = on_devices.validate(self, X, y, reset=reset)
         else:
             X, y = validate_data(
                 self,
@@ -227,7 +241,11 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | float | np.number) or not value > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-        if not isinstance(self.shards, Shards | None):
+        if self.shards is None:
+            return
+        from jaxsoftmax.sharding import Shards
+
+        if not isinstance(self.shards, Shards):
             raise ValueError(f"shards: expected jaxsoftmax.Shards or None, got {self.shards!r}")
 
     def _encode_multilabel(self, y: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -262,19 +280,25 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         return weights.sum() / (len(totals) * np.where(totals > 0, totals, 1))
 
     @property
+    def _is_softmax(self) -> bool:
+        """Whether the probabilities are a softmax, rather than sigmoids."""
+        return not self._multilabel and len(self.classes_) > 2
+
+    @property
     def _loss(self) -> Any:
-        softmax = not self._multilabel and len(self.classes_) > 2
-        return cross_entropy if softmax else binary_cross_entropy
+        from jaxsoftmax import losses
+
+        return losses.cross_entropy if self._is_softmax else losses.binary_cross_entropy
 
     @property
     def _num_scores(self) -> int:
         """The number of rows of `coef_`: one for two classes."""
-        return len(self.classes_) if self._loss is cross_entropy or self._multilabel else 1
+        return len(self.classes_) if self._is_softmax or self._multilabel else 1
 
     @property
     def _all_classes(self) -> np.ndarray | None:
         """Class weights that make all classes of a softmax exist, also those not in y."""
-        return np.ones(len(self.classes_)) if self._loss is cross_entropy else None
+        return np.ones(len(self.classes_)) if self._is_softmax else None
 
     def _solve(
         self,
@@ -292,10 +316,10 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         It is called by `fit` directly, from which the warning gets its stack level.
         """
         unpenalized = np.isinf(C)
-        solution = solve(
+        solution = self._solution(
             X,
             targets,
-            loss=self._loss,
+            callback,
             C=None if unpenalized else C,
             alpha=0.0 if unpenalized else None,
             l1_ratio=l1_ratio,
@@ -305,12 +329,25 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             gap=self.tol,
             max_iterations=self.max_iter,
             class_weights=self._all_classes,
-            shards=self.shards,
-            callback=callback,
+            memory=DEFAULT_MEMORY,
         )
         self._store(solution.params, solution)
         if not solution.converged:
             warnings.warn(str(solution.reason), ConvergenceWarning, stacklevel=3)
+
+    def _solution(
+        self, X: Any, targets: np.ndarray, callback: Callable | None, **settings: Any
+    ) -> Solution:
+        """Return what `solve` does, which for a small problem on the host needs no JAX."""
+        start, smooth = time.perf_counter(), settings["l1_ratio"] == 0
+        small = host.suits(X, self._num_scores, smooth=smooth, memory=settings["memory"])
+        if small and self.shards is None:
+            kind: TargetKind = "labels" if self._is_softmax else "probabilities"
+            fit = fits.prepare_fit(X, targets, kind=kind, **settings)
+            return fits.solve_on_host(fit, start, callback)
+        from jaxsoftmax.solvers import solve
+
+        return solve(X, targets, loss=self._loss, shards=self.shards, callback=callback, **settings)
 
     def _store(self, params: LinearParams, solution: Solution | None) -> None:
         """Set the attributes of a fitted model; without a solution there is no certificate."""

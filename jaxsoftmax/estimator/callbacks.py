@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsoftmax.linear import LinearParams
+from jaxsoftmax.linear_params import LinearParams
 
 if TYPE_CHECKING or importlib.util.find_spec("sklearn.callback") is not None:
     from sklearn.callback import CallbackSupportMixin

@@ -4,7 +4,6 @@ import functools
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import jax
 import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning
@@ -12,13 +11,13 @@ from sklearn.utils import check_random_state
 
 from jaxsoftmax.estimator.base import CertifiedClassifier, check_l1_ratio
 from jaxsoftmax.estimator.callbacks import CallbackSupportMixin, Tasks, fit_tasks
-from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.losses import cross_entropy
-from jaxsoftmax.sharding import Shards
+from jaxsoftmax.linear_params import LinearParams
 from jaxsoftmax.solvers import Solution
 
 if TYPE_CHECKING:
     import optax
+
+    from jaxsoftmax.sharding import Shards
 
 
 class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
@@ -76,7 +75,7 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         learning_rate: float = 0.01,
         batch_size: int = 256,
         random_state: Any = None,
-        shards: Shards | None = None,
+        shards: "Shards | None" = None,
     ) -> None:
         self.C = C
         self.l1_ratio = l1_ratio
@@ -161,15 +160,17 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         X, targets, weights = self._validate(
             X, y, sample_weight, classes=classes if first else self.classes_, reset=first
         )
-        from jaxsoftmax import training  # which `fit` does without
+        import jax  # which a small `fit` does without, as it does without Optax
+
+        from jaxsoftmax import training
 
         X = X.toarray() if scipy.sparse.issparse(X) else X
         X, targets = X.astype(np.float32), np.asarray(targets)
-        if targets.ndim == 1 and self._loss is not cross_entropy:
+        if targets.ndim == 1 and not self._is_softmax:
             targets = targets[:, None]
         optimizer = _adam(self.learning_rate)
         if first or getattr(self, "_state", None) is None:
-            width = len(self.classes_) if self._loss is cross_entropy else targets.shape[1]
+            width = len(self.classes_) if self._is_softmax else targets.shape[1]
             self._state = self._initial_state(X.shape[1], width, optimizer)
         self._state, _ = training.train_epoch(
             self._state,
@@ -203,6 +204,8 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         w: Any = np.zeros((features, width)) if current is None else current.w
         b: Any = np.zeros(width) if current is None or current.bias is None else current.bias
         b = np.clip(b, -1e4, 1e4).astype(np.float32) if self.fit_intercept else None
+        import jax
+
         from jaxsoftmax import training
 
         seed = check_random_state(self.random_state).randint(2**31 - 1)

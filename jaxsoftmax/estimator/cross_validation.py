@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from sklearn import get_config
@@ -21,9 +21,11 @@ from sklearn.utils.validation import _check_method_params
 
 from jaxsoftmax.estimator import shared
 from jaxsoftmax.estimator.base import CertifiedClassifier, check_l1_ratio
-from jaxsoftmax.linear import LinearParams
-from jaxsoftmax.sharding import Shards
-from jaxsoftmax.solvers import Solution, solve_path
+from jaxsoftmax.linear_params import LinearParams
+from jaxsoftmax.solvers import Solution
+
+if TYPE_CHECKING:
+    from jaxsoftmax.sharding import Shards
 
 
 class SoftmaxClassifierCV(CertifiedClassifier):
@@ -73,7 +75,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         fit_intercept: bool = True,
         class_weight: str | dict | None = None,
         max_iter: int = 1000,
-        shards: Shards | None = None,
+        shards: "Shards | None" = None,
     ) -> None:
         self.Cs = Cs
         self.l1_ratios = l1_ratios
@@ -134,6 +136,8 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         self, X: Any, targets: np.ndarray, weights: np.ndarray, splits: list
     ) -> Solution:
         """Return the solutions of every split, l1_ratio and C."""
+        from jaxsoftmax.solvers import solve_path
+
         masks = np.zeros((len(splits), X.shape[0]), bool)
         for mask, (train, _) in zip(masks, splits, strict=True):
             mask[train] = True

@@ -1,19 +1,13 @@
-"""Features that several devices share, also of several processes: they stay where they are.
+"""Features that several devices share, also of several processes, as a host knows them.
 
-scikit-learn's own checks would copy them to a host. Labels and weights are small and go there; the
-scores of a model are computed by the devices that hold the rows, and stay with them.
+Labels and weights are small and go to the host. Nothing here imports JAX: see `on_devices`.
 """
 
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from sklearn.utils.validation import check_consistent_length, validate_data
 
-from jaxsoftmax import links, validation
+from jaxsoftmax.host_arrays import is_jax_array, to_host
 
 
 class HeldOut:
@@ -25,58 +19,9 @@ class HeldOut:
 
 def is_shared(X: Any) -> bool:
     """Return whether X is an array of which several devices hold a part each."""
-    return (
-        isinstance(X, Array)
-        and len(X.sharding.device_set) > 1
-        and not X.sharding.is_fully_replicated
-    )
+    return is_jax_array(X) and len(X.sharding.device_set) > 1 and not X.sharding.is_fully_replicated
 
 
 def gather(a: Any) -> Any:
     """Return labels or weights on the host if they are an array of JAX, or as they are."""
-    return validation.to_host(a) if isinstance(a, Array) else a
-
-
-def validate(estimator: Any, X: Array, y: Any, *, reset: bool) -> tuple[Array, Any]:
-    """Return X as it is and y on the host, after scikit-learn's checks of shapes and labels."""
-    check_features(estimator, X, reset=reset)
-    y = validate_data(estimator, y=y, multi_output=True)
-    check_consistent_length(X, y)
-    return X, y
-
-
-def check_features(estimator: Any, X: Array, *, reset: bool) -> None:
-    """Check X as scikit-learn does."""
-    if X.ndim != 2 or not jnp.issubdtype(X.dtype, jnp.floating):
-        raise ValueError(f"X: expected floats [n, D], got {X.dtype}{list(X.shape)}")
-    validate_data(estimator, X, skip_check_array=True, reset=reset)
-    if not _is_finite(X):
-        raise ValueError("X: expected finite numbers, got NaN or infinity")
-
-
-def linear_scores(X: Array, coef: np.ndarray, intercept: np.ndarray) -> Array:
-    """Return X coef' + intercept, `[n, K]`, whose rows are where those of X are."""
-    product = _product(X, coef.T)
-    if not _is_finite(product):
-        raise ValueError(f"X: some scores overflow {product.dtype}; scale the features")
-    return product + intercept.astype(product.dtype)
-
-
-@jax.jit
-def _is_finite(a: Array) -> Array:
-    return jnp.isfinite(a).all()
-
-
-@jax.jit
-def _product(X: Array, w: Array) -> Array:
-    x = X.astype(jnp.promote_types(X.dtype, jnp.float32))
-    return jnp.dot(x, w.astype(x.dtype), precision=lax.Precision.HIGHEST)
-
-
-@partial(jax.jit, static_argnames=("multilabel", "log"))
-def probabilities(scores: Array, *, multilabel: bool, log: bool) -> Array:
-    """Return the probabilities of the classes, or of each label, or their logarithms."""
-    if multilabel or scores.shape[1] == 1:
-        both = scores if multilabel else jnp.concatenate([-scores, scores], 1)
-        return links.log_sigmoid(both) if log else links.sigmoid(both)
-    return links.log_softmax(scores) if log else links.softmax(scores)
+    return to_host(a) if is_jax_array(a) else a
