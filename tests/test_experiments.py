@@ -203,6 +203,30 @@ assert (picture.draw(found) is not None) == record.with_name(record.stem + "_cla
     subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
 
 
+def test_long_parts_of_the_benchmark_run_if_named_and_some_steps_write_nothing() -> None:
+    code = """
+import math, sys, benchmark
+def of(*arguments):
+    sys.argv = ["benchmark.py", *arguments]
+    parsed = benchmark.parsed()
+    return parsed.only, parsed.minutes
+assert of() == (list(benchmark.QUICK), 5)
+assert "grid" not in benchmark.QUICK
+assert of("--only", "grid") == (["grid"], math.inf)
+assert of("--only", "grid", "--minutes", "3") == (["grid"], 3)
+assert of("--smoke") == (list(benchmark.PARTS), math.inf)
+of("--only", "small_sets", "--steps", "iris, raw")
+benchmark.main()
+"""
+    before = {result: result.read_bytes() for result in RESULTS.iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER, check=True, capture_output=True, text=True
+    )
+    assert "| iris, raw |" in done.stdout
+    assert "standardized" not in done.stdout
+    assert {result: result.read_bytes() for result in RESULTS.iterdir()} == before
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.png")), ids=lambda path: path.stem)
 def test_figures_are_small(path: Path) -> None:
     assert path.stat().st_size < 150_000

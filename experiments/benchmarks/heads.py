@@ -13,7 +13,7 @@ Findings, on two CPU cores. The sum against dense Optax: 1.88 times as fast wher
 about equal where only the products count (1.10 and 0.99 at the two largest). It is never slower
 than torch's, dense or fused; the fused one, in chunks of its own choice, takes 17.0 times as long
 at 512 x 1024 x 131072.
-- At 8192 x 768 x 1000 it runs at 106% of the rate of a square product. At 8192 x 128 x 1000 it is
+- At 8192 x 768 x 1000 it runs at 89% of the rate of a square product. At 8192 x 128 x 1000 it is
   as fast as the three products alone, and it saves memory: a call of Optax's maps 21,674 pages for
   logits above glibc's threshold, a call of the sum none. The ratio was 1.36 to 1.69 in five runs;
   the likely cause, which is not measured, is that the price of a page varies with time.
