@@ -11,11 +11,23 @@ import pytest
 from jaxsoftmax.kernels import Tiles, linear_cross_entropy_sum, target, tiles
 from jaxsoftmax.kernels.chunks import rows_per_chunk
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
+from jaxsoftmax.kernels.xla_chunked import classes_of_block
 
 MEGABYTES = 10**6
 SHAPE = (21, 5, 37)  # too many rows for the budget that `contract.TILES` stands for
 pytestmark = pytest.mark.usefixtures("strict")
 on_gpu = partial(target.assumed, "gpu", interpret=True, kind="NVIDIA A100")
+
+
+def described(
+    shape: tuple[int, int, int], dtype: str, platform: str, memory: int | None
+) -> tuple[Head, Options]:
+    n, d, k = shape
+    types = (jax.ShapeDtypeStruct(s, dtype) for s in ((n, d), (d, k)))
+    head = Head(*types, None, None, jax.ShapeDtypeStruct((n,), jnp.int32))
+    with target.assumed(platform, interpret=True):
+        options = Options(tiles.choose(n, d, k, memory=memory), target.current(), jnp.dtype(dtype))
+    return head, options
 
 
 def planned(
@@ -25,11 +37,7 @@ def planned(
     memory: int | None,
     gradients: tuple[str, ...] = ("x", "w"),
 ) -> int | None:
-    n, d, k = shape
-    types = (jax.ShapeDtypeStruct(s, dtype) for s in ((n, d), (d, k)))
-    head = Head(*types, None, None, jax.ShapeDtypeStruct((n,), jnp.int32))
-    with target.assumed(platform, interpret=True):
-        options = Options(tiles.choose(n, d, k, memory=memory), target.current(), jnp.dtype(dtype))
+    head, options = described(shape, dtype, platform, memory)
     return rows_per_chunk(head, NeedsGrad(**dict.fromkeys(gradients, jnp.dtype(dtype))), options)
 
 
@@ -60,6 +68,23 @@ def planned(
 )
 def test_rows_of_a_chunk(rows: int | None, shape: tuple[int, int, int], how: tuple):
     assert planned(shape, *how) == rows
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "how"),
+    [
+        # Compiled for an H200 this takes 479 MB, and 705 with blocks of 32,768.
+        (21_760, (2048, 4096, 128_257), ("bfloat16", "gpu", 2**29)),
+        (16_384, (2048, 4096, 128_257), ("float32", "gpu", 2**29)),
+        (32_768, (2048, 4096, 128_257), ("bfloat16", "tpu", 2**29)),
+        # All at once, but for numbers that need padded copies: 138 MB in place of 2,156.
+        (131_072, (128, 8192, 131_072), ("bfloat16", "gpu", None)),
+        (7680, (128, 8192, 131_073), ("bfloat16", "gpu", None)),
+        (1001, (2048, 4096, 1001), ("bfloat16", "gpu", None)),
+    ],
+)
+def test_classes_of_a_block(classes: int, shape: tuple[int, int, int], how: tuple):
+    assert classes_of_block(*described(shape, *how)) == classes
 
 
 def test_logits_computed_twice_are_no_worse_than_dense():

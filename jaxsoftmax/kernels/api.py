@@ -87,10 +87,10 @@ def linear_cross_entropy(
             parameters stay float32 while products run at the rate of bfloat16: a bfloat16 copy of
             w is needed beside the memory below, and w's gradient is the float32 sum of products,
             never rounded to bfloat16. Tangents of forward mode are not rounded either.
-        memory: the budget in bytes for a block of logits; None means 128 MiB. The float32 sum of
-            x's gradient, an array as large as x, is not part of it; on a GPU, all logits at once
-            may take its place. Blocks have at least 128 classes. Under vmap it is the budget of
-            each lane.
+        memory: the budget in bytes for a block of logits, and on a GPU for the copies that are
+            multiplied; None means 128 MiB. The float32 sum of x's gradient, an array as large as x,
+            is not part of it; on a GPU, all logits at once may take its place. Blocks have at least
+            128 classes. Under vmap it is the budget of each lane.
         implementation: "xla_chunked", "mosaic_gpu", "mosaic_tpu" or "reference" (dense). None means
             "mosaic_gpu" on a Hopper GPU where x and w are bfloat16 or float16 and the logits are
             many (see `defaults`), and "xla_chunked" elsewhere.

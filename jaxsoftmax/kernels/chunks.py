@@ -54,7 +54,7 @@ def _fits_at_once(head: Head, needs_grad: NeedsGrad, options: Options) -> bool:
         logit_bytes += primitives.FLOAT_BYTES
     budget = options.tiles.rows * _budget_per_row(head)
     budget += primitives.FLOAT_BYTES * n * d if needs_grad.x else 0
-    return n * k * logit_bytes + _padded_bytes(head, options) <= budget
+    return n * k * logit_bytes + padded_bytes(head, options) <= budget
 
 
 def _most_rows(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
@@ -68,11 +68,11 @@ def _most_rows(head: Head, needs_grad: NeedsGrad, options: Options) -> int:
     sums = jnp.dtype(primitives.sum_dtype(options.dtype))
     is_separate = needs_grad.w is not None and needs_grad.w != sums
     separate = head.w.size * sums.itemsize if is_separate else 0
-    left = options.tiles.rows * _budget_per_row(head) - separate - 2 * _padded_bytes(head, options)
+    left = options.tiles.rows * _budget_per_row(head) - separate - 2 * padded_bytes(head, options)
     return max(left // (_logit_bytes(head, options) * head.w.shape[1]), 1)
 
 
-def _padded_bytes(head: Head, options: Options) -> int:
+def padded_bytes(head: Head, options: Options) -> int:
     """Return the bytes of a padded copy of w, if XLA makes one."""
     is_padded = primitives.is_padded(head.w, options)
     return head.w.size * jnp.dtype(options.dtype).itemsize if is_padded else 0

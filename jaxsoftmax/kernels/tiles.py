@@ -51,7 +51,7 @@ class Tiles:
 def classes_per_block(n: int, k: int, *, memory: int | None) -> int:
     """Return how many classes make a block of `[n, classes]` logits that fits the budget."""
     memory = BLOCK_MEMORY if memory is None else memory
-    return _fit(memory // (BYTES_PER_BLOCK_LOGIT * n), k, MIN_BLOCK_CLASSES)
+    return fit(memory // (BYTES_PER_BLOCK_LOGIT * n), k, MIN_BLOCK_CLASSES)
 
 
 def rows_per_chunk(n: int, d: int, k: int, *, memory: int | None) -> int:
@@ -63,7 +63,7 @@ def rows_per_chunk(n: int, d: int, k: int, *, memory: int | None) -> int:
     if platform != "gpu":
         is_narrow = d + k <= NARROW
         limit = min(limit, NARROW_CHUNK_ENTRIES // (d + k) if is_narrow else CHUNK_ROWS)
-    return _fit(limit, n, MIN_CHUNK_ROWS)
+    return fit(limit, n, MIN_CHUNK_ROWS)
 
 
 def choose(n: int, d: int, k: int, *, memory: int | None) -> Tiles:
@@ -73,7 +73,7 @@ def choose(n: int, d: int, k: int, *, memory: int | None) -> Tiles:
     )
 
 
-def _fit(limit: int, size: int, multiple: int) -> int:
+def fit(limit: int, size: int, multiple: int) -> int:
     """Return the size if it is within the limit, else the limit rounded down to a multiple.
 
     At least one multiple is returned, or the size where that is smaller.

@@ -475,7 +475,7 @@ def _scan_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, optio
     """Fold the blocks of classes, the last one first; derivatives compute them again."""
     groups = placement.count_groups(head.w, 1)
     group_size = head.w.shape[1] // groups
-    size = max(min(_classes_per_block(head, options) // groups, group_size), 1)
+    size = max(min(classes_of_block(head, options) // groups, group_size), 1)
 
     def block_step(carry: T, i: Array | int) -> T:
         return step(carry, _make_block(head, i, size, groups, options))
@@ -483,7 +483,7 @@ def _scan_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, optio
     return checkpointed_scan(block_step, start, -(-group_size // size))
 
 
-def _classes_per_block(head: Head, options: Options) -> int:
+def classes_of_block(head: Head, options: Options) -> int:
     """Return the classes of a block: all of them where that takes no more memory than x's sum.
 
     Several blocks need the float32 sum of x's gradient, 4 N D bytes.
@@ -491,7 +491,24 @@ def _classes_per_block(head: Head, options: Options) -> int:
     (d, k), limit = head.w.shape, options.tiles.classes
     if primitives.rounded_dtype(options.dtype, options) != primitives.sum_dtype(options.dtype):
         limit += primitives.FLOAT_BYTES * d // tiles.BYTES_PER_BLOCK_LOGIT
-    return k if k <= limit else options.tiles.classes
+    n, is_gpu = head.x.shape[0], options.target.platform == "gpu"
+    if not is_gpu or not placement.is_static(n):
+        return k if k <= limit else options.tiles.classes
+    row_bytes = tiles.BYTES_PER_BLOCK_LOGIT * n
+    fits = row_bytes * k + chunks.padded_bytes(head, options) <= row_bytes * limit
+    return k if fits else _classes_beside_copies(head, options)
+
+
+def _classes_beside_copies(head: Head, options: Options) -> int:
+    """Return the classes of one of several blocks on a GPU, whose budget has room for copies.
+
+    The matrix library takes a copy of a block's part of w, and the block's part of w's gradient
+    takes its place: D numbers a class, beside the logits of N rows.
+    """
+    limit = options.tiles.classes
+    logits = tiles.BYTES_PER_BLOCK_LOGIT * head.x.shape[0]
+    copies = jnp.dtype(options.dtype).itemsize * head.w.shape[0]
+    return tiles.fit(limit * logits // (logits + copies), limit, tiles.MIN_BLOCK_CLASSES)
 
 
 def _make_block(head: Head, i: Array | int, size: int, groups: int, options: Options) -> _Block:
