@@ -100,7 +100,9 @@ def main() -> None:
     if given.pop("cluster"):
         jax.distributed.initialize()
     if not given.pop("smoke"):
-        print("test loss", train(**given, batch_size=BATCH_SIZE))
+        test_loss = train(**given, batch_size=BATCH_SIZE)
+        if jax.process_index() == 0:
+            print("test loss", test_loss)
         return
     jax.config.update("jax_num_cpu_devices", 8)
     with tempfile.TemporaryDirectory() as folder:

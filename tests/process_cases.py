@@ -5,6 +5,7 @@ EXPECTED is the result of `fit_source()` in one process. Rank 0 prints a line "P
 part. The truth is the same function of the whole arrays, which rank 0 computes alone.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,8 @@ from jaxsoftmax.solvers.stream import Stream
 
 N, D, K = 256, 6, 4
 DEVICES = 4
-# Compilation takes most of the time, in every process: what four need not repeat, they do not.
+# Compilation takes most of the time, in every process: what four need not repeat, they do not,
+# unless JAXSOFTMAX_EVERY_CASE is in the environment.
 ONLY_TWO = {
     "an estimator",
     "check_labels names a label",
@@ -32,6 +34,7 @@ ONLY_TWO = {
     "fit, resumed",
     "fit of a source, of which each process reads its part",
     "solve of a source, of which each process reads its part",
+    "solve with classes that processes share",
     "solve_path",
     "sweep",
 }
@@ -170,6 +173,14 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         with jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))):  # each process has all rows
             return certified(js.solve(*examples(), C=1.0, gap=1e-12, shards=js.Shards("rows")))
 
+    def solved_classes(x: Any, y: Any) -> tuple:
+        if not is_shared(x):
+            return solved(x, y)
+        devices = np.array(jax.devices()).reshape(processes, -1)
+        with jax.set_mesh(Mesh(devices, ("classes", "rows"))):
+            return certified(js.solve(*examples(), C=1.0, gap=1e-12,
+                                      shards=js.Shards("rows", "classes")))  # fmt: skip
+
     def solved_path(x: Any, y: Any) -> tuple:
         path = js.solve_path(x, y, C=[0.1, 1.0], folds=np.arange(N) % 2, gap=1e-12)
         return certified(path) if is_shared(x) else (path.params, path.objective)
@@ -203,10 +214,12 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         "solve": solved,
         "solve with shards of arrays that every process has": solved_whole,
         "solve of a source, of which each process reads its part": solved_source,
+        "solve with classes that processes share": solved_classes,
         "solve_path": solved_path,
         "solve names a feature": bad_feature,
     }
     left_out = ONLY_FOUR if processes == 2 else ONLY_TWO
+    left_out = set() if "JAXSOFTMAX_EVERY_CASE" in os.environ else left_out
     return {name: function for name, function in found.items() if name not in left_out}
 
 

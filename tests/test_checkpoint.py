@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,25 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shape of features must be \[24, 3\]"):
         training.fit(LOSS, X[:, :2], Y, epochs=3, checkpoint=tmp_path, resume=True, **HOW)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_torn_save_is_never_picked_up(tmp_path: Path) -> None:
+    """Under the name that a save has before its end, and under the one that it has after it."""
+    fit(2, checkpoint=tmp_path, checkpoint_interval=0)
+    before, newest = tmp_path / "3", tmp_path / "6"
+    for torn in (newest.with_suffix(".orbax-checkpoint-tmp"), tmp_path / "9"):
+        shutil.copytree(newest, torn)
+        files = sorted(path for path in torn.rglob("*") if path.is_file())
+        for path in files[::2]:
+            path.unlink()
+    resumed = {"checkpoint": tmp_path, "resume": True}
+    with pytest.raises(ValueError, match=r"/9 must hold a checkpoint .* or damaged; .* remove it"):
+        fit(3, **resumed)
+    shutil.rmtree(tmp_path / "9")
+    with pytest.raises(ValueError, match="/6 must hold a checkpoint of this model and optimizer"):
+        fit(3, **resumed, optimizer=optax.sgd(0.3))
+    assert before.is_dir()
+    same(fit(3, **resumed), fit(3))
 
 
 def test_without_orbax(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

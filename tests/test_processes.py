@@ -1,6 +1,7 @@
 """Functions of the host on arrays that processes share: the lines of `process_cases.py`."""
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -9,25 +10,27 @@ from pathlib import Path
 import process_cases
 import pytest
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized")]
+
+SCRIPT = Path(__file__).parent.parent / "experiments" / "train_many_hosts.py"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_arrays_may_span_processes(tmp_path: Path, processes: int) -> None:
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    given = str(tmp_path), process_cases.fit_source()
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        return str(free.getsockname()[1])
+
+
+def run_together(commands: list[list[str]], environments: list[dict[str, str]]) -> list[str]:
+    """What processes print that run at the same time and all end well."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
         subprocess.Popen(
-            [sys.executable, process_cases.__file__, str(rank), str(processes), port, *given],
-            env=environment,
+            [sys.executable, *command],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
             **pipes,
         )
-        for rank in range(processes)
+        for command, environment in zip(commands, environments, strict=True)
     ]
     try:
         outputs = [process.communicate(timeout=600) for process in started]
@@ -35,5 +38,36 @@ def test_arrays_may_span_processes(tmp_path: Path, processes: int) -> None:
         for process in started:
             process.kill()
     assert not any(process.returncode for process in started), "".join(e for _, e in outputs)
-    lines = [line for line in outputs[0][0].splitlines() if line.startswith(("PASS", "FAIL"))]
+    return [printed for printed, _ in outputs]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_arrays_may_span_processes(tmp_path: Path, processes: int) -> None:
+    given = str(tmp_path), process_cases.fit_source()
+    of_all = str(processes), free_port(), *given
+    commands = [[process_cases.__file__, str(rank), *of_all] for rank in range(processes)]
+    first, *_ = run_together(commands, [{}] * processes)
+    lines = [line for line in first.splitlines() if line.startswith(("PASS", "FAIL"))]
     assert lines == [f"PASS {name}" for name in process_cases.cases(processes, *given)]
+
+
+def test_processes_of_a_cluster_find_each_other(tmp_path: Path) -> None:
+    """`jax.distributed.initialize()` without arguments, from variables that Slurm sets."""
+    write = runpy.run_path(str(SCRIPT))["write_synthetic"]
+    write(tmp_path, rows=64, features=3, classes=8)
+    command = [str(SCRIPT), "--cluster", "--data", str(tmp_path), "--run", str(tmp_path / "run"),
+               "--classes", "8", "--class-shards", "2", "--epochs", "1"]  # fmt: skip
+    job = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_PORT": free_port(),
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    ranks = [job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
+    first, second = run_together([command, command], ranks)
+    of_training = ("epoch", "test loss")
+    printed = [line for line in first.splitlines() if line.startswith(of_training)]
+    assert [line.rsplit(maxsplit=1)[0] for line in printed] == ["epoch 1: loss", "test loss"]
+    assert not any(line.startswith(of_training) for line in second.splitlines())

@@ -1,6 +1,7 @@
 """Sampled classes: right on average, and the softmax where all classes are taken."""
 
 from functools import partial
+from math import comb
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxsoftmax import linear_cross_entropy, sample_classes
+from jaxsoftmax.sampling import SampledClasses
 
 N, D, K = 6, 5, 24
 rng = np.random.default_rng(0)
@@ -52,27 +54,45 @@ def test_all_classes_are_the_softmax() -> None:
     np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-7)
 
 
-def test_on_average_the_sum_is_that_of_all_classes_and_the_gradient_comes_near() -> None:
-    """Over 4,000 samples: the sums within four standard errors; the bias of the gradient falls."""
-    keys = jax.random.split(jax.random.key(0), 4000)
-    z = X.astype(np.float64) @ W + BIAS
+def every_sample(labels: np.ndarray, classes: int, count: int) -> SampledClasses:
+    """Each sample that may be drawn, once; all come equally often."""
+    keys = jax.random.split(jax.random.key(0), 3000)
+    draw = partial(sample_classes, labels, classes, count=count)
+    drawn = jax.jit(jax.vmap(lambda key: draw(key=key)))(keys)
+    _, first, counts = np.unique(
+        np.sort(drawn.classes), axis=0, return_index=True, return_counts=True
+    )
+    positives = len(set(labels))
+    assert len(first) == comb(classes - positives, count - positives)
+    assert (abs(counts - counts.mean()) < 5 * np.sqrt(counts.mean())).all()
+    return jax.tree.map(lambda a: a[first], drawn)
 
-    def sums(key: Any) -> Any:
-        sample = sample_classes(LABELS, K, count=10, key=key)
-        return jnp.sum(jnp.exp(sample.take(jnp.asarray(z, jnp.float32)) + sample.bias), axis=1)
 
-    found = np.asarray(jax.jit(jax.vmap(sums))(keys), np.float64)
-    error = found.std(0) / np.sqrt(len(keys))
-    assert (np.abs(found.mean(0) - np.exp(z).sum(1)) < 4 * error).all()
+def test_the_expected_sum_is_that_of_all_classes_and_the_expected_gradient_comes_near() -> None:
+    """In float64, over all samples: the sums are equal, and the bias of the gradient falls."""
+    k, labels = 10, np.array([3, 7, 3, 0], np.int32)
+    x, w = X[:4].astype(np.float64), W[:, :k].astype(np.float64)
+    e = np.exp(x @ w)
+    exact = x.T @ (e / e.sum(1, keepdims=True) - np.eye(k)[labels]) / 4
 
-    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    exact = X.T.astype(np.float64) @ (p - np.eye(K)[LABELS]) / N
+    def gradient(sample: SampledClasses) -> Any:
+        def mean(w: Any) -> Any:
+            bias = sample.bias.astype(w.dtype)
+            return linear_cross_entropy(x, sample.take(w), sample.labels, bias=bias).nll.mean()
+
+        return jax.grad(mean)(jnp.asarray(w))
+
     off = {}
-    for count in (8, 16):
-        gradient = partial(jax.grad(mean_loss), W, count=count)
-        mean = np.asarray(jax.jit(jax.vmap(gradient))(keys), np.float64).mean(0)
-        off[count] = np.linalg.norm(mean - exact) / np.linalg.norm(exact)
-    assert off[16] < off[8] / 2 < 0.1
+    for count in (4, 6, 9):
+        samples = every_sample(labels, k, count)
+        weights = np.exp(np.asarray(samples.bias, np.float64))
+        sums = (e[:, samples.classes] * weights).sum(2)
+        np.testing.assert_allclose(sums.mean(1), e.sum(1), rtol=2e-7)  # the bias is float32
+        with jax.enable_x64():
+            expected = np.asarray(jax.jit(jax.vmap(gradient))(samples)).mean(0)
+        assert expected.dtype == np.float64
+        off[count] = np.linalg.norm(expected - exact) / np.linalg.norm(exact)
+    assert off[9] < off[6] / 4 < off[4] / 8 < 0.05, off
 
 
 def test_labels_that_have_no_class() -> None:

@@ -71,7 +71,7 @@ class Checkpoints:
         """Return the newest checkpoint, placed like this state, or None if there is none.
 
         Raises:
-            ValueError: if the checkpoint is of a run with other settings.
+            ValueError: if the checkpoint is of a run with other settings, or cannot be read.
         """
         import orbax.checkpoint as ocp
 
@@ -79,19 +79,31 @@ class Checkpoints:
         if step is None:
             return None
         # The settings first: arrays of other shapes would be an error of Orbax's own.
-        only_record = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = self._manager.restore(step, args=only_record)["record"]
+        record = self._read(step, record=ocp.args.JsonRestore())["record"]
         self._check_settings(record["settings"])
         items = {
             name: ocp.args.StandardRestore(jax.tree.map(_restored_type, tree))
             for name, tree in {"state": like, "best_params": like.params}.items()
         }
-        arrays = self._manager.restore(step, args=ocp.args.Composite(**items))
+        arrays = self._read(step, **items)
         state, best_params = (jax.tree.map(jnp.asarray, arrays[name]) for name in items)
         history, part_metrics = [*map(_from_json, record["history"])], record["part_metrics"]
         return Checkpoint(
             state, best_params, history, None if part_metrics is None else _from_json(part_metrics)
         )
+
+    def _read(self, step: int, **items: Any) -> Any:
+        """Return what a checkpoint holds; Orbax's errors have many types, and none names a way."""
+        import orbax.checkpoint as ocp
+
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise ValueError(
+                f"{self._manager.directory / str(step)} must hold a checkpoint of this model and "
+                "optimizer, and is one of others or damaged; if it is damaged, remove it to "
+                "continue from the one before it"
+            ) from error
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         for name, value in self._settings.items():
