@@ -8,7 +8,8 @@ rows, 4,096 features and 1,048,576 classes, on a mesh of rows times classes. Wha
 its memory traffic and its collectives take on devices of which only the data sheets are at hand?
 The bytes of the collectives are held against compiled programs: on eight CPU devices, every array
 that is reduced must have the size that the model says. The times are PREDICTIONS: products at 0.6
-of the peak, memory and network at their full rates, one after another.
+of the peak, memory and network at their full rates, one after another. They are of three products,
+so of a `memory` that has room for the float32 sum of w's gradient; the default takes a fourth.
 
 Findings: The compiled programs reduce what the model says, on every mesh of eight devices: five
 numbers of each row and the gradient of x over the classes, and the gradient of w over the rows.

@@ -37,6 +37,7 @@ def run_together(commands: list[list[str]], environments: list[dict[str, str]]) 
     finally:
         for process in started:
             process.kill()
+            process.wait()
     assert not any(process.returncode for process in started), "".join(e for _, e in outputs)
     return [printed for printed, _ in outputs]
 
