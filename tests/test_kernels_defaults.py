@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jaxsoftmax.kernels import dispatch, settings, target
 from jaxsoftmax.kernels.gpu import implementation as gpu
+from jaxsoftmax.kernels.gpu import row_chunks
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
 
 H200, B200 = "NVIDIA H200", "NVIDIA B200"
@@ -27,13 +28,14 @@ def with_options(
     *,
     kind: str = H200,
     memory: int | None = None,
+    softcap: float | None = None,
     platform: str = "gpu",
     sharding: Any = None,
 ) -> Any:
     """What a function of a head, its options and the default implementation returns."""
     n, d, k = shape
     call = settings.check(
-        softcap=None, precision=None, dtype=None, memory=memory, implementation=None, tiles=None
+        softcap=softcap, precision=None, dtype=None, memory=memory, implementation=None, tiles=None
     )
     found = []
 
@@ -57,6 +59,13 @@ def chosen(*arguments: Any, **options: Any) -> str:
     [
         ("mosaic_gpu", LARGE, {}),
         ("xla_chunked", LARGE, {"dtype": jnp.float32}),
+        # Float32: the row kernel, where a plan of it was measured to be faster.
+        ("mosaic_gpu_rows", (8192, 4096, 98_304), {"dtype": jnp.float32}),
+        ("mosaic_gpu_rows", (8192, 64, 768), {"dtype": jnp.float32}),
+        ("xla_chunked", (8192, 64, 767), {"dtype": jnp.float32}),
+        ("xla_chunked", (4, 4096, 32_000), {"dtype": jnp.float32}),
+        ("xla_chunked", (8192, 4096, 32_000), {"dtype": jnp.float32, "kind": B200}),
+        ("xla_chunked", (8192, 4096, 32_000), {"dtype": jnp.float32, "softcap": 30.0}),
         ("xla_chunked", LARGE, {"kind": B200}),
         ("xla_chunked", LARGE, {"kind": "NVIDIA A100-SXM4-80GB"}),
         ("xla_chunked", LARGE, {"platform": "cpu"}),
@@ -82,7 +91,9 @@ def test_choice(name: str, shape: tuple[int, int, int], how: dict[str, Any]):
 
 def test_a_kernel_is_not_for_an_array_that_the_compiler_divides():
     mesh = AbstractMesh((4,), ("rows",), axis_types=(AxisType.Auto,))
-    assert chosen(LARGE, sharding=NamedSharding(mesh, PartitionSpec())) == "xla_chunked"
+    divided = NamedSharding(mesh, PartitionSpec())
+    assert chosen(LARGE, sharding=divided) == "xla_chunked"
+    assert chosen((8192, 4096, 32_000), jnp.float32, sharding=divided) == "xla_chunked"
 
 
 @pytest.mark.parametrize("memory", [None, 2**25, 2**30])
@@ -96,6 +107,24 @@ def test_memory_of_the_kernels_that_run_by_default(memory: int | None):
             kernels += 1
             assert found <= dense + budget, shape
     assert kernels >= 20
+
+
+@pytest.mark.parametrize("memory", [None, 2**25, 2**30])
+def test_memory_of_chunks_of_float32_rows(memory: int | None):
+    def planned(head: Head, options: Options, name: str) -> int | None:
+        needed = NeedsGrad(jnp.float32, jnp.float32)
+        return row_chunks._chunk_rows(head, needed, options) if name != "xla_chunked" else None
+
+    kernels = 0
+    for n, d, k in SHAPES:
+        rows = with_options(planned, (n, d, k), jnp.float32, memory=memory)
+        if rows is not None:
+            kernels += 1
+            found = 4 * rows * (k if rows == n else k + 2 * d)
+            # Blocks of classes would take x's gradient in float32 beside the budget.
+            assert found <= 4 * n * d + (memory or 2**29)
+            assert found <= 4 * n * k + (memory or 2**29)
+    assert kernels >= 10
 
 
 def planned_bytes(head: Head, options: Options, name: str) -> tuple[int, int] | None:

@@ -31,6 +31,7 @@ class Implementation(NamedTuple):
 IMPLEMENTATIONS = {
     "xla_chunked": Implementation("jaxsoftmax.kernels.xla_chunked", None),
     "mosaic_gpu": Implementation("jaxsoftmax.kernels.gpu.implementation", "gpu"),
+    "mosaic_gpu_rows": Implementation("jaxsoftmax.kernels.gpu.row_chunks", "gpu"),
     "mosaic_tpu": Implementation("jaxsoftmax.kernels.tpu.implementation", "tpu"),
 }
 

@@ -85,7 +85,10 @@ def unsupported(head: Head, options: Options) -> str | None:
     if not placement.is_static(*head.x.shape, *head.w.shape):
         return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
     if dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it needs bfloat16 or float16 features and weights, got {dtype}"
+        return (
+            f"it needs bfloat16 or float16 features and weights, got {dtype}; "
+            "'mosaic_gpu_rows' takes float32"
+        )
     if head.targets.ndim == 1 and row_mask is not None:
         return f"it needs `where` of shape ({k},), one for all examples, got {row_mask.shape}"
     if launch.generation(options) is None:

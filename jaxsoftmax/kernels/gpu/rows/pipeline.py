@@ -120,6 +120,7 @@ class Factors(NamedTuple):
 
     others: Any
     label: Any  # the gradient at the label itself
+    is_zero: Any  # whether the gradient is 0, NaN or not: that of a row of weight 0 is
 
 
 def scratch(kernel: Kernel, dtype: Any) -> list[Any]:
@@ -382,7 +383,7 @@ class Warpgroup:
             if self.kernel.writes_gradient:
                 self.replace(slot, found, factors)
                 place, is_here = self.place_of_label(i, q, given.label)
-                pl.when(is_here & ~found.is_zero)(
+                pl.when(is_here & ~factors.is_zero)(
                     lambda: self.set_entry(slot, place, factors.label)
                 )
             gpu.commit_smem()
@@ -419,7 +420,8 @@ class Warpgroup:
                 self.refs.losses[self.row(i), c] = jnp.where(found.is_zero, 0, value)
 
         share = found.others / total
-        return Factors(given.cotangent / total, -share * given.cotangent)
+        is_zero = found.is_zero | (given.cotangent == 0)
+        return Factors(given.cotangent / total, -share * given.cotangent, is_zero)
 
     def exponential(self, z: Array, found: Found) -> Array:
         """Return the exponential of a logit that is not in a slot."""
@@ -453,10 +455,10 @@ class Warpgroup:
 
             self.for_blocks(slot, of_block)
 
-        pl.when(~found.is_zero & ~found.is_far)(lambda: replace(found.scale))
-        pl.when(~found.is_zero & found.is_far)(lambda: replace(far_scale(found.maximum)))
+        pl.when(~factors.is_zero & ~found.is_far)(lambda: replace(found.scale))
+        pl.when(~factors.is_zero & found.is_far)(lambda: replace(far_scale(found.maximum)))
 
-        @pl.when(found.is_zero)
+        @pl.when(factors.is_zero)
         def _zero() -> None:
             @pl.loop(0, self.plan.chunk // BLOCK)
             def _block(b: Array) -> None:

@@ -99,6 +99,21 @@ def weighted_sum(logits: Array, rows: LabeledRows, weights: Array, *, is_masked:
     return _weighted_sum(*flat, weights.reshape(-1), _settings(logits))
 
 
+def losses_and_gradient_in_place(
+    rows: LabeledRows, weights: Array, *, is_masked: bool
+) -> tuple[Array, Array]:
+    """Return the losses, and the gradient of their weighted sum in the memory of the logits.
+
+    It has no derivatives. The logits, `[N, K]`, are those after masking. XLA copies them first if
+    anything uses them afterwards.
+    """
+    _, z, labels = _flatten(rows.z, rows, is_masked)
+    losses, gradient = rows_p.bind(
+        z, labels, weights, settings=_settings(z), kernel=_run_in_place, plain=_xla_weighted
+    )
+    return losses, gradient
+
+
 def _settings(logits: Array) -> Settings:
     tuning = plans.choose(logits.shape[-1], logits.dtype.itemsize)
     assert tuning is not None  # as `unsupported` finds
@@ -212,6 +227,12 @@ def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> Se
     )
 
 
+def _run_in_place(settings: Settings, z: Array, labels: Array, weights: Array) -> Sequence[Array]:
+    return implementation.losses_and_gradient(
+        z, labels, weights, settings.plan(z), settings.cores, settings.interpret, in_place=True
+    )
+
+
 # A function of arrays with a row for each loss: a kernel in programs for CUDA alone, and XLA's form
 # in all others, which may be lowered from the same trace.
 rows_p = Primitive("cross_entropy_rows")
@@ -275,9 +296,11 @@ def _xla_losses(z: Array, labels: Array) -> list[Array]:
 
 
 def _xla_weighted(z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the losses, and the gradient of their weighted sum."""
+    """Return the losses, and the gradient of their weighted sum; NaN of weight 0 is ignored."""
     values, gradient = _xla_both(z, labels)
-    return values, (gradient * jnp.expand_dims(weights, 1)).astype(z.dtype)
+    each = jnp.expand_dims(weights, 1)
+    is_ignored = (each == 0) & (gradient != gradient)
+    return values, (jnp.where(is_ignored, 0, gradient) * each).astype(z.dtype)
 
 
 def _xla_gradient(z: Array, labels: Array) -> Array:

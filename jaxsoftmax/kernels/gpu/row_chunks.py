@@ -1,0 +1,104 @@
+"""A weighted sum of float32 on Hopper GPUs: XLA's products around the kernel of `rows`.
+
+A chunk of rows with all their classes takes three products. The kernel reads each logit between
+them once, and writes its gradient once, in its place:
+
+    z = x w + bias    z becomes dz    dx = dz w^T    dw += x^T dz
+
+In XLA's operations a logit is read twice for the sums and once more for the gradient, which takes
+memory of its own. Here it takes four bytes of the budget, so that chunks are larger and w and its
+gradient are read and written less often. XLA multiplies in TF32 unless another precision is asked
+for, as everywhere.
+
+The rest is that of `xla_chunked`: functions per example need two numbers a row for the gradient,
+where the kernel takes one; the sigmoid's labels are independent, and a block of them takes one pass
+already; the derivative of a softcap needs the logits after their gradient is known.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax import placement
+from jaxsoftmax.kernels import chunks, primitives, tiles, xla_chunked
+from jaxsoftmax.kernels.gpu.rows import rules
+from jaxsoftmax.kernels.types import Head, ModelCotangents, NeedsGrad, Options
+from jaxsoftmax.linear_map import with_derivatives_of
+from jaxsoftmax.softmax_core import LabeledRows
+
+forward, tangent, backward = xla_chunked.forward, xla_chunked.tangent, xla_chunked.backward
+binary_forward, binary_tangent = xla_chunked.binary_forward, xla_chunked.binary_tangent
+binary_backward = xla_chunked.binary_backward
+binary_value_and_gradients = xla_chunked.binary_value_and_gradients
+
+ENTRY_BYTES = 4  # of float32
+# The rows of a chunk, at least: with fewer, reading and writing w's gradient once more, 8 D K bytes
+# at 4 TB/s, takes longer than the chunk's product, 2 R D K operations at 450 TFLOP/s (H200, TF32).
+MIN_CHUNK_ROWS = 512
+
+
+def unsupported(head: Head, options: Options) -> str | None:
+    """Return why the kernel cannot compute this, or None."""
+    if not placement.is_static(*head.x.shape, *head.w.shape):
+        return f"it needs sizes that are numbers, got {head.x.shape} and {head.w.shape}"
+    if head.x.dtype != jnp.float32:
+        return f"it needs float32 features and weights, got {head.x.dtype}"
+    if options.softcap is not None:
+        return "it cannot apply a softcap"
+    return rules.unsupported(_logits(head, head.x.shape[0]), 1)
+
+
+def _logits(head: Head, rows: int) -> Any:
+    """Return the type of the logits of some rows."""
+    return jax.ShapeDtypeStruct((rows, head.w.shape[1]), jnp.float32)
+
+
+@with_derivatives_of(xla_chunked.value_and_gradients)
+def value_and_gradients(
+    head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
+) -> tuple[Array, ModelCotangents]:
+    """Return the loss of each row, and the gradients of the weighted sum; an ignored row adds 0."""
+    size = _chunk_rows(head, needs_grad, options)
+    if size is None:
+        return xla_chunked.value_and_gradients(head, valid, weights, needs_grad, options)
+
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
+        rows, is_masked = _labeled_rows(chunk, valid, options), chunk.where is not None
+        if not any(needs_grad):
+            return rules.losses(rows.z, rows, is_masked=is_masked), rows.z
+        return rules.losses_and_gradient_in_place(rows, weights, is_masked=is_masked)
+
+    return xla_chunked.scan_rows(
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size
+    )
+
+
+def _labeled_rows(chunk: Head, valid: Array, options: Options) -> LabeledRows:
+    """Return the logits of rows, -inf for a class that does not exist, and their labels."""
+    z = primitives.dot(chunk.x, chunk.w, (1, 0), options.precision)
+    if chunk.bias is not None:
+        z = z + chunk.bias[None, :]
+    z, _ = primitives.mask_and_cap(z, chunk.where, None)
+    return LabeledRows(z, chunk.targets, jnp.ones_like(valid), valid, 1)
+
+
+def _chunk_rows(head: Head, needs_grad: NeedsGrad, options: Options) -> int | None:
+    """Return the rows of a chunk, or None where too few of them fit the budget.
+
+    The float32 sum of x's gradient, which blocks of classes would need, is not part of the budget,
+    as in `xla_chunked`. What takes its place here are a chunk's features and their gradient.
+    """
+    (n, d), k = head.x.shape, head.w.shape[1]
+    memory = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT * k
+    memory += ENTRY_BYTES * n * d if needs_grad.x else 0
+    if ENTRY_BYTES * n * k <= memory:
+        return n
+    if needs_grad.w not in (None, jnp.float32):
+        memory -= ENTRY_BYTES * d * k  # the sum that is cast at the end
+    limit = memory // (ENTRY_BYTES * (k + (2 * d if needs_grad.x else d)))
+    if limit < (1 if needs_grad.w is None else MIN_CHUNK_ROWS):
+        return None
+    size = chunks.even_size(n, limit)
+    return size if rules.unsupported(_logits(head, size), 1) is None else None

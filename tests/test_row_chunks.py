@@ -1,0 +1,223 @@
+"""The sum of float32 on Hopper GPUs, XLA's products around the row kernel: interpreted on the CPU.
+
+Rows have few classes here, and plans of rows are smaller than those that were measured: a warpgroup
+for each row, as for the shortest ones. `test_gpu_rows` has the other plans of the kernel, and
+`test_kernels_gpu` compiles both for an H200.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import gpu_interpreter
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import LABELS, SCALES, TILES, Case, case, compare, honest, orders, truth
+from jax.sharding import PartitionSpec as P
+
+from jaxsoftmax.kernels import Tiles, linear_cross_entropy_sum, target
+from jaxsoftmax.kernels.gpu import row_chunks
+from jaxsoftmax.kernels.gpu.rows import plans
+from jaxsoftmax.kernels.tiles import choose
+from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
+from jaxsoftmax.sharding import Shards
+from jaxsoftmax.softmax_core import LabeledRows
+
+NAME, NAN = "mosaic_gpu_rows", np.nan
+KIND = "NVIDIA H200"
+pytestmark = pytest.mark.usefixtures("strict", "unoptimized")
+# Too many rows for the budget that `TILES` stands for: three chunks, the last one's start moved.
+CHUNKED = 50, 3, 64
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    gpu_interpreter.skip_where_absent(monkeypatch)
+    small = ((4096, plans.Tuning(1, 1, False, 1, 1, 4096), 1.0),)
+    monkeypatch.setattr(plans, "MEASURED", small)
+    monkeypatch.setattr(plans, "MIN_CLASSES", 32)
+    monkeypatch.setattr(plans, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(row_chunks, "MIN_CHUNK_ROWS", 8)
+    with target.assumed("gpu", interpret=True, kind=KIND):
+        yield
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the logits for which the kernel has been traced."""
+    shapes = []
+
+    def watched(rows: LabeledRows, *arguments: jax.Array, **options: bool) -> tuple:
+        shapes.append(rows.z.shape)
+        return run(rows, *arguments, **options)
+
+    run = row_chunks.rules.losses_and_gradient_in_place
+    monkeypatch.setattr(row_chunks.rules, "losses_and_gradient_in_place", watched)
+    return shapes
+
+
+def random_head(n: int, d: int, k: int) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(n * k + d)
+    x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((n, d), (d, k)))
+    return x, w, jnp.asarray(rng.integers(0, k, n), jnp.int32)
+
+
+# -- Values and gradients --
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((6, 16, 64), 6), ((26, 3, 67), 13)], ids=str)
+def test_no_worse_than_dense(
+    shape: tuple[int, int, int], rows: int, kernels: list[tuple[int, ...]]
+):
+    def total(x: jax.Array, w: jax.Array, bias: jax.Array, head: Case) -> jax.Array:
+        options = {"tiles": TILES, "implementation": NAME, "weights": head.cotangents[0]}
+        return linear_cross_entropy_sum(x, w, head.labels, bias=bias, **options)
+
+    run = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+    for scale, label in zip(SCALES, LABELS, strict=True):
+        head = case(shape, np.float32, scale, label)
+        value, (dx, dw, db) = run(head.x, head.w, head.bias, head)
+        found = {"sum": value, "sum dx": dx, "sum dw": dw, "sum db": db}
+        wanted = {name: a for name, a in truth(head).items() if name in found}
+        compare(wanted, found, orders(head, honest), f"{shape} at {scale}, {label} label")
+    assert set(kernels) == {(rows, shape[2])}
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one mask", "a mask for each row"])
+def test_masks_and_bad_values(each: bool):
+    n, _, k = CHUNKED
+    x, w, labels = random_head(*CHUNKED)
+    where = np.ones(k, bool)
+    where[3::7] = False
+    labels = jnp.where(where[np.asarray(labels)] & (labels != 2), labels, 1).at[11].set(3)
+    if each:
+        where = where & (np.random.default_rng(0).random((n, k)) < 0.8)
+        where[np.arange(n), labels], where[8], where[11, 3] = True, False, False
+    # Rows of weight 0: a loss of infinity, a logit of NaN from finite features, a label out of
+    # range. Rows that are not valid: NaN, and a label out of range.
+    labels = labels.at[jnp.array([13, 5])].set(jnp.array([k, -1]))
+    x = x.at[12].set(3e38).at[4].set(NAN)
+    w = w.at[:, 2].set(2)
+    weights = jnp.cos(jnp.arange(n, dtype=jnp.float32)).at[jnp.array([11, 12, 13])].set(0)
+    valid = ~np.isin(np.arange(n), [4, 5])
+    arrays = x, w, jnp.linspace(-1, 1, k).at[2].set(-np.inf), weights
+
+    def total(x: jax.Array, w: jax.Array, bias: jax.Array, weights: jax.Array, name: str):
+        return linear_cross_entropy_sum(
+            x, w, labels, bias=bias, weights=weights, where=where, valid=valid, tiles=TILES,
+            implementation=name,
+        )  # fmt: skip
+
+    found, want = (
+        jax.jit(jax.value_and_grad(partial(total, name=name), (0, 1, 2, 3)))(*arrays)
+        for name in (NAME, "xla_chunked")
+    )
+    assert all(np.isfinite(a).all() for a in (found[0], *found[1][:3]))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        largest = np.nanmax(np.where(np.isfinite(other), np.abs(other), 0))
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * largest)
+    alone = jax.jit(partial(total, name=NAME))(*arrays)
+    np.testing.assert_allclose(alone, found[0], rtol=1e-6)
+
+
+def test_a_label_out_of_range_is_nan():
+    x, w, labels = random_head(*CHUNKED)
+    run = jax.value_and_grad(partial(linear_cross_entropy_sum, implementation=NAME, tiles=TILES))
+    value, dx = run(x, w, labels.at[20].set(64))
+    assert np.isnan(value)
+    np.testing.assert_array_equal(np.isnan(dx).all(1), np.arange(50) == 20)
+    assert np.isfinite(np.delete(dx, 20, 0)).all()
+
+
+# -- Transformations --
+
+
+def test_transformations():
+    x, w, labels = random_head(*CHUNKED)
+    dx, dw = jnp.cos(x), jnp.sin(w)
+    weights = jnp.cos(jnp.arange(50, dtype=jnp.float32))
+
+    def transformed(name: str) -> dict:
+        def total(x: jax.Array, w: jax.Array) -> jax.Array:
+            options = {"tiles": TILES, "implementation": name}
+            return linear_cross_entropy_sum(x, w, labels, weights=weights, **options)
+
+        grad = jax.grad(total, (0, 1))
+        return {
+            "Hessian product": jax.jvp(grad, (x, w), (dx, dw)),
+            "x alone": jax.grad(total)(x, w),
+            "several models": jax.vmap(jax.value_and_grad(total, 1), (None, 0))(
+                x, jnp.stack([w, 2 * w])
+            ),
+        }
+
+    found, want = (jax.jit(partial(transformed, name))() for name in (NAME, "xla_chunked"))
+    for name, b in want.items():
+        for one, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(b), strict=True):
+            scale = np.abs(other).max()
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6 * scale, err_msg=name)
+
+
+def test_rows_on_two_devices(kernels: list[tuple[int, ...]]):
+    # With a part of the classes a device has XLA's form.
+    x, w, labels = random_head(40, 3, 64)
+    mesh = jax.make_mesh((2,), ("a",))
+    total = partial(linear_cross_entropy_sum, tiles=TILES, implementation=NAME)
+    gradients = jax.value_and_grad(partial(total, shards=Shards(rows="a")), (0, 1))
+    with jax.set_mesh(mesh):
+        places = P("a"), P(), P("a")
+        arrays = [
+            jax.device_put(a, jax.NamedSharding(mesh, p))
+            for a, p in zip((x, w, labels), places, strict=True)
+        ]
+        found = jax.jit(gradients)(*arrays)
+    assert set(kernels) == {(20, 64)}
+    wanted = jax.value_and_grad(partial(total, implementation="xla_chunked"), (0, 1))(x, w, labels)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+# -- Where it runs --
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "grads", "memory"),
+    [
+        (2048, (2048, 1024, 32_000), {"x": 4, "w": 4}, None),  # 262 MB of logits
+        (4096, (8192, 4096, 32_000), {"x": 4, "w": 4}, None),  # and 67 each of x and its gradient
+        (2731, (8192, 4096, 32_000), {"w": 4}, None),
+        (2731, (8192, 4096, 32_000), {"w": 2}, 10**9),  # beside a sum of 524 MB
+        (None, (8192, 4096, 32_000), {"w": 2}, None),
+        (None, (8192, 64, 32_000), {"x": 4, "w": 4}, 2**25),  # fewer than 512 rows
+        (512, (8192, 64, 32_000), {"x": 4}, 2**26),  # of x's gradient each row is complete
+    ],
+)  # fmt: skip
+def test_rows_of_a_chunk(
+    rows: int | None,
+    shape: tuple[int, int, int],
+    grads: dict[str, int],
+    memory: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.undo()  # as measured
+    n, d, k = shape
+    types = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, k)))
+    head = Head(*types, None, None, jax.ShapeDtypeStruct((n,), jnp.int32))
+    options = Options(choose(n, d, k, memory=memory), target.current(), jnp.float32)
+    kinds = {name: {4: jnp.float32, 2: jnp.bfloat16}[size] for name, size in grads.items()}
+    assert row_chunks._chunk_rows(head, NeedsGrad(**kinds), options) == rows
+
+
+def test_refusals():
+    x, w, labels = random_head(*CHUNKED)
+
+    def refused(pattern: str, *arrays: jax.Array, **options) -> None:
+        with pytest.raises(NotImplementedError, match=pattern):
+            linear_cross_entropy_sum(*arrays, implementation=NAME, tiles=Tiles(4, 8), **options)
+
+    refused("float32 .* got bfloat16", x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), labels)
+    refused("softcap", x, w, labels, softcap=30.0)
+    refused("rows to keep the device busy", x[:1], w, labels[:1])
+    with target.assumed("gpu", interpret=True, kind="NVIDIA B200"):
+        refused("nothing was measured on this GPU", x, w, labels)
