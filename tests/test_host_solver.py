@@ -1,5 +1,7 @@
 """The engine for small problems: its parts against finite differences, mpmath and SciPy."""
 
+from typing import Any
+
 import jax
 import mpmath
 import numpy as np
@@ -9,7 +11,14 @@ from sklearn.datasets import load_iris
 from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import host, solve, solve_path
-from jaxsoftmax.solvers.host import coordinates, line_search, newton, products, quasi_newton
+from jaxsoftmax.solvers.host import (
+    coordinates,
+    driver,
+    line_search,
+    newton,
+    products,
+    quasi_newton,
+)
 from jaxsoftmax.solvers.host import preconditioner as preconditioners
 from jaxsoftmax.solvers.host import problem as problems
 from jaxsoftmax.solvers.host.newton import Choice
@@ -28,7 +37,8 @@ def standing(
     columns = np.concatenate([rng.normal(size=(d, n)), np.ones((1, n))])
     t = rng.dirichlet(np.ones(classes), n).T
     s = rng.random(n) + 0.1
-    problem = HostProblem(columns, t, s / s.sum(), 0.03, link, True)
+    largest = np.abs(columns[:-1]).max(1)
+    problem = HostProblem(columns, t, s / s.sum(), 0.03, link, True, largest)
     return problem, problems.point_at(problem, size * rng.normal(size=(classes, d + 1)))
 
 
@@ -54,7 +64,7 @@ def test_gradient_and_hessian_are_the_derivatives(link: problems.Link) -> None:
 def test_confident_examples_lose_no_digits(link: problems.Link) -> None:
     columns = np.ones((1, 1))
     t = np.array([0]) if link == "softmax" else np.array([[1.0], [0.0]])
-    problem = HostProblem(columns, t, np.ones(1), 0.0, link, False)
+    problem = HostProblem(columns, t, np.ones(1), 0.0, link, False, np.ones(1))
     point = problems.point_at(problem, np.array([[40.0], [-45.0]]))
     with mpmath.workdps(50):
         if link == "softmax":
@@ -81,7 +91,8 @@ def test_the_row_of_ones_may_be_implied(link: problems.Link) -> None:
 
 def test_equal_scores_share_the_lead() -> None:
     targets, size = np.array([0]), float(np.exp(-50))
-    problem = HostProblem(np.ones((1, 1)), targets, np.ones(1), 0.0, "softmax", False)
+    one = np.ones((1, 1))
+    problem = HostProblem(one, targets, np.ones(1), 0.0, "softmax", False, one[0])
     point = problems.point_at(problem, np.array([[40.0], [40.0], [-10.0]]))
     np.testing.assert_allclose(point.value, np.log(2), rtol=1e-15)
     np.testing.assert_allclose(point.residual[:, 0], [-0.5, 0.5, size / 2], rtol=1e-15)
@@ -117,6 +128,50 @@ def test_the_quasi_newton_direction_is_that_of_bfgs(monkeypatch: pytest.MonkeyPa
     for pair in pairs[-3:]:
         metric = updated(metric, *pair)
     np.testing.assert_allclose(quasi_newton.direction(history), -metric @ g.ravel(), rtol=1e-9)
+    v = rng.normal(size=g.shape)
+    applied = quasi_newton.apply_inverse(problem, history, v)
+    np.testing.assert_allclose(applied.ravel(), metric @ v.ravel(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_a_newton_step_replaces_the_last_quasi_newton_steps(
+    link: problems.Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(800, 100))
+    t = (x @ rng.normal(size=(100, 3)) / 5 + rng.gumbel(size=(800, 3))).argmax(1)
+    loss, t = (cross_entropy, t) if link == "softmax" else (binary_cross_entropy, np.eye(3)[t])
+    sizes = []
+    solved = newton.solve_system
+
+    def solve_system(*given: Any) -> newton.Iterate:
+        last = solved(*given)
+        sizes.append((np.linalg.norm(last.r), given[3], last.products))
+        return last
+
+    monkeypatch.setattr(newton, "solve_system", solve_system)
+    found = solve(x, t, loss=loss, C=1e2, gap=1e-10)
+    assert found.converged
+    assert len(sizes) == 1  # it was the last step, and took fewer products than allowed
+    assert sizes[0][0] <= sizes[0][1]
+    assert sizes[0][2] < newton.MAX_LAST_PRODUCTS
+    monkeypatch.setattr(driver, "LAST_STEP", np.inf)
+    without = solve(x, t, loss=loss, C=1e2, gap=1e-10)
+    assert len(sizes) == 1
+    assert found.iterations < without.iterations - 2
+    np.testing.assert_allclose(found.objective, without.objective, rtol=2e-10)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 7), (300, 270), (9, 12)])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_columns_are_bounded_within_a_factor_of_three(n: int, d: int, intercept: bool) -> None:
+    rng = np.random.default_rng(0)
+    columns = (rng.normal(size=(n, d)) + 10 * rng.normal(size=d)).T
+    reduced = coordinates.reduce_features(columns, np.full(n, 1 / n), intercept=intercept)
+    largest = np.abs(columns).max(1)
+    bound = coordinates.bound_columns(columns, *reduced)
+    assert (bound >= largest * (1 - 1e-15)).all()
+    assert (bound <= 3 * largest).all()
 
 
 def test_quasi_newton_steps_come_first_and_give_way(monkeypatch: pytest.MonkeyPatch) -> None:

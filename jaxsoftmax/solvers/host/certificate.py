@@ -166,9 +166,7 @@ def _divergence(s: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> float:
 def _rounding_floor(problem: HostProblem, point: Point, difference: np.ndarray) -> float:
     """Return an estimate of what rounding may have done to the gap; see `solvers.certificate`."""
     w = problems.weight_part(problem, point.theta)
-    columns = problem.columns[: w.shape[1]]
-    column_max_abs = np.maximum(columns.max(1), -columns.min(1))
-    terms = np.sum(np.abs(difference).sum(-1) ** 2) * np.sum(column_max_abs**2)
+    terms = np.sum(np.abs(difference).sum(-1) ** 2) * np.sum(problem.column_max_abs**2)
     terms += problem.l2**2 * np.sum(w**2)
     violation = np.abs(difference.sum(-1)).sum() if problem.intercept else 0.0
     intercept_size = 1 + np.abs(point.theta[:, -1]).max(initial=0)

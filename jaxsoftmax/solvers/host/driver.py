@@ -1,5 +1,6 @@
 """The loop around Newton's steps on the host: when to certify, and why to stop."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ from jaxsoftmax.solvers.limits import (
 from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.solution import SolverStatus
 
+LAST_STEP = 100.0  # the gap's estimate over its target, from which a Newton step costs less
+LAST_STEP_ERROR = 5.0  # factor of the product that predicts the estimate after a Newton step
+
 
 class _State(NamedTuple):
     """Where the lane is, in its reduced coordinates, and how it got there."""
@@ -33,6 +37,7 @@ class _State(NamedTuple):
     products: int = 0
     trust: float = 1.0  # factor of the estimate's target, below 1 where the estimate was too low
     idle: int = 0  # iterations without progress
+    decrement: float = np.inf  # about by how much the last step has lowered the value
     best_value: float = np.inf
     best_estimate: float = np.inf
 
@@ -90,12 +95,14 @@ def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _Stat
     ratio = MAX_SLOPE_RATIO if state.history is None else quasi_newton.MAX_SLOPE_RATIO
     end = line_search.minimize_along(problem, point, d, g, slope_ratio=ratio)
     gradient = problems.gradient(problem, end)
+    decrement = -0.5 * float(np.vdot(g, d))
     state = _note_progress(
         state,
         point=end,
         gradient=gradient,
-        estimate=_estimate(problem, gradient, -0.5 * float(np.vdot(g, d))),
+        estimate=_estimate(problem, gradient, decrement),
         choice=choice,
+        decrement=decrement,
         iterations=state.iterations + 1,
         products=state.products + 2 * products + 2,
     )
@@ -108,10 +115,15 @@ def _direction(
     problem: HostProblem, config: SolverConfig, state: _State
 ) -> tuple[np.ndarray, int, Choice]:
     """Return the direction, the number of Hessian products it took, and the choice."""
-    if state.history is not None:
+    if state.history is None:
+        tolerance = _tolerance(problem, config, state)
+        return newton.direction(problem, state.point, state.gradient, tolerance, state.choice)
+    if not _is_last_step(config, state):
         return quasi_newton.direction(state.history).reshape(state.gradient.shape), 0, state.choice
-    tolerance = _tolerance(problem, config, state)
-    return newton.direction(problem, state.point, state.gradient, tolerance, state.choice)
+    precondition = functools.partial(quasi_newton.apply_inverse, problem, state.history)
+    tolerance = _sufficient_residual(problem, config, state)
+    step = newton.solve_system(problem, state.point, state.gradient, tolerance, precondition)
+    return step.d, step.products, state.choice
 
 
 def _extend(
@@ -139,14 +151,33 @@ def _estimate(problem: HostProblem, gradient: np.ndarray, decrement: float) -> f
     return float(np.vdot(slope, slope)) / (2 * problem.l2)
 
 
+def _is_last_step(config: SolverConfig, state: _State) -> bool:
+    """Return whether a Newton step is to replace all quasi-Newton steps that are left.
+
+    It converges quadratically: it multiplies the gap's estimate by about the distance from the
+    optimum relative to the objective, most of which the last step has covered. Where C is large,
+    the estimate is far above the distance, and then many steps would be left.
+    """
+    target, size = _target(config, state), abs(state.point.value)
+    many_are_left = state.estimate > LAST_STEP * target
+    expected = LAST_STEP_ERROR * state.estimate * state.decrement
+    return many_are_left and 0 < expected <= target * size
+
+
 def _tolerance(problem: HostProblem, config: SolverConfig, state: _State) -> float:
     """Return the residual that the Newton system may leave, as in `solvers.driver`."""
     size, norm = abs(state.point.value), float(np.linalg.norm(state.gradient))
     distance = np.sqrt(state.estimate / max(size, np.finfo(float).tiny))
     forcing = min(np.sqrt(norm / state.first_norm), 0.5 * distance)
     loose = np.clip(forcing, MIN_FORCING, MAX_FORCING) * norm
-    enough = 0.8 * np.sqrt(2 * problem.l2 * config.gap * state.trust * size)
+    enough = _sufficient_residual(problem, config, state)
     return float(max(loose, min(enough, MAX_FORCING * norm)))
+
+
+def _sufficient_residual(problem: HostProblem, config: SolverConfig, state: _State) -> float:
+    """Return the residual of a Newton system that its step may leave in the last gradient."""
+    size = abs(state.point.value)
+    return float(0.8 * np.sqrt(2 * problem.l2 * config.gap * state.trust * size))
 
 
 def _note_progress(state: _State, *, point: Point, estimate: float, **others: Any) -> _State:

@@ -43,7 +43,8 @@ class Lane(NamedTuple):
         columns = (data.features if rows.all() else data.features[rows]).astype(float, copy=False).T
         t = _targets(targets[rows], present, data.link)
         fewer, own = coordinates.reduce_features(columns, s, intercept=bias)
-        reduced = HostProblem(fewer, t, s, 0.0, data.link, bias)
+        largest = coordinates.bound_columns(columns, fewer, own)
+        reduced = HostProblem(fewer, t, s, 0.0, data.link, bias, largest)
         original = reduced._replace(columns=columns, implied=bias)
         return cls(original, reduced, own, present, limits)
 

@@ -7,6 +7,7 @@ level. The time is then at most about twice that of the best choice. An exact pr
 them at once, which is Newton's method by Cholesky's.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
@@ -19,6 +20,7 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 
 MAX_PRODUCTS = 500  # Hessian products with one preconditioner
 MAX_EXACT_PRODUCTS = 12  # with an exact one, when more do not help against rounding
+MAX_LAST_PRODUCTS = 20  # of a step that replaces about as many quasi-Newton steps
 MAX_DIRECT_COST = 11.0  # of an exact one that is built without a wait: systems rarely take fewer
 
 
@@ -75,7 +77,7 @@ class Choice(NamedTuple):
         return self._replace(at=at, current=built, fresh=True)
 
 
-class _Iterate(NamedTuple):
+class Iterate(NamedTuple):
     """An iterate of conjugate gradients on H d = -g."""
 
     d: np.ndarray
@@ -91,11 +93,14 @@ def direction(
     if choice.solves:
         assert choice.current is not None
         return preconditioners.apply(problem, choice.current, -g), 0, choice
-    last = _Iterate(np.zeros_like(g), -g, 0)
+    last = Iterate(np.zeros_like(g), -g, 0)
     norm = _residual_norm(problem, point)
     while norm(last.r) > tolerance:
         if choice.allowance:
-            last = _conjugate_gradients(problem, point, choice, last, norm, tolerance)
+            assert choice.current is not None
+            own = functools.partial(preconditioners.apply, problem, choice.current)
+            limit = choice.allowance
+            last = _conjugate_gradients(problem, point, own, last, norm, tolerance, limit)
         if choice.is_best or norm(last.r) <= tolerance:
             break
         choice = choice.improve(problem, point)
@@ -116,20 +121,33 @@ def _residual_norm(problem: HostProblem, point: Point) -> Callable[[np.ndarray],
     return lambda r: float(np.sqrt(np.vdot(r, r) + excess @ r[:, -1] ** 2))
 
 
+def solve_system(
+    problem: HostProblem,
+    point: Point,
+    g: np.ndarray,
+    tolerance: float,
+    precondition: Callable[[np.ndarray], np.ndarray],
+) -> Iterate:
+    """Return d with ||H d + g|| <= tolerance, by a preconditioner that stays as it is."""
+    start, norm = Iterate(np.zeros_like(g), -g, 0), _residual_norm(problem, point)
+    limit = MAX_LAST_PRODUCTS
+    return _conjugate_gradients(problem, point, precondition, start, norm, tolerance, limit)
+
+
 def _conjugate_gradients(
     problem: HostProblem,
     point: Point,
-    choice: Choice,
-    start: _Iterate,
+    precondition: Callable[[np.ndarray], np.ndarray],
+    start: Iterate,
     norm: Callable[[np.ndarray], float],
     tolerance: float,
-) -> _Iterate:
-    """Iterate from `start` to the tolerance, or until a better preconditioner pays."""
-    assert choice.current is not None
+    limit: int,
+) -> Iterate:
+    """Iterate from `start` to the tolerance, or to the limit of Hessian products."""
     d, r, products = start
     p, rz = np.zeros_like(r), np.inf
-    for _ in range(choice.allowance):
-        z = preconditioners.apply(problem, choice.current, r)
+    for _ in range(limit):
+        z = precondition(r)
         last, rz = rz, float(np.vdot(r, z))
         if not rz > 0:  # nothing is left but rounding
             break
@@ -142,4 +160,4 @@ def _conjugate_gradients(
         d, r = d + (rz / curvature) * p, r - (rz / curvature) * h
         if norm(r) <= tolerance:
             break
-    return _Iterate(d, r, products)
+    return Iterate(d, r, products)

@@ -28,6 +28,7 @@ class HostProblem(NamedTuple):
     l2: float
     link: Link
     intercept: bool
+    column_max_abs: np.ndarray  # of the user's features, or a bound within a factor of 3: [D]
     implied: bool = False  # whether the columns are without the row of ones: [D, N]
 
 

@@ -3,7 +3,10 @@ r"""The quasi-Newton direction: BFGS with limited memory, with the first precond
 A step costs the two products of a line search and a gradient, while Newton's also has those of its
 conjugate gradients, which a new system forgets. So where Newton's systems take many products and
 the problem is not badly conditioned, this takes half as many. Where it is, the progress of the
-first steps shows it, and Newton's method continues from the point they have reached.
+first steps shows it, and Newton's method continues from the point they have reached. Where it is
+not, the last steps are one step of Newton's, whose system this approximation of the inverse Hessian
+preconditions; see Morales and Nocedal, "Automatic preconditioning by limited memory quasi-Newton
+updating" (2000).
 
 With the last changes of parameters S and of gradients Y `[m, K P]`, the preconditioner M, and R and
 D the upper triangle and the diagonal of S Y', the inverse Hessian is approximated by
@@ -95,11 +98,22 @@ def suits(problem: HostProblem, choice: Choice) -> bool:
 
 def direction(history: History) -> np.ndarray:
     """Return minus the approximate inverse Hessian times the gradient, flat."""
-    g, mg, s, y, z = history.gradient, history.preconditioned, history.s, history.y, history.z
+    return -_inverse_times(history, history.gradient, history.preconditioned)
+
+
+def apply_inverse(problem: HostProblem, history: History, r: np.ndarray) -> np.ndarray:
+    """Return the approximate inverse Hessian times r, `[K, P]`."""
+    z = preconditioners.apply(problem, history.preconditioner, r)
+    return _inverse_times(history, r.ravel(), z.ravel()).reshape(r.shape)
+
+
+def _inverse_times(history: History, g: np.ndarray, mg: np.ndarray) -> np.ndarray:
+    """Return the approximate inverse Hessian times g, given M g."""
+    s, y, z = history.s, history.y, history.z
     if not len(s):
-        return -mg
+        return mg
     products, metric = s @ y.T, y @ z.T
     scale = products[-1, -1] / metric[-1, -1]
     along = lapack.dtrtrs(products.T, s @ g, lower=1, trans=1)[0]
     ahead = products.diagonal() * along + scale * (metric @ along - z @ g)
-    return scale * (along @ z - mg) - lapack.dtrtrs(products.T, ahead, lower=1)[0] @ s
+    return lapack.dtrtrs(products.T, ahead, lower=1)[0] @ s - scale * (along @ z - mg)
