@@ -8,7 +8,7 @@ for each case, PASS or FAIL with the reason; arguments select the cases whose na
 import functools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -36,10 +36,22 @@ from jaxsoftmax import (  # noqa: E402
     linear_cross_entropy,
     metrics,
     sample_classes,
+    soft_cross_entropy,
+    solve,
+    solve_path,
     training,
 )
 from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV  # noqa: E402
 from jaxsoftmax.metrics import ranking  # noqa: E402
+from jaxsoftmax.solvers import (  # noqa: E402
+    certificate,
+    class_preconditioner,
+    prepare,
+    row_shards,
+    steps,
+)
+from jaxsoftmax.solvers import problem as problems  # noqa: E402
+from jaxsoftmax.solvers.shared_preconditioner import Preconditioner  # noqa: E402
 from jaxsoftmax.training import sweeping  # noqa: E402
 from jaxsoftmax.training.division import UNDIVIDED, Division  # noqa: E402
 from jaxsoftmax.training.epoch import jitted_train_epoch  # noqa: E402
@@ -214,9 +226,8 @@ def no_gathered_logits() -> None:
 
 def collectives(text: str) -> Iterator[tuple[str, int]]:
     """The collectives of a compiled program, each with its elements."""
-    for shapes, kind in re.findall(
-        r"= (.*?) (all-gather|all-reduce|all-to-all)(?:-start)?\(", text
-    ):
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text):
         for dims in re.findall(r"\[([\d,]*)\]", shapes):
             yield kind, int(np.prod([int(d) for d in dims.split(",") if d]))
 
@@ -772,6 +783,172 @@ for t in (LABELS, TARGETS):
     CASES[f"outside_{name}"] = functools.partial(calibrated, t, SQUARE, "r", "c", context=False)
 
 
+# -- Solvers --
+
+ALPHA = 1e-2
+CLASSES = 11  # which neither four nor eight shards divide
+OVER_BOTH, OVER_CLASSES = Shards(rows="r", classes="c"), Shards(classes=("r", "c"))
+
+
+def class_examples() -> tuple[np.ndarray, np.ndarray]:
+    """Features in float64, and labels of all classes that no linear model separates."""
+    x = np.concatenate([FEATURES, FEATURES[::-1] + 0.3]).astype(np.float64)
+    return x, (np.argmax(x[:, :CLASSES], 1) + np.arange(len(x)) % 3) % CLASSES
+
+
+def certified(
+    shards: Shards,
+    x: Any,
+    targets: Any,
+    gap: float,
+    around: AbstractContextManager[Any] | None = None,
+    **how: Any,
+) -> None:
+    """The optimum that a host finds in float64, within the gap and as near as the gap proves."""
+    truth = solve(x.astype(np.float64), targets, alpha=ALPHA, gap=1e-12, **how)
+    with jax.set_mesh(SQUARE), around or nullcontext():
+        found = solve(x, targets, alpha=ALPHA, gap=gap, shards=shards, **how)
+    assert found.converged, found.reason
+    assert found.gap <= gap
+    relative = (found.objective - truth.objective) / truth.objective
+    assert -1e-11 <= relative <= found.gap + 1e-12, relative
+    distance = np.linalg.norm(found.params.w - truth.params.w)
+    assert distance <= 1.01 * np.sqrt(2 * (found.gap + truth.gap) * truth.objective / ALPHA) + 1e-6
+
+
+@case
+def solver_over_rows_and_classes() -> None:
+    """With weights, of which some are 0, class weights, and a class that no example has."""
+    x, y = class_examples()
+    weights = np.where(np.arange(len(x)) % 7 == 0, 0, 1 + np.arange(len(x)) % 2)
+    x[weights == 0], y[y == 2] = np.nan, 3
+    how: dict[str, Any] = {"weights": weights, "class_weights": 1 + np.arange(CLASSES) / 8}
+    certified(OVER_BOTH, x, y, 1e-10, **how)
+
+
+@case
+def solver_of_sigmoids_over_classes() -> None:
+    x, y = class_examples()
+    certified(OVER_CLASSES, x, np.eye(CLASSES)[y], 1e-10, loss=binary_cross_entropy)
+
+
+@case
+def solver_path_without_bias_over_classes() -> None:
+    x, y = class_examples()
+    grid: dict[str, Any] = {"C": [0.1, 1.0], "folds": np.arange(len(x)) % 2, "bias": False}
+    truth = solve_path(x, y, gap=1e-12, **grid)
+    with jax.set_mesh(SQUARE):
+        found = solve_path(x, y, gap=1e-10, shards=OVER_CLASSES, **grid)
+    assert found.converged.all(), found.reason
+    assert found.params.w.shape == (2, 2, D, CLASSES)
+    np.testing.assert_allclose(found.objective, truth.objective, rtol=1e-10)
+
+
+@case
+def solver_of_a_large_problem_over_classes() -> None:
+    """In float32 at first, with a sample and blocks that each device inverts for its classes."""
+    x, y = class_examples()
+    t, built = 0.8 * np.eye(CLASSES)[y] + 0.2 / CLASSES, []
+    build = class_preconditioner.build
+    with ExitStack() as large:
+        for module, name, value in (
+            (prepare, "MAX_FLOAT64_SIZE", 0),
+            (class_preconditioner, "MIN_ROWS", 100),
+            (class_preconditioner, "cost_in_products", lambda *_: 1),
+            (class_preconditioner, "build", lambda *a: built.append(build(*a)) or built[-1]),
+        ):
+            large.enter_context(mock.patch.object(module, name, value))
+        certified(OVER_BOTH, x.astype(np.float32), t, 1e-6, loss=soft_cross_entropy)
+    assert built
+    assert all(blocks.inverse.sharding.spec[1] in ("c", ("c",)) for blocks in built)
+
+
+@case
+def solver_names_what_classes_cannot_have() -> None:
+    x, y = class_examples()
+    for how, words in (
+        ({"l1_ratio": 0.5}, "l1_ratio: expected 0.* shards.classes is not None, got 0.5"),
+        ({"shards": Shards(rows="c", classes="c")}, "different axes of rows and classes"),
+        ({"shards": Shards(classes="model")}, r"axes of the mesh, \('r', 'c'\), got 'model'"),
+    ):
+        with jax.set_mesh(SQUARE), pytest.raises(ValueError, match=words):
+            solve(x, y, **{"C": 1.0, "shards": OVER_BOTH, **how})
+
+
+def described_problem(shards: Shards, n: int, d: int, k: int) -> tuple[Any, ...]:
+    """What a step takes of a problem that is not there: problem, point, gradient, and a basis."""
+    rows, classes = shards
+    auto = Mesh(SQUARE.devices, SQUARE.axis_names)
+
+    def array(shape: tuple[int, ...], *axes: Any, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(auto, P(*axes)))
+
+    spec = NamedSharding(auto, P((rows,), None))
+    over = () if classes is None else (classes,)
+    features = row_shards.RowShards(array((n, d), rows), spec, n, over)
+    numbers = [array((1,), dtype=jnp.float64)] * 2
+    largest = array((d,), dtype=jnp.float64)
+    problem = problems.Problem(
+        features, array((1, n), None, rows, dtype=jnp.int32),
+        array((1, n), None, rows, dtype=jnp.float64), *numbers, largest,
+    )  # fmt: skip
+    scores, theta = array((1, k, n), None, classes, rows), array((1, k, d + 1), None, classes)
+    point = problems.Point(theta, scores, array((1,)), scores)
+    basis = Preconditioner(array((d, d)), array((d,)), array((d,)))
+    return problem, point, theta, basis
+
+
+def lowered_programs(shards: Shards, n: int, d: int, k: int) -> list[Any]:
+    """The programs of a Newton step, of the two certificates, and of blocks and their inverses."""
+    problem, point, gradient, basis = described_problem(shards, n, d, k)
+    exact = jax.tree.map(lambda a: a.update(dtype=jnp.float64), (point, gradient))
+    variance, blocks, one = point.scores, gradient, jax.ShapeDtypeStruct((1,), jnp.float64)
+    blocks = blocks.update(shape=(1, k, d + 1, d + 1))
+    how: dict[str, Any] = {"intercept": True}
+    sample = steps.Sample(problem, None)
+    with row_shards.computing_with(problem.features):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        of_class = problem.features, problem.weights.update(shape=(n,), sharding=None), variance
+        return [
+            steps.newton_cg.lower(
+                problem, "softmax", point, gradient, basis, one.update(dtype=jnp.float32), sample,
+                **how,
+            ),
+            certificate._certify_with_centering.lower(problem, "softmax", *exact, one, **how),
+            certificate.certify_rounded.lower(
+                problem, "softmax", gradient, exact[1], dtype="float32", **how
+            ),
+            class_preconditioner._gram_matrices.lower(*of_class, key, n // 2),
+            class_preconditioner._invert_on_devices.lower(problem.features, blocks, 1.0),
+        ]  # fmt: skip
+
+
+@case
+def solver_gathers_nothing_over_classes() -> None:
+    """What crosses are sums of a row, and a device's part of the parameters and of the blocks."""
+    n, d, k = 64, 3, 48
+    own_rows, own_classes = n // 2, k // 4
+    limits = 3 * [max(own_rows, own_classes * (d + 1))]
+    limits += [max(own_rows, own_classes * (d + 1) ** 2), 0]
+    for program, limit in zip(lowered_programs(OVER_BOTH, n, d, k), limits, strict=True):
+        crossing = [*collectives(program.compile().as_text())]
+        assert {name for name, _ in crossing} == ({"all-reduce"} if limit else set())
+        assert all(size <= limit for _, size in crossing), (limit, crossing)
+
+
+@case
+def solver_needs_less_memory_with_class_shards() -> None:
+    """A device's arguments and temporaries fall with the shards of the classes."""
+
+    def num_bytes(shards: Shards) -> list[int]:
+        step, certificate, *_ = lowered_programs(shards, 256, 16, 2048)
+        needs = (each.compile().memory_analysis() for each in (step, certificate))
+        return [each.argument_size_in_bytes + each.temp_size_in_bytes for each in needs]
+
+    for few, many in zip(num_bytes(OVER_BOTH), num_bytes(Shards(rows="r")), strict=True):
+        assert few < 0.3 * many, (few, many)
+
+
 # -- Estimators --
 
 PREDICTIONS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
@@ -831,6 +1008,17 @@ def estimator_with_shards() -> None:
         model.fit(FEATURES[:-1], LABELS[:-1])  # rows that eight devices do not divide
     truth = SoftmaxClassifier(tol=1e-9).fit(FEATURES[:-1], LABELS[:-1])
     same(model.coef_, truth.coef_, 1e-3)
+
+
+@case
+def estimator_with_class_shards() -> None:
+    """The model of one device; its programs are those of `solver_over_rows_and_classes`."""
+    x, y = class_examples()
+    with jax.set_mesh(SQUARE):
+        model = SoftmaxClassifier(shards=OVER_BOTH, tol=1e-10).fit(x, y)
+        with pytest.raises(ValueError, match=r"l1_ratio: expected 0.* shards\.classes"):
+            SoftmaxClassifier(shards=OVER_BOTH, l1_ratio=0.5).fit(x, y)
+    same(model.coef_, SoftmaxClassifier(tol=1e-10).fit(x, y).coef_, 1e-3)
 
 
 @case

@@ -77,9 +77,10 @@ def solve(
         gap: the certified relative distance from the optimum at which the solver stops.
         max_iterations: limit of the outer iterations.
         memory: bytes for temporary arrays beside the features.
-        shards: `Shards(rows=...)`, the axes of the mesh of `jax.set_mesh`, or of that of the
-            features, whose devices share the rows. Not needed for an array that is sharded so. Of a
-            source, processes and their devices share the rows.
+        shards: `Shards(rows=..., classes=...)`, the axes of the mesh of `jax.set_mesh`, or of that
+            of the features, whose devices share the rows, and those that share the classes. Rows
+            are not needed for an array that is sharded so. Classes are for a penalty without |w|_1.
+            Of a source, processes and their devices share the rows.
         callback: called after each iteration, under the caller's own setting of float64, with a
             dict: iteration, products, seconds (since the call); objective and estimate (of its
             distance from the optimum), lists of one number; theta, the parameters in float64, a
@@ -117,6 +118,17 @@ def solve(
         they are, and every process returns the same solution. Targets and weights of all examples
         are on the host of each process.
 
+        Where devices share the classes too, each has the parameters, directions, scores and class
+        preconditioner of its own classes alone: divide N in the bytes above by the shards of the
+        rows, and K by those of the classes. A Hessian product passes two floats of each row and at
+        most 2 (D + 1) numbers of the preconditioner between the shards of the classes, and
+        K (D + 1) numbers, divided by those shards, between the shards of the rows. A loss passes
+        maxima and sums of each row. No device has all parameters or all scores of a row. A
+        certificate copies the parameters to the host, from all processes to each. The number of
+        classes need not be a multiple of the shards: classes of probability 0 are added. The
+        intercepts of a softmax then take one step for each class, as those of more than 128 classes
+        do, and not one that couples all classes.
+
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape
         or value, which the message names; a label too large to be a class, if neither
@@ -150,7 +162,7 @@ def solve(
             outcome = _on_source(found, report)(*penalty, first, None, config)
         return make_solution([outcome], data, (), bias, time.perf_counter() - start)
     targets = _require_targets(targets)
-    features = row_shards.shard_features(features, shards)
+    features = _place(features, shards, l1_ratio)
     fit = fits.prepare_fit(
         features,  # type: ignore[arg-type]
         targets,
@@ -173,14 +185,14 @@ def solve(
     with row_shards.computing_with(data.features):
         problem = prepare.prepare_lanes(data, s, t, l2, l1)
         pre = shared_preconditioner.build(problem.features, problem.weights[0], memory)
-        columns = data.features.shape[1]
         outcome = driver.minimize(
             problem,
             pre,
-            _pad_columns(theta, problem),
+            _pad_parameters(theta, problem),
             config,
-            callback=report and functools.partial(_report_unpadded, report, columns),
+            callback=report and functools.partial(_report_unpadded, report, theta.shape),
         )
+        outcome = outcome._replace(theta=_strip_padding(outcome.theta, theta.shape))
     return make_solution([outcome], data, (), bias, time.perf_counter() - start)
 
 
@@ -257,7 +269,7 @@ def solve_path(
             outcomes = _solve_stages(engine, data, None, C, penalties, configs, report)
         return make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
     targets = _require_targets(targets)
-    features = row_shards.shard_features(features, shards)
+    features = _place(features, shards, l1_ratio)
     several = _is_label_sets(targets, loss)
     arrays: Any = features
     label_sets = [
@@ -279,6 +291,17 @@ def solve_path(
     outcomes = _solve_stages(engine, data, theta, C, penalties, configs, report)
     axes = (len(C), *lanes.axes)
     return make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
+
+
+def _place(features: Any, shards: Shards | None, l1_ratio: float) -> Any:
+    """Return the features on the devices that share them, if any do."""
+    placed = row_shards.shard_features(features, shards)
+    if row_shards.class_count(placed) > 1 and l1_ratio != 0:
+        raise ValueError(
+            "l1_ratio: expected 0, a squared penalty alone, where shards.classes is not None, got "
+            f"{l1_ratio!r}; Shards(rows=...) takes every penalty"
+        )
+    return placed
 
 
 def _require_targets(targets: Any) -> Any:
@@ -379,10 +402,9 @@ def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
     ) -> Outcome:
         with row_shards.computing_with(data.features):
             penalized = problem._replace(l2=jnp.asarray(l2), l1=jnp.asarray(l1))
-            padded = _pad_columns(theta, problem)
+            padded = _pad_parameters(theta, problem)
             outcome = driver.minimize(penalized, pre, padded, config, scores=scores)
-        columns = data.features.shape[1]
-        return outcome._replace(theta=np.delete(outcome.theta, np.s_[columns:-1], -1))
+        return outcome._replace(theta=_strip_padding(outcome.theta, theta.shape))
 
     return minimize
 
@@ -437,10 +459,9 @@ def _report_to(callback: Callback | None, start: float) -> Callback | None:
     return report
 
 
-def _report_unpadded(report: Callback, columns: int, figures: dict[str, Any]) -> object:
-    """Report the figures with the parameters of the user's columns alone."""
-    theta = np.delete(figures["theta"], np.s_[columns:-1], -1)
-    return report(figures | {"theta": theta})
+def _report_unpadded(report: Callback, shape: tuple[int, ...], figures: dict[str, Any]) -> object:
+    """Report the figures with the parameters of the user's classes and columns alone."""
+    return report(figures | {"theta": _strip_padding(figures["theta"], shape)})
 
 
 def _is_label_sets(targets: Any, loss: Callable) -> bool:
@@ -505,8 +526,20 @@ def _fold_masks(folds: ArrayLike | None, n: int) -> tuple[np.ndarray, tuple[int,
     return (f[None] != np.arange(count)[:, None]).astype(np.float64), (count,)
 
 
-def _pad_columns(theta: np.ndarray, problem: Problem) -> np.ndarray:
-    """Return parameters with zeros for the problem's columns of padding."""
-    columns = theta.shape[-1] - 1
-    padding = problem.features.shape[1] - columns
-    return np.insert(theta, [columns] * padding, 0, -1)
+def _pad_parameters(theta: np.ndarray, problem: Problem) -> np.ndarray:
+    """Return parameters with zeros for the problem's columns of padding, and absent classes.
+
+    A class that is there for the shards alone has the intercept of one without examples.
+    """
+    _, classes, width = theta.shape
+    extra = row_shards.padded_classes(problem.features, classes) - classes
+    theta = np.insert(theta, [width - 1] * (problem.features.shape[1] - width + 1), 0, -1)
+    theta = np.pad(theta, ((0, 0), (0, extra), (0, 0)))
+    theta[:, classes:, -1] = -np.inf
+    return theta
+
+
+def _strip_padding(theta: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the parameters without the classes and columns of padding."""
+    _, classes, width = shape
+    return np.delete(theta[:, :classes], np.s_[width - 1 : -1], -1)

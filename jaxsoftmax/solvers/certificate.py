@@ -103,7 +103,7 @@ def certify(
     """
     smooth = np.all((np.asarray(problem.l1) == 0) & (np.asarray(problem.l2) > 0))
     spent = 0
-    if smooth and (not intercept or _solves_intercept_exactly(link, point)):
+    if smooth and (not intercept or _solves_intercept_exactly(problem, link, point.scores)):
         for rows in _row_subsets(problem, intercept):
             found, sufficient = _certify_without_centering(
                 problem, link, point, gradient, goal, rows, intercept=intercept
@@ -374,7 +374,7 @@ def _center_intercepts(
         excess = point.residual.sum(-1)
         variance = problems.class_variance(problem, link, point)
         move = _intercept_step(problem, link, variance, excess)
-        if _solves_intercept_exactly(link, point):
+        if _solves_intercept_exactly(problem, link, variance):
             unfinished = -jnp.sum(move * excess, -1) > enough
         else:  # the step is not Newton's, and the rest is met by moving probability
             unfinished = jnp.any(jnp.abs(excess) > MAX_CONDITION_VIOLATION, -1)
@@ -400,9 +400,13 @@ def _with_intercept(
     return problems.point_from_scores(problem, link, point.theta.at[..., -1].set(b), z)
 
 
-def _solves_intercept_exactly(link: problems.Link, point: problems.Point) -> bool:
-    """Return whether the intercept's step is Newton's: the Hessian of sigmoids is diagonal."""
-    return link == "sigmoid" or point.scores.shape[1] <= MAX_COUPLED_CLASSES
+def _solves_intercept_exactly(problem: problems.Problem, link: problems.Link, z: Array) -> bool:
+    """Return whether the intercept's step is Newton's, for scores `[L, K, N]`.
+
+    The Hessian of sigmoids is diagonal. That of a softmax is K x K, from all classes of each row.
+    """
+    coupled = z.shape[1] <= MAX_COUPLED_CLASSES and row_shards.class_count(problem.features) == 1
+    return link == "sigmoid" or coupled
 
 
 def _intercept_step(
@@ -414,7 +418,8 @@ def _intercept_step(
     eps = jnp.finfo(p.dtype).eps
     if link == "sigmoid":
         return -excess / (jnp.sum(s * p, -1) + eps)
-    if p.shape[1] > MAX_COUPLED_CLASSES:  # halved, because the classes share their probability
+    # Halved, because the classes share their probability.
+    if not _solves_intercept_exactly(problem, link, p):
         return -0.5 * excess / (jnp.sum(s * p * (1 - p), -1) + eps)
     return coupled_step(shared_probability(s, p), excess)
 

@@ -32,6 +32,8 @@ from jaxsoftmax.solvers.sparse import Sparse
 MAX_FEATURES = 2048  # inverses of wider blocks take longer than they save
 ROWS_PER_FEATURE = 5  # examples per feature, and at least MIN_ROWS, that estimate a block
 MIN_ROWS = 4096
+# The sums were rounded to float32, and a column may be a multiple of another.
+DIAGONAL_ROUNDING = 32 * float(np.finfo(np.float32).eps)
 CURVATURE_SHARE = 0.9  # share of an example's probability of being drawn that is by its curvature
 
 
@@ -47,7 +49,8 @@ def cost_in_products(problem: problems.Problem, lanes: int, classes: int, memory
     if isinstance(problem.features, Sparse):
         return np.inf
     n, d = problem.features.shape
-    num_bytes = lanes * classes * problem.features.dtype.itemsize * (d + 1) ** 2
+    own_classes = classes // row_shards.class_count(problem.features)
+    num_bytes = lanes * own_classes * problem.features.dtype.itemsize * (d + 1) ** 2
     if d > MAX_FEATURES or num_bytes > memory:
         return np.inf
     return d * (_num_rows(n, d) + 2 * d) / n
@@ -60,12 +63,12 @@ def build(problem: problems.Problem, link: problems.Link, class_variance: Array)
     curvature, present = _curvature(problem, link, class_variance)
     size, inverses = _num_rows(*x.shape), []
     for lane, key in enumerate(jax.random.split(jax.random.key(0), len(curvature))):
-        grams = _gram_matrices(x, problem.weights[lane], curvature[lane], key, size)
-        inverse = _invert(np.array(grams, np.float64), float(problem.l2[lane]))
+        grams = _gram_matrices(x, problem.weights[lane], curvature[lane : lane + 1], key, size)
+        inverse = _invert(x, grams, float(problem.l2[lane]))
         if inverse is None:
             return None
-        inverses.append(row_shards.agree(x, inverse.astype(x.dtype)))
-    return Blocks(jnp.asarray(np.stack(inverses)), present)
+        inverses.append(inverse)
+    return Blocks(jnp.concatenate(inverses), present)
 
 
 def apply(blocks: Blocks, link: problems.Link, l2: Array, r: Array) -> Array:
@@ -107,28 +110,33 @@ def _curvature(
 def _gram_matrices(
     features: Array | RowShards, s: Array, curvature: Array, key: Array, size: int
 ) -> Array:
-    """Return the block of each class without the penalty, `[K, D + 1, D + 1]`, of drawn examples.
+    """Return the block of each class without the penalty, of drawn examples.
 
-    `s` is `[N]` and `curvature` `[K, N]`. Every shard draws from its own examples.
+    `s` is `[N]`, `curvature` `[1, K, N]` and the result `[1, K, D + 1, D + 1]`. Every shard of the
+    rows draws from its own examples.
     """
     if not isinstance(features, RowShards):
-        return _draw_gram_matrices(features, s, curvature, key, size)
+        return _draw_gram_matrices(features, s, curvature, curvature.sum((0, 1)), key, size)
 
     def own_part(x: Array, key: Array, s: Array, curvature: Array) -> Array:
         own_key = jax.random.fold_in(key, lax.axis_index(features.axes))
-        return _draw_gram_matrices(x, s, curvature, own_key, -(-size // features.count))
+        importance = lax.psum(curvature.sum((0, 1)), features.class_axes)
+        own_size = -(-size // features.count)
+        return _draw_gram_matrices(x, s, curvature, importance, own_key, own_size)
 
     return row_shards.sum_rows(own_part, features, s, curvature, replicated=(key,))
 
 
-def _draw_gram_matrices(x: Array, s: Array, curvature: Array, key: Array, size: int) -> Array:
-    rows, scale = _draw_rows(key, curvature.sum(0), s, size)
+def _draw_gram_matrices(
+    x: Array, s: Array, curvature: Array, importance: Array, key: Array, size: int
+) -> Array:
+    rows, scale = _draw_rows(key, importance, s, size)
     x = jnp.concatenate([x[rows], jnp.ones_like(x, shape=(len(rows), 1))], 1)
 
     def gram(h: Array) -> Array:
         return jnp.dot((x * h[:, None]).T, x, precision=lax.Precision.HIGHEST)
 
-    return lax.map(gram, (curvature[:, rows] * scale).astype(x.dtype))
+    return lax.map(gram, (curvature[0, :, rows].T * scale).astype(x.dtype))[None]
 
 
 def _draw_rows(key: Array, importance: Array, s: Array, size: int) -> tuple[Array, Array]:
@@ -155,7 +163,35 @@ def _normalize(a: Array) -> Array:
     return a / jnp.where(total > 0, total, 1)
 
 
-def _invert(grams: np.ndarray, l2: float) -> np.ndarray | None:
+def _invert(features: Array | RowShards, grams: Array, l2: float) -> Array | None:
+    """Return the inverses of grams + l2, `[1, K, D + 1, D + 1]`, where the grams are, or None."""
+    if isinstance(features, RowShards) and features.class_axes:
+        inverse = _invert_on_devices(features, grams, l2)
+        return inverse if jnp.all(jnp.isfinite(inverse)) else None
+    found = _invert_on_host(np.array(grams[0], np.float64), l2)
+    if found is None:
+        return None
+    return jnp.asarray(row_shards.agree(features, found.astype(features.dtype))[None])
+
+
+@jax.jit
+def _invert_on_devices(features: RowShards, grams: Array, l2: float) -> Array:
+    """Return the inverses by the devices that have the grams; NaN for one that has none."""
+
+    def invert(gram: Array) -> Array:
+        a = gram.astype(jnp.float64)
+        on_diagonal = jnp.arange(len(a))
+        a = a.at[on_diagonal[:-1], on_diagonal[:-1]].add(l2)
+        size = jnp.sqrt(jnp.where(jnp.diag(a) > 0, jnp.diag(a), 1))
+        a = a / (size[:, None] * size)
+        a = a.at[on_diagonal, on_diagonal].add(DIAGONAL_ROUNDING)
+        inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), jnp.eye(len(a)))
+        return (inverse / (size[:, None] * size)).astype(gram.dtype)
+
+    return row_shards.map_classes(lambda own: lax.map(invert, own[0])[None], features, grams)
+
+
+def _invert_on_host(grams: np.ndarray, l2: float) -> np.ndarray | None:
     """Return the inverses of grams + l2 in float64, or None if one is not positive definite.
 
     They are computed from the Cholesky factors of the matrices scaled to a unit diagonal.
@@ -164,8 +200,7 @@ def _invert(grams: np.ndarray, l2: float) -> np.ndarray | None:
     for a in grams:
         size = np.sqrt(np.where(np.diag(a) > 0, np.diag(a), 1))
         a /= size[:, None] * size
-        # The sums were rounded to float32, and a column may be a multiple of another.
-        a[np.diag_indices_from(a)] += 32 * np.finfo(np.float32).eps
+        a[np.diag_indices_from(a)] += DIAGONAL_ROUNDING
         factor, failed = scipy.linalg.lapack.dpotrf(a, lower=1)
         if failed:
             return None

@@ -43,6 +43,7 @@ from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 from jaxsoftmax.solvers.solution import SolverStatus
 from jaxsoftmax.solvers.sparse import Sparse
+from jaxsoftmax.validation import to_host
 
 MIN_NARROWING_SIZE = 2**25  # features x classes x lanes from which fewer slots save time
 SAMPLE_DIVISOR = 4  # a quarter of the examples gives the Hessian of the first iterations
@@ -176,7 +177,7 @@ def _minimize_in_tier(
                 break
             state = _drop_sample(state)
     outcome = _certify_lanes(config, tier, state, state.lanes)
-    known = np.array_equal(np.asarray(state.point.theta), outcome.theta)
+    known = np.array_equal(to_host(state.point.theta), outcome.theta)
     scores = RoundedScores(state.point.scores, state.rounding) if known else None
     return outcome._replace(scores=scores)
 
@@ -204,7 +205,7 @@ def _fill_slots(
     width = min(1 << (len(lanes) - 1).bit_length(), len(outcome.theta))
     slots, active = np.resize(lanes, width), np.arange(width) < len(lanes)
     problem = _take_lanes(tier.problem, slots)
-    theta = jnp.asarray(outcome.theta[slots], tier.dtype)
+    theta = row_shards.put_parameters(problem.features, outcome.theta[slots].astype(tier.dtype))
     if (
         scores is None
         or scores.values.dtype != theta.dtype
@@ -473,7 +474,7 @@ def _is_rounding_large(config: SolverConfig, tier: Tier, rounding: float) -> boo
 
 def _store_theta(state: LaneState) -> Outcome:
     """Return the outcome with the current parameters of the open lanes."""
-    theta = np.asarray(state.point.theta, np.float64)[state.active]
+    theta = to_host(state.point.theta).astype(np.float64)[state.active]
     return state.outcome._replace(theta=_put(state.outcome.theta, state.lanes, theta))
 
 
@@ -487,7 +488,7 @@ def _certify_lanes(
     chosen = [int(np.flatnonzero(state.active & (state.slots == lane))[0]) for lane in lanes]
     padded = np.resize(chosen, len(state.slots))  # so that one width is compiled
     problem = _take_lanes(tier.original, state.slots[padded])
-    found = jax.tree.map(np.asarray, _certificate(config, tier, state, problem, padded))
+    found = jax.tree.map(to_host, _certificate(config, tier, state, problem, padded))
     found = found._replace(**{  # without the padding
         name: getattr(found, name)[: len(lanes)] for name in found._fields if name != "products"
     })  # fmt: skip
@@ -550,7 +551,7 @@ def _report(state: LaneState) -> dict[str, Any]:
         "objective": state.figures.value[state.active].tolist(),
         "estimate": state.figures.estimate[state.active].tolist(),
         "products": int(state.outcome.products.max()),
-        "theta": np.asarray(state.point.theta[np.flatnonzero(state.active)], np.float64),
+        "theta": to_host(state.point.theta).astype(np.float64)[state.active],
     }
 
 

@@ -73,14 +73,19 @@ def prepare_lanes(
         l1: `[L]`.
 
     Returns:
-        The problem, padded to one of few shapes where the features are dense.
+        The problem, padded to one of few shapes where the features are dense, and with classes that
+        no example has, so that the shards of the classes divide their number.
     """
-    _require_device_memory(data.features, len(weights) * data.classes)
+    classes = row_shards.padded_classes(data.features, data.classes)
+    _require_device_memory(data.features, len(weights) * classes)
     rows, columns = _padded_shape(data.features)
     padding = rows - weights.shape[1]
     s = weights / weights.sum(1, keepdims=True)
     features = _to_device(data.features, rows, columns, len(weights) * data.classes)
     padded_targets = pad_targets(targets, padding, data.link)
+    if padded_targets.ndim == 3:
+        extra = classes - data.classes
+        padded_targets = np.pad(padded_targets, ((0, 0), (0, extra), (0, 0)))
     return problems.Problem(
         features=features,
         targets=row_shards.to_device(features, padded_targets),
@@ -96,10 +101,9 @@ def _require_device_memory(x: Any, scores: int) -> None:
     limit = device_memory()
     if limit is None or scipy.sparse.issparse(x):
         return
-    shards = x.count if isinstance(x, RowShards) else 1
-    rows = x.shape[0] // shards
+    rows = row_shards.rows_per_shard(x)
     own = x.dtype.itemsize * rows * x.shape[1]
-    temporary = SCORE_BYTES[x.dtype.name] * rows * scores
+    temporary = SCORE_BYTES[x.dtype.name] * rows * (scores // row_shards.class_count(x))
     if own + temporary > limit:
         raise MemoryError(
             f"features: {own:,} bytes, and {temporary:,} for their scores, the device has "

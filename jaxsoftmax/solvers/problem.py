@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax import links, softmax_core
+from jaxsoftmax.class_shards import ClassShards
 from jaxsoftmax.solvers import matvec, row_shards
 from jaxsoftmax.solvers.outcome import Link
 
@@ -60,23 +61,19 @@ def select_points(use_first: Array, first: Point, second: Point) -> Point:
 
 def linear_scores(problem: Problem, theta: Array) -> Array:
     """Return z = w x + b, `[L, K, N]`."""
-    lanes, classes, _ = theta.shape
-    flat = theta.reshape(lanes * classes, -1)
-    z = matvec.apply(problem.features, flat[:, :-1]) + flat[:, -1:]
-    return z.reshape(lanes, classes, -1)
+    return matvec.apply(problem.features, theta[..., :-1]) + theta[..., -1:]
 
 
 def linear_scores_adjoint(problem: Problem, r: Array) -> Array:
     """Return sum_i r_i (x_i, 1), `[L, K, D + 1]`: the adjoint of `linear_scores`."""
-    lanes, classes, size = r.shape
-    flat = r.reshape(lanes * classes, size)
-    weights = matvec.apply_transpose(problem.features, flat)
-    return jnp.concatenate([weights, flat.sum(1)[:, None]], 1).reshape(lanes, classes, -1)
+    weights = matvec.apply_transpose(problem.features, r)
+    return jnp.concatenate([weights, r.sum(-1, keepdims=True)], -1)
 
 
 def point_from_scores(problem: Problem, link: Link, theta: Array, z: Array) -> Point:
     """Return the point at parameters whose scores are z."""
-    loss, residual = _loss_and_gradient(link, z, problem.targets)
+    shards = row_shards.class_shards(problem.features)
+    loss, residual = _loss_and_gradient(link, z, problem.targets, shards)
     s = problem.weights.astype(z.dtype)
     w = theta[..., :-1]
     penalty = 0.5 * problem.l2 * jnp.sum(w**2, (1, 2)) + problem.l1 * jnp.sum(jnp.abs(w), (1, 2))
@@ -113,14 +110,16 @@ def as_distributions(targets: Array, classes: int, dtype: Any) -> Array:
     return t / jnp.sum(t, 1, keepdims=True)
 
 
-def _loss_and_gradient(link: Link, z: Array, targets: Array) -> tuple[Array, Array]:
+def _loss_and_gradient(
+    link: Link, z: Array, targets: Array, shards: ClassShards
+) -> tuple[Array, Array]:
     """Return the loss of each example, and its gradient with respect to the scores."""
     if link == "softmax" and targets.ndim == 3:
-        return _soft_loss_and_gradient(z, as_distributions(targets, z.shape[1], z.dtype))
+        return _soft_loss_and_gradient(z, as_distributions(targets, z.shape[1], z.dtype), shards)
     if link == "softmax":
         index = jnp.broadcast_to(targets, (z.shape[0], z.shape[2]))
         ones = jnp.ones(index.shape, bool)
-        return softmax_core.value_and_gradient(z, index, ones, ones, 1)
+        return softmax_core.value_and_gradient(z, index, ones, ones, 1, shards)
     t = jnp.broadcast_to(targets, z.shape).astype(z.dtype)
     p, complement = links.sigmoid_pair(z)
     loss = softmax_core.weighted_term(t, links.softplus_values(-z))
@@ -128,15 +127,15 @@ def _loss_and_gradient(link: Link, z: Array, targets: Array) -> tuple[Array, Arr
     return loss.sum(1), (1 - t) * p - t * complement
 
 
-def _soft_loss_and_gradient(z: Array, t: Array) -> tuple[Array, Array]:
+def _soft_loss_and_gradient(z: Array, t: Array, shards: ClassShards) -> tuple[Array, Array]:
     """Return -sum_k t_k log p_k and its gradient p - t.
 
     The gradient is computed as p (1 - t) - t (1 - p), which does not cancel for one-hot targets.
     """
-    p = links.softmax_values(z, None, 1)
+    p = links.softmax_values(z, None, 1, shards)
     others = jnp.sum(jnp.where(p > 0.5, 0, p), 1, keepdims=True)
     complement = jnp.where(p > 0.5, others, 1 - p)
-    loss = softmax_core.weighted_term(t, -links.log_softmax_values(z, 1)).sum(1)
+    loss = softmax_core.weighted_term(t, -links.log_softmax_values(z, 1, shards)).sum(1)
     return loss, p * (1 - t) - t * complement
 
 
@@ -169,16 +168,13 @@ def hessian_product(
     problem: Problem, link: Link, class_variance: Array, v: Array, *, intercept: bool
 ) -> Array:
     """Return the Hessian of the smooth part times v, `[L, K, D + 1]`, without forming it."""
-    lanes, classes, _ = v.shape
-    flat = v.reshape(lanes * classes, -1)
 
     def rowwise(u: Array, class_variance: Array, s: Array) -> Array:
-        u = (u + flat[:, -1:]).reshape(lanes, classes, -1)
-        return _scores_hessian_product(link, s, class_variance, u).reshape(lanes * classes, -1)
+        return _scores_hessian_product(link, s, class_variance, u + v[..., -1:])
 
     s = problem.weights.astype(v.dtype)
-    w, b = matvec.gram_product(problem.features, flat[:, :-1], rowwise, class_variance, s)
-    packed = jnp.concatenate([w, b[:, None]], 1).reshape(v.shape)
+    w, b = matvec.gram_product(problem.features, v[..., :-1], rowwise, class_variance, s)
+    packed = jnp.concatenate([w, b[..., None]], -1)
     return _add_ridge(problem, packed, v, intercept)
 
 

@@ -1,13 +1,19 @@
-r"""Dense features whose rows are shared among the devices of a mesh, also of several processes.
+r"""Dense features of problems whose rows and classes the devices of a mesh share.
 
 Each device multiplies its own rows. Scores stay where their rows are, and what a weighted sum of
-all rows passes over the network is the sum alone, K (D + 1) numbers. Parameters, and all that the
-solvers decide, are the same on every device.
+all rows passes over the network is the sum alone, K (D + 1) numbers. What the solvers decide is the
+same on every device, also of several processes.
+
+Where other axes of the mesh share the classes, each device has the parameters and the scores of its
+own classes alone. Their part of the weighted sum passes between devices of the same classes; maxima
+and sums over the classes of a row pass between devices of the same rows. Of the solvers' arrays,
+those with three axes or more have the classes as their second one.
 
 The solvers leave what is elementwise in the rows, and sums of it, to the compiler. It divides the
 work by the arrays' shardings on a mesh of automatic axes, whatever the user's own mesh is.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsoftmax import placement
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards, resolve
 from jaxsoftmax.sharding import Shards
 
 
@@ -32,6 +39,7 @@ class RowShards:
     values: Array
     sharding: NamedSharding = field(metadata={"static": True})
     examples: int = field(metadata={"static": True})  # the rows behind them are padding
+    class_axes: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     @property
     def dtype(self) -> Any:
@@ -55,8 +63,8 @@ class RowShards:
 
     @property
     def count(self) -> int:
-        """The number of shards."""
-        return _count(self.sharding)
+        """The number of shards of the rows."""
+        return _count_devices(self.sharding.mesh, self.axes)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -68,7 +76,7 @@ class RowShards:
     def zero_rows(self, rows: np.ndarray) -> Self:
         """Return the same features with zeros in the rows that a bool per example chooses."""
         padding = len(self) - len(rows)
-        chosen = self.place(np.pad(rows, (0, padding)))[:, None]
+        chosen = to_device(self, np.pad(rows, (0, padding)))[:, None]
         return replace(self, values=jnp.where(chosen, 0, self.values))
 
     def first_row_above(self, limit: float) -> int | None:
@@ -82,26 +90,29 @@ class RowShards:
             jnp.sum(jnp.where(jnp.arange(len(self))[:, None] == row, self.values, 0), 0)
         )
 
-    def place(self, a: Any, axis: int = -1) -> Array:
-        """Return an array of the host with one axis, that of the rows, on the rows' devices."""
-        a = np.asarray(a)
-        spec = [None] * a.ndim
-        spec[axis] = self.sharding.spec[0]
-        sharding = NamedSharding(self.sharding.mesh, PartitionSpec(*spec))
+    def place(self, a: np.ndarray, spec: PartitionSpec) -> Array:
+        """Return an array of the host on the devices; each process reads what its own hold."""
+        sharding = NamedSharding(self.sharding.mesh, spec)
         return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+    def example_spec(self, ndim: int) -> PartitionSpec:
+        """Return where an array is whose last axis is that of the rows."""
+        classes = self.class_axes if ndim > 2 else None
+        return PartitionSpec(*(None, classes, *(None,) * ndim)[: ndim - 1], self.sharding.spec[0])
+
+    def parameter_spec(self, ndim: int) -> PartitionSpec:
+        """Return where an array is that is the same for all rows."""
+        return PartitionSpec(None, self.class_axes) if ndim > 2 else PartitionSpec()
 
 
 def shard_features(features: Any, shards: Shards | None) -> Any:
     """Return features as RowShards if `shards` or their own sharding asks for it, or as they are.
 
     Raises:
-        ValueError: if `shards` names no axes of the mesh, or names axes of the classes, or the
+        TypeError: `shards` is not Shards or None.
+        ValueError: `shards` names no axes of the mesh, or one of them for rows and classes, or the
             features are a sparse matrix.
     """
-    if shards is not None and shards.classes is not None:
-        raise ValueError(
-            f"shards.classes must be None, devices share rows alone, got {shards.classes!r}"
-        )
     sharding = _choose_sharding(features, shards)
     if sharding is None:
         return features
@@ -110,7 +121,9 @@ def shard_features(features: Any, shards: Shards | None) -> Any:
     if np.ndim(features) != 2:
         raise ValueError(f"features: expected [N, D], got shape {np.shape(features)}")
     put = _put_device_array if isinstance(features, Array) else _put_host_array
-    return RowShards(put(features, sharding), sharding, len(features))
+    classes = () if shards is None else placement.axis_names(shards.classes)
+    classes = classes if _count_devices(sharding.mesh, classes) > 1 else ()
+    return RowShards(put(features, sharding), sharding, len(features), classes)
 
 
 def put_rows(x: np.ndarray, sharding: NamedSharding) -> RowShards:
@@ -122,28 +135,28 @@ def _choose_sharding(features: Any, shards: Shards | None) -> NamedSharding | No
     """Return the sharding of rows over automatic axes of the user's mesh, None for one device."""
     own = features.sharding if isinstance(features, Array) else None
     own = own if isinstance(own, NamedSharding) and not own.mesh.empty else None
-    requested = shards is not None and shards.rows is not None
-    if requested:
-        axes: Any = placement.axis_names(shards.rows)  # type: ignore[union-attr]
-        placement.count_shards(axes, features if isinstance(features, Array) else jnp.zeros(()))
-    else:
-        axes = own.spec[0] if own is not None and own.spec else None
-    if not axes:
+    requested = resolve(shards, features if isinstance(features, Array) else jnp.zeros(()))
+    rows, classes = requested.rows, requested.classes
+    if not rows and own is not None and own.spec:
+        rows = placement.axis_names(own.spec[0])
+        if shared := {*rows} & {*classes}:
+            raise ValueError(f"shards.classes: expected axes other than the rows', got {shared}")
+    if not rows + classes:
         return None
     mesh = jax.sharding.get_mesh() if own is None else own.mesh
     assert isinstance(mesh, Mesh)
-    sharding = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(axes, None))
-    return sharding if requested or _count(sharding) > 1 else None
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    used = requested.rows or classes or _count_devices(automatic, rows) > 1
+    return NamedSharding(automatic, PartitionSpec(rows, None)) if used else None
 
 
-def _count(sharding: NamedSharding) -> int:
-    shape = sharding.mesh.shape
-    return int(np.prod([shape[name] for name in placement.axis_names(sharding.spec[0])]))
+def _count_devices(mesh: Any, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in axes)
 
 
 def _put_device_array(x: Array, sharding: NamedSharding) -> Array:
     """Return an array of JAX with these shards, without a transfer where it has them."""
-    count = _count(sharding)
+    count = _count_devices(sharding.mesh, placement.axis_names(sharding.spec[0]))
     if len(x) % count == 0:
         return jax.device_put(x, sharding)
     if not x.is_fully_addressable:
@@ -154,7 +167,7 @@ def _put_device_array(x: Array, sharding: NamedSharding) -> Array:
 def _put_host_array(x: Any, sharding: NamedSharding) -> Array:
     """Return a host's array with these shards; each process reads the rows of its own devices."""
     x = np.asarray(x)
-    n, count = len(x), _count(sharding)
+    n, count = len(x), _count_devices(sharding.mesh, placement.axis_names(sharding.spec[0]))
 
     def take(index: Any) -> np.ndarray:
         rows = index[0].indices(n + -n % count)
@@ -178,7 +191,34 @@ def computing_with(features: Any) -> Iterator[None]:
 
 def to_device(features: Any, a: Any) -> Array:
     """Return a host's array, whose last axis is that of the rows, where the features' rows are."""
-    return features.place(a) if isinstance(features, RowShards) else jnp.asarray(a)
+    if not isinstance(features, RowShards):
+        return jnp.asarray(a)
+    return features.place(np.asarray(a), features.example_spec(np.ndim(a)))
+
+
+def put_parameters(features: Any, theta: np.ndarray) -> Array:
+    """Return a host's parameters `[L, K, D + 1]` on the devices, where their classes are."""
+    if not isinstance(features, RowShards) or not features.class_axes:
+        return jnp.asarray(theta)
+    return features.place(theta, features.parameter_spec(3))
+
+
+def class_shards(features: Any) -> ClassShards:
+    """Return where the classes are, as links and losses take it; the compiler divides the rows."""
+    if not isinstance(features, RowShards) or not features.class_axes:
+        return UNSHARDED
+    return ClassShards(features.class_axes, mesh=features.sharding.mesh.abstract_mesh)
+
+
+def padded_classes(features: Any, classes: int) -> int:
+    """Return the number of classes with those that are added, so that the shards divide it."""
+    return classes + -classes % class_count(features)
+
+
+def class_count(features: Any) -> int:
+    """Return the number of shards of the classes."""
+    sharded = isinstance(features, RowShards)
+    return _count_devices(features.sharding.mesh, features.class_axes) if sharded else 1
 
 
 def as_array(features: Any) -> Array:
@@ -205,36 +245,39 @@ def take_columns(features: Any, a: Array, rows: Any) -> Array:
     """Return the columns of a, whose last axis is that of the rows, at positions in each shard."""
     if not isinstance(features, RowShards):
         return a[..., rows]
-    spec = _last_axis_spec(features, a)
+    spec = features.example_spec(a.ndim)
     take = _map(features, lambda a, rows: a[..., rows], (spec, PartitionSpec()), spec)
     return take(a, jnp.asarray(rows))
 
 
 def map_rows(function: Callable, features: RowShards, v: Array) -> Array:
-    """Return function(x, v) `[R, N]` for v that is the same everywhere."""
-    specs = features.sharding.spec, PartitionSpec()
-    out = PartitionSpec(None, features.sharding.spec[0])
-    return _map(features, function, specs, out)(features.values, v)
+    """Return function(x, v) `[..., N]` for v that is the same for all rows."""
+    specs = features.sharding.spec, features.parameter_spec(v.ndim)
+    return _map(features, function, specs, features.example_spec(v.ndim))(features.values, v)
+
+
+def map_classes(function: Callable, features: RowShards, a: Array) -> Array:
+    """Return function(a), of one shape with a, for an array that is the same for all rows."""
+    spec = features.parameter_spec(a.ndim)
+    return _map(features, function, (spec,), spec)(a)
 
 
 def sum_rows(
     function: Callable, features: RowShards, *operands: Array, replicated: tuple = ()
 ) -> Any:
-    """Return the sums over the devices of function(x, *replicated, *operands).
+    """Return the sums over the shards of the rows of function(x, *replicated, *operands).
 
-    The last axis of an operand is that of the rows. The sums are the same everywhere.
+    The last axis of an operand is that of the rows. The sums are the same for all rows, and if an
+    operand has classes, their second axis is that of the classes.
     """
 
     def local(*arrays: Array) -> Any:
         return lax.psum(function(*arrays), features.axes)
 
-    own = [_last_axis_spec(features, a) for a in operands]
+    own = [features.example_spec(a.ndim) for a in operands]
     specs = features.sharding.spec, *(PartitionSpec() for _ in replicated), *own
-    return _map(features, local, specs, PartitionSpec())(features.values, *replicated, *operands)
-
-
-def _last_axis_spec(features: RowShards, a: Array) -> PartitionSpec:
-    return PartitionSpec(*(None,) * (a.ndim - 1), features.sharding.spec[0])
+    out = features.parameter_spec(max(a.ndim for a in operands))
+    return _map(features, local, specs, out)(features.values, *replicated, *operands)
 
 
 def _map(features: RowShards, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
