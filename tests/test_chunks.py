@@ -58,6 +58,12 @@ def planned(
         (104, (8192, 2304, 256_001), ("bfloat16", "tpu", None, ("x",))),
         (256, (8192, 2304, 256_000), ("bfloat16", "gpu", None, ("x",))),
         (410, (8192, 2304, 256_001), ("bfloat16", "cpu", None)),
+        # Few classes: at once, but for features that are data, which stay in the cache.
+        (2560, (2560, 3136, 10), ("float32", "cpu", None)),
+        (854, (2560, 3136, 10), ("float32", "cpu", None, ("w",))),
+        (1280, (2560, 3136, 10), ("float32", "cpu", 2**18)),
+        (13_742, (13_742, 74, 42), ("float32", "cpu", None)),
+        (6871, (13_742, 74, 42), ("float32", "cpu", None, ("w",))),
         # Chunks of whole vectors, beside a sum of 57 MB; padded copies leave less for them.
         (4096, (8192, 1024, 14_000), ("bfloat16", "gpu", None)),
         (2736, (8192, 1024, 14_001), ("bfloat16", "gpu", None)),

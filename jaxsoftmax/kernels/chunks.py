@@ -25,7 +25,11 @@ MIN_CHUNK_BYTES = 1024  # of a column of x
 def rows_per_chunk(head: Head, needs_grad: NeedsGrad, options: Options) -> int | None:
     """Return the rows of a chunk, or None where the logits should be computed twice."""
     n, limit = head.x.shape[0], _most_rows(head, needs_grad, options)
-    if needs_grad.w is None or options.target.platform == "cpu":
+    is_few = head.w.shape[1] <= tiles.FEW_CLASSES
+    if is_few and options.target.platform == "cpu" and needs_grad.x is None:
+        # Features that are data are read once for scores and gradient, if they stay in the cache.
+        limit = min(limit, tiles.rows_in_cache(*head.w.shape))
+    if options.target.platform == "cpu" or needs_grad.w is None:
         return n if n <= limit else even_size(n, limit)
     if _fits_at_once(head, needs_grad, options):
         return n
