@@ -55,6 +55,7 @@ FOUND = {
     "path": ("path",),
     "small_sets": ("small_sets",),
     "grid": ("grid",),
+    "beside_cyanure": ("cyanure",),
     "exactness": ("exactness",),
     "calls": ("calls",),
 }
