@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsoftmax.solvers import proximal_operator, shared_preconditioner
+from jaxsoftmax.solvers import class_shift, proximal_operator, shared_preconditioner
+from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.proximal_operator import Metric
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -34,6 +35,24 @@ def test_the_proximal_operator_minimizes_the_lasso(
         values = [_model(a, w[0, k], slope[0, k], l1, each) for each in (w[0, k], v[0, k], best)]
         assert values[1] - values[2] <= 1e-3 * (values[0] - values[2])
         assert (v[0, k] == 0).sum() >= 0.8 * (best == 0).sum() > 0
+
+
+def test_the_best_shift_of_a_tilted_problem() -> None:
+    rng = np.random.default_rng(2)
+    w, tilt = rng.normal(size=(1, 5, 40)), rng.normal(size=(1, 5, 40))
+    l2, l1, none = 0.7, 0.4, jnp.zeros((1, 1))
+    theta, packed = (np.insert(a, 40, 0, -1) for a in (w, tilt))
+    with jax.enable_x64():
+        problem = problems.Problem(
+            none, none, none, jnp.full(1, l2), jnp.full(1, l1), none, jnp.asarray(packed)
+        )
+        moved = np.asarray(class_shift.remove(problem, "softmax", jnp.asarray(theta)))[..., :-1]
+
+    def penalty(w: np.ndarray) -> np.ndarray:
+        return np.sum(l2 / 2 * w**2 + l1 * np.abs(w) + tilt * w, (0, 1))
+
+    for shift in (1e-3, -1e-3, 1.0, -1.0):
+        assert np.all(penalty(moved) < penalty(moved + shift))
 
 
 def _model(a: np.ndarray, w: np.ndarray, slope: np.ndarray, l1: float, v: np.ndarray) -> float:

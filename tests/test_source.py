@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,31 @@ def test_blocks_are_read_once_and_only_where_they_are_needed() -> None:
     assert len(source.read_blocks) < 3
 
 
+def test_blocks_come_in_another_order_in_every_epoch() -> None:
+    orders = []
+    for epoch in range(3):
+        source = Numbers(sizes=(4,) * 9)
+        [*read_windows(source, Plan(36, 4, 1, 1), seed=[7, epoch], first=0, parts=range(1))]
+        orders.append(source.read_blocks)
+        assert sorted(source.read_blocks) == [*range(9)]
+    assert len({tuple(order) for order in [[*range(9)], *orders]}) == 4
+
+
+def test_the_next_window_is_read_while_one_is_in_use() -> None:
+    class Announced(Numbers):
+        def read(self, block: int) -> Block:
+            found = super().read(block)
+            if len(self.read_blocks) == 2:
+                is_read.set()
+            return found
+
+    is_read = threading.Event()
+    reading = read_windows(Announced(sizes=(8, 8)), Plan(16, 4, 2, 1), seed=[0], first=0,
+                           parts=range(1))  # fmt: skip
+    next(reading)  # which is in use, as nobody asks for the other one
+    assert is_read.wait(60)
+
+
 def test_rows_of_weight_0_are_replaced() -> None:
     weights = (np.arange(29) % 3).astype(np.float64)
     for window in windows(Plan(29, 4, 3, 1), weights=weights):
@@ -169,6 +195,26 @@ def test_records() -> None:
     for bad in ({"block_size": 0}, {"window": 0}):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
             training.RecordSource(data, lambda record: record, **bad)
+
+
+def test_array_record(tmp_path: Path) -> None:
+    """Files of array_record by the data source that is also Grain's."""
+    files = pytest.importorskip("array_record.python.array_record_data_source")
+    writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
+    for shard in range(2):
+        file = writer(str(tmp_path / f"{shard}.array_record"), "group_size:1")
+        for i in range(5):
+            file.write(np.array([5 * shard + i, shard], np.int32).tobytes())
+        file.close()
+    with files.ArrayRecordDataSource(sorted(map(str, tmp_path.iterdir()))) as rows:
+        source = training.RecordSource(
+            rows, lambda row: (np.frombuffer(row, np.int32)[:1], row[4]), block_size=4
+        )
+        assert source.block_sizes == [4, 4, 2]
+        assert [source.read(b).features[:, 0].tolist() for b in range(3)] == [
+            [0, 1, 2, 3], [4, 5, 6, 7], [8, 9],
+        ]  # fmt: skip
+        assert source.read(1).targets.tolist() == [0, 1, 1, 1]
 
 
 LOSS = training.on_logits(jaxsoftmax.cross_entropy)
@@ -313,9 +359,10 @@ def test_what_cannot_be_streamed(source: Any, options: dict, message: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_more_data_than_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["fit", "solve"])
+def test_more_data_than_memory(how: str, tmp_path: Path) -> None:
     """2 GiB of features, by a process that holds less than 1 GiB in all."""
-    command = [sys.executable, stream_run.__file__, str(tmp_path)]
+    command = [sys.executable, stream_run.__file__, how, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2048 MiB seen"), done.stdout

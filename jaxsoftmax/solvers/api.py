@@ -60,7 +60,7 @@ def solve(
         features: floats `[N, D]`, or a SciPy sparse matrix, which stays sparse if at most one entry
             in a hundred is not 0, or if it does not fit into `memory` as a dense array. Or a
             `Source`, such as `training.ParquetSource`, for data larger than memory: targets and
-            weights are its own, and the penalty has no |w|_1.
+            weights are its own, and it needs a penalty.
         targets: integer labels `[N]` for `cross_entropy`; probabilities `[N, K]` for
             `soft_cross_entropy`; numbers in [0, 1], `[N]` or `[N, K]`, for `binary_cross_entropy`.
         loss: `cross_entropy`, `soft_cross_entropy` or `binary_cross_entropy`.
@@ -104,7 +104,7 @@ def solve(
         certificate takes up to 58 N K, or 82 N K once the parameters are float64. With float32
         features 1,281,167 x 2048 and 1,000 classes these are 74 or 105 GB beside 10.
 
-        Of a source, memory holds two blocks, two windows and a sample of one window. A window has
+        Of a source, memory holds two blocks, three windows and a sample of one. A window has
         at most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and
         each Hessian product reads all examples once; a Hessian product computes their scores again,
         which makes three products with the features of two. With `shards`, the processes of the
@@ -156,7 +156,7 @@ def solve(
         classes = num_classes(init)
         with _opened(features, shards, loss, class_weights, classes, memory) as found:
             data = found.sample
-            penalty = arguments.prepare_penalties(found.totals, C=C, alpha=alpha, l1_ratio=0.0)
+            penalty = arguments.prepare_penalties(found.totals, C=C, alpha=alpha, l1_ratio=l1_ratio)
             first = None if init is None else fits.pack_init(data, bias, init)[None]
             config = make_config(data, gap, l1_ratio, bias, max_iterations, memory)
             outcome = _on_source(found, report)(*penalty, first, None, config)
@@ -264,7 +264,7 @@ def solve_path(
         _check_source_penalty(l1_ratio, C=C, alpha=None)
         with _opened(features, shards, loss, class_weights, None, memory) as opened:
             data, engine = opened.sample, _on_source(opened)
-            configs = [make_config(data, g, 0.0, bias, max_iterations, memory) for g in gaps]
+            configs = [make_config(data, g, l1_ratio, bias, max_iterations, memory) for g in gaps]
             penalties = _path_penalties(opened.totals, C, l1_ratio)
             outcomes = _solve_stages(engine, data, None, C, penalties, configs, report)
         return make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
@@ -321,11 +321,10 @@ def _check_source_penalty(l1_ratio: float, *, C: Any, alpha: float | None) -> No
     """Check the penalty before a source is read."""
     for c in [C] if np.ndim(C) == 0 else C:
         arguments.prepare_penalties(np.ones(1), C=c, alpha=alpha, l1_ratio=l1_ratio)
-    if l1_ratio != 0 or alpha == 0:
-        name, value = ("alpha", alpha) if alpha == 0 else ("l1_ratio", l1_ratio)
+    if alpha == 0:
         raise ValueError(
-            f"{name}: expected a squared penalty alone for a source, got {value!r}; arrays that "
-            "fit into memory take every penalty"
+            "alpha: expected a number above 0 for a source, got 0; arrays that fit into memory "
+            "take every penalty"
         )
 
 
@@ -355,9 +354,9 @@ def _on_source(found: stream.Stream, report: Callback | None = None) -> "_Engine
     """Return the engine for sources, which has one lane."""
 
     def minimize(
-        l2: np.ndarray, _l1: Any, theta: np.ndarray | None, _scores: Any, config: SolverConfig
+        l2: np.ndarray, l1: np.ndarray, theta: np.ndarray | None, _scores: Any, config: SolverConfig
     ) -> Outcome:
-        return stream.minimize(found, theta, float(l2[0]), config, callback=report)
+        return stream.minimize(found, theta, l2.item(), l1.item(), config, callback=report)
 
     return minimize
 

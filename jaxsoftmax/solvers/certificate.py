@@ -275,8 +275,8 @@ def _bound(
         log_q = _meet_intercept_condition(s, log_q, target, outcome_steps(link, beta))
     residual = outcome_residual(problem, link, log_q, target)
     g = problems.linear_scores_adjoint(problem, residual)[..., :-1]
-    scaling = _dual_scaling(problem, g)
-    g, log_q = scaling * g, _log_mixture(log_q, target, scaling[..., None])
+    scaling = dual_scaling(problem, g)
+    g, log_q = scaling * g, log_mixture(log_q, target, scaling[..., None])
     gap = weighted_divergence(s, log_q, log_p) + penalty_gap(problem, point.theta[..., :-1], g)
     difference = s * (jnp.exp(log_q) - target)
     if beta is None:
@@ -314,9 +314,9 @@ def estimate_gap(
     penalty = problem._replace(l1=l1, l2=l2)
     if not pure_l1:  # q is p, and the divergence is 0
         return penalty_gap(penalty, w, g)
-    scaling = _dual_scaling(problem, g)
+    scaling = dual_scaling(problem, g)
     target, log_p = outcome_probabilities(link, problem.targets, point.scores)
-    log_q = _log_mixture(log_p, target.astype(dtype), scaling[..., None])
+    log_q = log_mixture(log_p, target.astype(dtype), scaling[..., None])
     divergence = weighted_divergence(outcome_weights(problem).astype(dtype), log_q, log_p)
     return divergence + penalty_gap(penalty, w, scaling * g)
 
@@ -476,7 +476,7 @@ def _move_excess(s: Array, log_q: Array, target: Array) -> Array:
     )
 
 
-def _dual_scaling(problem: problems.Problem, g: Array) -> Array:
+def dual_scaling(problem: problems.Problem, g: Array) -> Array:
     """Return, for l1 without l2, the factor that brings every entry of G to at most l1.
 
     q then becomes the mixture of q, with this share, and y, `[L, 1, 1]`.
@@ -486,7 +486,7 @@ def _dual_scaling(problem: problems.Problem, g: Array) -> Array:
     return scaling.astype(g.dtype)[:, None, None]
 
 
-def _log_mixture(log_q: Array, target: Array, share: Array) -> Array:
+def log_mixture(log_q: Array, target: Array, share: Array) -> Array:
     """Return the logarithm of share q + (1 - share) y."""
     q = jnp.exp(log_q)
     return jnp.where(share == 1, log_q, jnp.log1p((1 - share) * (target - q) + q - 1))

@@ -12,7 +12,8 @@ is the median of the 2 K + 1 numbers
     w_1, ..., w_K    and    mean(w) + l1 / l2 (K - 2 i) / K,    i = 0, ..., K,
 
 without l2 that of the weights alone. Of an even number of them it is the number nearest to 0
-between the two in the middle, so that weights that are 0 stay 0.
+between the two in the middle, so that weights that are 0 stay 0. A tilt of the problem, sum(c w),
+adds mean(c) / l2 to mean(w).
 
 Reference: Li and Osher, "A new median formula with applications to PDE based denoising" (2009).
 """
@@ -29,14 +30,16 @@ def remove(problem: problems.Problem, link: problems.Link, theta: Array) -> Arra
         return theta
     w, present = theta[..., :-1], jnp.isfinite(theta[..., -1:])
     l2, l1 = (a.astype(w.dtype)[:, None, None] for a in (problem.l2, problem.l1))
-    shift = _best_shift(w, present, l2, l1)
+    tilt = jnp.zeros_like(w) if problem.tilt is None else problem.tilt[..., :-1].astype(w.dtype)
+    shift = _best_shift(w, tilt, present, l2, l1)
     return theta.at[..., :-1].set(jnp.where(present, w - shift, w))
 
 
-def _best_shift(w: Array, present: Array, l2: Array, l1: Array) -> Array:
+def _best_shift(w: Array, tilt: Array, present: Array, l2: Array, l1: Array) -> Array:
     """Return t, `[L, 1, D]`."""
     count = jnp.sum(present, 1, keepdims=True)
-    mean = jnp.sum(jnp.where(present, w, 0), 1, keepdims=True) / count
+    centre = w + tilt / jnp.where(l2 > 0, l2, jnp.inf)
+    mean = jnp.sum(jnp.where(present, centre, 0), 1, keepdims=True) / count
     i = jnp.arange(w.shape[1] + 1)[None, :, None]
     signs = (count - 2 * i).astype(w.dtype)
     shrunk = mean + l1 / jnp.where(l2 > 0, l2, 1) * signs / count

@@ -1,6 +1,6 @@
 r"""Newton's direction by preconditioned conjugate gradients, with Hessian products alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxsoftmax.solvers.class_preconditioner import Blocks
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 MAX_PRODUCTS = 500  # Hessian products for one direction
+SAMPLE_ACCURACY = 1e-2  # the residual that the inverse of a sample's Hessian may leave
 
 
 class Iterate(NamedTuple):
@@ -25,11 +26,19 @@ class Iterate(NamedTuple):
     products: Array
 
 
+class SampleHessian(NamedTuple):
+    """The Hessian of a sample of the examples, whose inverse is a preconditioner."""
+
+    problem: problems.Problem
+    class_variance: Array
+    preconditioner: Preconditioner  # of the conjugate gradients that apply the inverse
+
+
 class System(NamedTuple):
     """The Newton system H d = -g, all but H: its preconditioner M and its stopping rule."""
 
     l2: Array  # [L]
-    preconditioner: Preconditioner | Blocks
+    preconditioner: Preconditioner | Blocks | SampleHessian
     curvature: Array  # the mean curvature of each class: [L, K]
     intercept_factor: Array  # weight of the intercept's squared residual in the norm: [L, K]
     tolerance: Array  # [L]
@@ -129,6 +138,10 @@ def _precondition(system: System, link: problems.Link, r: Array, intercept: bool
     match system.preconditioner:
         case Blocks() as blocks:
             z = class_preconditioner.apply(blocks, link, l2, r)
+        case SampleHessian(sample, variance, inner):
+            how: Any = {"intercept": intercept, "free": system.free}
+            enough = SAMPLE_ACCURACY * norm(r)
+            z = direction(sample, link, variance, -r, inner, enough, **how)[0]
         case preconditioner:
             z = shared_preconditioner.apply(preconditioner, system.curvature, l2, r)
     return _zero_fixed(system, z, intercept)

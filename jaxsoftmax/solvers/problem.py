@@ -29,6 +29,7 @@ class Problem(NamedTuple):
     l2: Array  # [L]
     l1: Array  # [L]
     column_max_abs: Array  # the largest |x| of each column: [D], float64
+    tilt: Array | None = None  # adds sum(tilt theta) to F, for `proximal` alone: [L, K, D + 1]
 
 
 class Point(NamedTuple):
@@ -79,6 +80,8 @@ def point_from_scores(problem: Problem, link: Link, theta: Array, z: Array) -> P
     penalty = 0.5 * problem.l2 * jnp.sum(w**2, (1, 2)) + problem.l1 * jnp.sum(jnp.abs(w), (1, 2))
     # With weight 0 an infinite loss, as of a class that the lane does not have, is ignored.
     value = jnp.sum(jnp.where(s == 0, 0, s * loss), -1) + penalty.astype(z.dtype)
+    if problem.tilt is not None:
+        value = value + jnp.sum(jnp.where(problem.tilt == 0, 0, problem.tilt * theta), (1, 2))
     return Point(theta, z, value, s[:, None] * jnp.where(s[:, None] == 0, 0, residual))
 
 
@@ -142,6 +145,7 @@ def _soft_loss_and_gradient(z: Array, t: Array, shards: ClassShards) -> tuple[Ar
 def gradient(problem: Problem, point: Point, *, intercept: bool) -> Array:
     """Return the gradient of the smooth part, without the l1 penalty, `[L, K, D + 1]`."""
     packed = linear_scores_adjoint(problem, point.residual)
+    packed = packed if problem.tilt is None else packed + problem.tilt
     return _add_ridge(problem, packed, point.theta, intercept)
 
 

@@ -108,10 +108,7 @@ def step_on_face(
     intercept: bool,
 ) -> NewtonStep:
     """Take Newton's step among the parameters that are not 0, shortened until F descends."""
-    w = point.theta[..., :-1]
-    g = _face_gradient(problem, w, gradient)
-    free = jnp.concatenate([w != 0, jnp.ones_like(w[..., :1], bool)], -1)
-    g = jnp.where(free, g, 0)
+    free, g = face_gradient(problem, point.theta, gradient)
     variance = problems.class_variance(problem, link, point)
     d, hessian_products = newton.direction(
         problem, link, variance, g, preconditioner, tolerance, intercept=intercept, free=free
@@ -119,10 +116,7 @@ def step_on_face(
     slope = jnp.sum(g * d, (1, 2))
 
     def attempt(step: Array, trials: Array | int) -> _Trial:
-        theta = point.theta + step[:, None, None] * d
-        crossed = jnp.sign(theta[..., :-1]) * jnp.sign(w) < 0
-        theta = theta.at[..., :-1].set(jnp.where(crossed, 0, theta[..., :-1]))
-        theta = class_shift.remove(problem, link, theta)
+        theta = move_on_face(problem, link, point.theta, step, d)
         end = problems.point_from_scores(
             problem, link, theta, problems.linear_scores(problem, theta)
         )
@@ -139,6 +133,26 @@ def step_on_face(
     last = lax.while_loop(_unfinished(MAX_NEWTON_TRIALS), body, first)
     end = problems.select_points(last.accepted, last.point, point)
     return NewtonStep(end, -0.5 * slope, 2 * hessian_products + last.trials)
+
+
+def face_gradient(problem: problems.Problem, theta: Array, gradient: Array) -> tuple[Array, Array]:
+    """Return which parameters are on the face, and the gradient of F along it, 0 elsewhere.
+
+    With the l1 penalty F is smooth where w is not 0.
+    """
+    w, l1 = theta[..., :-1], problem.l1.astype(gradient.dtype)[:, None, None]
+    free = jnp.concatenate([w != 0, jnp.ones_like(w[..., :1], bool)], -1)
+    return free, jnp.where(free, gradient.at[..., :-1].add(l1 * jnp.sign(w)), 0)
+
+
+def move_on_face(
+    problem: problems.Problem, link: problems.Link, theta: Array, step: Array, d: Array
+) -> Array:
+    """Return theta moved by step d, `[L]` times `[L, K, D + 1]`; weights stop at 0."""
+    end = jnp.where(d == 0, theta, theta + step[:, None, None] * d)
+    crossed = jnp.sign(end[..., :-1]) * jnp.sign(theta[..., :-1]) < 0
+    end = end.at[..., :-1].set(jnp.where(crossed, 0, end[..., :-1]))
+    return class_shift.remove(problem, link, end)
 
 
 def _unfinished(max_trials: int) -> Callable[[_Trial], Array]:
@@ -176,9 +190,3 @@ def _minimize_model(
         b = b - slope_b / c - jnp.sum(move * mean, -1, keepdims=True)
         change = change - 0.5 * jnp.sum(slope_b**2 / c, (1, 2))
     return jnp.concatenate([v, b], -1), change
-
-
-def _face_gradient(problem: problems.Problem, w: Array, gradient: Array) -> Array:
-    """Return the gradient of F with the l1 penalty, which is smooth where w is not 0."""
-    l1 = problem.l1.astype(gradient.dtype)[:, None, None]
-    return gradient.at[..., :-1].add(l1 * jnp.sign(w))

@@ -7,7 +7,8 @@ start and the preconditioner, so that few passes are needed.
 
 Its parts: `processes` (who reads which rows, and sums over all), `examples` (what a source holds,
 as the solvers take it), `survey` (the first pass: what must be known of all examples), `sums` (the
-passes), `certificate`, and `driver`, the loop.
+passes), `certificate`, `state` (where the fit is), `systems` (Newton systems), `proximal` (steps
+with an l1 penalty), and `driver`, the loop.
 """
 
 from jaxsoftmax.solvers.stream.driver import minimize

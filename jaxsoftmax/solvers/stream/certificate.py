@@ -1,4 +1,4 @@
-"""The certificate of a source's fit: the bound of `solvers.certificate`, in two or more passes."""
+"""The certificate of a source's fit: the bound of `solvers.certificate`, in at least 3 passes."""
 
 from typing import Any
 
@@ -11,6 +11,9 @@ from jaxsoftmax.solvers.certificate import (
     MAX_ROUNDING,
     Certificate,
     coupled_step,
+    dual_scaling,
+    least_subgradient,
+    penalty_gap,
     rounding_floor,
 )
 from jaxsoftmax.solvers.outcome import SolverConfig
@@ -35,6 +38,10 @@ def certify(stream: Stream, penalty: Problem, config: SolverConfig, trial: Array
         if beta is None or is_met:
             break
         trial = trial.at[..., -1].add(jnp.clip(beta, -1, 1))
+    scaling = dual_scaling(penalty, found.slope[..., :-1])
+    if bool(jnp.any(scaling < 1)):
+        found = sums.dual(stream, config.link, theta, trial, beta, scaling)
+        spent += 3
     certificate = _make_certificate(stream, penalty, config, theta, found)
     gap = certificate.gap if is_met else jnp.full_like(certificate.gap, jnp.inf)
     return certificate._replace(gap=gap, products=spent + 2)
@@ -61,12 +68,12 @@ def _make_certificate(
     stream: Stream, penalty: Problem, config: SolverConfig, theta: Array, found: sums.Dual
 ) -> Certificate:
     at: Any = sums.mean_loss(stream, config.link, theta, intercept=config.intercept)
-    l2, w = penalty.l2, theta[..., :-1]
-    ridge = l2[:, None, None] * w
-    value = at.value + 0.5 * l2 * jnp.sum(w**2, (1, 2))
-    gap = found.divergence + newton.norm(found.slope[..., :-1] + ridge) ** 2 / (2 * l2)
+    w, l2, l1 = theta[..., :-1], penalty.l2, penalty.l1
+    value = at.value + 0.5 * l2 * jnp.sum(w**2, (1, 2)) + l1 * jnp.sum(jnp.abs(w), (1, 2))
+    gap = found.divergence + penalty_gap(penalty, w, found.slope[..., :-1])
     squares = jnp.sum(found.size**2, (1, 2))
     violation = jnp.sum(jnp.abs(found.slope[..., -1]), -1) * config.intercept
     floor = rounding_floor(penalty, Point(theta, theta, value, theta), squares, violation)
-    gradient = at.gradient.at[..., :-1].add(ridge)
-    return Certificate(theta, value, gap, floor, newton.norm(gradient), 0)
+    gradient = at.gradient.at[..., :-1].add(l2[:, None, None] * w)
+    length = newton.norm(least_subgradient(penalty, theta, gradient))
+    return Certificate(theta, value, gap, floor, length, 0)

@@ -58,15 +58,12 @@ class Examples(NamedTuple):
 
         A thread reads a block while the one before it is in use.
         """
-        own = self._own_blocks()
-        with ThreadPoolExecutor(1) as thread:
-            following = thread.submit(self._read_part, *own[0])
-            for place in range(len(own)):
-                found = following.result()
-                if place + 1 < len(own):
-                    following = thread.submit(self._read_part, *own[place + 1])
-                yield found
-                del found
+        return _read_ahead(self._read_own_blocks())
+
+    def _read_own_blocks(self) -> Iterator[Data]:
+        for block, rows in self._own_blocks():
+            data = self.read(block)
+            yield data if rows == slice(0, len(data.weights)) else take(data, rows)
 
     def _own_blocks(self) -> list[tuple[int, slice]]:
         """Return the blocks that this process reads, and its rows of each."""
@@ -78,25 +75,38 @@ class Examples(NamedTuple):
             start += size
         return own
 
-    def _read_part(self, block: int, rows: slice) -> Data:
-        data = self.read(block)
-        return data if rows == slice(0, len(data.weights)) else take(data, rows)
-
     def windows(self, rows: int) -> Iterator[Data]:
-        """Yield the examples of this process, `rows` at a time but for the last of them."""
+        """Yield the examples of this process, `rows` at a time but for the last of them.
+
+        A thread reads a window while the one before it is in use.
+        """
+        return _read_ahead(self._join_to_windows(rows))
+
+    def _join_to_windows(self, rows: int) -> Iterator[Data]:
         pending: list[Data] = []
         missing = rows
-        for block in self.blocks():
+        for block in self._read_own_blocks():
             start = 0
             while start < len(block.weights):
                 part = take(block, slice(start, start + missing))
                 pending.append(part)
                 start, missing = start + len(part.weights), missing - len(part.weights)
                 if not missing:
-                    yield join(pending)
-                    pending, missing = [], rows
+                    window, pending, missing = join(pending), [], rows
+                    yield window
+                    del window
         if pending:
             yield join(pending)
+
+
+def _read_ahead(items: Iterator[Data]) -> Iterator[Data]:
+    """Yield the items, each of which a thread makes while the one before it is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (found := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield found
+            del found
 
 
 def take(data: Data, rows: slice | np.ndarray) -> Data:

@@ -94,19 +94,32 @@ def _intercept_curvature_of_window(
     return point.residual.sum(-1), coupling
 
 
-def dual(stream: Stream, link: Link, theta: Array, trial: Array, beta: Array | None) -> Dual:
+def dual(
+    stream: Stream,
+    link: Link,
+    theta: Array,
+    trial: Array,
+    beta: Array | None,
+    scaling: Array | None = None,
+) -> Dual:
     """Return the sums of the certificate at theta by the predictions at the trial parameters.
 
-    q is moved by Newton's next step of the intercepts, beta; None leaves it where it is.
+    q is moved by Newton's next step of the intercepts, beta; None leaves it where it is. With a
+    scaling, `[1, 1, 1]`, it is then mixed with the targets, see `certificate.dual_scaling`.
     """
-    return sum_over(
-        stream, partial(_dual_of_window, theta=theta, trial=trial, beta=beta, link=link)
-    )
+    how: dict[str, Any] = {"theta": theta, "trial": trial, "beta": beta, "scaling": scaling}
+    return sum_over(stream, partial(_dual_of_window, **how, link=link))
 
 
 @jax.jit(static_argnames="link")
 def _dual_of_window(
-    problem: Problem, *, theta: Array, trial: Array, beta: Array | None, link: Link
+    problem: Problem,
+    *,
+    theta: Array,
+    trial: Array,
+    beta: Array | None,
+    scaling: Array | None,
+    link: Link,
 ) -> Dual:
     scores = (problems.linear_scores(problem, each) for each in (theta, trial))
     target, log_p, log_q = certificate.outcome_probabilities(link, problem.targets, *scores)
@@ -116,6 +129,8 @@ def _dual_of_window(
         q = jnp.exp(log_q)
         tilt = jnp.where(s * q == 0, 0, step - jnp.sum(q * step, 1, keepdims=True))
         log_q = log_q + jnp.log1p(tilt)  # NaN if it leaves the probabilities
+    if scaling is not None:
+        log_q = certificate.log_mixture(log_q, target, scaling[..., None])
     residual = certificate.outcome_residual(problem, link, log_q, target)
     size = jnp.sum(jnp.where(s == 0, 0, s * jnp.abs(jnp.exp(log_q) - target)), -1)
     divergence = certificate.weighted_divergence(s, log_q, log_p)
