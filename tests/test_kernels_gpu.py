@@ -564,6 +564,13 @@ def test_compiled_without_the_device(name: str):
     of_xla = [program["temporary_bytes"] for title, program in found.items() if "xla" in title]
     assert len(of_xla) == 2
     assert max(of_xla) <= 200e6
+    # Float32 in three products, in chunks of logits within the budget of 512 MiB.
+    float32 = {title: program for title, program in found.items() if "float32" in title}
+    assert len(float32) == 2
+    for title, program in float32.items():
+        assert program["temporary_bytes"] <= 2**29, title
+        has_kernel = "cross_entropy_gradient" in str(program["kernels"])
+        assert has_kernel == (name == "h200" and "50257" in title), title
     # The default takes no more memory than dense logits and the budget of the sum.
     for title in found:
         if title.startswith("dense"):

@@ -196,6 +196,13 @@ SOFTMAX_OF_GPUS = OF_GPUS | {
 }
 OF_MORE_ROWS = {name: OF_GPUS[name] for name in ("per example", "forward")}
 OF_MORE_ROWS = {"sum": Program(partial(total, KERNEL))} | OF_MORE_ROWS | {"optax": Program(dense)}
+FLOAT32 = Shape(8192, 768, 50_257, "float32")  # GPT-2's head
+OF_FLOAT32 = {
+    "sum": Program(partial(total, LARGE)),
+    "forward": Program(partial(forward, {}), 1),
+    "optax": Program(dense),
+    "sum, xla": Program(partial(total, XLA | LARGE)),
+}
 OF_TPUS = ANYWHERE | {
     "sum, mosaic_tpu": Program(partial(total, {"implementation": "mosaic_tpu"})),
     "per example, mosaic_tpu": Program(partial(per_example, {"implementation": "mosaic_tpu"}), 4),

@@ -87,7 +87,11 @@ OF_CPUS = (
 # Shapes and their programs, the most telling first.
 SHAPES: dict[str, dict[Shape, dict[str, Program]]] = {
     "cpu": {heads.parsed(text): heads.ANYWHERE for text in OF_CPUS},
-    "gpu": {LARGEST: heads.SOFTMAX_OF_GPUS, MORE_ROWS: heads.OF_MORE_ROWS},
+    "gpu": {
+        LARGEST: heads.SOFTMAX_OF_GPUS,
+        heads.FLOAT32: heads.OF_FLOAT32,
+        MORE_ROWS: heads.OF_MORE_ROWS,
+    },
     "tpu": {LARGEST: heads.OF_TPUS},
     "smoke": {heads.parsed("64x8x10/parameters"): heads.ANYWHERE},
 }

@@ -31,6 +31,8 @@ from jaxsoftmax.kernels.gpu.rows import implementation, plans
 COMPARED = (LARGEST, heads.Shape(2048, 768, 50_257), heads.Shape(4096, 1024, 1000))
 # Numbers of classes of the sum in XLA's operations, of which cuBLAS multiplies one as it lies.
 OF_XLA = (heads.Shape(8192, 2304, 256_000), heads.Shape(8192, 2304, 256_001))
+# The default in float32: the row kernel between XLA's products, and XLA's form of more classes.
+OF_FLOAT32 = (heads.FLOAT32, heads.Shape(2048, 4096, 128_256, "float32"))
 # One shape for each plan of rows, aligned or not.
 OF_ROWS = (
     rows.Shape(65_536, 1000),
@@ -124,6 +126,10 @@ HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
     "labels, everything": (Program(labels_with_everything), heads.data_of_labels, LABELS),
     **{f"default, {s}": (Program(partial(heads.total, {})), heads.data, s) for s in COMPARED},
     **{f"xla, {s}": (Program(partial(heads.total, heads.XLA)), heads.data, s) for s in OF_XLA},
+    **{
+        f"float32, {s}": (Program(partial(heads.total, heads.LARGE)), heads.data, s)
+        for s in OF_FLOAT32
+    },
     **{f"dense, {s}": (Program(heads.dense), heads.data, s) for s in COMPARED},
 }
 
