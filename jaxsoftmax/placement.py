@@ -214,12 +214,13 @@ def replicate(x: Array) -> Array:
 
 
 def reshard(x: Array, like: Array, *axes: Any) -> Array:
-    """Return x sharded over these axes of the Explicit mesh of `like`, or else of its own mesh.
+    """Return x sharded over these Explicit axes of the mesh of `like`, or else of its own mesh.
 
-    This works inside and outside the context of that mesh; outside, JAX moves only concrete arrays.
+    Auto axes of that mesh are left to the compiler. This works inside and outside the context of
+    that mesh; outside, JAX moves only concrete arrays.
     """
     like = like if _is_explicit(like) else x
-    mesh = jax.typeof(like).sharding.mesh
+    mesh, axes = jax.typeof(like).sharding.mesh, _typed_entries(like, axes)
     is_in_place = jax.typeof(x).sharding.mesh == mesh and partition_spec(x) == axes
     if not _is_explicit(like) or is_in_place:
         return x
@@ -232,6 +233,20 @@ def reshard(x: Array, like: Array, *axes: Any) -> Array:
 def sharded_first(arrays: list[Array]) -> Array:
     """Return an array that is sharded over an Explicit mesh, or else the first."""
     return next((a for a in arrays if any(partition_spec(a))), arrays[0])
+
+
+def _typed_entries(like: Array, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return entries of a PartitionSpec with the Explicit axes alone, which types can name."""
+    names = [_of_kind(AxisType.Explicit, like, entry) for entry in entries]
+    pairs = zip(entries, names, strict=True)
+    return tuple(e if axis_names(e) == kept else kept or None for e, kept in pairs)
+
+
+def _of_kind(kind: AxisType, like: Array, entry: Any) -> tuple[str, ...]:
+    """Return the mesh axes of this kind in an entry of a PartitionSpec."""
+    mesh = jax.typeof(like).sharding.mesh
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(name for name in axis_names(entry) if kinds.get(name) == kind)
 
 
 def _is_explicit(x: Array) -> bool:
@@ -293,19 +308,19 @@ def take_rows(x: Array, rows: Array, like: Array, axes: Any, **options: Any) -> 
     """Return x[rows] with its rows sharded over these axes of the mesh of `like`."""
     mesh = jax.typeof(like).sharding.mesh
     if AxisType.Explicit in mesh.axis_types:
-        options["out_sharding"] = sharding(like, *_with_rows_over(axes, x))
+        options["out_sharding"] = sharding(like, *_typed_entries(like, _with_rows_over(axes, x)))
     return shard_rows(x.at[rows].get(**options), like, axes)
 
 
 def shard_rows(x: Array, like: Array, axes: Any) -> Array:
     """Return x with its rows sharded over these axes of the mesh of `like`."""
-    mesh = jax.typeof(like).sharding.mesh
-    if AxisType.Explicit in mesh.axis_types:
-        return reshard(x, like, *_with_rows_over(axes, x))
-    if axes is None or count_devices(like) == 1:
+    if _is_explicit(like):
+        x = reshard(x, like, *_with_rows_over(axes, x))
+    untyped = _of_kind(AxisType.Auto, like, axes)
+    if not untyped or count_devices(like) == 1:
         return x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return lax.with_sharding_constraint(x, sharding(like, axes, *rest))
+    return lax.with_sharding_constraint(x, sharding(like, untyped, *rest))
 
 
 def _with_rows_over(axes: Any, x: Array) -> tuple[Any, ...]:

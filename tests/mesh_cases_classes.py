@@ -41,10 +41,11 @@ def case(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
+def mesh_of(*sizes: int, kind: AxisType | tuple[AxisType, ...] = AxisType.Auto) -> Mesh:
     """Classes over the last axis, "model", and rows over the first, "data"."""
     devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    return Mesh(devices, ("data", "model")[-len(sizes) :], axis_types=(kind,) * len(sizes))
+    kinds = kind if isinstance(kind, tuple) else (kind,) * len(sizes)
+    return Mesh(devices, ("data", "model")[-len(sizes) :], axis_types=kinds)
 
 
 def put(mesh: Mesh, x: Any, *places: str | None) -> jax.Array:
@@ -366,6 +367,22 @@ def explicit_mesh() -> None:
     with jax.set_mesh(mesh):
         found = jax.jit(lambda data: {"values": losses_of(data["z"], data, CLASSES)})(data)
     close(found, wanted)
+
+
+BOTH_KINDS = (AxisType.Auto, AxisType.Explicit), (AxisType.Explicit, AxisType.Auto)
+
+
+@case
+def axes_of_both_kinds() -> None:
+    """Types name one of the axes of the rows and of the classes, and the compiler has the other."""
+    wanted = truth()["values"]
+    for kind in BOTH_KINDS:
+        mesh = mesh_of(2, 4, kind=kind)
+        data = {name: put(mesh, a, *PLACES[name]) for name, a in few_rows().items()}
+        with jax.set_mesh(mesh):
+            how = {"where": data["where"], "valid": data["valid"], "shards": BOTH}
+            loss = jax.jit(partial(js.cross_entropy, **how))
+            close({"cross_entropy": loss(data["z"], data["labels"])}, wanted)
 
 
 @case
@@ -747,7 +764,9 @@ def virtual_shards_of_rows_around_shards_of_classes() -> None:
                 key=jax.random.key(0), epochs=1, batch_size=8, **sums)  # fmt: skip
         return np.asarray(found.params.w)
 
-    np.testing.assert_array_equal(train(mesh_of(2, 4)), train(mesh_of(1, 4)))
+    wanted = train(mesh_of(1, 4))
+    for kind in (AxisType.Auto, BOTH_KINDS[0]):
+        np.testing.assert_array_equal(train(mesh_of(2, 4, kind=kind)), wanted)
 
 
 if __name__ == "__main__":
