@@ -202,6 +202,20 @@ def test_the_rate_of_progress_decides_who_goes_on(estimates: list[float], expect
     assert history.is_on_course(1e-8) is expected
 
 
+def test_blocks_of_few_columns_are_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, point = standing(n=200, d=40)
+    r = np.random.default_rng(1).normal(size=point.theta.shape)
+    inverted = preconditioners.build(problem, point, Level.BLOCKS)
+    assert inverted.inverses is not None
+    monkeypatch.setattr(preconditioners, "MAX_INVERTED", 0)
+    factorized = preconditioners.build(problem, point, Level.BLOCKS)
+    assert factorized.inverses is None
+    by_factors, by_inverses = (
+        preconditioners.apply(problem, each, r) for each in (factorized, inverted)
+    )
+    np.testing.assert_allclose(by_inverses, by_factors, rtol=1e-10)
+
+
 @pytest.mark.parametrize("columns", [4, 30, 150])
 def test_the_last_level_is_the_hessian(columns: int) -> None:
     for link, classes in (("softmax", 4), ("softmax", 2), ("sigmoid", 3), ("sigmoid", 1)):
