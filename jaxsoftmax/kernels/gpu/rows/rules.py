@@ -8,6 +8,8 @@ grad of a weighted sum  the same kernel in the forward pass, with the weights as
                         read and one write for value and gradient
 jvp, jacfwd, Hessians   XLA's form, `softmax_core.value_and_gradient`
 vmap                    the rows of all lanes, in one call; a lane may be one row
+
+A fused sum (`row_chunks`) has the second kernel write over logits that nothing else reads.
 """
 
 from collections.abc import Callable, Sequence
