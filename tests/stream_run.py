@@ -49,7 +49,7 @@ def fit(source: training.ParquetSource) -> None:
 
 def solve(source: training.ParquetSource) -> None:
     """Find a certified optimum, in as few passes as one can take."""
-    found = jaxsoftmax.solve(source, alpha=0.1, gap=0.01)
+    found = jaxsoftmax.solve(source, alpha=10.0, gap=0.01)
     assert found.converged, found.reason
 
 
