@@ -107,11 +107,14 @@ def solve(
         Of a source, memory holds two blocks, three windows and a sample of one. A window has
         at most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and
         each Hessian product reads all examples once; a Hessian product computes their scores again,
-        which makes three products with the features of two. With `shards`, the processes of the
-        mesh share the rows of the source: each reads the blocks of its own, its devices share each
-        window, and a pass sends sums of K (D + 1) numbers over the network at its end. The sample,
-        of one window in all, is the same on every process. Without `shards`, a process reads the
-        whole source.
+        which makes three products with the features of two. With l1_ratio above 0 a step minimizes
+        the sample's objective in memory, tilted to the gradient of all examples, for one pass, and
+        Hessian products follow where the sample is too small: a gap of 1e-6 took 10 to 18 passes
+        with 50 examples a feature in the sample, and 135 with 3. With `shards`, the processes of
+        the mesh share the rows of the source: each reads the blocks of its own, its devices share
+        each window, and a pass sends sums of K (D + 1) numbers over the network at its end. The
+        sample, of one window in all, is the same on every process. Without `shards`, a process
+        reads the whole source.
 
         Where devices share the rows, each multiplies its own, also on several processes, which all
         call this function: a product passes K (D + 1) numbers over the network, features stay where
