@@ -116,13 +116,14 @@ class RowScale(NamedTuple):
     maximum: Array
     offset: Array  # subtracted from z before the reduction: 0 or the maximum
     peak: Array  # maximum - offset
+    floor: Array  # the least argument; terms below it are negligible
     exponent_bits: Array  # s - n_max plus the exponent bias, shifted to the exponent's bits
     factor: Array  # c = LARGEST_TERM / exp(t_max), to about one percent
     remainder: Array  # t_max
 
     def expand_dims(self, axis: int) -> "RowScale":
         """Return the fields that `scaled_exp` reads with a class axis of length 1."""
-        shared = {name: jnp.expand_dims(getattr(self, name), axis) for name in self._fields[:5]}
+        shared = {name: jnp.expand_dims(getattr(self, name), axis) for name in self._fields[:6]}
         return self._replace(**shared)
 
 
@@ -134,7 +135,7 @@ def prepare_rows(maximum: Array) -> RowScale:
     n, t = _reduce(peak, form)
     factor = t.dtype.type(LARGEST_TERM) * (1 - t + t * t * t.dtype.type(0.5))
     exponent_bits = ((form.scale_exponent + form.exponent_bias) - n) << form.mantissa_bits
-    return RowScale(maximum, offset, peak, exponent_bits, factor, t)
+    return RowScale(maximum, offset, peak, peak - form.cutoff, exponent_bits, factor, t)
 
 
 def scale_exponent(dtype: Any) -> int:
@@ -164,8 +165,7 @@ def scaled_exp(z: Array, row: RowScale) -> Array:
     """
     form = _FORMATS[z.dtype.name]
     shifted = select(z >= row.maximum, row.peak, z - row.offset)
-    floor = row.peak - form.cutoff
-    n, t = _reduce(select(shifted <= floor, floor, shifted), form)
+    n, t = _reduce(select(shifted <= row.floor, row.floor, shifted), form)
     # One addition forms the exponent of 2^(n - n_max + s): the bits above the integer in n are
     # shifted out. The power multiplies the polynomial in floating point, because an integer added
     # to the bits of a NaN would turn it into a number.

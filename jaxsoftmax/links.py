@@ -300,16 +300,18 @@ def softmax_values(
 
 
 def _softmax_values(z: Array, valid: Array | None, axis: int, shards: ClassShards) -> Array:
+    if not shards.classes and few_passes.are_used(z, axis):
+        return few_passes.probabilities(z, valid, axis)
     expand = functools.partial(jnp.expand_dims, axis=axis)
     maximum = class_shards.max_classes(z, axis, shards)
-    has_mass = ~is_fully_masked(maximum)
+    is_masked = is_fully_masked(maximum)
     if valid is not None:
         maximum = select(valid, maximum, 0)
     row = exponential.prepare_rows(maximum)
     e = exponential.scaled_exp(z, row.expand_dims(axis))
     total = class_shards.sum_terms(e, row, maximum, axis, shards)
     e = exponential.recompute(e, z, row.expand_dims(axis))
-    p = e * expand(_reciprocal(total, has_mass))
+    p = e * expand(_reciprocal(total, is_masked))
     return p if valid is None else jnp.where(expand(valid), p, 0)
 
 
@@ -351,6 +353,8 @@ def _softmax_tangents_in_few_passes(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def log_softmax_values(z: Array, axis: int, shards: ClassShards = UNSHARDED) -> Array:
     """Return the logarithm of the softmax of prepared logits."""
+    if not shards.classes and few_passes.are_used(z, axis):
+        return few_passes.log_probabilities(z, axis)
     return softmax_and_log(z, axis, shards)[1]
 
 
@@ -359,8 +363,8 @@ def _log_softmax_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
-    p, log_p = softmax_and_log(z, axis, shards)
     if shards.classes or not few_passes.are_used(z, axis):
+        p, log_p = softmax_and_log(z, axis, shards)
         return log_p, _log_softmax_tangents(z, p, dz, axis, shards)
 
     def push(z: Array, dz: Array) -> Array:
@@ -369,7 +373,7 @@ def _log_softmax_values_jvp(
     def pull(z: Array, cotangents: Array) -> Array:
         return _log_softmax_transpose_in_few_passes(z, cotangents, axis)
 
-    return log_p, linear_map(push, pull, z, dz)
+    return log_softmax_values(z, axis), linear_map(push, pull, z, dz)
 
 
 def _log_softmax_tangents(
@@ -408,7 +412,7 @@ def shares_and_logs(
     # Equal infinities differ by 0.
     peak = expand(maximum)
     below = select(z >= peak, 0, z - peak)
-    p = e * expand(_reciprocal(total, ~is_fully_masked(maximum)))
+    p = e * expand(_reciprocal(total, is_fully_masked(maximum)))
     return p, select(z == -jnp.inf, -jnp.inf, below - expand(log_excess))
 
 
@@ -447,7 +451,7 @@ def _softmax_and_logsumexp(z: Array, axis: int, shards: ClassShards) -> tuple[Ar
 
 def _share_and_logsumexp(z: Array, axis: int, shards: ClassShards) -> tuple[Array, Array]:
     maximum, e, total, log_excess = _sum_exponentials(z, axis, shards)
-    p = e * jnp.expand_dims(_reciprocal(total, ~is_fully_masked(maximum)), axis)
+    p = e * jnp.expand_dims(_reciprocal(total, is_fully_masked(maximum)), axis)
     return p, maximum + log_excess
 
 
@@ -486,13 +490,13 @@ def _sum_exponentials(
     return maximum, e, total, jnp.log1p(lower / top + (ties - 1))
 
 
-def _reciprocal(total: Array, has_mass: Array) -> Array:
+def _reciprocal(total: Array, is_masked: Array) -> Array:
     """Return 1 / total, and 0 for a fully masked row.
 
     It is a quotient rather than a selection, because the maximum of a row of NaNs may be -inf, but
     their sum is NaN.
     """
-    return has_mass.astype(total.dtype) / total
+    return select(is_masked, jnp.zeros_like(total), 1) / total
 
 
 def is_fully_masked(maximum: Array) -> Array:

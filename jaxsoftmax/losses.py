@@ -51,6 +51,7 @@ from jaxsoftmax import (
     validation,
 )
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.few_passes import SoftTerms
 from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.placement import select
 from jaxsoftmax.sharding import Shards
@@ -125,28 +126,33 @@ def _label_losses(logits: ArrayLike, rows: LabeledRows, where: ArrayLike | None)
     return kernels.losses(logits, rows, is_masked=where is not None)
 
 
-def _in_few_passes(plain: Callable, both: Callable) -> Callable[..., Array]:
-    """Return the loss `plain` of logits, other arrays and an axis, by its value and gradient.
+def _in_few_passes(plain: Callable, both: Callable, options: int = 1) -> Callable[..., Array]:
+    """Return the loss `plain` of logits, other arrays and options, by its value and gradient.
 
-    `both` computes them in few passes over memory. Higher derivatives are those of `plain`.
+    The last of the options is the class axis. `both` computes value and gradient in few passes over
+    memory. Other derivatives are those of `plain`.
     """
 
     def plain_both(z: Array, *rest: Any) -> tuple[Array, Array]:
         value, pull = jax.vjp(lambda z: plain(z, *rest), z)
         return value, pull(jnp.ones_like(value))[0]
 
-    both = with_derivatives_of(plain_both, options=1)(both)
+    both = with_derivatives_of(plain_both, options)(both)
+    count = len(signature(plain).parameters)
 
-    @functools.partial(jax.custom_jvp, nondiff_argnums=(len(signature(plain).parameters) - 1,))
+    @functools.partial(jax.custom_jvp, nondiff_argnums=tuple(range(count - options, count)))
     def loss(*arguments: Any) -> Array:
         return both(*arguments)[0]
 
     @loss.defjvp
-    def _(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-        value, gradient = both(*primals, axis)
+    def _(*known: Any) -> tuple[Array, Array]:
+        *chosen, (z, *others), (dz, *changes) = known
+        value, gradient = both(z, *others, *chosen)
         # The tangent of a masked class may be anything.
-        dz = select(primals[0] == -jnp.inf, 0, tangents[0])
-        return value, jnp.sum(gradient * dz, axis)
+        change = jnp.sum(gradient * select(z == -jnp.inf, 0, dz), chosen[-1])
+        if others:
+            change += jax.jvp(lambda *others: plain(z, *others, *chosen), others, changes)[1]
+        return value, change
 
     return loss
 
@@ -300,8 +306,10 @@ def _smoothed_values(
     c = None if c is None else _expand_classes(c, rows)
     if rows.shards.classes:
         return sharded_losses.smoothed_values(rows, a, c), label_weights
-    t = _smooth_targets(rows, a, c)
-    return _soft_values(_soft_rows(z, t, rows.valid, axis, rows.shards)), label_weights
+    loss = _smoothed_in_few_passes if few_passes.are_used(z, axis) else _smoothed
+    z = validation.zero_ignored_rows(z, rows.valid, axis)
+    values = loss(z, rows.labels, rows.range_factor, a, c, axis)
+    return validation.zero_ignored(values, _has_classes(z, axis) & rows.valid), label_weights
 
 
 def _is_zero(smoothing: float | Array) -> bool:
@@ -338,13 +346,22 @@ def _expand_classes(per_class: Array, rows: LabeledRows) -> Array:
     return jnp.expand_dims(per_class, [i for i in range(rows.z.ndim) if i != rows.axis])
 
 
-def _smooth_targets(rows: LabeledRows, smoothing: Array, class_weights: Array | None) -> Array:
-    """Return the targets t c of classes that are not sharded."""
-    z, axis = rows.z, rows.axis
+def _smoothed(
+    z: Array,
+    labels: Array,
+    range_factor: Array,
+    smoothing: Array,
+    class_weights: Array | None,
+    axis: int,
+) -> Array:
+    """Return the losses of classes that are not sharded, -sum t_k c_k log p_k."""
     count = jnp.sum(z != -jnp.inf, axis, dtype=z.dtype, keepdims=True)
-    is_label = softmax_core.label_mask(z, rows.labels, axis)
+    is_label = softmax_core.label_mask(z, labels, axis)
     t = softmax_core.smooth_targets(z, is_label, count, smoothing, class_weights)
-    return t * jnp.expand_dims(rows.range_factor, axis)
+    return _soft_cross_entropy(z, t * jnp.expand_dims(range_factor, axis), axis)
+
+
+_smoothed_in_few_passes = _in_few_passes(_smoothed, few_passes.smoothed_with_gradient)
 
 
 @calls.compiled("axis", "shards")
@@ -389,7 +406,8 @@ def soft_cross_entropy(
     Reference:
         Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
-    return _soft_values(_prepare_soft(logits, targets, axis, where, valid, shards))
+    rows = _prepare_soft(logits, targets, axis, where, valid, shards)
+    return _soft_values(rows, PROBABILITIES)
 
 
 class _SoftRows(NamedTuple):
@@ -402,37 +420,48 @@ class _SoftRows(NamedTuple):
     shards: ClassShards
 
 
-def _soft_values(rows: _SoftRows) -> Array:
-    z, t, valid, axis, shards = rows
-    if shards.classes:
-        values = sharded_losses.soft_values(z, t, None, axis, shards)
-        return validation.zero_ignored(values, valid)
-    return validation.zero_ignored(_soft_cross_entropy(z, t, axis, shards), valid)
+PROBABILITIES = SoftTerms(lambda t: t)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _soft_cross_entropy(z: Array, t: Array, axis: int, shards: ClassShards) -> Array:
-    return _negative_log_likelihood(links.softmax_and_log(z, axis, shards)[1], t, axis, shards)
+def _soft_values(rows: _SoftRows, terms: SoftTerms) -> Array:
+    """Return the cross-entropy of the targets' probabilities plus the sum of their products."""
+    z, targets, valid, axis, shards = rows
+    if not shards.classes:
+        loss = _soft_loss_in_few_passes if few_passes.are_used(z, axis) else _soft_loss
+        return validation.zero_ignored(loss(z, targets, terms, axis), valid)
+    products = None if terms.products is None else terms.products(targets)
+    values = sharded_losses.soft_values(z, terms.probabilities(targets), products, axis, shards)
+    return validation.zero_ignored(values, valid)
+
+
+def _soft_loss(z: Array, targets: Array, terms: SoftTerms, axis: int) -> Array:
+    cross_entropies = _soft_cross_entropy(z, terms.probabilities(targets), axis)
+    if terms.products is None:
+        return cross_entropies
+    return cross_entropies + jnp.sum(terms.products(targets), axis)
+
+
+_soft_loss_in_few_passes = _in_few_passes(_soft_loss, few_passes.soft_loss_with_gradient, options=2)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _soft_cross_entropy(z: Array, t: Array, axis: int) -> Array:
+    """Return -sum_k t_k log p_k, with 0 log 0 = 0."""
+    log_p = links.softmax_and_log(z, axis)[1]
+    return -jnp.sum(select(t == 0, 0, t * log_p), axis)
 
 
 @_soft_cross_entropy.defjvp
-def _soft_cross_entropy_jvp(
-    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
-) -> tuple[Array, Array]:
+def _soft_cross_entropy_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (z, t), (dz, dt) = primals, tangents
-    p, log_p = links.softmax_and_log(z, axis, shards)
+    p, log_p = links.softmax_and_log(z, axis)
     # The loss depends on neither the logit nor the target of a masked class. Where a logit is +inf,
     # it does not depend on the targets of the classes with probability 0 either.
-    mass = class_shards.sum_classes(t, axis, shards)
-    gradient = select(z == -jnp.inf, 0, p * jnp.expand_dims(mass, axis) - t)
+    gradient = select(z == -jnp.inf, 0, p * jnp.sum(t, axis, keepdims=True) - t)
     products = gradient * dz - select(jnp.isinf(log_p), 0, log_p) * dt
-    value = _negative_log_likelihood(log_p, t, axis, shards)
-    return value, class_shards.sum_classes(products, axis, shards)
-
-
-def _negative_log_likelihood(log_p: Array, t: Array, axis: int, shards: ClassShards) -> Array:
-    """Return -sum_k t_k log p_k, with 0 log 0 = 0."""
-    return -class_shards.sum_classes(select(t == 0, 0, t * log_p), axis, shards)
+    # The value comes from the loss itself, whose next derivative is by this rule, also where the
+    # loss is infinite and that of its sum would be NaN.
+    return _soft_cross_entropy(z, t, axis), jnp.sum(products, axis)
 
 
 @calls.compiled("axis", "log_targets", "shards")
@@ -481,18 +510,22 @@ def kl_divergence(
         Kullback and Leibler, "On information and sufficiency" (1951).
     """
     rows = _prepare_soft(logits, targets, axis, where, valid, shards, logs=log_targets)
-    t = rows.t
-    if log_targets:
-        t, log_t = jnp.exp(t), select(t == -jnp.inf, 0, t)
-    else:
-        log_t = jnp.log(select(t == 0, 1, t))
-    products = select(t == 0, 0, t * log_t)
-    if rows.shards.classes:
-        values = sharded_losses.soft_values(rows.z, t, products, rows.axis, rows.shards)
-        return validation.zero_ignored(values, rows.valid)
-    negative_entropy = class_shards.sum_classes(products, rows.axis, rows.shards)
-    cross_entropies = _soft_cross_entropy(rows.z, t, rows.axis, rows.shards)
-    return validation.zero_ignored(cross_entropies + negative_entropy, rows.valid)
+    return _soft_values(rows, LOGARITHMS if log_targets else DIVERGENCE)
+
+
+def _t_log_t(t: Array) -> Array:
+    """Return t log t, 0 at t = 0."""
+    return select(t == 0, 0, t * jnp.log(select(t == 0, 1, t)))
+
+
+def _exp_products(log_t: Array) -> Array:
+    """Return t log t of log t, 0 at t = 0."""
+    t = jnp.exp(log_t)
+    return select(t == 0, 0, t * select(log_t == -jnp.inf, 0, log_t))
+
+
+DIVERGENCE = SoftTerms(PROBABILITIES.probabilities, _t_log_t)
+LOGARITHMS = SoftTerms(jnp.exp, _exp_products)
 
 
 @calls.compiled("axis", "shards")
@@ -866,7 +899,8 @@ def _label_and_best_other(rows: LabeledRows) -> tuple[Array, Array]:
         return sharded_losses.label_and_best_other(rows.z, rows.labels, rows.axis, rows.shards)
     z, is_label = rows.z, softmax_core.label_mask(rows.z, rows.labels, rows.axis)
     label_logit = jnp.sum(select(is_label, z, 0), rows.axis)
-    best_other = jnp.max(select(is_label, -jnp.inf, z), rows.axis)
+    maximum = few_passes.maximum if few_passes.are_used(z, rows.axis) else jnp.max
+    best_other = maximum(select(is_label, -jnp.inf, z), rows.axis)
     # XLA's maxima may lose a NaN.
     return label_logit, select(jnp.any(z != z, rows.axis), jnp.nan, best_other)
 
@@ -1164,15 +1198,16 @@ def _prepare_soft(
     z, axis = validation.prepare_logits(logits, axis, where)
     t = validation.as_distributions(targets, z, axis, logs=logs)
     valid = validation.broadcast_valid(valid, validation.drop_axis(z.shape, axis))
-    return _soft_rows(z, t, valid, axis, class_shards.resolve(shards, z))
-
-
-def _soft_rows(
-    z: Array, t: Array, valid: Array | None, axis: int, shards: ClassShards
-) -> _SoftRows:
+    class_axes = class_shards.resolve(shards, z)
     # Where the classes are sharded, the loss finds the fully masked rows itself.
-    has_classes = jnp.any(z != -jnp.inf, axis) if not shards.classes else None
+    has_classes = _has_classes(z, axis) if not class_axes.classes else None
     if valid is None:
-        return _SoftRows(z, t, has_classes, axis, shards)
+        return _SoftRows(z, t, has_classes, axis, class_axes)
     z, t = (validation.zero_ignored_rows(a, valid, axis) for a in (z, t))
-    return _SoftRows(z, t, valid if has_classes is None else has_classes & valid, axis, shards)
+    valid = valid if has_classes is None else has_classes & valid
+    return _SoftRows(z, t, valid, axis, class_axes)
+
+
+def _has_classes(z: Array, axis: int) -> Array:
+    """Return which rows are not fully masked, and so have a distribution."""
+    return jnp.any(z != -jnp.inf, axis)

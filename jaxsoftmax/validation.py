@@ -124,8 +124,9 @@ def as_distributions(targets: ArrayLike, logits: Array, axis: int, *, logs: bool
     t = broadcast_to(t, logits.shape, "targets").astype(logits.dtype)
     if logs:
         return t
-    # One minus a sum of other probabilities may be below 0 by rounding.
-    return select((t < 0) & (t >= -slack), 0, t)
+    # One minus a sum of other probabilities may be below 0 by rounding. One comparison after the
+    # other: XLA for a GPU would store both, combined, for the passes that read the targets.
+    return select(t < 0, select(t >= -slack, 0, t), t)
 
 
 def clip_probabilities(t: Array, dtype: Any) -> Array:

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gpu_interpreter
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as mosaic
 
 import jaxsoftmax as js
 from jaxsoftmax import linear, training
+from jaxsoftmax.kernels import target
 from jaxsoftmax.kernels.tiles import Tiles
 
 K, D = 40, 6
@@ -138,3 +141,39 @@ def test_losses_in_a_kernel_of_the_user() -> None:
     logits = jax.ShapeDtypeStruct((128, 256), jnp.float32)
     program = jax.jit(pl.pallas_call(kernel, out_shape=logits))
     assert "tpu_custom_call" in export.export(program, platforms=["tpu"])(logits).mlir_module()
+
+
+def binary_derivatives(z: Any) -> Any:
+    product = js.binary_cross_entropy_hessian_product(z, z, z)
+    return js.binary_cross_entropy_gradient(z, z) + product
+
+
+# Mosaic for a GPU lowers no logarithm of 1 + x, gather, or sum of cotangents (jax 0.12.0.1): of
+# losses and links these are left. The Hessian product is what the softmax's vjp computes.
+OF_A_GPU = {
+    "softmax": js.softmax,
+    "softmax, forward mode": lambda z: jax.jvp(js.softmax, (z,), (z * z,))[1],
+    "hessian product": lambda z: js.cross_entropy_hessian_product(z, z * z),
+    "sigmoid": js.sigmoid,
+    "sigmoid, reverse mode": lambda z: jax.vjp(js.sigmoid, z)[1](z)[0],
+    "binary": binary_derivatives,
+}
+
+
+@pytest.mark.skipif(
+    not gpu_interpreter.IS_THERE, reason="Mosaic of jax 0.11.0 lowers no custom_jvp on a GPU"
+)
+def test_derivatives_in_a_kernel_of_the_user_for_a_gpu() -> None:
+    def kernel(function: Callable, z: Any, out: Any) -> None:
+        layout = mosaic.Layout.WGMMA
+        out[...] = function(mosaic.load(z, layout=layout, optimized=False))
+
+    logits = jax.ShapeDtypeStruct((64, 128), jnp.float32)
+    mesh = mosaic.Mesh(grid=(1,), grid_names=("block",))
+    jax.clear_caches()  # of programs that were traced for a CPU
+    for name, function in OF_A_GPU.items():
+        with target.assumed("gpu"):
+            launched = pl.kernel(partial(kernel, function), out_type=logits, mesh=mesh)
+            program = jax.jit(launched).trace(logits)
+        assert "mosaic_gpu" in program.lower(lowering_platforms=("cuda",)).as_text(), name
+    jax.clear_caches()

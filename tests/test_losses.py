@@ -322,6 +322,24 @@ def test_ignored_example_gives_zero(name: str, run: Callable) -> None:
     np.testing.assert_allclose(slope[valid], true_slope, rtol=1e-6)
 
 
+def test_tangents_of_an_infinite_loss_are_the_same_inside_another_derivative():
+    z, dz = jnp.array([[0.0, -INF, 1.0], [0.0, INF, 1.0]]), jnp.array([[1.0, 2.0, 0.5]] * 2)
+    t, dt = jnp.array([[0.3, 0.4, 0.3]] * 2), jnp.array([[0.1, 0.2, 0.3]] * 2)
+    functions = *TARGETED.values(), lambda z, t: js.kl_divergence(z, t, log_targets=True)
+
+    @jax.jit
+    def nested(z: jax.Array, t: jax.Array) -> list:
+        def tangents(f: Callable) -> tuple:
+            return jax.jvp(lambda *a: jax.jvp(f, a, (dz, dt)), (z, t), (dz, dt))
+
+        return [tangents(f) for f in functions]
+
+    for (value, tangent), (inner, second) in nested(z, t):
+        assert (value == INF).all()
+        np.testing.assert_array_equal(inner, tangent)
+        assert np.isfinite(second).all()
+
+
 @pytest.mark.parametrize("poison", [NAN, INF, -INF])
 def test_ignored_rows_of_entropy_and_labels_of_binary_losses(poison: float) -> None:
     valid = jnp.asarray([True, False])

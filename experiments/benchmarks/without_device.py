@@ -191,17 +191,18 @@ SIBLINGS: dict[str, Sibling] = {
     "log_softmax": Sibling(alone_of(js.log_softmax), 14, 8),
     "entropy": Sibling(alone_of(js.entropy), 8, 4),
     "brier": Sibling(js.brier, 8, 4, takes_labels=True),
-    "cross_entropy_gradient": Sibling(js.cross_entropy_gradient, 14, 8, takes_labels=True),
+    # Its cotangents are the logits, which are read anyway.
+    "cross_entropy_gradient": Sibling(js.cross_entropy_gradient, 10, 8, takes_labels=True),
     "binary_cross_entropy": Sibling(js.binary_cross_entropy, 10, 8),
-}
-# Printed beside them.
-OTHERS: dict[str, Sibling] = {
     "kl_divergence of logarithms": Sibling(partial(js.kl_divergence, log_targets=True), 12, 6),
     "smoothed_cross_entropy": Sibling(
         partial(js.smoothed_cross_entropy, smoothing=0.1), 8, 4, takes_labels=True
     ),
-    "cross_entropy": Sibling(js.cross_entropy, 6, 2, takes_labels=True),
     "multiclass_hinge": Sibling(js.multiclass_hinge, 6, 2, takes_labels=True),
+}
+# Printed beside them.
+OTHERS: dict[str, Sibling] = {
+    "cross_entropy": Sibling(js.cross_entropy, 6, 2, takes_labels=True),
     "squared_error": Sibling(js.squared_error, 6, 4),
     "focal": Sibling(focal_loss, 10, 8),
     "hinge": Sibling(js.hinge, 10, 8),
@@ -264,7 +265,9 @@ def moved_bytes(text: str) -> int:
     for name, types, operation, rest in OPERATION.findall(entry[: entry.index("\n}")]):
         sizes[name] = type_bytes(types)
         if operation not in IGNORED:
-            names = re.findall(r"%?([\w.-]+)", rest.split("), ")[0])
+            # XLA numbers the operands of a long list in comments.
+            operands_text = re.sub(r"/\*.*?\*/", "", rest).split("), ")[0]
+            names = re.findall(r"%?([\w.-]+)", operands_text)
             called = re.search(r"calls=%([\w.-]+)", rest)
             gathered = gathered_from(text, called[1]) if called else set()
             operands = dict.fromkeys(a for i, a in enumerate(names) if i not in gathered)
