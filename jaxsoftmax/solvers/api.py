@@ -79,7 +79,8 @@ def solve(
         memory: bytes for temporary arrays beside the features.
         shards: `Shards(rows=..., classes=...)`, the axes of the mesh of `jax.set_mesh`, or of that
             of the features, whose devices share the rows, and those that share the classes. Rows
-            are not needed for an array that is sharded so. Classes are for a penalty without |w|_1.
+            are not needed for an array that is sharded so. Classes are for a penalty without |w|_1,
+            and not on TPUs, where XLA has no maxima in float64 over devices.
             Of a source, processes and their devices share the rows.
         callback: called after each iteration, under the caller's own setting of float64, with a
             dict: iteration, products, seconds (since the call); objective and estimate (of its
@@ -137,6 +138,7 @@ def solve(
         or value, which the message names; a label too large to be a class, if neither
         class_weights nor init give the number of classes. MemoryError: sparse features whose
         entries alone exceed `memory`, or features that with their scores exceed the device's.
+        NotImplementedError: class shards on TPUs.
 
     Example:
         >>> import numpy as np
