@@ -54,7 +54,7 @@ class Tiles:
 def classes_per_block(n: int, k: int, *, memory: int | None) -> int:
     """Return how many classes make a block of `[n, classes]` logits that fits the budget."""
     memory = BLOCK_MEMORY if memory is None else memory
-    return fit(memory // (BYTES_PER_BLOCK_LOGIT * n), k, MIN_BLOCK_CLASSES)
+    return within_limit(memory // (BYTES_PER_BLOCK_LOGIT * n), k, MIN_BLOCK_CLASSES)
 
 
 def rows_per_chunk(n: int, d: int, k: int, *, memory: int | None) -> int:
@@ -65,7 +65,7 @@ def rows_per_chunk(n: int, d: int, k: int, *, memory: int | None) -> int:
     limit = memory // (BYTES_PER_CHUNK_LOGIT * k)
     if platform != "gpu":
         limit = min(limit, CHUNK_ENTRIES // k if k <= FEW_CLASSES else rows_in_cache(d, k))
-    return fit(limit, n, MIN_CHUNK_ROWS)
+    return within_limit(limit, n, MIN_CHUNK_ROWS)
 
 
 def rows_in_cache(d: int, k: int) -> int:
@@ -80,7 +80,7 @@ def choose(n: int, d: int, k: int, *, memory: int | None) -> Tiles:
     )
 
 
-def fit(limit: int, size: int, multiple: int) -> int:
+def within_limit(limit: int, size: int, multiple: int) -> int:
     """Return the size if it is within the limit, else the limit rounded down to a multiple.
 
     At least one multiple is returned, or the size where that is smaller.

@@ -3,9 +3,9 @@
 There are two routes, which differ in memory and in the number of products of N D K:
 
 - per example (`forward`, `tangent`, `backward`): blocks of classes, with a running maximum and
-  sum. The reverse pass computes each block's logits again (four products) and writes its part of
-  w's gradient in place. Where one block holds all classes, XLA finds that both passes compute the
-  same logits and keeps them.
+  sum (on a TPU `fused_sums`). The reverse pass computes each block's logits again (four products)
+  and writes its part of w's gradient in place. Where one block holds all classes, XLA finds that
+  both passes compute the same logits and keeps them.
 - a weighted sum (`value_and_gradients`): chunks of rows with all their classes, whose gradient is
   known at once (three products). The gradient of w is summed in float32. Where the chunks would be
   too small (`chunks`), the sum takes the other route. The sigmoid loss, whose classes are
@@ -37,7 +37,7 @@ from jax import Array, lax
 
 from jaxsoftmax import derivatives, losses, placement, softmax_core, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
-from jaxsoftmax.kernels import chunks, primitives, tiles
+from jaxsoftmax.kernels import chunks, fused_sums, primitives, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -50,6 +50,7 @@ from jaxsoftmax.kernels.types import (
     RowTangents,
     Stats,
 )
+from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.placement import Cut
 
 
@@ -75,8 +76,17 @@ class _Block(NamedTuple):
 
 def forward(head: Head, options: Options) -> LSEParts:
     """Return the terms of each row's loss; with stats, also mean logit and predicted class."""
-    zero, k = _row_zeros(head), head.w.shape[1]
-    stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
+    run = _fused_forward if fused_sums.is_fused(head, options) else _forward
+    parts = run(head, options)
+    if parts.stats is None:
+        return parts
+    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
+    return parts._replace(stats=parts.stats._replace(mean=mean))
+
+
+def _forward(head: Head, options: Options) -> LSEParts:
+    """Return the terms, with the sum of the logits in place of their mean."""
+    k = head.w.shape[1]
 
     def step(parts: LSEParts, block: _Block) -> LSEParts:
         # A constant here as well, where `compute_twice` is differentiated: sums are rescaled by it.
@@ -91,11 +101,25 @@ def forward(head: Head, options: Options) -> LSEParts:
             None if parts.stats is None else _add_stats(parts, parts.stats, block, block_max, k),
         )
 
-    parts = _scan_classes(step, LSEParts(zero - jnp.inf, zero, zero, stats), head, options)
-    if parts.stats is None:
-        return parts
-    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
-    return parts._replace(stats=parts.stats._replace(mean=mean))
+    return _scan_classes(step, _no_classes(head, options), head, options)
+
+
+@with_derivatives_of(_forward, options=1)
+def _fused_forward(head: Head, options: Options) -> LSEParts:
+    """Return the terms, each block's from one reduction."""
+
+    def step(parts: LSEParts, block: _Block) -> LSEParts:
+        column = block.cut.indices(head.w.shape[1])[None, :] if options.stats else None
+        found = fused_sums.reduce_classes(block.z, _is_label(head, block), column)
+        return fused_sums.combine(parts, found)
+
+    return _scan_classes(step, _no_classes(head, options), head, options)
+
+
+def _no_classes(head: Head, options: Options) -> LSEParts:
+    zero = _row_zeros(head)
+    stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
+    return LSEParts(zero - jnp.inf, zero, zero, stats)
 
 
 def _add_stats(parts: LSEParts, stats: Stats, block: _Block, block_max: Array, k: int) -> Stats:
@@ -508,7 +532,7 @@ def _classes_beside_copies(head: Head, options: Options) -> int:
     limit = options.tiles.classes
     logits = tiles.BYTES_PER_BLOCK_LOGIT * head.x.shape[0]
     copies = jnp.dtype(options.dtype).itemsize * head.w.shape[0]
-    return tiles.fit(limit * logits // (logits + copies), limit, tiles.MIN_BLOCK_CLASSES)
+    return tiles.within_limit(limit * logits // (logits + copies), limit, tiles.MIN_BLOCK_CLASSES)
 
 
 def _make_block(head: Head, i: Array | int, size: int, groups: int, options: Options) -> _Block:
