@@ -8,6 +8,7 @@ part. The truth is the same function of the whole arrays, which rank 0 computes 
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -34,6 +35,7 @@ ONLY_TWO = {
     "fit, resumed",
     "fit of a source, of which each process reads its part",
     "solve of a source, of which each process reads its part",
+    "solve of a source with l1",
     "solve with classes that processes share",
     "solve_path",
     "sweep",
@@ -95,6 +97,12 @@ def certified(solution: js.Solution) -> tuple:
     return solution.params, solution.objective
 
 
+def centered(params: js.LinearParams) -> js.LinearParams:
+    """Return the parameters without what the biases have in common, which may be anything."""
+    assert params.bias is not None
+    return params._replace(bias=params.bias - params.bias.mean())
+
+
 def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any, Any], Any]]:
     """Functions of features and labels."""
     loss = training.on_logits(js.cross_entropy)
@@ -127,13 +135,13 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         assert source.rows_read <= 2 * (N // 2 + 4 * 50), source.rows_read
         return found
 
-    def solved_source(x: Any, _y: Any) -> tuple:
+    def solved_source(x: Any, _y: Any, **penalty: float) -> tuple:
         # From zeros rather than the sample's optimum, which takes programs of its own.
         zeros = js.LinearParams(np.zeros((D, K)), np.zeros(K))
-        source, how = Counted(), {"C": 1.0, "gap": 1e-11, "init": zeros}
+        source, how = Counted(), {"C": 1.0, "gap": 1e-11, "init": zeros, **penalty}
         if not is_shared(x):
             solution = js.solve(source, **how)
-            return solution.params, solution.objective
+            return centered(solution.params), solution.objective
         with (
             jax.set_mesh(Mesh(np.array(jax.devices()), ("rows",))),
             mock.patch.object(
@@ -144,7 +152,8 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
             passes = 1 + spy.call_count
         # Half of the rows in each pass, and the block that both processes have a part of.
         assert source.rows_read <= passes * (N // processes + 50), (source.rows_read, passes)
-        return certified(solution)
+        params, objective = certified(solution)
+        return centered(params), objective
 
     def swept(x: Any, y: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), 2)
@@ -214,6 +223,7 @@ def cases(processes: int, folder: str, expected: str) -> dict[str, Callable[[Any
         "solve": solved,
         "solve with shards of arrays that every process has": solved_whole,
         "solve of a source, of which each process reads its part": solved_source,
+        "solve of a source with l1": partial(solved_source, C=0.1, l1_ratio=0.6, gap=1e-13),
         "solve with classes that processes share": solved_classes,
         "solve_path": solved_path,
         "solve names a feature": bad_feature,
