@@ -1,6 +1,6 @@
 """A linear head over 16 or 8 accelerators that are absent: compiled for them, not run.
 
-Command: `python experiments/compile_meshes.py v5e v5p 7x`, about four minutes on an idle machine,
+Command: `python experiments/compile_meshes.py v5e v5p 7x`, about ten minutes on an idle machine,
 for 16 devices each; it needs `libtpu`, in the environment or in a folder that JAXSOFTMAX_LIBTPU
 names. `python experiments/compile_meshes.py h200` is for 8 H200, in an environment with
 `jax[cuda13]`. `--smoke` compiles tiny shapes and writes no record. The record is
@@ -11,20 +11,19 @@ would take 32 GiB in float32, and w takes 8 GiB. With the classes over 16 chips,
 each chip need besides arguments and results for the value of `linear_cross_entropy`, for value and
 gradients per example, and for those of `linear_cross_entropy_sum`? What crosses between the chips?
 
-Findings. On v5e 0.1, 192 and 1,152 MiB, and no array of the size of w or of the logits crosses: the
+Findings. On v5e 0.1, 192 and 192 MiB, and no array of the size of w or of the logits crosses: the
 sum of x's gradient over the classes does, 64 MiB in bfloat16, and a few numbers a row. Of these
-bytes, 128 MiB per example are x's gradient in float32, and 1,024 of the sum are w's in float32. The
-kernels of `mosaic_tpu` need 320 MiB per example.
-- v5e keeps a block of the logits, half of the budget of 128 MiB, in its VMEM of 128 MiB. v5p has
-  less, and the block is in memory: 64, 193 and 1,225 MiB with this budget, and 32, 161 and 1,188
-  with half of it, which is what the record has. The values take what the budget says: 16 MiB with
-  32, and 8 with 16.
-- On 7x (a chip is two devices) the values take 657 MiB and the gradients per example 1,089: XLA
-  copies w in another tiling (see compile_targets.py). Eight minutes were not enough for the sum.
-- 8 H200, each with twice the classes: 84, 180 and 2,192 MiB, of which 2,048 are w's gradient in
-  float32. x's gradient crosses in float32.
+bytes, 128 MiB are x's gradient in float32. The sum computes the logits twice: chunks of rows would
+need w's gradient in float32, 1,024 MiB. The kernels of `mosaic_tpu` need 320 MiB per example.
+- v5e keeps a block of the logits, half of the budget of 128 MiB, in its VMEM of 128 MiB. v5p, whose
+  two cores share no VMEM, keeps it in HBM, and its budget here is 64 MiB: 0.4, 161 and 225 MiB. The
+  values have no block in memory (`kernels/fused_sums`); with one they took 32.
+- On 7x (a chip is two devices) they take 593, 1,089 and 865 MiB: XLA copies w, 512 MiB, in another
+  tiling (see compile_targets.py). Barriers, layout constraints, `Layout.AUTO` and the compiler's
+  option for that tiling did not change it; this libtpu refuses a constraint on a tiling.
+- 8 H200, each with twice the classes: 74, 174 and 226 MiB. x's gradient crosses in float32.
 - With the rows over 4 and the classes over 4 of v5e, each chip has a quarter of w, whose gradient
-  is summed over the rows: 2,081 MiB per example, most of it for that sum, and 6,144 for the sum.
+  is summed over the rows: 2,081 MiB per example and 2,097 for the sum, most of it for that sum.
 
 x's gradient is a float32 sum before it is rounded for the caller; the compiler for TPUs rounds
 first and sums in bfloat16, which halves what crosses, and loses up to half an ulp of bfloat16 a
@@ -57,8 +56,7 @@ EIGHT = {"classes over 8": ((1, 8), Shards(classes="model"))}
 MESHES = {"v5e": CLASSES | BOTH, "v5p": CLASSES, "7x": CLASSES, "h200": EIGHT}
 # The budget of each chip, for both routes. v5e keeps a block of logits of half of it in VMEM.
 MEMORY = {"v5e": 128 * 2**20, "v5p": 64 * 2**20, "7x": 128 * 2**20, "h200": 128 * 2**20}
-# Eight minutes were not enough for the sum on 7x; the kernels of TPUs are for no H200.
-LEFT_OUT = {"7x": ("sum",), "h200": ("value, mosaic_tpu", "per example, mosaic_tpu")}
+LEFT_OUT = {"h200": ("value, mosaic_tpu", "per example, mosaic_tpu")}  # kernels of TPUs
 COLLECTIVE = r" = (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+?)(?:-start)?\("
 
 
