@@ -163,13 +163,45 @@ def label_terms(
 def _value_and_gradient(
     z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
 ) -> tuple[Array, Array]:
+    return _value_gradient_and_lse(z, labels, in_range, valid, axis, shards)[:2]
+
+
+def _value_gradient_and_lse(
+    z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
+) -> tuple[Array, Array, Array]:
     expand = functools.partial(jnp.expand_dims, axis=axis)
     terms = label_terms(z, labels, in_range, valid, axis, shards)
     s_o = class_shards.sum_terms(terms.others, terms.row, terms.maxima.rest, axis, shards)
     s_o, value, total = losses_of_sums(terms, s_o)
     inverse = 1 / (total + select(terms.is_zero, jnp.inf, jnp.zeros_like(total)))
     others = exponential.recompute(terms.others, z, terms.row.expand_dims(axis))
-    return value, jnp.where(terms.left_out, expand(0 - s_o * inverse), others * expand(inverse))
+    gradient = jnp.where(terms.left_out, expand(0 - s_o * inverse), others * expand(inverse))
+    return value, gradient, _lse_of_sums(terms, value, total)
+
+
+def _lse_of_sums(terms: LabelTerms, value: Array, total: Array) -> Array:
+    """Return the log-sum-exp of each row, -inf where all classes are masked."""
+    (maximum, z_y, _), row = terms.maxima, terms.row
+    trailing = maximum + jnp.log(total / exponential.exp_of_maximum(row))
+    lse = select(z_y == maximum, z_y + value, trailing)
+    return select(links.is_fully_masked(maximum), maximum, lse)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def value_gradient_and_lse(z: Array, labels: Array, axis: int) -> tuple[Array, Array, Array]:
+    """Return `value_and_gradient` and the log-sum-exp of each row, of labels that are in range."""
+    known = jnp.ones_like(labels, bool)
+    return _value_gradient_and_lse(z, labels, known, known, axis, UNSHARDED)
+
+
+@value_gradient_and_lse.defjvp
+def _value_gradient_and_lse_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple:
+    z, labels = primals
+    found, dz = value_gradient_and_lse(z, labels, axis), tangents[0]
+    valid = jnp.ones_like(labels, bool)
+    product = links.softmax_tangents(z, valid, dz, axis, UNSHARDED)
+    change = directional_derivative(found[1], dz, valid, axis)
+    return found, (change, product, change + label_logit(dz, labels, axis))
 
 
 def losses_of_sums(terms: LabelTerms, s_o: Array) -> tuple[Array, Array, Array]:

@@ -143,6 +143,32 @@ def dense(head: Head, dtype: Any = None) -> Any:
     return value_and_gradients(loss, head)
 
 
+def z_loss(nll: jax.Array, lse: jax.Array, mean_logit: Any = None) -> jax.Array:
+    """Return a loss that keeps the logits near 0, of a row or of all."""
+    del mean_logit
+    return nll + 1e-4 * lse**2
+
+
+def z_loss_per_example(head: Head) -> Any:
+    """Return the mean with a z-loss, from the outputs of each example."""
+
+    def loss(h: Head) -> jax.Array:
+        return z_loss(*kernels.linear_cross_entropy(h.x, h.w, h.labels, bias=h.bias)).mean()
+
+    return value_and_gradients(loss, head)
+
+
+def z_loss_dense(head: Head) -> Any:
+    """Return the mean with a z-loss of stored logits."""
+
+    def loss(h: Head) -> jax.Array:
+        z = h.x @ h.w
+        nll = optax.softmax_cross_entropy_with_integer_labels(z, h.labels)
+        return z_loss(nll, jax.nn.logsumexp(z, -1)).mean()
+
+    return value_and_gradients(loss, head)
+
+
 def tokamax(head: Head) -> Any:
     """Return the loss of another JAX library, a kernel for TPUs and chunks of XLA elsewhere."""
     from tokamax import linear_softmax_cross_entropy_loss as loss
@@ -202,6 +228,14 @@ OF_FLOAT32 = {
     "forward": Program(partial(forward, {}), 1),
     "optax": Program(dense),
     "sum, xla": Program(partial(total, XLA | LARGE)),
+}
+WITH_Z_LOSS = Shape(1024, 128, 16_384, "float32")
+OF_Z_LOSS = {
+    "sum": Program(partial(total, {})),
+    "sum, z-loss": Program(partial(total, {"row_loss": z_loss})),
+    "per example, z-loss": Program(z_loss_per_example, 4),
+    "optax": Program(dense),
+    "optax, z-loss": Program(z_loss_dense),
 }
 OF_TPUS = ANYWHERE | {
     "sum, mosaic_tpu": Program(partial(total, {"implementation": "mosaic_tpu"})),

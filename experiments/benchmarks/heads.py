@@ -86,7 +86,8 @@ OF_CPUS = (
 )
 # Shapes and their programs, the most telling first.
 SHAPES: dict[str, dict[Shape, dict[str, Program]]] = {
-    "cpu": {heads.parsed(text): heads.ANYWHERE for text in OF_CPUS},
+    "cpu": {heads.parsed(text): heads.ANYWHERE for text in OF_CPUS}
+    | {heads.WITH_Z_LOSS: heads.OF_Z_LOSS},
     "gpu": {
         LARGEST: heads.SOFTMAX_OF_GPUS,
         heads.FLOAT32: heads.OF_FLOAT32,

@@ -20,7 +20,7 @@ from jaxsoftmax.kernels import arguments, per_device, settings, target
 from jaxsoftmax.kernels.settings import Call
 from jaxsoftmax.kernels.target import Target
 from jaxsoftmax.kernels.tiles import Tiles
-from jaxsoftmax.kernels.types import Precision
+from jaxsoftmax.kernels.types import Head, Precision
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.validation import ArrayLike
 
@@ -245,6 +245,8 @@ def linear_cross_entropy_sum(
     labels: ArrayLike,
     *,
     weights: ArrayLike | None = None,
+    row_loss: Callable[[Array, Array, Array], Array] | None = None,
+    return_stats: bool = False,
     bias: ArrayLike | None = None,
     softcap: float | None = None,
     where: ArrayLike | None = None,
@@ -255,12 +257,13 @@ def linear_cross_entropy_sum(
     implementation: str | None = None,
     tiles: Tiles | None = None,
     shards: Shards | None = None,
-) -> Array:
+) -> Any:
     r"""Return the weighted sum of the losses, with gradients computed in the forward pass.
 
-    sum_i weights_i nll_i. The gradient of a chunk of rows is known as soon as its logits are, so
-    value and gradient take three products of N D K where `linear_cross_entropy` takes four. For a
-    mean, pass weights that sum to 1: dividing afterwards reads the gradient of w once more.
+    sum_i weights_i nll_i, or of weights_i row_loss(nll_i, lse_i, mean_logit_i). The
+    gradient of a chunk of rows is known as soon as its logits are, so value and gradient take three
+    products of N D K where `linear_cross_entropy` takes four. For a mean, pass weights that sum to
+    1: dividing afterwards reads the gradient of w once more.
 
     Args:
         x: features, floats `[..., D]`.
@@ -269,6 +272,11 @@ def linear_cross_entropy_sum(
         weights: of the examples, numbers or bools `[...]`, a leading part of that shape, or a
             scalar; None means 1. A loss that is not finite is ignored where its weight is 0;
             features that are not finite need valid=False.
+        row_loss: a function of three numbers of a row, its nll, log-sum-exp and mean logit, that
+            returns the row's loss, one number: a z-loss is `nll + 1e-4 * lse**2`, label smoothing
+            `nll + s * (lse - mean_logit - nll)`, a focal loss `focal(nll, gamma=2)`. Its
+            derivatives are JAX's, also in arrays that it closes over. None means nll.
+        return_stats: whether to return the statistics of the rows too.
         bias: floats `[K]`.
         softcap: c in z <- c tanh(z / c), a positive number.
         where: bool `[K]` or `[..., K]`: which classes exist.
@@ -284,17 +292,20 @@ def linear_cross_entropy_sum(
         shards: the mesh axes of rows and classes, as in `linear_cross_entropy`.
 
     Returns:
-        A scalar, float32 or float64.
+        A scalar, float32 or float64; with return_stats, a pair of it and a `LinearStats`.
 
     Numerics:
-        As in `linear_cross_entropy`, with the exact exponentials of `cross_entropy`.
+        As in `linear_cross_entropy`, with the exact exponentials of `cross_entropy`. With row_loss
+        or return_stats, those of `linear_cross_entropy`. Value and gradient then take three
+        products in XLA's own chunks of rows, and four in a kernel of a GPU or TPU and where
+        devices share the rows or classes.
 
     Derivatives:
         Of any order in x, w, bias and weights, in both modes. Only the derivatives that are needed
-        are computed.
+        are computed; those of the statistics take further products.
 
     Raises:
-        As `linear_cross_entropy`.
+        As `linear_cross_entropy`. ValueError if row_loss returns something else than one number.
 
     Example:
         >>> import jax
@@ -321,10 +332,12 @@ def linear_cross_entropy_sum(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
+        stats=row_loss is not None or return_stats,
         shards=shards,
+        row_loss=row_loss,
     )
     return _run(
-        _linear_sum,
+        _linear_sum_and_stats if return_stats else _linear_sum,
         call,
         x=x,
         w=w,
@@ -536,16 +549,34 @@ def _linear_loss(call: Call, **inputs: Any) -> LinearLoss:
 
 def _linear_stats(call: Call, **inputs: Any) -> LinearStats:
     axes, head, in_range, valid, unflatten = arguments.prepare_softmax(call, **inputs)
-    nll, lse, mean, predicted = per_device.losses(call, axes, head, in_range, valid)
+    rows = per_device.losses(call, axes, head, in_range, valid)
+    return _stats(rows, head, in_range, valid, unflatten)
+
+
+def _stats(
+    rows: tuple[Array, ...], head: Head, in_range: Array, valid: Array | None, unflatten: Callable
+) -> LinearStats:
+    nll, lse, mean, predicted = rows
     correct = (predicted == head.targets) & in_range
     correct = correct if valid is None else correct & valid
     return LinearStats(*map(unflatten, (nll, lse, mean, predicted, correct)))
 
 
 def _linear_sum(call: Call, weights: Array | None, **inputs: Any) -> Array:
+    if call.row_loss is not None:
+        return _linear_sum_and_stats(call, weights, **inputs)[0]
     axes, head, in_range, valid, _ = arguments.prepare_softmax(call, **inputs)
     weights = arguments.prepare_weights(call, weights, valid, inputs["x"], head)
     return per_device.sum_of_losses(call, axes, head, in_range, valid, weights)
+
+
+def _linear_sum_and_stats(
+    call: Call, weights: Array | None, **inputs: Any
+) -> tuple[Array, LinearStats]:
+    axes, head, in_range, valid, unflatten = arguments.prepare_softmax(call, **inputs)
+    weights = arguments.prepare_weights(call, weights, valid, inputs["x"], head)
+    total, rows = per_device.sum_of_row_losses(call, axes, head, in_range, valid, weights)
+    return total, _stats(rows, head, in_range, valid, unflatten)
 
 
 def _linear_binary(call: Call, **inputs: Any) -> Array:

@@ -7,7 +7,8 @@ grad, vjp                              forward, and a handwritten reverse pass (
 vmap(grad), each lane with its own w   the same, batched
 grad of a sum over lanes that share w  forward, and the automatic transpose of `tangent`
 Hessian-vector products                derivatives of the code of `backward`, in blocks
-grad of a weighted sum                 gradients in the forward pass (`value_and_gradients`)
+grad of a weighted sum                 gradients in the forward pass (`value_and_gradients`,
+                                       and `row_losses` for a function of a row's statistics)
 
 An implementation is a module, or one with its arrays on a mesh (`sharded`).
 """
@@ -38,10 +39,10 @@ from jaxsoftmax.linear_map import call_opaque, linear_map
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def lse_parts(implementation: Any, options: Options, head: Head) -> LSEParts:
     """Return the terms of each row's loss, with the predicted class as the bits of a float."""
-    return _as_floats(implementation.forward(dispatch.cast_operands(head, options), options))
+    return as_floats(implementation.forward(dispatch.cast_operands(head, options), options))
 
 
-def _as_floats(parts: LSEParts) -> LSEParts:
+def as_floats(parts: LSEParts) -> LSEParts:
     """Return the parts with the predicted class as the bits of a float.
 
     The tangent of an integer has JAX's `float0` dtype, for which a rule cannot declare the mesh
@@ -51,7 +52,7 @@ def _as_floats(parts: LSEParts) -> LSEParts:
 
 
 def as_integers(parts: LSEParts) -> LSEParts:
-    """Undo `_as_floats`."""
+    """Undo `as_floats`."""
     return _bitcast_predicted(parts, jnp.int32)
 
 
@@ -66,11 +67,21 @@ def _lse_parts_jvp(
     implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[LSEParts, LSEParts]:
     (head,) = primals
-    model_tangents, needs_grad = _nonzero_tangents(tangents[0])
     parts = lse_parts(implementation, options, head)
+    return parts, parts_tangents(implementation, options, head, parts, tangents[0])
+
+
+lse_parts.defjvp(_lse_parts_jvp, symbolic_zeros=True)
+
+
+def parts_tangents(
+    implementation: Any, options: Options, head: Head, parts: LSEParts, tangents: Head
+) -> LSEParts:
+    """Return the tangents of the terms of `lse_parts`, as one linear map of those of the head."""
+    model_tangents, needs_grad = nonzero_tangents(tangents)
     zeros = jax.tree.map(jnp.zeros_like, parts)
     if not any(needs_grad):
-        return parts, zeros
+        return zeros
 
     def push(residuals: tuple[Head, LSEParts], tangents: ModelTangents) -> RowTangents:
         head, parts = residuals
@@ -85,10 +96,7 @@ def _lse_parts_jvp(
     residuals = head, lax.stop_gradient(as_integers(parts))
     rows = linear_map(push, pull, residuals, model_tangents)
     stats = None if zeros.stats is None else zeros.stats._replace(mean=rows.mean)
-    return parts, LSEParts(zeros.maximum, rows.sum_exp_rest, rows.label_logit, stats)
-
-
-lse_parts.defjvp(_lse_parts_jvp, symbolic_zeros=True)
+    return LSEParts(zeros.maximum, rows.sum_exp_rest, rows.label_logit, stats)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -105,7 +113,7 @@ def _weighted_sum_jvp(
     implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     head, valid, weights = primals
-    model_tangents, needs_grad = _nonzero_tangents(tangents[0])
+    model_tangents, needs_grad = nonzero_tangents(tangents[0])
 
     def value_and_gradients(
         arguments: tuple[Head, Array | None, Array],
@@ -116,7 +124,7 @@ def _weighted_sum_jvp(
 
     nll, gradients = call_opaque(value_and_gradients, (head, valid, weights))
     total = primitives.weighted_total(nll, weights)
-    return total, _total_tangent(nll, gradients, model_tangents, tangents[2])
+    return total, total_tangent(nll, gradients, model_tangents, tangents[2])
 
 
 weighted_sum.defjvp(_weighted_sum_jvp, symbolic_zeros=True)
@@ -132,7 +140,7 @@ def _binary_values_jvp(
     implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (head,) = primals
-    model_tangents, needs_grad = _nonzero_tangents(tangents[0])
+    model_tangents, needs_grad = nonzero_tangents(tangents[0])
     values = binary_values(implementation, options, head)
     if not any(needs_grad):
         return values, jnp.zeros_like(values)
@@ -162,7 +170,7 @@ def _binary_weighted_sum_jvp(
     implementation: Any, options: Options, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     head, weights = primals
-    model_tangents, needs_grad = _nonzero_tangents(tangents[0])
+    model_tangents, needs_grad = nonzero_tangents(tangents[0])
 
     def value_and_gradients(arguments: tuple[Head, Array]) -> tuple[Array, ModelCotangents]:
         head, weights = arguments
@@ -171,13 +179,13 @@ def _binary_weighted_sum_jvp(
 
     values, gradients = call_opaque(value_and_gradients, (head, weights))
     total = primitives.weighted_total(values, weights)
-    return total, _total_tangent(values, gradients, model_tangents, tangents[1])
+    return total, total_tangent(values, gradients, model_tangents, tangents[1])
 
 
 binary_weighted_sum.defjvp(_binary_weighted_sum_jvp, symbolic_zeros=True)
 
 
-def _nonzero_tangents(tangents: Head) -> tuple[ModelTangents, NeedsGrad]:
+def nonzero_tangents(tangents: Head) -> tuple[ModelTangents, NeedsGrad]:
     """Return the tangents of x, w and bias that are not known to be zero, and their dtypes."""
     nonzero = ModelTangents(*(None if isinstance(t, SymbolicZero) else t for t in tangents.model))
     return nonzero, NeedsGrad(*(None if t is None else t.dtype for t in nonzero))
@@ -187,7 +195,7 @@ def _widen(tangents: ModelTangents, options: Options) -> ModelTangents:
     return ModelTangents(*primitives.widen(tangents, options.dtype))
 
 
-def _total_tangent(
+def total_tangent(
     values: Array, gradients: ModelCotangents, tangents: ModelTangents, weight_tangents: Any
 ) -> Array:
     """Return the derivative of a weighted sum along tangents of the model and of the weights."""

@@ -6,10 +6,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax import placement, validation
-from jaxsoftmax.class_shards import ClassShards
-from jaxsoftmax.kernels import derivative_rules, dispatch, primitives, reference, sharded
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.kernels import (
+    derivative_rules,
+    dispatch,
+    primitives,
+    reference,
+    row_losses,
+    sharded,
+    xla_chunked,
+)
 from jaxsoftmax.kernels.settings import Call
-from jaxsoftmax.kernels.types import Head, LSEParts, Options
+from jaxsoftmax.kernels.types import Head, Options
 
 
 def losses(
@@ -40,6 +48,35 @@ def sum_of_losses(
     run = sharded.on_shards(dispatch.load(name), axes)
     total = derivative_rules.weighted_sum(run, options, head, valid, weights)
     return lax.psum(total, axes.local_row_axes)
+
+
+def sum_of_row_losses(
+    call: Call,
+    axes: ClassShards,
+    head: Head,
+    in_range: Array,
+    valid: Array | None,
+    weights: Array,
+) -> tuple[Array, tuple[Any, ...]]:
+    """Return the weighted sum of `call.row_loss` over all rows, and the statistics of each row.
+
+    XLA's chunks of rows have their gradient at once. Others compute the logits twice.
+    """
+    options, name = dispatch.prepare(call, head, axes)
+    loss = row_losses.RowLoss.of(call.row_loss, primitives.sum_dtype(options.dtype))
+    in_range |= weights == 0
+    is_local = axes == UNSHARDED and placement.is_static(head.x.shape[0])
+    if name not in ("xla_chunked", "mosaic_gpu_rows") or not is_local:
+        rows = _per_example(name, options, axes, head, in_range, valid)
+        total = primitives.weighted_total(loss(*rows[:3]), weights)
+        return lax.psum(total, axes.local_row_axes), rows
+    bad_labels = jnp.where(in_range, 1, jnp.nan).astype(weights.dtype)
+    kept, kept_weights = xla_chunked.ignore_rows(head, valid, weights * bad_labels)
+    total, rows = row_losses.weighted_sum(
+        options, loss.function, kept, kept_weights, loss.constants
+    )
+    in_range = in_range if valid is None else in_range | ~valid
+    return total, _checked(rows.statistics(), in_range, valid)
 
 
 def binary_losses(call: Call, axes: ClassShards, head: Head, valid: Array | None) -> Array:
@@ -82,13 +119,19 @@ def _per_example(
     else:
         run = sharded.on_shards(dispatch.load(name), axes)
         parts = derivative_rules.lse_parts(run, options, head)
-        nll, lse, mean, predicted = _from_parts(derivative_rules.as_integers(parts))
+        nll, lse, mean, predicted = primitives.statistics(derivative_rules.as_integers(parts))
+    return _checked((nll, lse, mean, predicted), in_range, valid)
+
+
+def _checked(
+    rows: tuple[Array | None, ...], in_range: Array, valid: Array | None
+) -> tuple[Any, ...]:
+    """Return the numbers of rows, with an nll of NaN for a bad label and 0 where ignored."""
+    nll = rows[0]
+    assert nll is not None
     # A factor rather than a selection, so that the gradient is NaN as well.
     nll = nll * jnp.where(in_range, 1, jnp.nan).astype(nll.dtype)
-    return tuple(
-        None if a is None else validation.zero_ignored(a, valid)
-        for a in (nll, lse, mean, predicted)
-    )
+    return tuple(None if a is None else validation.zero_ignored(a, valid) for a in (nll, *rows[1:]))
 
 
 def _binary_per_example(
@@ -100,16 +143,3 @@ def _binary_per_example(
         run = sharded.on_shards(dispatch.load(name), axes)
         values = derivative_rules.binary_values(run, options, head)
     return validation.zero_ignored(values, valid)
-
-
-def _from_parts(parts: LSEParts) -> tuple[Array, Array, Array | None, Array | None]:
-    """Return nll, lse = maximum + log S and, with stats, mean logit and predicted class."""
-    nll, total = primitives.row_loss(parts)
-    maximum = lax.stop_gradient(parts.maximum)
-    leads = parts.label_logit == maximum
-    lse = jnp.where(leads, parts.label_logit + nll, maximum + jnp.log(total))
-    lse = jnp.where(maximum == -jnp.inf, -jnp.inf, lse)
-    lse = jnp.where(jnp.isnan(nll), nll, lse)  # a maximum may lose a NaN
-    if parts.stats is None:
-        return nll, lse, None, None
-    return nll, lse, parts.stats.mean, parts.stats.predicted

@@ -140,6 +140,19 @@ def row_loss(parts: LSEParts) -> tuple[Array, Array]:
     return jnp.where(leads, leading, jnp.log(total) + (maximum - parts.label_logit)), total
 
 
+def statistics(parts: LSEParts) -> tuple[Array, Array, Array | None, Array | None]:
+    """Return nll, lse = maximum + log S and, with stats, mean logit and predicted class."""
+    nll, total = row_loss(parts)
+    maximum = lax.stop_gradient(parts.maximum)
+    leads = parts.label_logit == maximum
+    lse = jnp.where(leads, parts.label_logit + nll, maximum + jnp.log(total))
+    lse = jnp.where(maximum == -jnp.inf, -jnp.inf, lse)
+    lse = jnp.where(jnp.isnan(nll), nll, lse)  # a maximum may lose a NaN
+    if parts.stats is None:
+        return nll, lse, None, None
+    return nll, lse, parts.stats.mean, parts.stats.predicted
+
+
 def valid_row_losses(
     forward: Callable[[Head, Options], LSEParts], head: Head, valid: Array | None, options: Options
 ) -> Array:

@@ -4,6 +4,7 @@ NumPy's numbers and strings become Python's, and names become the dtypes and pre
 stand for, so that one setting written in two ways gives one compiled program.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -53,6 +54,7 @@ class Call:
     tiles: Tiles | None
     stats: bool = False
     shards: Shards | None = None
+    row_loss: Callable | None = None
 
 
 def check(
@@ -65,6 +67,7 @@ def check(
     tiles: Tiles | None,
     stats: bool = False,
     shards: Shards | None = None,
+    row_loss: Callable | None = None,
 ) -> Call:
     """Return the settings, normalized.
 
@@ -74,6 +77,8 @@ def check(
     """
     if tiles is not None and not isinstance(tiles, Tiles):
         raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
+    if row_loss is not None and not callable(row_loss):
+        raise TypeError(f"row_loss: expected a function of three numbers, got {row_loss!r}")
     return Call(
         None if softcap is None else _check_softcap(softcap),
         _check_precision(precision),
@@ -83,6 +88,7 @@ def check(
         tiles,
         stats,
         shards,
+        row_loss,
     )
 
 

@@ -117,7 +117,7 @@ def _fused_forward(head: Head, options: Options) -> LSEParts:
 
 
 def _no_classes(head: Head, options: Options) -> LSEParts:
-    zero = _row_zeros(head)
+    zero = row_zeros(head)
     stats = Stats(zero, zero, zero.astype(jnp.int32)) if options.stats else None
     return LSEParts(zero - jnp.inf, zero, zero, stats)
 
@@ -139,7 +139,7 @@ def _add_stats(parts: LSEParts, stats: Stats, block: _Block, block_max: Array, k
 
 def tangent(head: Head, parts: LSEParts, tangents: ModelTangents, options: Options) -> RowTangents:
     """Return the tangents of the loss terms and the mean, given those of x, w and bias."""
-    zero = _row_zeros(head)
+    zero = row_zeros(head)
 
     def step(sums: RowTangents, block: _Block) -> RowTangents:
         dz = _logit_tangents(head, tangents, block, options)
@@ -220,15 +220,33 @@ def chunks_of_rows(
 
     Where the classes are sharded, w has those of this device, and labels count all of them.
     """
-    class_major = _is_class_major(head, needs_grad, options)
-    axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
 
-    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
-        nll, dz = _row_gradient(chunk, valid, options, axis, shards)
+    def gradient(chunk: Head, valid: Array, weights: Array, axis: int) -> tuple[Array, Array]:
+        rows = row_logits(chunk, options, axis)
+        nll, dz = softmax_core.value_and_gradient(
+            rows.z, chunk.targets, jnp.ones_like(valid), valid, axis, shards
+        )
+        dz = rows.through_cap_and_mask(dz)
         return nll, _scale_gradients(dz, jnp.expand_dims(weights, axis))
 
-    nll, gradients = scan_rows(
-        gradient,
+    return scan_whole_rows(gradient, head, valid, weights, needs_grad, options, size)
+
+
+def scan_whole_rows[Rows](
+    gradient: Callable[[Head, Array, Array, int], tuple[Rows, Array]],
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    size: int,
+    zeros: Rows | None = None,
+) -> tuple[Rows, ModelCotangents]:
+    """Return `scan_rows` of a gradient that takes the axis of the classes in w too."""
+    class_major = _is_class_major(head, needs_grad, options)
+    axis, w = (0, primitives.pin_layout(head.w.T)) if class_major else (1, head.w)
+    rows, gradients = scan_rows(
+        partial(gradient, axis=axis),  # type: ignore[call-arg]
         head._replace(w=w),
         valid,
         weights,
@@ -236,10 +254,11 @@ def chunks_of_rows(
         options,
         chunk_size=size,
         class_axis=axis,
+        zeros=zeros,
     )
     if class_major and gradients.w is not None:
         gradients = gradients._replace(w=gradients.w.T)
-    return nll, gradients
+    return rows, gradients
 
 
 def _is_class_major(head: Head, needs_grad: NeedsGrad, options: Options) -> bool:
@@ -275,7 +294,7 @@ def compute_twice(
     """
     parts = forward(head, options)
     nll, total = primitives.row_loss(parts)
-    is_ignored = weights == 0
+    is_ignored = (weights == 0) & ~jnp.isfinite(nll)
     scale = jnp.where(is_ignored, 0, weights / total)
     label_logit = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
     parts = parts._replace(maximum=jnp.where(is_ignored, jnp.inf, parts.maximum))
@@ -284,8 +303,8 @@ def compute_twice(
     return nll, backward(head, parts, cotangents, needs_grad, options)
 
 
-def scan_rows(
-    gradient: Callable[[Head, Array, Array], tuple[Array, Array]],
+def scan_rows[Rows](
+    gradient: Callable[[Head, Array, Array], tuple[Rows, Array]],
     head: Head,
     valid: Array | None,
     weights: Array,
@@ -294,7 +313,8 @@ def scan_rows(
     *,
     chunk_size: int,
     class_axis: int = 1,
-) -> tuple[Array, ModelCotangents]:
+    zeros: Rows | None = None,
+) -> tuple[Rows, ModelCotangents]:
     """Return each row's loss, and the gradients of the weighted sum, a chunk of rows at a time.
 
     Args:
@@ -306,31 +326,34 @@ def scan_rows(
         options: for the precision of the products.
         chunk_size: the number of rows in a chunk.
         class_axis: the axis of the classes in w and in the gradient in the logits.
+        zeros: of all rows what `gradient` returns in place of losses, if anything else.
     """
     groups = placement.count_groups(head.x, 0)
     group_size, size = head.x.shape[0] // groups, max(chunk_size // groups, 1)
 
-    def compute(cut: Cut, is_new: Array | bool, needed: NeedsGrad) -> tuple[Array, ModelCotangents]:
+    def compute(cut: Cut, is_new: Array | bool, needed: NeedsGrad) -> tuple[Rows, ModelCotangents]:
         chunk, chunk_valid, chunk_weights = _take_rows(head, valid, weights, cut)
         # A row that belongs to another chunk adds nothing to the sums.
         chunk_weights = jnp.where(is_new & chunk_valid, chunk_weights, 0)
-        nll, dz = gradient(chunk, chunk_valid, chunk_weights)
-        return nll, gradients_of_rows(chunk, dz, needed, options, class_axis)
+        rows, dz = gradient(chunk, chunk_valid, chunk_weights)
+        return rows, gradients_of_rows(chunk, dz, needed, options, class_axis)
 
     if size >= group_size:
         return compute(Cut(0, group_size, groups), True, needs_grad)
 
-    def step(carry: tuple[Array, ModelCotangents], i: Array | int) -> tuple[Array, ModelCotangents]:
-        nll, gradients = carry
+    def step(carry: tuple[Rows, ModelCotangents], i: Array | int) -> tuple[Rows, ModelCotangents]:
+        rows, gradients = carry
         cut = Cut(jnp.minimum(i * size, group_size - size), size, groups)
-        chunk_nll, found = compute(cut, cut.since(i * size), _sums_needed(head, needs_grad))
-        return placement.put_block(nll, chunk_nll, cut, 0), _add_chunk(gradients, found, cut)
+        chunk, found = compute(cut, cut.since(i * size), _sums_needed(head, needs_grad))
+        put = partial(placement.put_block, cut=cut, axis=0)
+        return jax.tree.map(put, rows, chunk), _add_chunk(gradients, found, cut)
 
-    zeros = _row_zeros(head), _init_chunk_gradients(head, needs_grad, class_axis)
-    nll, gradients = checkpointed_scan(step, zeros, -(-group_size // size))
+    start: Any = row_zeros(head) if zeros is None else zeros
+    start = start, _init_chunk_gradients(head, needs_grad, class_axis)
+    rows, gradients = checkpointed_scan(step, start, -(-group_size // size))
     if gradients.w is not None:
         gradients = gradients._replace(w=gradients.w.astype(needs_grad.w))
-    return nll, gradients
+    return rows, gradients
 
 
 def _sums_needed(head: Head, needs_grad: NeedsGrad) -> NeedsGrad:
@@ -403,21 +426,28 @@ def _add_chunk(sums: ModelCotangents, found: ModelCotangents, cut: Cut) -> Model
     return ModelCotangents(x, add(sums.w, found.w), add(sums.bias, found.bias))
 
 
-def _row_gradient(
-    chunk: Head, valid: Array, options: Options, axis: int, shards: ClassShards
-) -> tuple[Array, Array]:
-    """Return loss and gradient in the logits of whole rows, with the classes along `axis`."""
+class RowLogits(NamedTuple):
+    """The logits of whole rows."""
+
+    z: Array  # -inf where a class does not exist
+    dcap: Array | None  # the derivative of the softcap
+    where: Array | None  # which classes exist
+
+    def through_cap_and_mask(self, dz: Array) -> Array:
+        """Return the gradient in the logits before the softcap, 0 for classes that do not exist."""
+        dz = dz if self.dcap is None else dz * self.dcap
+        return dz if self.where is None else jnp.where(self.where, dz, 0)
+
+
+def row_logits(chunk: Head, options: Options, axis: int) -> RowLogits:
+    """Return the logits of whole rows, with the classes along `axis`, as in `chunk.w`."""
     a, b = (chunk.w, chunk.x) if axis == 0 else (chunk.x, chunk.w)
     z = primitives.dot(a, b, (1, 1 - axis), options.precision)
     z = primitives.pin_layout(z) if axis == 0 else z
     if chunk.bias is not None:
         z = z + jnp.expand_dims(chunk.bias, 1 - axis)
     where = chunk.where if chunk.where is None or axis == 1 else chunk.where.T
-    z, dcap = primitives.mask_and_cap(z, where, options.softcap)
-    in_range = jnp.ones_like(valid)
-    nll, dz = softmax_core.value_and_gradient(z, chunk.targets, in_range, valid, axis, shards)
-    dz = dz if dcap is None else dz * dcap
-    return nll, dz if where is None else jnp.where(where, dz, 0)
+    return RowLogits(*primitives.mask_and_cap(z, where, options.softcap), where)
 
 
 # -- Sigmoid --
@@ -429,7 +459,7 @@ def binary_forward(head: Head, options: Options) -> Array:
     def step(total: Array, block: _Block) -> Array:
         return total + _binary_loss(head, block)
 
-    return _scan_classes(step, _row_zeros(head), head, options)
+    return _scan_classes(step, row_zeros(head), head, options)
 
 
 def binary_tangent(head: Head, tangents: ModelTangents, options: Options) -> Array:
@@ -439,7 +469,7 @@ def binary_tangent(head: Head, tangents: ModelTangents, options: Options) -> Arr
         dz = _logit_tangents(head, tangents, block, options)
         return total + jnp.sum(_binary_gradient(head, block) * dz, 1)
 
-    return _scan_classes(step, _row_zeros(head), head, options)
+    return _scan_classes(step, row_zeros(head), head, options)
 
 
 def binary_backward(
@@ -465,7 +495,7 @@ def binary_value_and_gradients(
         dz = _scale_gradients(_binary_gradient(head, block), weights[:, None])
         return _binary_loss(head, block), dz
 
-    return _sum_gradients(gradient, _row_zeros(head), head, needs_grad, options)
+    return _sum_gradients(gradient, row_zeros(head), head, needs_grad, options)
 
 
 def _binary_loss(head: Head, block: _Block) -> Array:
@@ -657,11 +687,14 @@ def _exp_rest(block: _Block, is_label: Array, maximum: Array) -> Array:
 
 
 def _scale_gradients(dz: Array, weights: Array) -> Array:
-    """Return the weighted gradients, in which NaN with weight 0 is ignored."""
-    return jnp.where(weights == 0, 0, dz * weights)
+    """Return the weighted gradients, in which NaN with weight 0 is ignored.
+
+    Others are multiplied: their derivative in a weight of 0 is the gradient.
+    """
+    return jnp.where((weights == 0) & ~jnp.isfinite(dz), 0, dz) * weights
 
 
-def _row_zeros(head: Head) -> Array:
+def row_zeros(head: Head) -> Array:
     """Return a zero for each row, in the dtype of sums."""
     return placement.full(head.x, 0, head.x.shape[:1], primitives.sum_dtype(head.x.dtype))
 
