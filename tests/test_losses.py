@@ -250,6 +250,22 @@ def test_entropy_and_brier_are_exact(classes: int, transform: str, dtype: type) 
     assert_ulps(got, oracles.brier(logits, labels))
 
 
+@pytest.mark.parametrize("spread", [1e-4, 1.0, 40.0])
+def test_the_gradient_of_entropy_keeps_its_digits(spread: float) -> None:
+    # p (d - sum p d) with d = max z - z: log p and the entropy are nearly opposite at 1e-4.
+    draws = spread * np.random.default_rng(4).normal(size=(64, 37))
+    logits = (3 + draws).astype(np.float32)
+    z = logits.astype(oracles.extended)
+    d = z.max(-1, keepdims=True) - z
+    p = np.exp(-d) / np.exp(-d).sum(-1, keepdims=True)
+    mean = (p * d).sum(-1, keepdims=True)
+    kept = p > np.finfo(np.float32).tiny
+    found = jax.jit(jax.grad(lambda z: js.entropy(z).sum()))(jnp.asarray(logits))
+    error = np.abs(np.asarray(found, oracles.extended) - p * (d - mean))
+    bound = 8 * np.finfo(np.float32).eps * p * (d + mean)
+    assert (error <= bound)[kept].all()
+
+
 def test_kl_divergence_near_its_minimum() -> None:
     # Value 0, from an entropy and a cross-entropy that are equal: their rounding is all that shows.
     logits = np.random.default_rng(2).standard_normal((50, 10)).astype(np.float32)
