@@ -82,6 +82,7 @@ QUICK: dict[str, Part] = {
     "epoch": epoch.steps,
     "solver": solver.steps,
     "sigmoid": heads.steps_of_sigmoid,
+    "z_loss": heads.steps_of_z_loss,
     "siblings": rows.steps_of_siblings,
     "default": heads.steps_of_default,
     "sweep": epoch.steps_of_sweeps,

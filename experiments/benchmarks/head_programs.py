@@ -229,7 +229,6 @@ OF_FLOAT32 = {
     "optax": Program(dense),
     "sum, xla": Program(partial(total, XLA | LARGE)),
 }
-WITH_Z_LOSS = Shape(1024, 128, 16_384, "float32")
 OF_Z_LOSS = {
     "sum": Program(partial(total, {})),
     "sum, z-loss": Program(partial(total, {"row_loss": z_loss})),

@@ -86,8 +86,7 @@ OF_CPUS = (
 )
 # Shapes and their programs, the most telling first.
 SHAPES: dict[str, dict[Shape, dict[str, Program]]] = {
-    "cpu": {heads.parsed(text): heads.ANYWHERE for text in OF_CPUS}
-    | {heads.WITH_Z_LOSS: heads.OF_Z_LOSS},
+    "cpu": {heads.parsed(text): heads.ANYWHERE for text in OF_CPUS},
     "gpu": {
         LARGEST: heads.SOFTMAX_OF_GPUS,
         heads.FLOAT32: heads.OF_FLOAT32,
@@ -96,6 +95,8 @@ SHAPES: dict[str, dict[Shape, dict[str, Program]]] = {
     "tpu": {LARGEST: heads.OF_TPUS},
     "smoke": {heads.parsed("64x8x10/parameters"): heads.ANYWHERE},
 }
+WITH_Z_LOSS = {"cpu": Shape(1024, 128, 16_384, "float32"), "gpu": heads.FLOAT32,
+               "tpu": heads.FLOAT32, "smoke": Shape(16, 8, 24, "float32")}  # fmt: skip
 OF_LABELS = {"cpu": Shape(2048, 512, 8192, "float32"), "gpu": LABELS, "tpu": LABELS,
              "smoke": Shape(16, 8, 24, "float32")}  # fmt: skip
 # On a GPU: the share of the products' rate, and megabytes of temporaries.
@@ -143,6 +144,12 @@ def steps_by_classes(conditions: Conditions) -> list[Step]:
     """Return a step for each number of classes."""
     classes = (64,) if conditions.smoke else CLASSES
     return [Step(str(k), partial(growing, k, conditions)) for k in classes]
+
+
+def steps_of_z_loss(conditions: Conditions) -> list[Step]:
+    """Return the step of a loss of a row's statistics."""
+    shape = conditions.of(WITH_Z_LOSS)
+    return [Step(str(shape), partial(softmax, shape, heads.OF_Z_LOSS, conditions))]
 
 
 def steps_of_sigmoid(conditions: Conditions) -> list[Step]:

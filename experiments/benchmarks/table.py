@@ -54,6 +54,7 @@ def tables(record: dict[str, Any]) -> dict[str, list[str]]:
         "Ceilings": markdown(("", "rate"), ceilings(record)),
         "Linear heads, N x D x K: value and gradients": markdown(TIMED, heads(record, "heads")),
         "Heads with several labels an example": markdown(TIMED, heads(record, "sigmoid")),
+        "Heads with a z-loss": markdown(TIMED, heads(record, "z_loss")),
         "Logits that exist: value and gradient": markdown(ROWS, rows(record)),
         "Memory by the number of classes": markdown(GROWING, growing(record)),
         "Errors of loss / gradient, units in the last place": exactness(record),
