@@ -595,7 +595,7 @@ def _entropy_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
     (z,), sums = primals, functools.partial(class_shards.sum_classes, axis=axis, shards=UNSHARDED)
     p = links.softmax(z, axis=axis)
     maximum = lax.stop_gradient(jnp.max(z, axis, keepdims=True))
-    gaps = select((p == 0) | (z >= maximum), 0, maximum - z)  # also where both are infinite
+    gaps = select((p == 0) | (z == jnp.inf), 0, maximum - z)
     gradient = p * (gaps - jnp.expand_dims(sums(p * gaps), axis))
     return _entropy(z, axis), sums(gradient * select(z == -jnp.inf, 0, tangents[0]))
 

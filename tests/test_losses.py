@@ -266,6 +266,16 @@ def test_the_gradient_of_entropy_keeps_its_digits(spread: float) -> None:
     assert (error <= bound)[kept].all()
 
 
+def test_second_derivatives_of_entropy_are_those_of_the_formula() -> None:
+    z = jnp.asarray(np.random.default_rng(5).normal(size=6), jnp.float32)
+
+    def formula(z: jax.Array) -> jax.Array:
+        return -jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(z))
+
+    for derivative in (jax.hessian, lambda f: jax.jacfwd(jax.hessian(f))):
+        np.testing.assert_allclose(derivative(js.entropy)(z), derivative(formula)(z), atol=1e-6)
+
+
 def test_kl_divergence_near_its_minimum() -> None:
     # Value 0, from an entropy and a cross-entropy that are equal: their rounding is all that shows.
     logits = np.random.default_rng(2).standard_normal((50, 10)).astype(np.float32)
