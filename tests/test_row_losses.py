@@ -147,13 +147,15 @@ def test_statistics_come_beside_the_sum() -> None:
     head["weights"] = head["weights"].at[5].set(0)
     wanted = linear_cross_entropy_stats(**{n: a for n, a in head.items() if n != "weights"})
     plain = linear_cross_entropy_sum(**head)
-    for tiles in (None, CHUNKS):
-        total, stats = linear_cross_entropy_sum(**head, return_stats=True, tiles=tiles)
+    head["valid"] = head["valid"].at[5].set(True)
+    for options in ({}, {"tiles": CHUNKS}, {"implementation": "reference"}):
+        total, stats = linear_cross_entropy_sum(**head, return_stats=True, **options)
         assert_close(total, plain)
         for found, expected in zip(stats, wanted, strict=True):
             np.testing.assert_allclose(found[:5], expected[:5], rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(found[6:], expected[6:], rtol=1e-5, atol=1e-6)
         assert not stats.correct[5]
+        assert jnp.isnan(stats.nll[5])  # never the loss of another class
 
     def accuracy_and_loss(w: Array) -> Array:
         total, stats = linear_cross_entropy_sum(**head | {"w": w}, return_stats=True)

@@ -44,7 +44,7 @@ def sum_of_losses(
         values = _per_example(name, options, axes, head, in_range, valid)[0]
         return lax.psum(primitives.weighted_total(values, weights), axes.local_row_axes)
     # A weight of NaN has the effect of a label out of range on value and gradient.
-    weights = weights * jnp.where(in_range, 1, jnp.nan).astype(weights.dtype)
+    weights = _marked(weights, in_range)
     run = sharded.on_shards(dispatch.load(name), axes)
     total = derivative_rules.weighted_sum(run, options, head, valid, weights)
     return lax.psum(total, axes.local_row_axes)
@@ -64,19 +64,18 @@ def sum_of_row_losses(
     """
     options, name = dispatch.prepare(call, head, axes)
     loss = row_losses.RowLoss.of(call.row_loss, primitives.sum_dtype(options.dtype))
+    known = in_range if valid is None else in_range | ~valid
     in_range |= weights == 0
     is_local = axes == UNSHARDED and placement.is_static(head.x.shape[0])
     if name not in ("xla_chunked", "mosaic_gpu_rows") or not is_local:
         rows = _per_example(name, options, axes, head, in_range, valid)
         total = primitives.weighted_total(loss(*rows[:3]), weights)
-        return lax.psum(total, axes.local_row_axes), rows
-    bad_labels = jnp.where(in_range, 1, jnp.nan).astype(weights.dtype)
-    kept, kept_weights = xla_chunked.ignore_rows(head, valid, weights * bad_labels)
+        return lax.psum(total, axes.local_row_axes), _checked(rows, known, valid)
+    kept, kept_weights = xla_chunked.ignore_rows(head, valid, _marked(weights, in_range))
     total, rows = row_losses.weighted_sum(
         options, loss.function, kept, kept_weights, loss.constants
     )
-    in_range = in_range if valid is None else in_range | ~valid
-    return total, _checked(rows.statistics(), in_range, valid)
+    return total, _checked(rows.statistics(), known, valid)
 
 
 def binary_losses(call: Call, axes: ClassShards, head: Head, valid: Array | None) -> Array:
@@ -129,9 +128,16 @@ def _checked(
     """Return the numbers of rows, with an nll of NaN for a bad label and 0 where ignored."""
     nll = rows[0]
     assert nll is not None
-    # A factor rather than a selection, so that the gradient is NaN as well.
-    nll = nll * jnp.where(in_range, 1, jnp.nan).astype(nll.dtype)
-    return tuple(None if a is None else validation.zero_ignored(a, valid) for a in (nll, *rows[1:]))
+    marked = (_marked(nll, in_range), *rows[1:])
+    return tuple(None if a is None else validation.zero_ignored(a, valid) for a in marked)
+
+
+def _marked(a: Array, in_range: Array) -> Array:
+    """Return numbers of rows, NaN for a label out of range.
+
+    By a factor rather than a selection, so that the gradient is NaN as well.
+    """
+    return a * jnp.where(in_range, 1, jnp.nan).astype(a.dtype)
 
 
 def _binary_per_example(

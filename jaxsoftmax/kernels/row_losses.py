@@ -224,9 +224,8 @@ def _compute_twice(
 
     terms = parts.sum_exp_rest, parts.label_logit, stats.mean
     is_ignored, bars = _cotangents(values_of, terms, weights)
-    kept = head._replace(x=jnp.where(is_ignored[:, None], 0, head.x))
-    bounded = parts._replace(maximum=jnp.where(is_ignored, jnp.inf, parts.maximum))
-    gradients = xla_chunked.backward(kept, bounded, RowCotangents(*bars), needs_grad, options)
+    left = xla_chunked.leave_out(is_ignored, head, parts)
+    gradients = xla_chunked.backward(*left, RowCotangents(*bars), needs_grad, options)
     nll, lse = primitives.statistics(parts)[:2]
     predicted = lax.bitcast_convert_type(stats.predicted, jnp.float32)
     return RowTerms(nll, lse, stats.mean, stats.classes.astype(nll.dtype), predicted), gradients

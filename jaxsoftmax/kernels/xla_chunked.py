@@ -297,10 +297,15 @@ def compute_twice(
     is_ignored = (weights == 0) & ~jnp.isfinite(nll)
     scale = jnp.where(is_ignored, 0, weights / total)
     label_logit = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
-    parts = parts._replace(maximum=jnp.where(is_ignored, jnp.inf, parts.maximum))
-    head = head._replace(x=jnp.where(is_ignored[:, None], 0, head.x))
+    head, parts = leave_out(is_ignored, head, parts)
     cotangents = RowCotangents(scale, label_logit, None)
     return nll, backward(head, parts, cotangents, needs_grad, options)
+
+
+def leave_out(is_ignored: Array, head: Head, parts: LSEParts) -> tuple[Head, LSEParts]:
+    """Return head and terms whose rows of cotangent 0 add 0 where they are ignored, not NaN."""
+    kept = head._replace(x=jnp.where(is_ignored[:, None], 0, head.x))
+    return kept, parts._replace(maximum=jnp.where(is_ignored, jnp.inf, parts.maximum))
 
 
 def scan_rows[Rows](
