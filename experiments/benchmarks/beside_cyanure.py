@@ -8,10 +8,11 @@ small sets on one thread and the others on all, and take turns; what takes long 
 Cyanure, which warns of float32; MNIST is tried in float32 too. Objectives are computed in float64
 from the parameters.
 
-Findings, with Cyanure 1.2.2 on two busy cores (a load of 24), which makes times uncertain.
-- MNIST is certified to 3.0e-07 in 13.2 processor seconds, and by Cyanure to 4.0e-07 in 67.9;
-  Fashion-MNIST to 5.2e-06 in 30.6, and to 7.2e-06 in 68.8. In float32 Cyanure ends at a gap of
-  5.3e-03 on MNIST, although its objective is as low as ours. Raw digits take 0.067 and 1.4.
+Findings, with Cyanure 1.2.2 on two idle cores.
+- MNIST is certified to 3.0e-07 in 7.1 processor seconds, and by Cyanure to 4.0e-07 in 51.0, which
+  it spends on one core; Fashion-MNIST to 5.2e-06 in 16.1, and to 7.2e-06 in 55.5. In float32
+  Cyanure ends at a gap of 5.3e-03 on MNIST, although its objective is as low as ours. Raw digits
+  take 0.043 and 1.1.
 - With an intercept its gap is no bound. It is negative on iris and on standardized digits: raw iris
   stops at -6.2e-03, where the objective is 4.9e-04 above ours, and standardized iris 9.6e-04 above.
   Without an intercept it was a bound on iris. Raw wine ends after 100,000 iterations at 2.4e-04.
