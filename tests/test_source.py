@@ -197,24 +197,27 @@ def test_records() -> None:
             training.RecordSource(data, lambda record: record, **bad)
 
 
-def test_array_record(tmp_path: Path) -> None:
-    """Files of array_record by the data source that is also Grain's."""
-    files = pytest.importorskip("array_record.python.array_record_data_source")
+@pytest.mark.parametrize(
+    "reader", ["array_record.python.array_record_data_source", "grain.sources"]
+)
+def test_array_record(tmp_path: Path, reader: str) -> None:
+    """Files of array_record by its own data source, and by Grain's."""
+    files = pytest.importorskip(reader)
     writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
     for shard in range(2):
         file = writer(str(tmp_path / f"{shard}.array_record"), "group_size:1")
         for i in range(5):
             file.write(np.array([5 * shard + i, shard], np.int32).tobytes())
         file.close()
-    with files.ArrayRecordDataSource(sorted(map(str, tmp_path.iterdir()))) as rows:
-        source = training.RecordSource(
-            rows, lambda row: (np.frombuffer(row, np.int32)[:1], row[4]), block_size=4
-        )
-        assert source.block_sizes == [4, 4, 2]
-        assert [source.read(b).features[:, 0].tolist() for b in range(3)] == [
-            [0, 1, 2, 3], [4, 5, 6, 7], [8, 9],
-        ]  # fmt: skip
-        assert source.read(1).targets.tolist() == [0, 1, 1, 1]
+    rows = files.ArrayRecordDataSource(sorted(map(str, tmp_path.iterdir())))
+    source = training.RecordSource(
+        rows, lambda row: (np.frombuffer(row, np.int32)[:1], row[4]), block_size=4
+    )
+    assert source.block_sizes == [4, 4, 2]
+    assert [source.read(b).features[:, 0].tolist() for b in range(3)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9],
+    ]  # fmt: skip
+    assert source.read(1).targets.tolist() == [0, 1, 1, 1]
 
 
 LOSS = training.on_logits(jaxsoftmax.cross_entropy)
