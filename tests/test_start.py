@@ -120,6 +120,14 @@ try:
 except ValueError as error:
     assert "expected numbers up to 1e+100" in str(error)
 assert not {"jax", "optax", "sklearn.model_selection"} & {*sys.modules}
+
+from jaxsoftmax.estimator import SoftmaxClassifierCV
+
+for y, scoring in ((labels, None), (labels == "a", "neg_log_loss"), (several, "roc_auc")):
+    model = SoftmaxClassifierCV(Cs=3, cv=3, scoring=scoring).fit(x, y, np.arange(60.0))
+    assert model.path_.converged.all() and model.gap_ <= 1e-6
+    model.predict(x), model.predict_proba(x), model.score(x, y)
+assert not {"jax", "optax"} & {*sys.modules}
 """
 
 

@@ -24,7 +24,7 @@ def test_it_starts_on_the_line_through_two_stages_with_the_scores_of_the_line() 
     x, theta = rng.normal(size=(7, 4)), rng.normal(size=(3, 2, 3, 5))
     theta[:, 1, 2, -1] = -np.inf  # a class that the lane does not have
     with jax.enable_x64():
-        path = WarmStart(theta[0], smooth=True)
+        path = WarmStart(theta[0], smooth=True, extrapolate=problems.extrapolate_scores)
         start, scores = path.start(0.1)
         np.testing.assert_array_equal(start, theta[0])
         assert scores is None

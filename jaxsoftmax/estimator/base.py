@@ -339,15 +339,23 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         self, X: Any, targets: np.ndarray, callback: Callable | None, **settings: Any
     ) -> Solution:
         """Return what `solve` does, which for a small problem on the host needs no JAX."""
-        start, smooth = time.perf_counter(), settings["l1_ratio"] == 0
-        small = host.suits(X, self._num_scores, smooth=smooth, memory=settings["memory"])
-        if small and self.shards is None:
-            kind: TargetKind = "labels" if self._is_softmax else "probabilities"
-            fit = fits.prepare_fit(X, targets, kind=kind, **settings)
+        start = time.perf_counter()
+        if self._is_small(X, settings):
+            fit = fits.prepare_fit(X, targets, kind=self._target_kind, **settings)
             return fits.solve_on_host(fit, start, callback)
         from jaxsoftmax.solvers import solve
 
         return solve(X, targets, loss=self._loss, shards=self.shards, callback=callback, **settings)
+
+    def _is_small(self, X: Any, settings: dict[str, Any], *, lanes: int = 1) -> bool:
+        """Return whether fits with these settings are those of the host's engine."""
+        smooth, memory = settings["l1_ratio"] == 0, settings["memory"]
+        small = host.suits(X, self._num_scores, smooth=smooth, memory=memory, lanes=lanes)
+        return small and self.shards is None
+
+    @property
+    def _target_kind(self) -> TargetKind:
+        return "labels" if self._is_softmax else "probabilities"
 
     def _store(self, params: LinearParams, solution: Solution | None) -> None:
         """Set the attributes of a fitted model; without a solution there is no certificate."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import time
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,7 +23,8 @@ from sklearn.utils.validation import _check_method_params
 from jaxsoftmax.estimator import shared
 from jaxsoftmax.estimator.base import CertifiedClassifier, check_l1_ratio
 from jaxsoftmax.linear_params import LinearParams
-from jaxsoftmax.solvers import Solution
+from jaxsoftmax.solvers import Solution, paths
+from jaxsoftmax.solvers.limits import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     from jaxsoftmax.sharding import Shards
@@ -136,28 +138,36 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         self, X: Any, targets: np.ndarray, weights: np.ndarray, splits: list
     ) -> Solution:
         """Return the solutions of every split, l1_ratio and C."""
-        from jaxsoftmax.solvers import solve_path
-
         masks = np.zeros((len(splits), X.shape[0]), bool)
         for mask, (train, _) in zip(masks, splits, strict=True):
             mask[train] = True
         return _stack_paths([
-            solve_path(
+            self._path(
                 X,
                 targets,
                 C=self.Cs_,
                 folds=masks,
-                loss=self._loss,
                 l1_ratio=float(l1_ratio),
                 weights=weights,
                 class_weights=self._all_classes,
                 bias=self.fit_intercept,
                 gap=self.grid_tol,
                 max_iterations=self.max_iter,
-                shards=self.shards,
+                memory=DEFAULT_MEMORY,
             )
             for l1_ratio in self.l1_ratios_
         ])  # fmt: skip
+
+    def _path(self, X: Any, targets: np.ndarray, **settings: Any) -> Solution:
+        """Return what `solve_path` does, which for small problems on the host needs no JAX."""
+        start = time.perf_counter()
+        if self._is_small(X, settings, lanes=len(settings["folds"])):
+            given = paths.prepare_path(X, [targets], kind=self._target_kind, several=False,
+                                       **settings)  # fmt: skip
+            return paths.solve_on_host(given, start, None)
+        from jaxsoftmax.solvers import solve_path
+
+        return solve_path(X, targets, loss=self._loss, shards=self.shards, **settings)
 
     def _score_grid(
         self, X: Any, y: np.ndarray, splits: list, to_scorer: dict[str, Any]

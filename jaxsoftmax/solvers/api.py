@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,18 @@ from jaxsoftmax.solvers import (
     driver,
     fits,
     host,
+    paths,
     prepare,
     row_shards,
     shared_preconditioner,
     stream,
 )
-from jaxsoftmax.solvers.fits import initial_theta, make_config, make_solution, num_classes
+from jaxsoftmax.solvers.fits import make_config, make_solution, num_classes
 from jaxsoftmax.solvers.limits import DEFAULT_MEMORY
 from jaxsoftmax.solvers.outcome import Callback, Outcome, RoundedScores, SolverConfig
-from jaxsoftmax.solvers.problem import Problem
+from jaxsoftmax.solvers.paths import Engine, Lanes, Stages, solve_stages
+from jaxsoftmax.solvers.problem import Problem, extrapolate_scores
 from jaxsoftmax.solvers.solution import Solution
-from jaxsoftmax.solvers.warm_start import WarmStart
 from jaxsoftmax.sources import Source
 from jaxsoftmax.validation import ArrayLike
 
@@ -167,7 +168,7 @@ def solve(
             outcome = _on_source(found, report)(*penalty, first, None, config)
         return make_solution([outcome], data, (), bias, time.perf_counter() - start)
     targets = _require_targets(targets)
-    features = _place(features, shards, l1_ratio)
+    features = row_shards.shard_features(features, shards)
     fit = fits.prepare_fit(
         features,  # type: ignore[arg-type]
         targets,
@@ -263,50 +264,42 @@ def solve_path(
     """
     start = time.perf_counter()
     report = _report_to(callback, start)
-    C, gaps = _prepare_grid(C, arguments.prepare_gaps(gap, max_iterations))
     if isinstance(features, Source):
+        C, gaps = paths.prepare_grid(C, gap, max_iterations)
         _check_beside_source(targets=targets, weights=weights, folds=folds)
         _check_source_penalty(l1_ratio, C=C, alpha=None)
         with _opened(features, shards, loss, class_weights, None, memory) as opened:
             data, engine = opened.sample, _on_source(opened)
             configs = [make_config(data, g, l1_ratio, bias, max_iterations, memory) for g in gaps]
-            penalties = _path_penalties(opened.totals, C, l1_ratio)
-            outcomes = _solve_stages(engine, data, None, C, penalties, configs, report)
+            penalties = paths.prepare_penalties(opened.totals, C, l1_ratio)
+            outcomes = solve_stages(engine, None, Stages(C, penalties, configs), report)
         return make_solution(outcomes, data, (len(C),), bias, time.perf_counter() - start)
     targets = _require_targets(targets)
-    features = _place(features, shards, l1_ratio)
+    features = row_shards.shard_features(features, shards)
     several = _is_label_sets(targets, loss)
-    arrays: Any = features
-    label_sets = [
-        prepare.prepare_data(
-            arrays, t, loss=loss, weights=weights, class_weights=class_weights, memory=memory
-        )
-        for t in (targets if several else [targets])
-    ]
-    data = label_sets[0]._replace(classes=max(each.classes for each in label_sets))
-    lanes = _make_lanes(label_sets, folds, several)
-    penalties = _path_penalties(lanes.weights.sum(1), C, l1_ratio)
-    theta = initial_theta(data, lanes.weights, lanes.targets, bias, None)
-    configs = [make_config(data, each, l1_ratio, bias, max_iterations, memory) for each in gaps]
-    smooth = configs[0].smooth
+    path = paths.prepare_path(
+        features,  # type: ignore[arg-type]
+        targets if several else [targets],
+        kind=prepare.target_kind(loss),
+        several=several,
+        C=C,
+        folds=folds,
+        l1_ratio=l1_ratio,
+        weights=weights,
+        class_weights=class_weights,
+        bias=bias,
+        gap=gap,
+        max_iterations=max_iterations,
+        memory=memory,
+    )
+    data, lanes, theta, stages = path
+    smooth = stages.configs[0].smooth
     if host.suits(data.features, data.classes, smooth=smooth, memory=memory, lanes=len(theta)):
-        engine = _on_host(data, lanes, theta, bias)
-    else:
-        engine = _on_device(data, lanes, memory)
-    outcomes = _solve_stages(engine, data, theta, C, penalties, configs, report)
-    axes = (len(C), *lanes.axes)
-    return make_solution(outcomes, data, axes, bias, time.perf_counter() - start)
-
-
-def _place(features: Any, shards: Shards | None, l1_ratio: float) -> Any:
-    """Return the features on the devices that share them, if any do."""
-    placed = row_shards.shard_features(features, shards)
-    if row_shards.class_count(placed) > 1 and l1_ratio != 0:
-        raise ValueError(
-            "l1_ratio: expected 0, a squared penalty alone, where shards.classes is not None, got "
-            f"{l1_ratio!r}; Shards(rows=...) takes every penalty"
-        )
-    return placed
+        return paths.solve_on_host(path, start, report)
+    extrapolate = functools.partial(_extrapolate_scores, data.features)
+    engine = _on_device(data, lanes, memory)
+    outcomes = solve_stages(engine, theta, stages, report, extrapolate)
+    return paths.make_solution(path, outcomes, start)
 
 
 def _require_targets(targets: Any) -> Any:
@@ -355,7 +348,7 @@ def _opened(
         )
 
 
-def _on_source(found: stream.Stream, report: Callback | None = None) -> "_Engine":
+def _on_source(found: stream.Stream, report: Callback | None = None) -> Engine:
     """Return the engine for sources, which has one lane."""
 
     def minimize(
@@ -366,30 +359,7 @@ def _on_source(found: stream.Stream, report: Callback | None = None) -> "_Engine
     return minimize
 
 
-# Minimizes all lanes: (l2, l1, theta, scores of theta, config) -> outcome.
-type _Engine = Callable[[np.ndarray, np.ndarray, Any, RoundedScores | None, SolverConfig], Outcome]
-
-
-def _on_host(data: prepare.Data, lanes: "_Lanes", theta: np.ndarray, bias: bool) -> _Engine:
-    """Return the engine for small problems, which takes one lane after another."""
-    targets = np.broadcast_to(lanes.targets, (len(theta), *lanes.targets.shape[1:]))
-    prepared = [
-        host.Lane.create(data, *each, bias=bias)
-        for each in zip(lanes.weights, targets, theta, strict=True)
-    ]
-
-    def minimize(
-        l2: np.ndarray, _l1: Any, theta: np.ndarray, _scores: Any, config: SolverConfig
-    ) -> Outcome:
-        return Outcome.concatenate([
-            host.minimize(lane.penalized(strength), first, config)
-            for lane, strength, first in zip(prepared, l2, theta, strict=True)
-        ])  # fmt: skip
-
-    return minimize
-
-
-def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
+def _on_device(data: prepare.Data, lanes: Lanes, memory: int) -> Engine:
     """Return the compiled engine, which takes all lanes in lockstep."""
     with row_shards.computing_with(data.features):
         zeros = np.zeros(len(lanes.weights))
@@ -413,37 +383,10 @@ def _on_device(data: prepare.Data, lanes: "_Lanes", memory: int) -> _Engine:
     return minimize
 
 
-def _solve_stages(
-    engine: _Engine,
-    data: prepare.Data,
-    theta: np.ndarray | None,
-    C: np.ndarray,
-    penalties: list[tuple[np.ndarray, np.ndarray]],
-    configs: list[SolverConfig],
-    report: Callback | None,
-) -> list[Outcome]:
-    """Return the outcome of each C, solved from the strongest penalty to the weakest.
-
-    Without theta, the engine chooses where the first one starts.
-    """
-    warm_start = WarmStart(theta, smooth=configs[0].smooth)
-    outcomes: dict[int, Outcome] = {}
-    for stage, i in enumerate(np.argsort(C, kind="stable").tolist()):
-        with row_shards.computing_with(data.features):
-            first, scores = warm_start.start(C[i])
-        l2, l1 = penalties[i]
-        outcomes[i] = engine(l2, l1, first, scores, configs[i])
-        warm_start.add(C[i], outcomes[i])
-        if report is not None:
-            report(
-                {
-                    "stage": stage + 1,
-                    "stages": len(C),
-                    "C": float(C[i]),
-                    "converged": outcomes[i].converged.tolist(),
-                }
-            )
-    return [outcomes[i] for i in range(len(C))]
+def _extrapolate_scores(features: Any, first: Any, second: Any, reach: float) -> Any:
+    """Return `problems.extrapolate_scores`, computed where the features are."""
+    with row_shards.computing_with(features):
+        return extrapolate_scores(first, second, reach)
 
 
 def _report_to(callback: Callback | None, start: float) -> Callback | None:
@@ -472,62 +415,6 @@ def _is_label_sets(targets: Any, loss: Callable) -> bool:
     """Return whether the targets are a list of label sets, rather than one set as a list."""
     row_axes = 1 if loss is soft_cross_entropy else 0
     return isinstance(targets, list | tuple) and np.ndim([*targets, 0][0]) > row_axes
-
-
-def _prepare_grid(C: ArrayLike, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of C, and the gap of each, `[P]`."""
-    C = arguments.as_real(C, "C").astype(np.float64)
-    if C.ndim != 1 or not len(C):
-        raise ValueError(f"C: expected [P] and not empty, got shape {C.shape}")
-    if gaps.shape not in ((), C.shape):
-        raise ValueError(f"gap: expected one number or {C.shape}, got shape {gaps.shape}")
-    return C, np.broadcast_to(gaps, C.shape)
-
-
-def _path_penalties(
-    totals: np.ndarray, C: np.ndarray, l1_ratio: float
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return l2 and l1 of lanes whose weights have these sums, for each C."""
-    return [arguments.prepare_penalties(totals, C=c, alpha=None, l1_ratio=l1_ratio) for c in C]
-
-
-class _Lanes(NamedTuple):
-    """Every fold and label set."""
-
-    weights: np.ndarray  # [L, N]
-    targets: np.ndarray  # [T, N] or [T, N, K], where T is L, or 1 if all lanes share them
-    axes: tuple[int, ...]  # of the result, behind that of C
-
-
-def _make_lanes(label_sets: list[prepare.Data], folds: ArrayLike | None, several: bool) -> _Lanes:
-    """Return a lane for every fold and label set; `several` gives the result an axis for sets."""
-    masks, axes = _fold_masks(folds, len(label_sets[0].weights))
-    s = np.stack([masks * each.weights for each in label_sets], 1)  # [F, M, N]
-    if not s.any(2).all():
-        raise ValueError("folds: expected every fold to leave examples of positive weight")
-    shapes = sorted({each.targets.shape for each in label_sets})
-    if len(shapes) > 1:
-        raise ValueError(f"targets: expected label sets of one shape, got {shapes}")
-    t = np.stack([each.targets for each in label_sets])
-    if several:
-        t = np.tile(t, (len(masks), *(1,) * (t.ndim - 1)))
-        axes = (*axes, len(label_sets))
-    return _Lanes(s.reshape(-1, s.shape[2]), t, axes)
-
-
-def _fold_masks(folds: ArrayLike | None, n: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the examples of each fit, `[F, N]`, and the axes that folds add to the result."""
-    if folds is None:
-        return np.ones((1, n)), ()
-    f = np.asarray(folds)
-    if f.dtype == bool and f.ndim == 2 and f.shape[1] == n:
-        return f.astype(np.float64), (len(f),)
-    if f.shape != (n,) or f.dtype.kind not in "iu" or f.max() < 0:
-        raise ValueError(
-            f"folds: expected integers of shape {(n,)}, some of at least 0, got {f.dtype}{f.shape}"
-        )
-    count = int(f.max()) + 1
-    return (f[None] != np.arange(count)[:, None]).astype(np.float64), (count,)
 
 
 def _pad_parameters(theta: np.ndarray, problem: Problem) -> np.ndarray:

@@ -11,6 +11,7 @@ the optimum: its scores are -inf, and its probabilities and its gradient are 0.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -188,3 +189,9 @@ def _add_ridge(problem: Problem, packed: Array, theta: Array, intercept: bool) -
     w = packed[..., :-1] + l2 * theta[..., :-1].astype(packed.dtype)
     b = packed[..., -1:] if intercept else jnp.zeros_like(packed[..., -1:])
     return jnp.concatenate([w, b], -1)
+
+
+@jax.jit
+def extrapolate_scores(first: Array, second: Array, reach: float) -> Array:
+    """Return second + reach (second - first); -inf stays -inf."""
+    return jnp.where(jnp.isfinite(second), second + reach * (second - first), second)

@@ -5,12 +5,10 @@ two stages, without a product with the features.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxsoftmax.solvers.outcome import Outcome, RoundedScores
 
@@ -27,10 +25,17 @@ class WarmStart:
     Args:
         theta: parameters that the first stage starts from, None for those that its engine chooses.
         smooth: whether to extrapolate; an objective with l1 is not smooth enough for it.
+        extrapolate: `problem.extrapolate_scores`, of an engine whose outcomes have scores.
     """
 
-    def __init__(self, theta: np.ndarray | None, *, smooth: bool) -> None:
-        self.theta, self.smooth = theta, smooth
+    def __init__(
+        self,
+        theta: np.ndarray | None,
+        *,
+        smooth: bool,
+        extrapolate: Callable[[Any, Any, float], Any] | None = None,
+    ) -> None:
+        self.theta, self.smooth, self.extrapolate = theta, smooth, extrapolate
         self.stages: list[_Stage] = []
 
     def add(self, C: float, outcome: Outcome) -> None:
@@ -55,14 +60,8 @@ class WarmStart:
                 second.theta + reach * (second.theta - first.theta),
                 second.theta,
             )
-        if first.scores is None or second.scores is None:
+        if self.extrapolate is None or first.scores is None or second.scores is None:
             return theta, None
-        values = _extrapolate_scores(first.scores.values, second.scores.values, reach)
+        values = self.extrapolate(first.scores.values, second.scores.values, reach)
         rounding = (1 + reach) * second.scores.rounding + reach * first.scores.rounding + 1
         return theta, RoundedScores(values, rounding)
-
-
-@jax.jit
-def _extrapolate_scores(first: Array, second: Array, reach: float) -> Array:
-    """Return second + reach (second - first); -inf stays -inf."""
-    return jnp.where(jnp.isfinite(second), second + reach * (second - first), second)
