@@ -332,7 +332,7 @@ def linear_cross_entropy_sum(
         memory=memory,
         implementation=implementation,
         tiles=tiles,
-        stats=row_loss is not None or return_stats,
+        stats=return_stats,
         shards=shards,
         row_loss=row_loss,
     )
@@ -563,11 +563,11 @@ def _stats(
 
 
 def _linear_sum(call: Call, weights: Array | None, **inputs: Any) -> Array:
-    if call.row_loss is not None:
-        return _linear_sum_and_stats(call, weights, **inputs)[0]
     axes, head, in_range, valid, _ = arguments.prepare_softmax(call, **inputs)
     weights = arguments.prepare_weights(call, weights, valid, inputs["x"], head)
-    return per_device.sum_of_losses(call, axes, head, in_range, valid, weights)
+    if call.row_loss is None:
+        return per_device.sum_of_losses(call, axes, head, in_range, valid, weights)
+    return per_device.sum_of_row_losses(call, axes, head, in_range, valid, weights)[0]
 
 
 def _linear_sum_and_stats(

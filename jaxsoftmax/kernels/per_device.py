@@ -1,12 +1,13 @@
 """The fused losses of all rows and classes, or of the parts that a device holds in a shard_map."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax import placement, validation
-from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.class_shards import ClassShards
 from jaxsoftmax.kernels import (
     derivative_rules,
     dispatch,
@@ -60,22 +61,27 @@ def sum_of_row_losses(
 ) -> tuple[Array, tuple[Any, ...]]:
     """Return the weighted sum of `call.row_loss` over all rows, and the statistics of each row.
 
-    XLA's chunks of rows have their gradient at once. Others compute the logits twice.
+    An implementation without `rows_and_gradients` computes the logits twice.
     """
     options, name = dispatch.prepare(call, head, axes)
-    loss = row_losses.RowLoss.of(call.row_loss, primitives.sum_dtype(options.dtype))
+    zero = xla_chunked.row_zeros(dispatch.cast_operands(head, options))
+    loss = row_losses.RowLoss.of(call.row_loss, zero)
+    options = replace(options, stats=options.stats or loss.uses_mean(zero))
     known = in_range if valid is None else in_range | ~valid
     in_range |= weights == 0
-    is_local = axes == UNSHARDED and placement.is_static(head.x.shape[0])
-    if name not in ("xla_chunked", "mosaic_gpu_rows") or not is_local:
+    run = None if name == "reference" else sharded.on_shards(dispatch.load(name), axes)
+    if not hasattr(run, "rows_and_gradients") or not placement.is_static(head.x.shape[0]):
         rows = _per_example(name, options, axes, head, in_range, valid)
-        total = primitives.weighted_total(loss(*rows[:3]), weights)
+        nll, lse, mean = rows[:3]
+        values = loss(nll, lse, jnp.zeros_like(nll) if mean is None else mean)
+        total = primitives.weighted_total(values, weights)
         return lax.psum(total, axes.local_row_axes), _checked(rows, known, valid)
     kept, kept_weights = xla_chunked.ignore_rows(head, valid, _marked(weights, in_range))
-    total, rows = row_losses.weighted_sum(
-        options, loss.function, kept, kept_weights, loss.constants
+    total, found = row_losses.weighted_sum(
+        run, options, loss.function, kept, kept_weights, loss.constants
     )
-    return total, _checked(rows.statistics(), known, valid)
+    checked = _checked(found.statistics(), known, valid)
+    return lax.psum(total, axes.local_row_axes), checked
 
 
 def binary_losses(call: Call, axes: ClassShards, head: Head, valid: Array | None) -> Array:

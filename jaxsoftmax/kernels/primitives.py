@@ -9,7 +9,14 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxsoftmax import placement, validation
-from jaxsoftmax.kernels.types import Head, LSEParts, Model, Options, Precision
+from jaxsoftmax.kernels.types import (
+    Head,
+    LSEParts,
+    Model,
+    Options,
+    Precision,
+    RowCotangents,
+)
 
 # Up to this many classes, a product over rows is computed with the classes outermost.
 FEW_CLASSES_LIMIT = 32
@@ -138,6 +145,19 @@ def row_loss(parts: LSEParts) -> tuple[Array, Array]:
     leads = parts.label_logit == maximum
     leading = jnp.log1p(parts.sum_exp_rest / jnp.where(leads & ~is_masked, e_y, 1))
     return jnp.where(leads, leading, jnp.log(total) + (maximum - parts.label_logit)), total
+
+
+def nll_cotangents(parts: LSEParts, weights: Array) -> tuple[Array, RowCotangents, Array]:
+    """Return nll of each row, the cotangents of its parts, and which rows are ignored.
+
+    They are those of the weighted sum, in which a row of weight 0 is ignored if its loss is not
+    finite.
+    """
+    nll, total = row_loss(parts)
+    is_ignored = (weights == 0) & ~jnp.isfinite(nll)
+    scale = jnp.where(is_ignored, 0, weights / total)
+    label_logit = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
+    return nll, RowCotangents(scale, label_logit, None), is_ignored
 
 
 def statistics(parts: LSEParts) -> tuple[Array, Array, Array | None, Array | None]:

@@ -9,6 +9,9 @@ An implementation is a module with these functions. Those of the sigmoid loss ha
     backward(head, parts, cotangents, needs_grad, options) -> ModelCotangents
                                                             the transpose of `tangent`
     value_and_gradients(head, valid, weights, needs_grad, options) -> (nll, ModelCotangents)
+    rows_and_gradients(head, weights, constants, function, needs_grad, options)
+                                                            -> (RowTerms, ModelCotangents)
+                                                            of a loss of the rows (`row_losses`)
 
 x and w are given in the dtype of the products. Their tangents may be wider, and so may the
 gradients that are asked for.

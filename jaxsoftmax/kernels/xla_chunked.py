@@ -37,7 +37,7 @@ from jax import Array, lax
 
 from jaxsoftmax import derivatives, losses, placement, softmax_core, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
-from jaxsoftmax.kernels import chunks, fused_sums, primitives, tiles
+from jaxsoftmax.kernels import chunks, fused_sums, primitives, row_losses, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -207,6 +207,33 @@ def value_and_gradients(
     return validation.zero_ignored(nll, valid), gradients
 
 
+def rows_and_gradients(
+    head: Head,
+    weights: Array,
+    constants: tuple[Array, ...],
+    function: Callable,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[row_losses.RowTerms, ModelCotangents]:
+    """Return the terms of each row, and the gradients of the weighted sum of a function of them."""
+    loss = row_losses.RowLoss(function, constants)
+    size = chunks.rows_per_chunk(head, needs_grad, options)
+    if size is None:
+        arguments = head, weights, needs_grad, options
+        return compute_twice(*arguments, forward, backward, loss.part_cotangents)
+
+    def gradient(
+        chunk: Head, valid: Array, weights: Array, axis: int
+    ) -> tuple[row_losses.RowTerms, Array]:
+        del valid  # of weight 0
+        logits = row_logits(chunk, options, axis)
+        rows, dz = loss.weighted_gradient(logits.z, chunk.targets, weights, axis)
+        return rows, logits.through_cap_and_mask(dz)
+
+    zeros = row_losses.RowTerms.zeros(row_zeros(head))
+    return scan_whole_rows(gradient, head, None, weights, needs_grad, options, size, zeros)
+
+
 def chunks_of_rows(
     head: Head,
     valid: Array | None,
@@ -287,19 +314,18 @@ def compute_twice(
     options: Options,
     forward: Callable[[Head, Options], LSEParts],
     backward: Callable[..., ModelCotangents],
-) -> tuple[Array, ModelCotangents]:
-    """Return losses and gradients from logits that are computed once for each.
+    cotangents: Callable[..., tuple[Any, RowCotangents, Array]] = primitives.nll_cotangents,
+) -> tuple[Any, ModelCotangents]:
+    """Return numbers of each row and gradients from logits that are computed once for each.
 
-    A row of weight 0 adds nothing to the gradients, not even NaN.
+    `cotangents` returns the numbers of the rows, which are their losses unless another one is
+    given, and the cotangents of their terms. A row of weight 0 adds nothing to the gradients, not
+    even NaN.
     """
     parts = forward(head, options)
-    nll, total = primitives.row_loss(parts)
-    is_ignored = (weights == 0) & ~jnp.isfinite(nll)
-    scale = jnp.where(is_ignored, 0, weights / total)
-    label_logit = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
+    rows, bars, is_ignored = cotangents(parts, weights)
     head, parts = leave_out(is_ignored, head, parts)
-    cotangents = RowCotangents(scale, label_logit, None)
-    return nll, backward(head, parts, cotangents, needs_grad, options)
+    return rows, backward(head, parts, bars, needs_grad, options)
 
 
 def leave_out(is_ignored: Array, head: Head, parts: LSEParts) -> tuple[Head, LSEParts]:

@@ -32,6 +32,7 @@ forward, tangent, backward = xla_chunked.forward, xla_chunked.tangent, xla_chunk
 binary_forward, binary_tangent = xla_chunked.binary_forward, xla_chunked.binary_tangent
 binary_backward = xla_chunked.binary_backward
 binary_value_and_gradients = xla_chunked.binary_value_and_gradients
+rows_and_gradients = xla_chunked.rows_and_gradients
 
 ENTRY_BYTES = 4  # of float32
 # The rows of a chunk, at least: with fewer, reading and writing w's gradient once more, 8 D K bytes
