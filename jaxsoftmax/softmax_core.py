@@ -168,7 +168,8 @@ def _value_and_gradient(
 
 def _value_gradient_and_lse(
     z: Array, labels: Array, in_range: Array, valid: Array, axis: int, shards: ClassShards
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
+    """Return value and gradient, and the log-sum-exp and the largest logit of each row."""
     expand = functools.partial(jnp.expand_dims, axis=axis)
     terms = label_terms(z, labels, in_range, valid, axis, shards)
     s_o = class_shards.sum_terms(terms.others, terms.row, terms.maxima.rest, axis, shards)
@@ -176,7 +177,7 @@ def _value_gradient_and_lse(
     inverse = 1 / (total + select(terms.is_zero, jnp.inf, jnp.zeros_like(total)))
     others = exponential.recompute(terms.others, z, terms.row.expand_dims(axis))
     gradient = jnp.where(terms.left_out, expand(0 - s_o * inverse), others * expand(inverse))
-    return value, gradient, _lse_of_sums(terms, value, total)
+    return value, gradient, _lse_of_sums(terms, value, total), terms.maxima.all
 
 
 def _lse_of_sums(terms: LabelTerms, value: Array, total: Array) -> Array:
@@ -187,21 +188,37 @@ def _lse_of_sums(terms: LabelTerms, value: Array, total: Array) -> Array:
     return select(links.is_fully_masked(maximum), maximum, lse)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def value_gradient_and_lse(z: Array, labels: Array, axis: int) -> tuple[Array, Array, Array]:
-    """Return `value_and_gradient` and the log-sum-exp of each row, of labels that are in range."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def value_gradient_and_lse(
+    z: Array, labels: Array, axis: int, shards: ClassShards = UNSHARDED
+) -> tuple[Array, Array, Array, Array]:
+    """Return `value_and_gradient`, and the log-sum-exp and the largest logit of each row.
+
+    Labels are in range. Where classes are sharded, this is inside a shard_map. The largest logit
+    counts as a constant.
+    """
     known = jnp.ones_like(labels, bool)
-    return _value_gradient_and_lse(z, labels, known, known, axis, UNSHARDED)
+    return _value_gradient_and_lse(z, labels, known, known, axis, shards)
 
 
 @value_gradient_and_lse.defjvp
-def _value_gradient_and_lse_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple:
+def _value_gradient_and_lse_jvp(
+    axis: int, shards: ClassShards, primals: tuple, tangents: tuple
+) -> tuple:
     z, labels = primals
-    found, dz = value_gradient_and_lse(z, labels, axis), tangents[0]
+    found, dz = value_gradient_and_lse(z, labels, axis, shards), tangents[0]
     valid = jnp.ones_like(labels, bool)
-    product = links.softmax_tangents(z, valid, dz, axis, UNSHARDED)
-    change = directional_derivative(found[1], dz, valid, axis)
-    return found, (change, product, change + label_logit(dz, labels, axis))
+    product = links.softmax_tangents(z, valid, dz, axis, shards)
+    change = directional_derivative(found[1], dz, valid, axis, shards)
+    of_lse = change + _label_tangent(dz, labels, axis, shards)
+    return found, (change, product, of_lse, jnp.zeros_like(found[3]))
+
+
+def _label_tangent(dz: Array, labels: Array, axis: int, shards: ClassShards) -> Array:
+    if not shards.local_axes:
+        return label_logit(dz, labels, axis)
+    of_label = select(label_mask(dz, labels, axis, shards), dz, 0)
+    return class_shards.take_class(of_label, axis, shards)
 
 
 def losses_of_sums(terms: LabelTerms, s_o: Array) -> tuple[Array, Array, Array]:

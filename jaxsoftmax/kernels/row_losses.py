@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxsoftmax import placement, softmax_core
+from jaxsoftmax import class_shards, placement, softmax_core
+from jaxsoftmax.class_shards import UNSHARDED, ClassShards
 from jaxsoftmax.kernels import derivative_rules, dispatch, primitives
 from jaxsoftmax.kernels.types import (
     Head,
@@ -129,35 +130,48 @@ class RowLoss(NamedTuple):
         return rows, RowCotangents(sum_exp_rest, label_logit, of_mean), is_ignored
 
     def weighted_gradient(
-        self, z: Array, labels: Array, weights: Array, axis: int
+        self,
+        z: Array,
+        labels: Array,
+        weights: Array,
+        axis: int,
+        shards: ClassShards = UNSHARDED,
     ) -> tuple[RowTerms, Array]:
         """Return the terms of rows of logits, and the gradient of the weighted sum in the logits.
 
         With cotangents a, b and c of nll, lse and the mean of K logits it is
         a (p - e) + b p + c / K.
         """
-        rows, gradient = terms_and_gradient(z, labels, axis)
+        rows, gradient = terms_and_gradient(z, labels, axis, shards)
         is_ignored, bars = self.cotangents(rows, weights)
         a, b, c = (jnp.expand_dims(bar, axis) for bar in bars)
-        dz = (a + b) * gradient + jnp.where(softmax_core.label_mask(z, labels, axis), b, 0)
+        is_label = softmax_core.label_mask(z, labels, axis, shards)
+        dz = (a + b) * gradient + jnp.where(is_label, b, 0)
         if self.uses_mean(rows.mean):
             share = c / jnp.maximum(jnp.expand_dims(rows.classes, axis), 1)
             dz += jnp.where(z == -jnp.inf, 0, share)
         return rows, jnp.where(jnp.expand_dims(is_ignored, axis), 0, dz)
 
 
-def terms_and_gradient(z: Array, labels: Array, axis: int) -> tuple[RowTerms, Array]:
-    """Return the terms of rows of logits, and the gradient of nll in them."""
-    nll, gradient, lse = softmax_core.value_gradient_and_lse(z, labels, axis)
-    exists = z != -jnp.inf
-    classes = jnp.sum(exists, axis, dtype=z.dtype)
-    mean = jnp.sum(jnp.where(exists, z, 0), axis) / jnp.maximum(classes, 1)
-    k = jnp.int32(z.shape[axis])
-    index = lax.broadcasted_iota(jnp.int32, z.shape, axis)
-    is_largest = z >= lax.stop_gradient(jnp.max(z, axis, keepdims=True))
+def terms_and_gradient(
+    z: Array, labels: Array, axis: int, shards: ClassShards = UNSHARDED
+) -> tuple[RowTerms, Array]:
+    """Return the terms of rows of logits, and the gradient of nll in them.
+
+    Where classes are sharded, the terms are those of all classes.
+    """
+    nll, gradient, lse, largest = softmax_core.value_gradient_and_lse(z, labels, axis, shards)
+    exists, axes = z != -jnp.inf, shards.local_axes
+    sums = jnp.sum(jnp.where(exists, z, 0), axis), jnp.sum(exists, axis, dtype=z.dtype)
+    total, classes = lax.psum(sums, axes)
+    k = jnp.int32(class_shards.count_classes(z, axis, shards))
+    first = class_shards.first_class(z, axis, shards)
+    index = lax.broadcasted_iota(jnp.int32, z.shape, axis) + first
+    is_largest = z >= lax.stop_gradient(jnp.expand_dims(largest, axis))
     predicted = jnp.min(jnp.where(is_largest, index, k), axis)
+    predicted = lax.pmin(predicted, axes) if axes else predicted
     bits = lax.bitcast_convert_type(predicted, jnp.float32)
-    return RowTerms(nll, lse, mean, classes, bits), gradient
+    return RowTerms(nll, lse, total / jnp.maximum(classes, 1), classes, bits), gradient
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
