@@ -133,11 +133,10 @@ def _local_soft_parts(
 
 
 class _Smoothed(NamedTuple):
-    """The sums of a row (see `sharded_softmax.SmoothedSums`) without the smoothing."""
+    """The values of rows, and what their derivatives need."""
 
-    nll: Array
-    weight: Array
-    mean: Array
+    value: Array
+    weight: Array  # as in `sharded_softmax.SmoothedSums`, like the next two
     mean_weight: Array
     classes: Array
     p: Array
@@ -162,12 +161,7 @@ def _smoothed_values(
     axis: int,
     shards: ClassShards,
 ) -> Array:
-    return _smoothed_value(_smoothed_parts((z, labels, c), axis, shards), a) * factor
-
-
-def _smoothed_value(parts: _Smoothed, a: Array) -> Array:
-    of_label = softmax_core.weighted_term((1 - a) * parts.weight, parts.nll)
-    return of_label + softmax_core.weighted_term(a, parts.mean)
+    return _smoothed_parts((z, labels, factor, a, c), axis, shards).value
 
 
 @_smoothed_values.defjvp
@@ -175,7 +169,7 @@ def _smoothed_values_jvp(
     axis: int, shards: ClassShards, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (z, labels, factor, a, c), (dz, _, _, da, dc) = primals, tangents
-    parts = _smoothed_parts((z, labels, c), axis, shards)
+    parts = _smoothed_parts(primals, axis, shards)
     is_label = softmax_core.label_mask(z, labels, axis, shards)
     classes, factors = (jnp.expand_dims(x, axis) for x in (parts.classes, factor))
 
@@ -186,38 +180,38 @@ def _smoothed_values_jvp(
     mass = (1 - a) * parts.weight + a * parts.mean_weight
     rows = z, parts.p, parts.log_p
     products = _soft_products(rows, t, (dz, dt), mass * factor, axis, shards)
-    change = class_shards.sum_classes(products, axis, shards)
-    return _smoothed_value(parts, a) * factor, change
+    return parts.value, class_shards.sum_classes(products, axis, shards)
 
 
 def _plain_smoothed_parts(arrays: tuple, axis: int, shards: ClassShards) -> _Smoothed:
-    z, labels, c = arrays
+    """Return the parts, of which the value is that of the rule: it may be infinite."""
+    z, labels, _, _, c = arrays
+    value = _smoothed_values(*arrays, axis, shards)
     p, log_p = links.softmax_and_log(z, axis, shards)
     c = jnp.ones_like(z) if c is None else c
     is_label = softmax_core.label_mask(z, labels, axis, shards)
     exists = (z != -jnp.inf).astype(z.dtype)
     classes = jnp.maximum(class_shards.sum_classes(exists, axis, shards), 1)
-    t = c * exists / jnp.expand_dims(classes, axis)
-    nll, weight = (
-        class_shards.take_class(select(is_label, x, 0), axis, shards) for x in (-log_p, c)
-    )
-    mean = soft_values(z, t, None, axis, shards)
-    mean_weight = class_shards.sum_classes(t, axis, shards)
-    return _Smoothed(nll, weight, mean, mean_weight, classes, p, log_p)
+    weight = class_shards.take_class(select(is_label, c, 0), axis, shards)
+    mean_weight = class_shards.sum_classes(c * exists, axis, shards) / classes
+    return _Smoothed(value, weight, mean_weight, classes, p, log_p)
 
 
 @_with_derivatives_of(_plain_smoothed_parts)
 def _smoothed_parts(arrays: tuple, axis: int, shards: ClassShards) -> _Smoothed:
-    return class_shards.run(_local_smoothed_parts, arrays, axis, shards)
+    z, labels, factor, a, c = arrays
+    found = class_shards.run(_local_smoothed_parts, (z, labels, c), axis, shards)
+    nll, weight, mean, mean_weight, *rest = found
+    value = softmax_core.weighted_term((1 - a) * weight, nll) + softmax_core.weighted_term(a, mean)
+    return _Smoothed(value * factor, weight, mean_weight, *rest)
 
 
 def _local_smoothed_parts(
     z: Array, labels: Array, c: Array | None, axis: int, shards: ClassShards
-) -> _Smoothed:
+) -> tuple:
     is_label = softmax_core.label_mask(z, labels, axis, shards)
     sums = sharded_softmax.smoothed_sums(z, c, is_label, axis, shards)
-    p, log_p = links.shares_and_logs(z, sums.exponentials, axis)
-    return _Smoothed(*sums[:-1], p=p, log_p=log_p)
+    return *sums[:-1], *links.shares_and_logs(z, sums.exponentials, axis)
 
 
 # -- The entropy of the softmax --

@@ -323,11 +323,7 @@ def everything(
         found, rest = gradient(z)
         return rest | {"gradient": found}
     (found, rest), (hessian, changes) = jax.jvp(gradient, (z,), (dz,))
-    # How an infinite value changes depends on which of two formulas is differentiated.
-    finite = {
-        n: jnp.where(jnp.isinf(v), 0, changes["values"][n]) for n, v in rest["values"].items()
-    }
-    return rest | {"gradient": found, "hessian": hessian, "jvp": finite}
+    return rest | {"gradient": found, "hessian": hessian, "jvp": changes["values"]}
 
 
 @cache
@@ -594,6 +590,11 @@ MODEL_PLACES |= dict.fromkeys(("labels", "valid", "weights"), ("data",))
 MODEL_PLACES |= {"exists": ("model",), "marks": ("data", "model")}
 
 
+def smoothed(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+    """Label smoothing, a z-loss and a focal loss: a cotangent of its own for each statistic."""
+    return 0.9 * js.focal(nll, gamma=2.0) + 0.1 * (lse - mean) + 0.01 * lse**2
+
+
 def heads(
     data: dict[str, jax.Array],
     shards: Shards | None,
@@ -618,6 +619,7 @@ def heads(
         per_example = lax.psum(jnp.sum(jnp.where(ignored, 0, rows) * weights), axes)
         of = {"bias": bias, "weights": counted, **how}
         total = js.linear_cross_entropy_sum(x, w, labels, **of)
+        total += js.linear_cross_entropy_sum(x, w, labels, row_loss=smoothed, softcap=9.0, **of)
         return per_example + total + js.linear_binary_cross_entropy_sum(x, w, marks, **of)
 
     primals = data["x"], data["w"], data["bias"]
@@ -628,11 +630,12 @@ def heads(
     (value, gradients), (change, hessian) = jax.jvp(gradient, primals, tangents)
     nll = js.linear_cross_entropy(*primals[:2], labels, bias=data["bias"], **how).nll
     stats = js.linear_cross_entropy_stats(*primals[:2], labels, **how)
+    _, beside = js.linear_cross_entropy_sum(*primals[:2], labels, return_stats=True, **how)
     return {
         "values": jnp.stack([value, change]),
         "gradients": gradients,
         "hessian": hessian,
-        "rows": (nll, stats.lse, stats.predicted, stats.correct),
+        "rows": (nll, stats.lse, stats.predicted, stats.correct, beside),
     }
 
 
@@ -671,17 +674,30 @@ def heads_inside_shard_map() -> None:
 
 @case
 def sum_of_a_head_takes_three_products() -> None:
-    mesh, data = mesh_of(2, 4), model()
-    given = [put(mesh, data[name], *MODEL_PLACES[name]) for name in ("x", "w", "labels")]
+    data = model()
 
-    def total(x: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
-        return js.linear_cross_entropy_sum(x, w, y, shards=BOTH)
+    def reduced(mesh: Mesh, shards: Shards, row_loss: Callable | None) -> list[str]:
+        """What its all-reduces take, after a look at its products, gradients and other traffic."""
+        given = [put(mesh, data[name], *MODEL_PLACES[name]) for name in ("x", "w", "labels")]
 
-    program = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*given).compile()
-    text = program.as_text()
-    assert len(re.findall(r" dot\(", text)) == 3
-    assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
-    assert [a.sharding for a in program(*given)[1]] == [a.sharding for a in given[:2]]
+        def total(x: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+            return js.linear_cross_entropy_sum(x, w, y, shards=shards, row_loss=row_loss)
+
+        program = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*given).compile()
+        text = program.as_text()
+        assert len(re.findall(r" dot\(", text)) == 3
+        assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
+        for a, b in zip(program(*given)[1], given, strict=False):
+            assert a.sharding.is_equivalent_to(b.sharding, 2)
+        found = re.findall(r" = (.*?) all-reduce(?:-start)?\(", text)
+        return sorted(a for types in found for a in re.findall(r"\w+\[[\d,]*\]", types))
+
+    # Gradients of w and x and the value; two maxima and a sum of two integers; sum and number of z.
+    maxima_and_sum, mean = ["s32[8]"] * 4, ["f32[8]"] * 2
+    for row_loss, more in ((None, []), (smoothed, mean)):
+        wanted = ["f32[12,16]", "f32[8,12]", *more, "f32[]", *maxima_and_sum]
+        assert reduced(mesh_of(2, 4), BOTH, row_loss) == wanted
+        assert reduced(mesh_of(8, 1), Shards(rows="data"), row_loss) == ["f32[12,64]", "f32[]"]
 
 
 @case
@@ -692,27 +708,31 @@ def sum_of_a_head_whose_logits_come_twice() -> None:
     data["labels"][3], data["x"][4, 0] = 5, np.nan
     data["weights"][np.isin(data["labels"], (-1, 5, 64))], data["valid"][4] = 0, False
 
-    def gradient(data: dict[str, jax.Array], shards: Shards | None) -> Any:
+    def gradient(
+        data: dict[str, jax.Array], row_loss: Callable | None, shards: Shards | None
+    ) -> Any:
         fixed = {name: data[name] for name in ("valid", "weights")} | {"where": data["exists"]}
 
         def total(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
             how: dict[str, Any] = {"bias": bias, "softcap": 9.0, "tiles": TILES, "shards": shards}
+            how |= {"row_loss": row_loss}
             return js.linear_cross_entropy_sum(x, w, data["labels"], **fixed, **how)
 
         return jax.value_and_grad(total, (0, 1, 2)), (data["x"], data["w"], data["bias"])
 
-    def derivatives(data: dict[str, jax.Array], shards: Shards | None = None) -> Any:
-        of, primals = gradient(data, shards)
+    def derivatives(data: dict[str, jax.Array], **how: Any) -> Any:
+        of, primals = gradient(data, **how)
         return jax.jvp(of, primals, (data["dx"], data["dw"], data["dbias"]))
 
     given = {name: put(mesh, a, *MODEL_PLACES[name]) for name, a in data.items()}
-    with target.assumed("tpu", interpret=True):
-        found = jax.jit(partial(derivatives, shards=BOTH))(given)
-        of, primals = gradient(given, BOTH)
-        text = jax.jit(of).lower(*primals).as_text()
-    assert text.count("stablehlo.dot_general") == 4
-    wanted = jax.jit(derivatives)(data)
-    close(dict(enumerate(found)), dict(enumerate(wanted)))
+    for row_loss in (None, smoothed):
+        with target.assumed("tpu", interpret=True):
+            found = jax.jit(partial(derivatives, row_loss=row_loss, shards=BOTH))(given)
+            of, primals = gradient(given, row_loss, BOTH)
+            text = jax.jit(of).lower(*primals).as_text()
+        assert text.count("stablehlo.dot_general") == 4
+        wanted = jax.jit(partial(derivatives, row_loss=row_loss, shards=None))(data)
+        close(dict(enumerate(found)), dict(enumerate(wanted)))
 
 
 @case

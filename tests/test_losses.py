@@ -14,7 +14,7 @@ import ways
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from oracles import assert_ulps
 
@@ -348,22 +348,32 @@ def test_ignored_example_gives_zero(name: str, run: Callable) -> None:
     np.testing.assert_allclose(slope[valid], true_slope, rtol=1e-6)
 
 
-def test_tangents_of_an_infinite_loss_are_the_same_inside_another_derivative():
-    z, dz = jnp.array([[0.0, -INF, 1.0], [0.0, INF, 1.0]]), jnp.array([[1.0, 2.0, 0.5]] * 2)
-    t, dt = jnp.array([[0.3, 0.4, 0.3]] * 2), jnp.array([[0.1, 0.2, 0.3]] * 2)
-    functions = *TARGETED.values(), lambda z, t: js.kl_divergence(z, t, log_targets=True)
+def test_tangents_of_an_infinite_loss_are_the_same_inside_another_derivative_and_over_shards():
+    z = jnp.array([[0.0, each, 1.0, 2.0] for each in (-INF, INF, -INF, INF)])
+    dz = jnp.outer(jnp.array([2.0, 2.0, -1.0, -1.0]), jnp.array([1.0, 1.0, 0.5, 0.125]))
+    t, dt = jnp.array([[0.3, 0.4, 0.1, 0.2]] * 4), jnp.array([[0.1, 0.2, 0.3, 0.4]] * 4)
+    y, mesh = jnp.array([1, 0, 1, 2]), jax.make_mesh((2,), ("model",), (AxisType.Auto,))
 
-    @jax.jit
-    def nested(z: jax.Array, t: jax.Array) -> list:
-        def tangents(f: Callable) -> tuple:
+    def smoothed(z: jax.Array, t: jax.Array, shards: js.Shards | None = None) -> jax.Array:
+        how = {"smoothing": 0.1, "class_weights": t[0], "shards": shards}
+        return js.smoothed_cross_entropy(z, y, **how)
+
+    def nested(losses: list[Callable]) -> list:
+        def tangents(f: Callable, z: jax.Array, t: jax.Array) -> tuple:
             return jax.jvp(lambda *a: jax.jvp(f, a, (dz, dt)), (z, t), (dz, dt))
 
-        return [tangents(f) for f in functions]
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda *a: [tangents(f, *a) for f in losses])(z, t)
 
-    for (value, tangent), (inner, second) in nested(z, t):
+    log_targets = partial(js.kl_divergence, log_targets=True)
+    whole = nested([smoothed, js.kl_divergence, js.soft_cross_entropy, log_targets])
+    over_shards = partial(partial, shards=js.Shards(classes="model"))
+    sharded = nested([over_shards(f) for f in (smoothed, js.kl_divergence)])
+    for (value, tangent), (inner, second) in whole + sharded:
         assert (value == INF).all()
         np.testing.assert_array_equal(inner, tangent)
         assert np.isfinite(second).all()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), sharded, whole[:2])
 
 
 @pytest.mark.parametrize("poison", [NAN, INF, -INF])
