@@ -47,8 +47,15 @@ def _vary(x: Array, axes: frozenset) -> Array:
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def full(like: Array, value: float, shape: tuple, dtype: DTypeLike) -> Array:
-    """Return a constant array that varies over the axes of `like`, as a loop's initial carry."""
+def full(
+    like: Array, value: float, shape: tuple, dtype: DTypeLike, without: tuple[str, ...] = ()
+) -> Array:
+    """Return a constant array that varies over the axes of `like`, as a loop's initial carry.
+
+    The axes `without` are left out: over these a sum does not vary.
+    """
+    if without:
+        return _vary(jnp.full(shape, value, dtype), _varying(like) - {*without})
     return lax.full_like(like, value, dtype, shape)
 
 

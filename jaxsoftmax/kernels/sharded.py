@@ -39,6 +39,7 @@ from jaxsoftmax import placement, validation
 from jaxsoftmax.class_shards import ClassShards
 from jaxsoftmax.kernels import chunks, primitives, shards, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
+from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
@@ -137,6 +138,31 @@ class ShardedImplementation(NamedTuple):
         places = self._head(head), self._rows(valid), self._rows(weights)
         results = self._rows(weights), self._model(needs_grad)
         return self._map(local, (head, valid, weights), places, results)
+
+    def rows_and_gradients(
+        self,
+        head: Head,
+        weights: Array,
+        constants: tuple[Array, ...],
+        function: Callable,
+        needs_grad: NeedsGrad,
+        options: Options,
+    ) -> tuple[RowTerms, ModelCotangents]:
+        """Return the terms of each row, and the gradients of the weighted sum of a function."""
+        run = self.module.rows_and_gradients
+        if self.axes.classes:
+            run = _rows_over_classes(self.module, self.axes)
+
+        def local(head: Head, weights: Array, constants: Any) -> tuple[RowTerms, ModelCotangents]:
+            matched, _, matched_weights = self._match(head, None, weights)
+            wide = self._widen(needs_grad, options)
+            rows, found = run(matched, matched_weights, constants, function, wide, options)
+            return rows, self._sum_gradients(found, head, needs_grad)
+
+        everywhere = jax.tree.map(lambda _: PartitionSpec(), constants)
+        places = self._head(head), self._rows(weights), everywhere
+        results = self._rows(RowTerms.zeros(weights)), self._model(needs_grad)
+        return self._map(local, (head, weights, constants), places, results)
 
     # -- Sigmoid --
 
@@ -261,11 +287,55 @@ def _sum_over_classes(
     """
     size = chunks.rows_per_chunk(head, needs_grad, options)
     if size is not None:
-        nll, gradients = xla_chunked.chunks_of_rows(
-            head, valid, weights, needs_grad, options, size, axes._replace(mesh=None)
-        )
-        return _once_per_row(nll, axes), gradients
+        local = axes._replace(mesh=None)
+        return xla_chunked.chunks_of_rows(head, valid, weights, needs_grad, options, size, local)
     head, weights = xla_chunked.ignore_rows(head, valid, weights)
+    head, forward, backward = _two_passes(module, head, axes)
+    nll, gradients = xla_chunked.compute_twice(
+        head, weights, needs_grad, options, forward, backward
+    )
+    return validation.zero_ignored(nll, valid), gradients
+
+
+def _rows_over_classes(module: ModuleType, axes: ClassShards) -> Callable:
+    """Return a device's part of `rows_and_gradients`, as `_sums_over_classes`."""
+    plain = partial(_row_losses_over_classes, xla_chunked, axes)
+    if module is xla_chunked:
+        return plain
+    return with_derivatives_of(plain, options=3)(partial(_row_losses_over_classes, module, axes))
+
+
+def _row_losses_over_classes(
+    module: ModuleType,
+    axes: ClassShards,
+    head: Head,
+    weights: Array,
+    constants: tuple[Array, ...],
+    function: Callable,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[RowTerms, ModelCotangents]:
+    """Return the terms of each row over all classes, and this device's part of the gradients.
+
+    The plan is that of `_sum_over_classes`.
+    """
+    loss = RowLoss(function, constants)
+    size = chunks.rows_per_chunk(head, needs_grad, options)
+    if size is not None:
+        local = axes._replace(mesh=None)
+        return xla_chunked.chunks_of_row_losses(
+            loss, head, weights, needs_grad, options, size, local
+        )
+    head, forward, backward = _two_passes(module, head, axes)
+    return xla_chunked.compute_twice(
+        head, weights, needs_grad, options, forward, backward, loss.part_cotangents
+    )
+
+
+def _two_passes(
+    module: ModuleType, head: Head, axes: ClassShards
+) -> tuple[Head, Callable, Callable]:
+    """Return a head with local labels, and forward and backward passes over all classes."""
     head, first = _localize_labels(head, axes)
 
     def forward(head: Head, options: Options) -> LSEParts:
@@ -276,16 +346,7 @@ def _sum_over_classes(
     ) -> ModelCotangents:
         return module.backward(*placement.match_varying_axes(head, parts, cotangents), *of)
 
-    nll, gradients = xla_chunked.compute_twice(
-        head, weights, needs_grad, options, forward, backward
-    )
-    return validation.zero_ignored(nll, valid), gradients
-
-
-def _once_per_row(values: Array, axes: ClassShards) -> Array:
-    """Return values per row, which are the same for all classes, with a type that says so."""
-    is_first = lax.axis_index(axes.classes) == 0
-    return lax.psum(jnp.where(is_first, values, 0), axes.classes)
+    return head, forward, backward
 
 
 def _localize_labels(head: Head, axes: ClassShards) -> tuple[Head, Array | int]:

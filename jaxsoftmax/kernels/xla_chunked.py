@@ -218,19 +218,35 @@ def rows_and_gradients(
     """Return the terms of each row, and the gradients of the weighted sum of a function of them."""
     loss = row_losses.RowLoss(function, constants)
     size = chunks.rows_per_chunk(head, needs_grad, options)
-    if size is None:
-        arguments = head, weights, needs_grad, options
-        return compute_twice(*arguments, forward, backward, loss.part_cotangents)
+    if size is not None:
+        return chunks_of_row_losses(loss, head, weights, needs_grad, options, size)
+    arguments = head, weights, needs_grad, options
+    return compute_twice(*arguments, forward, backward, loss.part_cotangents)
+
+
+def chunks_of_row_losses(
+    loss: row_losses.RowLoss,
+    head: Head,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    size: int,
+    shards: ClassShards = UNSHARDED,
+) -> tuple[row_losses.RowTerms, ModelCotangents]:
+    """Return `rows_and_gradients`, a chunk of rows with all their classes at a time.
+
+    Sharded classes are those of `chunks_of_rows`.
+    """
 
     def gradient(
         chunk: Head, valid: Array, weights: Array, axis: int
     ) -> tuple[row_losses.RowTerms, Array]:
         del valid  # of weight 0
         logits = row_logits(chunk, options, axis)
-        rows, dz = loss.weighted_gradient(logits.z, chunk.targets, weights, axis)
+        rows, dz = loss.weighted_gradient(logits.z, chunk.targets, weights, axis, shards)
         return rows, logits.through_cap_and_mask(dz)
 
-    zeros = row_losses.RowTerms.zeros(row_zeros(head))
+    zeros = row_losses.RowTerms.zeros(row_zeros(head, shards))
     return scan_whole_rows(gradient, head, None, weights, needs_grad, options, size, zeros)
 
 
@@ -256,7 +272,8 @@ def chunks_of_rows(
         dz = rows.through_cap_and_mask(dz)
         return nll, _scale_gradients(dz, jnp.expand_dims(weights, axis))
 
-    return scan_whole_rows(gradient, head, valid, weights, needs_grad, options, size)
+    zeros = row_zeros(head, shards)
+    return scan_whole_rows(gradient, head, valid, weights, needs_grad, options, size, zeros)
 
 
 def scan_whole_rows[Rows](
@@ -725,9 +742,10 @@ def _scale_gradients(dz: Array, weights: Array) -> Array:
     return jnp.where((weights == 0) & ~jnp.isfinite(dz), 0, dz) * weights
 
 
-def row_zeros(head: Head) -> Array:
-    """Return a zero for each row, in the dtype of sums."""
-    return placement.full(head.x, 0, head.x.shape[:1], primitives.sum_dtype(head.x.dtype))
+def row_zeros(head: Head, shards: ClassShards = UNSHARDED) -> Array:
+    """Return a zero for each row, in the dtype of sums, for what does not vary over the classes."""
+    sums = primitives.sum_dtype(head.x.dtype)
+    return placement.full(head.x, 0, head.x.shape[:1], sums, shards.local_axes)
 
 
 def _and(a: Array | None, b: Array | None) -> Array | None:
