@@ -647,6 +647,13 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert load(path, missing=("none",), texts=("note",)).schema.columns is not None
 
 
+def test_an_infinite_cell_names_its_option(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.csv", {"a": ["1e400", *cycle("1", "2")[1:]], "y": cycle(0, 1)})
+    with pytest.raises(ValueError, match=r"inf is not finite; .* missing \(--missing 1e400\)"):
+        load(path)
+    assert load(path, missing=("1e400",)).schema.columns is not None
+
+
 def test_a_column_of_lists_stays_one(tmp_path: Path) -> None:
     columns = {"v": [[1.0, 2.0]] * 20, "y": [0, 1] * 10}
     dataset = load(table(tmp_path / "x.parquet", columns))

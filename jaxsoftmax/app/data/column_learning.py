@@ -7,6 +7,7 @@ values (medians, the common values, the first date) is computed from the trainin
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxsoftmax.app.data.cells import (
     DATE_FORMATS,
     MISSING_NUMBER,
     Values,
+    describe_invalid,
     find_date_format,
     find_missing,
     is_date_type,
@@ -212,6 +214,7 @@ def _learn_from_text(
     num_present = np.count_nonzero(~numbers.is_missing)
     num_bad = np.count_nonzero(numbers.is_bad)
     if num_present and not num_bad:
+        _check_finite(name, cells, numbers)
         return _learn_number(name, numbers, is_train, options)
     if 0 < num_bad <= (1 - _MIN_NUMBER_SHARE) * num_present:
         _raise_mixed(name, cells, numbers)
@@ -223,6 +226,14 @@ def _learn_from_text(
     if date_format is not None:
         return _learn_date(name, cells, date_format, is_train, options)
     return _learn_category(name, cells, is_train, options)
+
+
+def _check_finite(name: str, cells: pa.Array, numbers: Values) -> None:
+    rows = np.flatnonzero(~np.isfinite(numbers.values) & ~numbers.is_missing)
+    if len(rows):
+        row = int(rows[0])
+        remedy = f"treat it as missing (--missing {quote(cells[row].as_py())})"
+        raise CellError(row, name, f"{describe_invalid(numbers.values[row])}; {remedy}")
 
 
 def _raise_mixed(name: str, cells: pa.Array, numbers: Values) -> None:
