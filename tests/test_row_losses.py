@@ -190,6 +190,18 @@ def test_what_the_function_closes_over_is_differentiated(tiles: Tiles | None) ->
     assert_close(transformed(total), transformed(wanted), 1e-5)
 
 
+def test_what_the_function_closes_over_may_be_an_integer() -> None:
+    head = random_head()
+
+    def total(w: Array, step: Any) -> Array:
+        return linear_cross_entropy_sum(
+            **head | {"w": w}, row_loss=lambda nll, lse, mean: nll * jnp.where(step > 3, 2, 1)
+        )
+
+    gradient = jax.value_and_grad(total)
+    assert_close(jax.jit(gradient)(head["w"], 5), gradient(head["w"], 5))
+
+
 @pytest.mark.parametrize("tiles", [None, CHUNKS], ids=["at once", "chunks"])
 def test_rows_that_do_not_count_add_nothing(tiles: Tiles | None) -> None:
     head = random_head()

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxsoftmax import class_shards, placement, softmax_core
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
@@ -86,8 +88,9 @@ class RowLoss(NamedTuple):
     def of(cls, function: Callable | None, like: Array) -> Self:
         """Return a user's function of numbers like those of an array, or nll without one.
 
-        What it closes over becomes its constants, but only where that may be differentiated: the
-        function of a jaxpr is for numbers that vary over the same mesh axes.
+        Traced arrays that it closes over become its constants, of any dtype: its code is run again
+        when they are gone. Without any it stays as it is, since the function of a jaxpr is only for
+        numbers that vary over the same mesh axes.
         """
         if function is None:
             return cls(lambda nll, lse, mean_logit: nll, ())
@@ -95,8 +98,15 @@ class RowLoss(NamedTuple):
         found = jax.eval_shape(function, *numbers)
         if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
             raise ValueError(f"row_loss: expected one floating number for a row, got {found}")
-        converted, constants = jax.closure_convert(function, *numbers)
-        return cls(converted, tuple(constants)) if constants else cls(function, ())
+        program = jax.make_jaxpr(function)(*numbers)
+        if not any(isinstance(a, jax.core.Tracer) for a in program.consts):
+            return cls(function, ())
+
+        def converted(nll: Array, lse: Array, mean_logit: Array, *constants: Array) -> Array:
+            closed = ClosedJaxpr(program.jaxpr, constants)
+            return jaxpr_as_fun(closed)(nll, lse, mean_logit)[0]
+
+        return cls(converted, tuple(program.consts))
 
     def __call__(self, nll: Array, lse: Array, mean_logit: Array) -> Array:
         """Return the function's value for each row."""
@@ -221,8 +231,9 @@ def _total(loss: RowLoss, rows: RowTerms, weights: Array) -> Array:
     return primitives.weighted_total(loss(rows.nll, rows.lse, rows.mean), weights)
 
 
-def _or_zeros(tangent: Any) -> Array:
-    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
+def _or_zeros(tangent: Any) -> Any:
+    # Not zeros of JAX: the tangent of an integer has a dtype that is NumPy's alone.
+    return np.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
 
 
 def _rows_tangents(
