@@ -844,6 +844,31 @@ def solver_path_without_bias_over_classes() -> None:
     np.testing.assert_allclose(found.objective, truth.objective, rtol=1e-10)
 
 
+@functools.cache
+def sparse_path() -> Any:
+    """What one device finds with l1, and eight that share the classes; no example has class 2."""
+    x, y = class_examples()
+    y[y == 2] = 3
+    grid: dict[str, Any] = {"C": [0.1, 1.0], "l1_ratio": 0.7}
+    truth = solve_path(x, y, gap=1e-11, **grid)
+    with jax.set_mesh(SQUARE):
+        return truth, solve_path(x, y, gap=1e-9, shards=OVER_BOTH, **grid)
+
+
+@case
+def solver_path_with_l1_over_classes() -> None:
+    truth, found = sparse_path()
+    assert truth.converged.all(), truth.reason
+    assert found.converged.all(), found.reason
+    relative = (found.objective - truth.objective) / truth.objective
+    assert (relative >= -1e-11).all(), relative
+    assert (relative <= found.gap).all(), relative
+    zeros = truth.params.w == 0
+    assert zeros.sum() > zeros.size / 4
+    np.testing.assert_array_equal(found.params.w == 0, zeros)
+    np.testing.assert_allclose(found.params.w, truth.params.w, atol=1e-4)
+
+
 @case
 def solver_of_a_large_problem_over_classes() -> None:
     """In float32 at first, with a sample and blocks that each device inverts for its classes."""
@@ -867,7 +892,6 @@ def solver_of_a_large_problem_over_classes() -> None:
 def solver_names_what_classes_cannot_have() -> None:
     x, y = class_examples()
     for how, words in (
-        ({"l1_ratio": 0.5}, "l1_ratio: expected 0.* shards.classes is not None, got 0.5"),
         ({"shards": Shards(rows="c", classes="c")}, "different axes of rows and classes"),
         ({"shards": Shards(classes="model")}, r"axes of the mesh, \('r', 'c'\), got 'model'"),
     ):
@@ -920,17 +944,30 @@ def lowered_programs(shards: Shards, n: int, d: int, k: int) -> list[Any]:
             ),
             class_preconditioner._gram_matrices.lower(*of_class, key, n // 2),
             class_preconditioner._invert_on_devices.lower(problem.features, blocks, 1.0),
+            steps.proximal_newton.lower(
+                problem, "softmax", point, gradient, basis, *2 * [one.update(dtype=jnp.float32)],
+                **how,
+            ),
         ]  # fmt: skip
 
 
 @case
 def solver_gathers_nothing_over_classes() -> None:
-    """What crosses are sums of a row, and a device's part of the parameters and of the blocks."""
+    """What crosses are sums of a row, and a device's part of the parameters and of the blocks.
+
+    A step with l1 exchanges parameters for those of all classes and some of the columns, and
+    gathers a number for each column.
+    """
     n, d, k = 64, 3, 48
     own_rows, own_classes = n // 2, k // 4
     limits = 3 * [max(own_rows, own_classes * (d + 1))]
     limits += [max(own_rows, own_classes * (d + 1) ** 2), 0]
-    for program, limit in zip(lowered_programs(OVER_BOTH, n, d, k), limits, strict=True):
+    *smooth, proximal = lowered_programs(OVER_BOTH, n, d, k)
+    crossing = [*collectives(proximal.compile().as_text())]
+    most = {"all-reduce": limits[0], "all-to-all": own_classes * 4, "all-gather": 4}
+    assert {name for name, _ in crossing} == {*most}
+    assert all(size <= most[name] for name, size in crossing), crossing
+    for program, limit in zip(smooth, limits, strict=True):
         crossing = [*collectives(program.compile().as_text())]
         assert {name for name, _ in crossing} == ({"all-reduce"} if limit else set())
         assert all(size <= limit for _, size in crossing), (limit, crossing)
@@ -1016,9 +1053,18 @@ def estimator_with_class_shards() -> None:
     x, y = class_examples()
     with jax.set_mesh(SQUARE):
         model = SoftmaxClassifier(shards=OVER_BOTH, tol=1e-10).fit(x, y)
-        with pytest.raises(ValueError, match=r"l1_ratio: expected 0.* shards\.classes"):
-            SoftmaxClassifier(shards=OVER_BOTH, l1_ratio=0.5).fit(x, y)
     same(model.coef_, SoftmaxClassifier(tol=1e-10).fit(x, y).coef_, 1e-3)
+
+
+@case
+def estimator_with_l1_and_class_shards() -> None:
+    """The last fit of `solver_path_with_l1_over_classes`, by its programs."""
+    x, y = class_examples()
+    y[y == 2] = 3
+    with jax.set_mesh(SQUARE):
+        model = SoftmaxClassifier(shards=OVER_BOTH, l1_ratio=0.7, tol=1e-9).fit(x, y)
+    wanted = np.delete(sparse_path()[0].params.w[1], 2, 1)
+    np.testing.assert_allclose(model.coef_.T, wanted, atol=1e-4)
 
 
 @case

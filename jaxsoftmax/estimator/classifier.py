@@ -37,8 +37,8 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         batch_size: batch size of `partial_fit`.
         random_state: determines the order of examples in `partial_fit`.
         shards: `jaxsoftmax.Shards(rows=..., classes=...)`: the axes of the mesh of `jax.set_mesh`
-            whose devices share the rows in `fit`, and those that share the classes, which needs an
-            `l1_ratio` of 0. Rows are not needed for an array of JAX that is sharded so.
+            whose devices share the rows in `fit`, and those that share the classes. Rows are not
+            needed for an array of JAX that is sharded so.
 
     Attributes, after `fit`: `coef_ [K, D]` and `intercept_ [K]` (one row for two classes),
     `classes_`, `n_iter_ [1]`, `gap_` (the certified relative gap), `solution_` (the whole

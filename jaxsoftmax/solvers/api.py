@@ -80,9 +80,9 @@ def solve(
         memory: bytes for temporary arrays beside the features.
         shards: `Shards(rows=..., classes=...)`, the axes of the mesh of `jax.set_mesh`, or of that
             of the features, whose devices share the rows, and those that share the classes. Rows
-            are not needed for an array that is sharded so. Classes are for a penalty without |w|_1,
-            and not on TPUs, where XLA has no maxima in float64 over devices.
-            Of a source, processes and their devices share the rows.
+            are not needed for an array that is sharded so. Classes are not for TPUs, where XLA has
+            no maxima in float64 over devices. Of a source, processes and their devices share the
+            rows.
         callback: called after each iteration, under the caller's own setting of float64, with a
             dict: iteration, products, seconds (since the call); objective and estimate (of its
             distance from the optimum), lists of one number; theta, the parameters in float64, a
@@ -132,7 +132,9 @@ def solve(
         certificate copies the parameters to the host, from all processes to each. The number of
         classes need not be a multiple of the shards: classes of probability 0 are added. The
         intercepts of a softmax then take one step for each class, as those of more than 128 classes
-        do, and not one that couples all classes.
+        do, and not one that couples all classes. With l1_ratio above 0 each trial of a step of a
+        softmax exchanges the parameters of a device once, for the median of each feature's weights
+        (see `class_shift`), and D medians come back.
 
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape

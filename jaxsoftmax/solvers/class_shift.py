@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers import row_shards
 
 
 def remove(problem: problems.Problem, link: problems.Link, theta: Array) -> Array:
@@ -30,20 +31,20 @@ def remove(problem: problems.Problem, link: problems.Link, theta: Array) -> Arra
         return theta
     w, present = theta[..., :-1], jnp.isfinite(theta[..., -1:])
     l2, l1 = (a.astype(w.dtype)[:, None, None] for a in (problem.l2, problem.l1))
-    tilt = jnp.zeros_like(w) if problem.tilt is None else problem.tilt[..., :-1].astype(w.dtype)
-    shift = _best_shift(w, tilt, present, l2, l1)
+    tilts = [] if problem.tilt is None else [problem.tilt[..., :-1].astype(w.dtype)]
+    of_classes = [jnp.where(present, a, jnp.nan) for a in (w, *tilts)]
+    shift = row_shards.map_columns(_best_shift, problem.features, *of_classes, replicated=(l2, l1))
     return theta.at[..., :-1].set(jnp.where(present, w - shift, w))
 
 
-def _best_shift(w: Array, tilt: Array, present: Array, l2: Array, l1: Array) -> Array:
-    """Return t, `[L, 1, D]`."""
-    count = jnp.sum(present, 1, keepdims=True)
-    centre = w + tilt / jnp.where(l2 > 0, l2, jnp.inf)
-    mean = jnp.sum(jnp.where(present, centre, 0), 1, keepdims=True) / count
+def _best_shift(l2: Array, l1: Array, w: Array, tilt: Array | None = None) -> Array:
+    """Return t, `[L, 1, D]`, from weights and tilts that are NaN for a class without examples."""
+    count = jnp.sum(~jnp.isnan(w), 1, keepdims=True)
+    centre = w if tilt is None else w + tilt / jnp.where(l2 > 0, l2, jnp.inf)
+    mean = jnp.nansum(centre, 1, keepdims=True) / count
     i = jnp.arange(w.shape[1] + 1)[None, :, None]
     signs = (count - 2 * i).astype(w.dtype)
     shrunk = mean + l1 / jnp.where(l2 > 0, l2, 1) * signs / count
     bound = jnp.where(signs == 0, 0, jnp.sign(signs) * jnp.inf)
-    others = jnp.where(l2 > 0, shrunk, bound)
-    numbers = [jnp.where(present, w, jnp.nan), jnp.where(i <= count, others, jnp.nan)]
-    return jnp.nanmedian(jnp.concatenate(numbers, 1), 1, keepdims=True)
+    others = jnp.where(i <= count, jnp.where(l2 > 0, shrunk, bound), jnp.nan)
+    return jnp.nanmedian(jnp.concatenate([w, others], 1), 1, keepdims=True)

@@ -274,6 +274,30 @@ def map_classes(function: Callable, features: RowShards, a: Array) -> Array:
     return _map(features, function, (spec,), spec)(a)
 
 
+def map_columns(
+    function: Callable, features: Any, *arrays: Array, replicated: tuple[Array, ...] = ()
+) -> Array:
+    """Return function(*replicated, *arrays), `[L, 1, D]`, of each column of arrays `[L, K, D]`.
+
+    Devices that share the classes exchange them for all classes of their share of the columns: an
+    array is as large as before. They gather the results, a number for each column.
+    """
+    count = class_count(features)
+    if count == 1:
+        return function(*replicated, *arrays)
+    width, axes = arrays[0].shape[-1], features.class_axes
+
+    def local(*operands: Array) -> Array:
+        shared, own = operands[: len(replicated)], operands[len(replicated) :]
+        padded = (jnp.pad(a, ((0, 0), (0, 0), (0, -width % count))) for a in own)
+        columns = [lax.all_to_all(a, axes, 2, 1, tiled=True) for a in padded]
+        found = function(*shared, *columns)
+        return lax.all_gather(found, axes, axis=2, tiled=True, to="invarying")
+
+    specs = *(PartitionSpec() for _ in replicated), *(features.parameter_spec(3) for _ in arrays)
+    return _map(features, local, specs, PartitionSpec())(*replicated, *arrays)[..., :width]
+
+
 def sum_rows(
     function: Callable, features: RowShards, *operands: Array, replicated: tuple = ()
 ) -> Any:
