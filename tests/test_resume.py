@@ -97,9 +97,8 @@ def test_what_a_resumed_fit_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "holds no run" in call("fit", "--resume", "nowhere").output
     assert "DATA is missing" in call("fit", "--quiet").output
     monkeypatch.setitem(sys.modules, "orbax", None)
-    result = call("fit", "x.csv", "--label", "y", "--checkpoint", "9")
+    result = call("fit", "x.csv", "--label", "none", "--checkpoint", "9")  # before it is read
     assert (result.exit_code, "pip install 'jaxsoftmax[scale]'" in result.output) == (1, True)
-    assert not list(Path("runs").iterdir())
 
 
 def test_the_best_epoch_is_kept_and_overfitting_is_told() -> None:

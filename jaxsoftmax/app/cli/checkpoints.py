@@ -31,6 +31,12 @@ _OF_EACH_COMMAND = ("resume", "no_report", "quiet", "as_json")
 _NOT_SAVED = (*_OF_EACH_COMMAND, "output", "overwrite")
 
 
+def require_orbax() -> None:
+    """Raise a ModuleNotFoundError if Orbax, which writes checkpoints, is not installed."""
+    if importlib.util.find_spec("orbax") is None:
+        raise ModuleNotFoundError("--checkpoint needs Orbax: pip install 'jaxsoftmax[scale]'")
+
+
 def start(run: Path, given: Mapping[str, Any], dataset: Dataset) -> Path:
     """Record the options and the data of a fit, or check those of a fit that is resumed.
 
@@ -43,11 +49,8 @@ def start(run: Path, given: Mapping[str, Any], dataset: Dataset) -> Path:
         The folder for the library's checkpoints.
 
     Raises:
-        ModuleNotFoundError: if Orbax, which writes them, is not installed.
         ValueError: if the fit is resumed, and the data are not those that it began with.
     """
-    if importlib.util.find_spec("orbax") is None:
-        raise ModuleNotFoundError("--checkpoint needs Orbax: pip install 'jaxsoftmax[scale]'")
     # Orbax warns of a checkpoint that was not complete when the process was killed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     folder, digest = run / FOLDER, _digest(dataset)

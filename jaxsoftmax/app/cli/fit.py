@@ -25,6 +25,8 @@ def run(**given: Any) -> None:
         given = checkpoints.restore_options(given)
     if given["name"] is None:
         raise ValueError("DATA is missing: name a file or a data set, or a run to --resume")
+    if given["checkpoint"] is not None:
+        checkpoints.require_orbax()  # before the data are read, which may take minutes
     if given["loss"] is LossName.squared_error:
         given["task"] = given["task"] or Task.numbers
     screen = console.make_console(quiet=given["quiet"])
