@@ -412,6 +412,12 @@ def test_macro_refuses_counts() -> None:
         ours.macro(ours.Counts(*(jnp.ones(2),) * 3))
 
 
+@pytest.mark.parametrize("fraction", [ours.micro, ours.precision, ours.recall, ours.f1])
+def test_fractions_refuse_what_is_no_counts(fraction: Callable) -> None:
+    with pytest.raises(TypeError, match="counts: expected Counts, as of class_counts"):
+        fraction(jnp.ones(3))  # which would be unpacked
+
+
 # -- Counts are integers --
 
 

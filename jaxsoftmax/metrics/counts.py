@@ -182,6 +182,9 @@ def micro(counts: Counts) -> Counts:
         A sum of integers is exact up to 2 10^9. It is -1 if it reaches 2^31 or if one of them is
         negative.
 
+    Raises:
+        TypeError: counts is not a `Counts` of numbers.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
@@ -192,7 +195,7 @@ def micro(counts: Counts) -> Counts:
     Reference:
         scikit-learn's `average="micro"`; for a single-label classifier it is the accuracy.
     """
-    return Counts(*(_sum_counts(_as_counts(count)) for count in counts))
+    return Counts(*map(_sum_counts, _as_arrays(counts)))
 
 
 def macro(values: ArrayLike) -> Array:
@@ -208,6 +211,9 @@ def macro(values: ArrayLike) -> Array:
     Numerics:
         NaN is left out. scikit-learn's `average="macro"` of ROC-AUC is NaN if one label has only
         one value; `jnp.mean` gives that.
+
+    Raises:
+        TypeError: values are not numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -233,6 +239,9 @@ def precision(counts: Counts) -> Array:
     Numerics:
         Integer counts of any size are rounded once, to floats.
 
+    Raises:
+        TypeError: counts is not a `Counts` of numbers.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
@@ -243,7 +252,7 @@ def precision(counts: Counts) -> Array:
     Reference:
         scikit-learn's `precision_score` with `zero_division=0`, `labels=range(K)`.
     """
-    true_positive, false_positive, _ = map(_as_counts, counts)
+    true_positive, false_positive, _ = _as_arrays(counts)
     return _fraction([true_positive], [false_positive])
 
 
@@ -259,6 +268,9 @@ def recall(counts: Counts) -> Array:
     Numerics:
         Integer counts of any size are rounded once, to floats.
 
+    Raises:
+        TypeError: counts is not a `Counts` of numbers.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
@@ -269,7 +281,7 @@ def recall(counts: Counts) -> Array:
     Reference:
         scikit-learn's `recall_score` with `zero_division=0`, `labels=range(K)`.
     """
-    true_positive, _, false_negative = map(_as_counts, counts)
+    true_positive, _, false_negative = _as_arrays(counts)
     return _fraction([true_positive], [false_negative])
 
 
@@ -286,6 +298,9 @@ def f1(counts: Counts) -> Array:
     Numerics:
         Integer counts of any size are rounded once, to floats.
 
+    Raises:
+        TypeError: counts is not a `Counts` of numbers.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxsoftmax import metrics
@@ -296,8 +311,15 @@ def f1(counts: Counts) -> Array:
     Reference:
         scikit-learn's `f1_score` with `zero_division=0`, `labels=range(K)`.
     """
-    true_positive, *false = map(_as_counts, counts)
+    true_positive, *false = _as_arrays(counts)
     return _fraction([true_positive, true_positive], false)
+
+
+def _as_arrays(counts: Counts) -> list[Array]:
+    """Return true positives, false positives and false negatives."""
+    if not isinstance(counts, tuple) or len(counts) != 3:
+        raise TypeError(f"counts: expected Counts, as of class_counts, got {type(counts).__name__}")
+    return [*map(_as_counts, counts)]
 
 
 def _as_counts(x: ArrayLike, name: str = "counts") -> Array:
