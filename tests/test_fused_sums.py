@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsoftmax.kernels import Tiles, linear_cross_entropy_stats, target
+from jaxsoftmax.kernels import Tiles, fused_sums, linear_cross_entropy_stats, target
 from jaxsoftmax.kernels.fused_sums import combine, reduce_classes
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -30,18 +30,20 @@ def hostile() -> dict[str, Any]:
     return data | {"labels": jnp.asarray(labels, jnp.int32), "where": jnp.asarray(exists)}
 
 
-def statistics(data: dict[str, Any], platform: str) -> Any:
+def statistics(data: dict[str, Any], platform: str, classes: int) -> Any:
     def run(x: jax.Array) -> Any:
-        how = {name: data[name] for name in ("bias", "where")} | {"tiles": Tiles(4, 8)}
+        how = {name: data[name] for name in ("bias", "where")} | {"tiles": Tiles(4, classes)}
         return linear_cross_entropy_stats(x, data["w"], data["labels"], **how)
 
     with target.assumed(platform, interpret=True):
         return jax.device_get(jax.jit(run)(data["x"]))
 
 
-def test_statistics_are_those_of_two_passes():
+@pytest.mark.parametrize("classes", [8, K], ids=["blocks", "at once"])
+def test_statistics_are_those_of_two_passes(classes: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fused_sums, "MOST_CLASSES", classes)
     data = hostile()
-    found, wanted = statistics(data, "tpu"), statistics(data, "cpu")
+    found, wanted = statistics(data, "tpu", classes), statistics(data, "cpu", classes)
     np.testing.assert_array_equal(found.predicted, wanted.predicted)
     np.testing.assert_array_equal(found.correct, wanted.correct)
     for a, b in zip(found, wanted, strict=True):

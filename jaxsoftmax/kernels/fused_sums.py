@@ -7,6 +7,11 @@ block twice, and a TPU v5p, whose two cores share no VMEM, keeps it in HBM: 32 M
 logits, which become 0.4. XLA's own estimate for v5e, at 4096 features and 2048 classes, is 0.81 of
 the cycles; no TPU has run it. Such a program takes a few seconds more to compile.
 
+As no logits are in memory, a product may be of all classes. For 7x a loop over blocks of them makes
+XLA copy w in another tiling: 576 MiB beside 8192 x 4096 x 65,536, which become 0. To compile such a
+product for 7x takes 12 s of processor time, and 45 for 256,001 classes (2 to 6 for the others), so
+more classes than `MOST_CLASSES` come in blocks.
+
 An exponential is computed for each pair of terms, one for each logit. XLA for CPUs and GPUs does
 not fuse a product and a reduction; there the two passes of `xla_chunked` cost less.
 """
@@ -17,6 +22,8 @@ from jax import Array, lax
 
 from jaxsoftmax import placement
 from jaxsoftmax.kernels.types import Head, LSEParts, Options, Stats
+
+MOST_CLASSES = 65_536  # of one product
 
 
 def is_fused(head: Head, options: Options) -> bool:

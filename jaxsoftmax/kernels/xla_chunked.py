@@ -3,9 +3,10 @@
 There are two routes, which differ in memory and in the number of products of N D K:
 
 - per example (`forward`, `tangent`, `backward`): blocks of classes, with a running maximum and
-  sum (on a TPU `fused_sums`). The reverse pass computes each block's logits again (four products)
-  and writes its part of w's gradient in place. Where one block holds all classes, XLA finds that
-  both passes compute the same logits and keeps them.
+  sum (on a TPU `fused_sums`, of all classes at once where they are not too many). The reverse pass
+  computes each block's logits again (four products) and writes its part of w's gradient in place.
+  Where one block holds all classes, XLA finds that both passes compute the same logits and keeps
+  them.
 - a weighted sum (`value_and_gradients`): chunks of rows with all their classes, whose gradient is
   known at once (three products). The gradient of w is summed in float32. Where the chunks would be
   too small (`chunks`), the sum takes the other route. The sigmoid loss, whose classes are
@@ -106,13 +107,18 @@ def _forward(head: Head, options: Options) -> LSEParts:
 
 @with_derivatives_of(_forward, options=1)
 def _fused_forward(head: Head, options: Options) -> LSEParts:
-    """Return the terms, each block's from one reduction."""
+    """Return the terms from products whose logits are nowhere in memory: one of them, if it may."""
+    k = head.w.shape[1]
+
+    def terms(block: _Block) -> LSEParts:
+        column = block.cut.indices(k)[None, :] if options.stats else None
+        return fused_sums.reduce_classes(block.z, _is_label(head, block), column)
 
     def step(parts: LSEParts, block: _Block) -> LSEParts:
-        column = block.cut.indices(head.w.shape[1])[None, :] if options.stats else None
-        found = fused_sums.reduce_classes(block.z, _is_label(head, block), column)
-        return fused_sums.combine(parts, found)
+        return fused_sums.combine(parts, terms(block))
 
+    if k <= fused_sums.MOST_CLASSES:
+        return terms(_make_block(head, 0, k, 1, options))
     return _scan_classes(step, _no_classes(head, options), head, options)
 
 
