@@ -64,6 +64,7 @@ FIT = ("fit", "x.csv", "--label", "odd", "--drop", "kind", "--drop", "high", "--
         (("--epochs", "1e20"), "invalid value for '--epochs'"),
         (("--epochs", "100000000000000000000"), "invalid value for '--epochs'"),
         (("--batch-size", "0"), "invalid value for '--batch-size'"),
+        (("--epochs", "2.5"), "invalid value for '--epochs'"),
         (("--learning-rate", "inf"), "--learning-rate must be finite, got inf"),
         (("--weight-decay", "inf"), "--weight-decay must be finite, got inf"),
         (("--lable", "y"), "no such option: --lable"),
@@ -77,6 +78,7 @@ def test_wrong_options_are_one_line(option: tuple[str, str], message: str) -> No
     assert result.exit_code == 2, result.output
     line = result.stderr.splitlines()[-1]
     assert line.startswith(f"jaxsoftmax: {message}"), result.stderr
+    assert option[1] in line or "no such option" in line  # what came
     assert "Traceback" not in result.output
     assert not Path("runs").exists()
 
@@ -90,6 +92,13 @@ def test_what_is_no_file() -> None:
         result = call("fit", source, "--label", "y")
         assert result.exit_code in (1, 2), result.output
         assert message in result.stderr
+
+
+def test_what_no_run_can_be_saved_to() -> None:
+    write_table()
+    result = call(*FIT, "--epochs", "1", "--output", "x.csv/run")
+    assert result.exit_code == 1, result.output
+    assert "--output x.csv/run cannot be created: Not a directory" in result.stderr
 
 
 def test_a_disk_that_is_full_is_told_with_the_path(monkeypatch: pytest.MonkeyPatch) -> None:

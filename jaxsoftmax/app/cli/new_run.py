@@ -194,7 +194,13 @@ def show(screen: Console, run: NewRun, saved: SavedRun, options: RunOptions) -> 
 
 def _make_folder(options: RunOptions, default: Path) -> Path:
     if options.output is not None:
-        return run_folder.make_folder(options.output, overwrite=options.overwrite)
+        try:
+            return run_folder.make_folder(options.output, overwrite=options.overwrite)
+        except OSError as error:
+            if error.strerror is None:  # the message is our own
+                raise
+            problem = f"--output {options.output} cannot be created: {error.strerror}"
+            raise OSError(problem) from error
     if options.overwrite:
         raise ValueError("--overwrite needs --output: without it, each run has a new folder")
     return run_folder.make_numbered_folder(default)

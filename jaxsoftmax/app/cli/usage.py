@@ -31,8 +31,19 @@ def _show(error: Any) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
-    # Newer versions of typer validate by pydantic, which says of what kind an error is.
-    message = error.format_message().strip().rstrip(".").replace(": Value error, ", ": ")
+    message = _describe_refusal(error)
     command = error.ctx.command_path if error.ctx is not None else "jaxsoftmax"
     line = f"jaxsoftmax: {message[:1].lower()}{message[1:]} (see {command} --help)"
     typer.echo(replace_unprintable(line), err=True)
+
+
+def _describe_refusal(error: Any) -> str:
+    """Return the message with the value that came, which newer versions of typer leave out.
+
+    They validate by pydantic, which says of what kind an error is, and with what it has tried.
+    """
+    message = error.format_message().strip().rstrip(".").replace(": Value error, ", ": ")
+    message = message.replace(": Input should be ", ": must be ").partition(", unable to parse")[0]
+    refused: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
+    given = repr(refused[0]["input"]) if refused else ""
+    return message if given in message else f"{message}, got {given}"

@@ -290,8 +290,9 @@ def _to_binary(name: str, column: pa.Array, describe_row: DescribeRow) -> np.nda
 def _to_float32(name: str, column: pa.Array, describe_row: DescribeRow) -> np.ndarray:
     numbers = to_numbers(column)
     if numbers.is_bad.all():
+        kind = "text" if is_text(column.type) else column.type
         raise ValueError(
-            f"{describe_row(None)}: column {name!r} holds {column.type}, where numbers are expected"
+            f"{describe_row(None)}: column {name!r} holds {kind}, where numbers are expected"
         )
     for row in np.flatnonzero(numbers.is_bad)[:1].tolist():
         value = abbreviate(column[row].as_py())
