@@ -1,7 +1,8 @@
 """Maxima of rows whose classes are sharded, in one all-reduce of integers.
 
 A maximum is that of the floats' bits, which are in the order of the floats with NaN above all:
-XLA's maximum of floats loses a NaN among devices.
+XLA's maximum of floats loses a NaN among devices. On TPUs those of float64 take two all-reduces
+(see `integer_reductions`).
 
 A softmax also needs the second largest logit of a row: the sum of the entries below the largest is
 in fixed point (see `fixed_point`), and where the largest has nearly all the mass, the digits of
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsoftmax import placement
+from jaxsoftmax import integer_reductions, placement
 from jaxsoftmax.placement import select
 
 CPU_BLOCK_ENTRIES = 2**20  # 4 MB, which stay in a CPU's cache
@@ -51,7 +52,7 @@ def extremes_over_shards(x: Array, axis: int, axes: Any) -> tuple[Array, Array]:
 
 
 def _pmax(tree: Any, axes: Any) -> Any:
-    return lax.pmax(tree, axes) if axes else tree
+    return integer_reductions.largest(tree, axes) if axes else tree
 
 
 def max_around_label(z: Array, label: Array, index: Array, axis: int, axes: Any) -> RowMaxima:
@@ -73,7 +74,7 @@ def max_around_label(z: Array, label: Array, index: Array, axis: int, axes: Any)
     order = by_rows(of_rows, axis, z, index)
     is_local = (index >= 0) & (index < z.shape[axis])
     label_order = select(is_local, to_order(label), _below_all(z.dtype))
-    order, label_order = lax.pmax((order, label_order), axes)
+    order, label_order = integer_reductions.largest((order, label_order), axes)
     rest, label = from_order(order, z.dtype), from_order(label_order, z.dtype)
     return RowMaxima(from_order(jnp.maximum(order, label_order), z.dtype), label, rest)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from jaxsoftmax import class_maxima, exponential, fixed_point, placement
+from jaxsoftmax import class_maxima, exponential, fixed_point, integer_reductions, placement
 from jaxsoftmax.exponential import RowScale
 from jaxsoftmax.linear_map import linear_map
 from jaxsoftmax.placement import select
@@ -192,7 +192,7 @@ def sum_exactly(summands: tuple[Summand, ...], axis: int, shards: ClassShards) -
         number = devices * blocks.shape[axis]
         forms.append(fixed_point.choose_format(blocks.dtype, number, shards=devices, limbs=count))
         limbs.append(fixed_point.to_limbs(blocks, scale, axis, forms[-1]))
-    totals = map(fixed_point.from_limbs, lax.psum(limbs, axes), scales, forms)
+    totals = map(fixed_point.from_limbs, integer_reductions.total(limbs, axes), scales, forms)
     return [
         select(jnp.isfinite(of.bound), total, of.bound)
         for total, of in zip(totals, summands, strict=True)

@@ -94,6 +94,10 @@ _FORMATS = {
         ),
     ),
 }
+# A TPU computes float64 as the sum of two float32: 48 bits at most, in the range of float32.
+_FORMATS["float64 of a TPU"] = _FORMATS["float64"]._replace(
+    scale_exponent=64, exact_limit=256.0, cutoff=128.0, ln2_high_bits=36
+)
 
 
 # Limits of summation, measured with XLA on a CPU (see `_sum`).
@@ -108,6 +112,13 @@ SHORT_SUM_CLASSES = 4  # a sequential sum this short loses at most 1.5 ulp
 MIN_BLOCK_CLASSES = 32  # smaller blocks would be too many
 MAX_BLOCK_CLASSES = 256  # a vectorized sum this long is off by at most 7 ulp
 BLOCKED_SUM_LIMIT = 10_000  # classes; longer vectorized sums are off by at most 7 ulp again
+
+
+class FloatLimits(NamedTuple):
+    """The limits of floating-point numbers."""
+
+    eps: float  # the rounding of a number next to 1
+    tiny: float  # the least normal number
 
 
 class RowScale(NamedTuple):
@@ -129,7 +140,7 @@ class RowScale(NamedTuple):
 
 def prepare_rows(maximum: Array) -> RowScale:
     """Return what the exponentials of rows with these maxima share."""
-    form = _FORMATS[maximum.dtype.name]
+    form = _form_of(maximum.dtype)
     is_far = jnp.abs(maximum) >= form.exact_limit
     offset, peak = select(is_far, maximum, 0), select(is_far, 0, maximum)
     n, t = _reduce(peak, form)
@@ -140,12 +151,12 @@ def prepare_rows(maximum: Array) -> RowScale:
 
 def scale_exponent(dtype: Any) -> int:
     """Return s, where scaled exponentials are those relative to the maximum times about 2^s."""
-    return _FORMATS[dtype.name].scale_exponent
+    return _form_of(dtype).scale_exponent
 
 
 def exp_of_maximum(row: RowScale) -> Array:
     """Return the value of `scaled_exp` at the maximum itself."""
-    form = _FORMATS[row.maximum.dtype.name]
+    form = _form_of(row.maximum.dtype)
     scale = row.remainder.dtype.type(2.0**form.scale_exponent)
     return _scale_exp(row.remainder, row.factor * scale, form)
 
@@ -163,7 +174,7 @@ def scaled_exp(z: Array, row: RowScale) -> Array:
     on a CPU and among devices over which the classes are sharded. So the comparisons are written to
     be false for entries that should pass through unchanged.
     """
-    form = _FORMATS[z.dtype.name]
+    form = _form_of(z.dtype)
     shifted = select(z >= row.maximum, row.peak, z - row.offset)
     n, t = _reduce(select(shifted <= row.floor, row.floor, shifted), form)
     # One addition forms the exponent of 2^(n - n_max + s): the bits above the integer in n are
@@ -195,7 +206,28 @@ def again(z: Array, times: int = 1) -> Array:
 
 def is_for_gpu() -> bool:
     """Return whether the program is traced for a GPU."""
-    return import_module("jaxsoftmax.kernels.target").current().platform == "gpu"
+    return _platform() == "gpu"
+
+
+def is_double_single(dtype: Any) -> bool:
+    """Return whether numbers are sums of two float32, as a TPU's float64 are."""
+    return jnp.dtype(dtype) == jnp.float64 and _platform() == "tpu"
+
+
+def float_limits(dtype: Any) -> FloatLimits:
+    """Return the limits of a dtype on the device that the program is traced for."""
+    if is_double_single(dtype):
+        return FloatLimits(2.0**-48, float(jnp.finfo(jnp.float32).tiny))
+    info = jnp.finfo(dtype)
+    return FloatLimits(float(info.eps), float(info.tiny))
+
+
+def _platform() -> str:
+    return import_module("jaxsoftmax.kernels.target").current().platform
+
+
+def _form_of(dtype: Any) -> _Format:
+    return _FORMATS["float64 of a TPU" if is_double_single(dtype) else jnp.dtype(dtype).name]
 
 
 def sum_terms(terms: Array, row: RowScale, axis: int) -> Array:
@@ -263,7 +295,7 @@ def _split_sum(terms: Array, axis: int) -> Array:
     The coarse part holds multiples of 2^-18 of the scale, whose sum is exact for 32 of them. The
     fine part holds the remainders, which are small.
     """
-    form = _FORMATS[terms.dtype.name]
+    form = _form_of(terms.dtype)
     unit = terms.dtype.type(2.0 ** (form.scale_exponent - form.mantissa_bits + 5))
     coarse = lax.round(terms / unit, lax.RoundingMethod.TO_NEAREST_EVEN) * unit
     fine = jnp.sum(terms - coarse, axis)

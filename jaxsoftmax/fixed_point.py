@@ -28,6 +28,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsoftmax import exponential
+
 BLOCK_CLASSES = 128
 # The tree's first additions are of vectors of this length. On a CPU, a tree that ends with single
 # numbers is not vectorized at all unless its first part is a program of its own.
@@ -88,12 +90,14 @@ def _halve(x: Array, axis: int, length: int) -> Array:
 def power_above(bound: Array) -> Array:
     """Return the power of two b with bound < 4 b <= 2 bound, or the nearest one that is normal.
 
-    The quarter is for bounds near the largest number: 4 b may be infinite, and 1 / b is normal.
+    The quarter is for bounds near the largest number: 4 b may be infinite, and 1 / b is normal. A
+    TPU's float64 have the range of float32.
     """
     info = jnp.finfo(bound.dtype)
     integer = jnp.dtype(f"int{info.bits}")
     exponent = lax.bitcast_convert_type(bound, integer) >> info.nmant
-    exponent = jnp.maximum(exponent - 1, 1)
+    least = 1 - info.minexp - 126 if exponential.is_double_single(bound.dtype) else 1
+    exponent = jnp.maximum(exponent - 1, least)
     return lax.bitcast_convert_type(exponent << info.nmant, bound.dtype)
 
 

@@ -17,6 +17,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
 
+import described_solver  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import mesh_run  # noqa: E402
 import numpy as np  # noqa: E402
@@ -44,14 +45,9 @@ from jaxsoftmax import (  # noqa: E402
 from jaxsoftmax.estimator import SoftmaxClassifier, SoftmaxClassifierCV  # noqa: E402
 from jaxsoftmax.metrics import ranking  # noqa: E402
 from jaxsoftmax.solvers import (  # noqa: E402
-    certificate,
     class_preconditioner,
     prepare,
-    row_shards,
-    steps,
 )
-from jaxsoftmax.solvers import problem as problems  # noqa: E402
-from jaxsoftmax.solvers.shared_preconditioner import Preconditioner  # noqa: E402
 from jaxsoftmax.training import sweeping  # noqa: E402
 from jaxsoftmax.training.division import UNDIVIDED, Division  # noqa: E402
 from jaxsoftmax.training.epoch import jitted_train_epoch  # noqa: E402
@@ -899,58 +895,6 @@ def solver_names_what_classes_cannot_have() -> None:
             solve(x, y, **{"C": 1.0, "shards": OVER_BOTH, **how})
 
 
-def described_problem(shards: Shards, n: int, d: int, k: int) -> tuple[Any, ...]:
-    """What a step takes of a problem that is not there: problem, point, gradient, and a basis."""
-    rows, classes = shards
-    auto = Mesh(SQUARE.devices, SQUARE.axis_names)
-
-    def array(shape: tuple[int, ...], *axes: Any, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(auto, P(*axes)))
-
-    spec = NamedSharding(auto, P((rows,), None))
-    over = () if classes is None else (classes,)
-    features = row_shards.RowShards(array((n, d), rows), spec, n, over)
-    numbers = [array((1,), dtype=jnp.float64)] * 2
-    largest = array((d,), dtype=jnp.float64)
-    problem = problems.Problem(
-        features, array((1, n), None, rows, dtype=jnp.int32),
-        array((1, n), None, rows, dtype=jnp.float64), *numbers, largest,
-    )  # fmt: skip
-    scores, theta = array((1, k, n), None, classes, rows), array((1, k, d + 1), None, classes)
-    point = problems.Point(theta, scores, array((1,)), scores)
-    basis = Preconditioner(array((d, d)), array((d,)), array((d,)))
-    return problem, point, theta, basis
-
-
-def lowered_programs(shards: Shards, n: int, d: int, k: int) -> list[Any]:
-    """The programs of a Newton step, of the two certificates, and of blocks and their inverses."""
-    problem, point, gradient, basis = described_problem(shards, n, d, k)
-    exact = jax.tree.map(lambda a: a.update(dtype=jnp.float64), (point, gradient))
-    variance, blocks, one = point.scores, gradient, jax.ShapeDtypeStruct((1,), jnp.float64)
-    blocks = blocks.update(shape=(1, k, d + 1, d + 1))
-    how: dict[str, Any] = {"intercept": True}
-    sample = steps.Sample(problem, None)
-    with row_shards.computing_with(problem.features):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        of_class = problem.features, problem.weights.update(shape=(n,), sharding=None), variance
-        return [
-            steps.newton_cg.lower(
-                problem, "softmax", point, gradient, basis, one.update(dtype=jnp.float32), sample,
-                **how,
-            ),
-            certificate._certify_with_centering.lower(problem, "softmax", *exact, one, **how),
-            certificate.certify_rounded.lower(
-                problem, "softmax", gradient, exact[1], dtype="float32", **how
-            ),
-            class_preconditioner._gram_matrices.lower(*of_class, key, n // 2),
-            class_preconditioner._invert_on_devices.lower(problem.features, blocks, 1.0),
-            steps.proximal_newton.lower(
-                problem, "softmax", point, gradient, basis, *2 * [one.update(dtype=jnp.float32)],
-                **how,
-            ),
-        ]  # fmt: skip
-
-
 @case
 def solver_gathers_nothing_over_classes() -> None:
     """What crosses are sums of a row, and a device's part of the parameters and of the blocks.
@@ -960,15 +904,17 @@ def solver_gathers_nothing_over_classes() -> None:
     """
     n, d, k = 64, 3, 48
     own_rows, own_classes = n // 2, k // 4
-    limits = 3 * [max(own_rows, own_classes * (d + 1))]
-    limits += [max(own_rows, own_classes * (d + 1) ** 2), 0]
-    *smooth, proximal = lowered_programs(OVER_BOTH, n, d, k)
-    crossing = [*collectives(proximal.compile().as_text())]
-    most = {"all-reduce": limits[0], "all-to-all": own_classes * 4, "all-gather": 4}
+    parameters = max(own_rows, own_classes * (d + 1))
+    limits = dict.fromkeys(("step", "certificate", "rounded", "evaluation"), parameters)
+    limits |= {"blocks": max(own_rows, own_classes * (d + 1) ** 2), "inverses": 0}
+    programs = described_solver.lowered_programs(SQUARE, OVER_BOTH, n, d, k)
+    crossing = [*collectives(programs.pop("proximal step")().compile().as_text())]
+    most = {"all-reduce": parameters, "all-to-all": own_classes * 4, "all-gather": 4}
     assert {name for name, _ in crossing} == {*most}
     assert all(size <= most[name] for name, size in crossing), crossing
-    for program, limit in zip(smooth, limits, strict=True):
-        crossing = [*collectives(program.compile().as_text())]
+    assert programs.keys() == limits.keys()
+    for name, limit in limits.items():
+        crossing = [*collectives(programs[name]().compile().as_text())]
         assert {name for name, _ in crossing} == ({"all-reduce"} if limit else set())
         assert all(size <= limit for _, size in crossing), (limit, crossing)
 
@@ -978,8 +924,8 @@ def solver_needs_less_memory_with_class_shards() -> None:
     """A device's arguments and temporaries fall with the shards of the classes."""
 
     def num_bytes(shards: Shards) -> list[int]:
-        step, certificate, *_ = lowered_programs(shards, 256, 16, 2048)
-        needs = (each.compile().memory_analysis() for each in (step, certificate))
+        programs = described_solver.lowered_programs(SQUARE, shards, 256, 16, 2048)
+        needs = (programs[name]().compile().memory_analysis() for name in ("step", "certificate"))
         return [each.argument_size_in_bytes + each.temp_size_in_bytes for each in needs]
 
     for few, many in zip(num_bytes(OVER_BOTH), num_bytes(Shards(rows="r")), strict=True):

@@ -171,3 +171,16 @@ def test_gram_product_in_chunks(rows: int, monkeypatch: pytest.MonkeyPatch) -> N
     r = factor * (v @ x.T)
     np.testing.assert_allclose(found[0], r @ x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], r.sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_tpu_inverts_without_cholesky() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 200))
+    x[3] = x[4]  # two columns that are equal but for the diagonal
+    a = np.corrcoef(x)
+    a[np.diag_indices(30)] += class_preconditioner.DIAGONAL_ROUNDING
+    with jax.enable_x64():
+        invert = jax.jit(class_preconditioner._invert_by_sweeps)
+        np.testing.assert_allclose(invert(a) @ a, np.eye(30), atol=1e-9)
+        a[3, 3] -= 2 * class_preconditioner.DIAGONAL_ROUNDING
+        assert np.isnan(invert(a)).any()

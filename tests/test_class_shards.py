@@ -13,7 +13,17 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxsoftmax import Shards, cross_entropy, fixed_point, linear_cross_entropy, pad_classes
+from jaxsoftmax import (
+    Shards,
+    class_maxima,
+    cross_entropy,
+    exponential,
+    fixed_point,
+    integer_reductions,
+    linear_cross_entropy,
+    pad_classes,
+    softmax_core,
+)
 from jaxsoftmax.kernels import target
 
 SCRIPT = Path(__file__).parent / "mesh_cases_classes.py"
@@ -151,3 +161,43 @@ def test_sums_of_1_to_1024_shards_have_the_same_bits(classes: int) -> None:
     assert (abs(on(1024) - exact) <= 2 * np.spacing(np.float32(1.99))).all()
     for shards in (1, 8):
         np.testing.assert_array_equal(on(shards), on(1024))
+
+
+def test_integers_of_64_bits_in_parts_of_32() -> None:
+    """What crosses between TPUs: equal high words, carries of all pieces, negative numbers, NaN."""
+    rng = np.random.default_rng(0)
+    floats = np.append(rng.standard_normal(12), [-np.inf, np.inf, np.nan, 0.0])
+    near = floats + np.spacing(floats) * rng.integers(-2, 3, floats.size)
+    mesh = jax.make_mesh((2,), ("model",), (AxisType.Auto,))
+    with jax.enable_x64():
+        orders = class_maxima.to_order(jnp.asarray([floats, near]))
+        integers = jnp.asarray(rng.integers(-(2**62), 2**62, (2, 64))).at[:, 0].set(2**62 - 1)
+
+        def parts(orders: jax.Array, integers: jax.Array) -> Any:
+            largest = integer_reductions.largest_words({"a": orders}, ("model",))
+            return largest["a"], integer_reductions.total_pieces([integers], ("model",))[0]
+
+        spread = jax.shard_map(parts, mesh=mesh, in_specs=P("model"), out_specs=P())
+        largest, total = jax.jit(spread)(orders, integers)
+        np.testing.assert_array_equal(largest[0], orders.max(0))
+        np.testing.assert_array_equal(total[0], integers.sum(0))
+
+
+def test_float64_of_a_tpu_stays_in_the_range_of_float32() -> None:
+    """It is a sum of two float32, so that 2^512, the scale elsewhere, is infinite."""
+    z = np.random.default_rng(0).standard_normal((5, 9)) * [[1], [10], [100], [1000], [1e6]]
+    labels, known = jnp.arange(5), jnp.ones(5, bool)
+    with jax.enable_x64(), target.assumed("tpu"):
+        row = exponential.prepare_rows(jnp.asarray(z.max(1)))
+        numbers = [
+            exponential.scaled_exp(jnp.asarray(z), row.expand_dims(1)),
+            exponential.exp_of_maximum(row),
+            1 / fixed_point.power_above(jnp.asarray([0.0, 1e-300, 1e-30])),
+        ]
+        found = softmax_core.value_and_gradient(jnp.asarray(z), labels, known, known, 1)
+    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    assert all(((tiny <= np.asarray(a)) & (np.asarray(a) <= huge)).all() for a in numbers)
+    with jax.enable_x64():
+        wanted = softmax_core.value_and_gradient(jnp.asarray(z), labels, known, known, 1)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-55)

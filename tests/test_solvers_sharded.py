@@ -1,7 +1,6 @@
 """The solvers on features whose rows two devices share: the same optimum, and what crosses."""
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -175,17 +174,6 @@ def test_a_sharded_feature_that_is_bad_is_named(mesh: Mesh) -> None:
     x[N - 2, 3] = 1e20
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=rf"1e\+15, got 1e\+20 at \[{N - 2}"):
         solve(x, y, C=1.0, shards=ROWS)
-
-
-def test_tpus_do_not_share_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse, tpus = row_shards._refuse_tpus, np.array([SimpleNamespace(platform="tpu")])
-    monkeypatch.setattr(row_shards, "_refuse_tpus", lambda _: refuse(SimpleNamespace(devices=tpus)))
-    x, y = examples()
-    with (
-        jax.set_mesh(Mesh(np.array(jax.devices()[:2]), ("rows",))),
-        pytest.raises(NotImplementedError, match=r"shards\.classes must be None on TPUs"),
-    ):
-        solve(x, y, C=1.0, shards=Shards(classes="rows"))
 
 
 def test_shards_that_do_not_fit_are_refused(mesh: Mesh) -> None:

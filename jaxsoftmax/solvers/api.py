@@ -80,9 +80,8 @@ def solve(
         memory: bytes for temporary arrays beside the features.
         shards: `Shards(rows=..., classes=...)`, the axes of the mesh of `jax.set_mesh`, or of that
             of the features, whose devices share the rows, and those that share the classes. Rows
-            are not needed for an array that is sharded so. Classes are not for TPUs, where XLA has
-            no maxima in float64 over devices. Of a source, processes and their devices share the
-            rows.
+            are not needed for an array that is sharded so. Of a source, processes and their devices
+            share the rows.
         callback: called after each iteration, under the caller's own setting of float64, with a
             dict: iteration, products, seconds (since the call); objective and estimate (of its
             distance from the optimum), lists of one number; theta, the parameters in float64, a
@@ -136,12 +135,16 @@ def solve(
         softmax exchanges the parameters of a device once, for the median of each feature's weights
         (see `class_shift`), and D medians come back.
 
+        On a TPU float64 is the sum of two float32, with 48 bits and the range of float32; the
+        certificate allows for its rounding in `gap_floor`. A sum of float64 over the shards of the
+        rows gathers their parts there, 8 K (D + 1) bytes from each, divided by the shards of the
+        classes, and maxima cross in two turns of 32 bits.
+
     Raises:
         TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape
         or value, which the message names; a label too large to be a class, if neither
         class_weights nor init give the number of classes. MemoryError: sparse features whose
         entries alone exceed `memory`, or features that with their scores exceed the device's.
-        NotImplementedError: class shards on TPUs.
 
     Example:
         >>> import numpy as np

@@ -43,6 +43,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax import links
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import newton, row_shards
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.limits import MAX_INTERCEPT_DECREMENT, MAX_INTERCEPT_STEPS, MAX_ROUNDING
@@ -148,7 +149,7 @@ def _certify_without_centering(
         slope, divergence, valid = gradient[..., :-1], jnp.zeros_like(point.value), jnp.array(True)
     gap = divergence + newton.norm(slope) ** 2 / (2 * problem.l2)
     size = jnp.abs(point.residual).sum(-1)
-    rounding = jnp.finfo(size.dtype).eps * size.sum(-1)
+    rounding = float_limits(size.dtype).eps * size.sum(-1)
     floor = rounding_floor(problem, point, jnp.sum(size**2, -1), rounding)
     spent = int(intercept and rows is None)
     enough = jnp.all((gap <= goal) | (divergence <= 0.1 * goal))
@@ -181,7 +182,7 @@ def _correct_rows(
         largest = jnp.max(jnp.abs(beta), -1)
         valid = jnp.all(largest <= 1)
     # Examples that are certain of a class have no probability to move to or from it.
-    met = jnp.abs(change[..., -1] + excess) <= MAX_ROUNDING * jnp.finfo(excess.dtype).eps
+    met = jnp.abs(change[..., -1] + excess) <= MAX_ROUNDING * float_limits(excess.dtype).eps
     factor = jnp.where(largest <= 0.5, 0.5 + 0.25 * largest, 1)
     return _Correction(change, factor * -jnp.sum(beta * excess, -1), valid & jnp.all(met))
 
@@ -415,7 +416,7 @@ def _intercept_step(
     """Return Newton's step of the intercepts, `[L, K]`, or a safe one where it is too expensive."""
     p = class_variance
     s = problem.weights.astype(p.dtype)[:, None]
-    eps = jnp.finfo(p.dtype).eps
+    eps = float_limits(p.dtype).eps
     if link == "sigmoid":
         return -excess / (jnp.sum(s * p, -1) + eps)
     # Halved, because the classes share their probability.
@@ -431,7 +432,7 @@ def shared_probability(s: Array, p: Array) -> Array:
 
 def coupled_step(shared: Array, excess: Array) -> Array:
     """Return Newton's step of a softmax's intercepts, `[L, K]`."""
-    classes, eps = shared.shape[-1], jnp.finfo(shared.dtype).eps
+    classes, eps = shared.shape[-1], float_limits(shared.dtype).eps
     on_diagonal = jnp.eye(classes, dtype=bool)
     # The Hessian's rows sum to 0, and this sum of the others is without cancellation.
     diagonal = jnp.sum(jnp.where(on_diagonal, 0, shared), -1) + eps
@@ -450,7 +451,7 @@ def _meet_intercept_condition(s: Array, log_q: Array, target: Array, beta: Array
     largest = jnp.max(jnp.abs(tilt), (1, 3), keepdims=True)
     log_q = log_q + jnp.log1p(tilt * jnp.minimum(1, 0.5 / jnp.where(largest > 0, largest, 1)))
     excess = jnp.sum(s * (jnp.exp(log_q) - target), -1, keepdims=True)
-    violated = jnp.any(jnp.abs(excess) > MAX_ROUNDING * jnp.finfo(q.dtype).eps)
+    violated = jnp.any(jnp.abs(excess) > MAX_ROUNDING * float_limits(q.dtype).eps)
     return lax.cond(violated, lambda: _move_excess(s, log_q, target), lambda: log_q)
 
 
@@ -527,7 +528,7 @@ def rounding_floor(
     its largest terms. `squares` are the squares of these terms without the features' part. The
     violation of the intercept's condition that rounding leaves is multiplied by the intercept.
     """
-    eps = jnp.finfo(jnp.float64).eps
+    eps = float_limits(jnp.float64).eps
     w, b = point.theta[..., :-1], point.theta[..., -1]
     terms = squares * jnp.sum(problem.column_max_abs**2)
     terms = terms + problem.l2**2 * jnp.sum(w**2, (1, 2))

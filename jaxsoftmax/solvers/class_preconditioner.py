@@ -185,10 +185,33 @@ def _invert_on_devices(features: RowShards, grams: Array, l2: float) -> Array:
         size = jnp.sqrt(jnp.where(jnp.diag(a) > 0, jnp.diag(a), 1))
         a = a / (size[:, None] * size)
         a = a.at[on_diagonal, on_diagonal].add(DIAGONAL_ROUNDING)
-        inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), jnp.eye(len(a)))
+        inverse = lax.platform_dependent(a, tpu=_invert_by_sweeps, default=_invert_by_cholesky)
         return (inverse / (size[:, None] * size)).astype(gram.dtype)
 
     return row_shards.map_classes(lambda own: lax.map(invert, own[0])[None], features, grams)
+
+
+def _invert_by_cholesky(a: Array) -> Array:
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), jnp.eye(len(a)))
+
+
+def _invert_by_sweeps(a: Array) -> Array:
+    """Return the inverse by Gauss and Jordan's method; NaN if a pivot is not positive.
+
+    XLA for TPUs (jax 0.12) does not compile Cholesky's in float64 for several devices.
+    """
+    on_axis = jnp.arange(len(a))
+
+    def sweep(k: Array, a: Array) -> Array:
+        """Exchange one unknown for its equation, with the signs that keep the matrix symmetric."""
+        is_k, column = on_axis == k, a[k]
+        pivot = jnp.where(column[k] > 0, column[k], jnp.nan)
+        scaled = column / pivot
+        swept = a - column[:, None] * scaled
+        swept = jnp.where(is_k[:, None], scaled, jnp.where(is_k, scaled[:, None], swept))
+        return jnp.where(is_k[:, None] & is_k, -1 / pivot, swept)
+
+    return -lax.fori_loop(0, len(a), sweep, a)
 
 
 def _invert_on_host(grams: np.ndarray, l2: float) -> np.ndarray | None:

@@ -340,7 +340,7 @@ def _sample_rows(problem: Problem) -> steps.Sample:
     n = row_shards.rows_per_shard(problem.features)
     rows = jnp.asarray(np.sort(np.random.default_rng(1).permutation(n)[: n // SAMPLE_DIVISOR]))
     part = problems.take_rows(problem, rows)
-    total = jnp.maximum(part.weights.sum(1, keepdims=True), 1e-300)
+    total = jnp.maximum(part.weights.sum(1, keepdims=True), 1e-30)
     return steps.Sample(part._replace(weights=part.weights / total), rows)
 
 

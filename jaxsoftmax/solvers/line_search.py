@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.limits import MAX_SLOPE_RATIO, MAX_TRIALS
 
@@ -43,7 +44,7 @@ def minimize_along(
     step in MAX_TRIALS, keeps its point, with t = 0.
     """
     first_slope = _slope(problem, point, d, dz)
-    slack = 4 * jnp.finfo(point.value.dtype).eps * jnp.abs(point.value)
+    slack = 4 * float_limits(point.value.dtype).eps * jnp.abs(point.value)
     line = _Line(problem, point, d, dz, first_slope, slack)
     penalty_curvature = problem.l2.astype(first_slope.dtype) * jnp.sum(d[..., :-1] ** 2, (1, 2))
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import class_shift, newton, proximal_operator, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.proximal_operator import Metric
@@ -72,7 +73,7 @@ def shrink(
     variance = problems.class_variance(problem, link, point)
     c = shared_preconditioner.mean_curvature(problem, link, variance)
     preconditioner = jax.tree.map(lambda a: a.astype(dtype), preconditioner)
-    slack = 8 * jnp.finfo(dtype).eps * jnp.abs(point.value)
+    slack = 8 * float_limits(dtype).eps * jnp.abs(point.value)
 
     def attempt(stiffness: Array, trials: Array | int) -> _Trial:
         metric = _metric(problem, preconditioner, stiffness[:, None] * c, intercept)
@@ -120,7 +121,7 @@ def step_on_face(
         end = problems.point_from_scores(
             problem, link, theta, problems.linear_scores(problem, theta)
         )
-        slack = 2 * jnp.finfo(g.dtype).eps * jnp.abs(point.value)
+        slack = 2 * float_limits(g.dtype).eps * jnp.abs(point.value)
         accepted = end.value <= point.value + 1e-4 * step * slope + slack
         return _Trial(step, end, accepted, trials)
 
@@ -165,7 +166,7 @@ def _metric(
 ) -> Metric:
     """Return the metric for curvatures c, `[L, K]`."""
     dtype = preconditioner.spectrum.dtype
-    c = jnp.maximum(c, jnp.finfo(dtype).eps)[..., None].astype(dtype)
+    c = jnp.maximum(c, float_limits(dtype).eps)[..., None].astype(dtype)
     return Metric(preconditioner, c, problem.l2.astype(dtype)[:, None, None], intercept)
 
 

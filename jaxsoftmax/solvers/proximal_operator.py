@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import newton, shared_preconditioner
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
@@ -49,7 +50,7 @@ class Metric(NamedTuple):
         """A where it is diagonal, `[L, K, D]`, above 0."""
         extra = 0 if self.centered else self.curvature * self.preconditioner.mean**2
         a = self.eigenvalues + extra
-        return jnp.maximum(a, jnp.finfo(a.dtype).eps * jnp.max(a, -1, keepdims=True))
+        return jnp.maximum(a, float_limits(a.dtype).eps * jnp.max(a, -1, keepdims=True))
 
 
 class _Iterate(NamedTuple):
@@ -126,7 +127,7 @@ def _first_rho(metric: Metric) -> Array:
 
 def _is_accurate(w: Array, primal: Array, change: Array, z: Array) -> Array:
     """Return whether each lane's x and z agree and have come to rest, `[L]`."""
-    enough = ACCURACY * newton.norm(z - w) + jnp.finfo(w.dtype).eps * newton.norm(w)
+    enough = ACCURACY * newton.norm(z - w) + float_limits(w.dtype).eps * newton.norm(w)
     return (newton.norm(primal) <= enough) & (newton.norm(change) <= enough)
 
 

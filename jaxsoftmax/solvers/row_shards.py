@@ -110,7 +110,6 @@ def shard_features(features: Any, shards: Shards | None) -> Any:
 
     Raises:
         TypeError: `shards` is not Shards or None.
-        NotImplementedError: devices that share the classes are TPUs.
         ValueError: `shards` names no axes of the mesh, or one of them for rows and classes, or the
             features are a sparse matrix.
     """
@@ -124,18 +123,7 @@ def shard_features(features: Any, shards: Shards | None) -> Any:
     put = _put_device_array if isinstance(features, Array) else _put_host_array
     classes = () if shards is None else placement.axis_names(shards.classes)
     classes = classes if _count_devices(sharding.mesh, classes) > 1 else ()
-    if classes:
-        _refuse_tpus(sharding.mesh)
     return RowShards(put(features, sharding), sharding, len(features), classes)
-
-
-def _refuse_tpus(mesh: Any) -> None:
-    """Raise an error in place of XLA's, which has no maxima of 64 bits over several TPUs."""
-    if mesh.devices.flat[0].platform == "tpu":
-        raise NotImplementedError(
-            "shards.classes must be None on TPUs, which cannot certify in float64 over several "
-            "devices' classes; Shards(rows=...) shares the rows"
-        )
 
 
 def put_rows(x: np.ndarray, sharding: NamedSharding) -> RowShards:

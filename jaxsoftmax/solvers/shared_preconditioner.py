@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import matvec, row_shards
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.row_shards import RowShards
@@ -123,12 +124,12 @@ def mean_curvature(problem: problems.Problem, link: problems.Link, class_varianc
 def apply(preconditioner: Preconditioner, c: Array, l2: Array, r: Array) -> Array:
     """Return the approximate inverse Hessian times r, `[L, K, D + 1]`."""
     dtype = r.dtype
-    c = jnp.maximum(c, jnp.finfo(dtype).eps * jnp.max(c, 1, keepdims=True))[..., None]
-    c = jnp.maximum(c, jnp.finfo(dtype).tiny ** 0.5)
+    c = jnp.maximum(c, float_limits(dtype).eps * jnp.max(c, 1, keepdims=True))[..., None]
+    c = jnp.maximum(c, float_limits(dtype).tiny ** 0.5)
     l2 = l2.astype(dtype)[:, None, None]
     eigenvalues = c * preconditioner.spectrum + l2
-    least = jnp.finfo(dtype).eps * jnp.max(eigenvalues, -1, keepdims=True)
-    least = jnp.maximum(least, jnp.finfo(dtype).tiny ** 0.5)
+    least = float_limits(dtype).eps * jnp.max(eigenvalues, -1, keepdims=True)
+    least = jnp.maximum(least, float_limits(dtype).tiny ** 0.5)
     rb = r[..., -1:]
     w = _solve(preconditioner, r[..., :-1] - rb * preconditioner.mean, eigenvalues, l2, least)
     b = rb / c - jnp.sum(w * preconditioner.mean, -1, keepdims=True)
