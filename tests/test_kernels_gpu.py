@@ -37,6 +37,7 @@ from contract import (
 )
 from jax.experimental.pallas import mosaic_gpu as mosaic
 
+from jaxsoftmax import focal
 from jaxsoftmax.kernels import (
     Tiles,
     linear_binary_cross_entropy,
@@ -317,6 +318,75 @@ def test_every_class_masked():
     np.testing.assert_array_equal(np.float32(back(type(found)(*jnp.ones((2, 3))))[0]), 0)
 
 
+# -- The sum of a loss of the rows --
+
+
+def of_all_terms(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+    """Label smoothing, a focal loss and a z-loss together."""
+    return focal(0.9 * nll + 0.1 * (lse - mean), gamma=2.0) + 0.01 * lse**2
+
+
+def without_mean(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+    del mean
+    return focal(nll, gamma=2.0) + 0.01 * lse**2
+
+
+@pytest.mark.parametrize(
+    ("row_loss", "softcap", "plan", "kind", "twice"),
+    [
+        (of_all_terms, None, "in place", HOPPER, False),
+        (of_all_terms, None, 24, BLACKWELL, False),
+        (without_mean, 5.0, 40, HOPPER, False),
+        (of_all_terms, 5.0, 40, HOPPER, True),  # the gradient of the mean of capped logits
+    ],
+    ids=["in place", "chunks on Blackwell", "a softcap", "twice"],
+)
+def test_a_loss_of_the_rows(
+    row_loss: Callable,
+    softcap: float | None,
+    plan: int | str,
+    twice: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # Rows that do not count, of a NaN and of weight 0 whose loss is infinite; a bad label of
+    # weight 0; labels in the first and in the last class, whose tile has a tail.
+    x, w, labels = random_head(40, 48, 320)
+    head = {"x": x / 4, "w": w, "bias": jnp.linspace(-1, 1, 320)}
+    where = np.ones(320, bool)
+    where[[1, 100, 256, 300]] = False
+    labels = jnp.where(where[np.asarray(labels)], labels, 5)
+    labels = labels.at[:5].set(jnp.array([0, 319, 300, 320, -7]))
+    weights = jnp.cos(jnp.arange(40, dtype=jnp.float32)).at[jnp.array([2, 3])].set(0)
+    rest = {"labels": labels, "where": where, "weights": weights, "valid": np.arange(40) != 4}
+    monkeypatch.setattr(implementation, "_plan", lambda *_: plan)
+    ran, run = [], implementation._run_kernel
+    watched = lambda epilogue, *a, **how: ran.append(epilogue) or run(epilogue, *a, **how)  # noqa: E731
+    monkeypatch.setattr(implementation, "_run_kernel", watched)
+
+    def total(head: dict[str, jax.Array], **how: str | Tiles) -> tuple[jax.Array, tuple]:
+        options = {"row_loss": row_loss, "softcap": softcap, "return_stats": True} | how
+        return linear_cross_entropy_sum(**head, **rest, **options)
+
+    # A program is compiled once for its tiles, and each plan has others.
+    how = {"implementation": "mosaic_gpu", "tiles": Tiles(rows=1, classes=len(str(plan)))}
+    bad = head["x"].at[4].set(NAN)
+    (value, stats), found = jax.value_and_grad(partial(total, **how), has_aux=True)(
+        head | {"x": bad}
+    )
+    with jax.enable_x64():
+        wide = {name: a.astype(jnp.float64) for name, a in head.items()}
+        (exact, others), want = jax.value_and_grad(
+            partial(total, implementation="reference"), has_aux=True
+        )(wide)
+    np.testing.assert_allclose(value, exact, rtol=2e-6)
+    for a, b in zip(stats, others, strict=True):
+        np.testing.assert_allclose(np.float64(a), np.float64(b), rtol=2e-6, atol=1e-5)
+    for name, a in found.items():
+        near(a, want[name])
+    assert implementation.epilogues.softmax_statistics in ran
+    assert (implementation.epilogues.softmax_gradient in ran) == twice
+
+
 # -- The sigmoid --
 
 
@@ -435,7 +505,17 @@ def labels_total(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
     )
 
 
-FUNCTIONS = (values, total, labels, labels_total)
+def rows_total(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    labels, scale = jnp.arange(len(x)) * 5 % w.shape[1], jnp.tanh(w[0, 0].astype(jnp.float32))
+
+    def row_loss(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+        return nll + scale * lse**2 - 0.1 * mean
+
+    options = {"row_loss": row_loss, "tiles": TILES, "implementation": name}
+    return linear_cross_entropy_sum(x, w, labels, **options)
+
+
+FUNCTIONS = (values, total, rows_total, labels, labels_total)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -549,15 +629,21 @@ def test_compiled_without_the_device(name: str):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])[name]
-    # All that there is to do at once, with tanh, is too much for the registers.
+    # All that there is to do at once, with tanh or statistics, is too much for the registers.
     usual, everything = SPILLED[name]
     for title, program in found.items():
         for kernel in program["kernels"].values():
             assert kernel["registers"] <= 168, title
             assert kernel["shared_bytes"] <= 232_448, title
-            assert kernel["spilled_bytes"] <= (everything if "everything" in title else usual)
+            is_usual = "everything" not in title and "row loss" not in title
+            assert kernel["spilled_bytes"] <= (usual if is_usual else everything), title
         if name == "h200" and program["limit"] is not None:
             assert program["temporary_bytes"] <= 1e6 * program["limit"], title
+    # A loss of the rows takes the sum's three products, and vectors of its rows beside its memory.
+    ours, plain = found["row loss, sum, 128 MiB"], found["sum, 128 MiB"]
+    assert "linear_softmax_statistics" in ours["calls"]
+    assert ours["calls"] == plain["calls"]
+    assert ours["temporary_bytes"] <= plain["temporary_bytes"] + 16 * 4 * 2048
     compiled = {kernel for program in found.values() for kernel in program["kernels"]}
     assert all(any(kernel in each for each in compiled) for kernel in KERNELS[name])
     # A block of logits, x's sum and copies of a block of w, and none of w, which takes 1,180 MB.

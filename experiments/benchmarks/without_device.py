@@ -61,9 +61,13 @@ def compile_for(name: str, parts: list[str], *, as_json: bool) -> None:
 
 
 def resources(name: str, program: Callable, types: Any, **how: Any) -> dict[str, Any]:
-    """Return the temporary bytes of a program and the resources of its kernels."""
+    """Return a program's temporary bytes, the kernels of heads it calls, and the resources of all.
+
+    Those of a kernel that this process has compiled before are not known again.
+    """
     built, kernels = compiled_for(name, program, types, **how)
-    return {"temporary_bytes": measure.temporary_bytes(built), "kernels": kernels}
+    calls = sorted(set(re.findall(r"/(linear_\w+)/mpmd_map", built.as_text())))
+    return {"temporary_bytes": measure.temporary_bytes(built), "kernels": kernels, "calls": calls}
 
 
 def compiled_for(name: str, program: Callable, types: Any, **how: Any) -> tuple[Any, Any]:
@@ -86,7 +90,7 @@ def programs_of_heads(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         types = jax.eval_shape(partial(make, shape))
         kind = "sigmoid" if make is heads.data_of_labels else "softmax"
         bars = BARS.get((kind, shape), {})
-        _, bar = bars.get(title.removeprefix("labels, ").removeprefix("more rows, "), (None, None))
+        _, bar = bars.get(re.sub("^(labels|more rows|row loss), ", "", title), (None, None))
         yield title, resources(name, program.run, (types,)) | {"limit": bar}
 
 
@@ -99,6 +103,15 @@ def with_everything(head: Head) -> Any:
     return kernels.linear_cross_entropy_stats(
         head.x, head.w, head.labels, softcap=30.0, **heads.KERNEL, **options
     )
+
+
+def smoothed_total(head: Head) -> Any:
+    """Return the mean with label smoothing and a z-loss."""
+
+    def row_loss(nll: jax.Array, lse: jax.Array, mean_logit: jax.Array) -> jax.Array:
+        return heads.z_loss(nll, lse) + 0.1 * (lse - mean_logit - nll)
+
+    return heads.total(heads.KERNEL | heads.SMALL | {"row_loss": row_loss}, head)
 
 
 def labels_with_everything(head: Head) -> Any:
@@ -115,6 +128,7 @@ def alone(head: Head) -> Any:
 
 HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
     **{name: (program, heads.data, LARGEST) for name, program in heads.OF_GPUS.items()},
+    "row loss, sum, 128 MiB": (Program(smoothed_total), heads.data, LARGEST),
     "more rows, sum": (heads.OF_MORE_ROWS["sum"], heads.data, MORE_ROWS),
     "more rows, per example": (heads.OF_MORE_ROWS["per example"], heads.data, MORE_ROWS),
     "everything": (Program(with_everything), heads.data, LARGEST),

@@ -295,10 +295,10 @@ def linear_cross_entropy_sum(
         A scalar, float32 or float64; with return_stats, a pair of it and a `LinearStats`.
 
     Numerics:
-        As in `linear_cross_entropy`, with the exact exponentials of `cross_entropy`. With row_loss
-        or return_stats, those of `linear_cross_entropy`. Value and gradient then take three
-        products in XLA's own chunks of rows, and four in a kernel of a GPU or TPU and where
-        devices share the rows or classes.
+        As in `linear_cross_entropy`, with the exact exponentials of `cross_entropy` in XLA's own
+        chunks of rows. A row_loss takes three products as well, but four in a kernel of a TPU, in
+        `mosaic_gpu` where it depends on the mean of capped logits, and where devices share rows or
+        classes and it closes over arrays that may be differentiated.
 
     Derivatives:
         Of any order in x, w, bias and weights, in both modes. Only the derivatives that are needed

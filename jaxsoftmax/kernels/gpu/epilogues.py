@@ -94,7 +94,8 @@ class SoftmaxOutputs(NamedTuple):
     sum_exp_rest: Any  # of exp(z - maximum), over all classes but the label
     label_logit: Any  # unwritten where no row of the subtile has its label there
     stats: "SubtileStats | None" = None
-    exponentials: Any = None  # [N, K], exp(z - maximum) times dcap, and 0 for the label
+    # [N, K], exp(z - maximum) times dcap, and 0 for the label; with stats, -0 where no class exists
+    exponentials: Any = None
 
 
 class SubtileStats(NamedTuple):
@@ -261,12 +262,14 @@ def softmax_statistics(subtile: Subtile) -> None:
 def _write_statistics(subtile: Subtile, positions: Array | None) -> None:
     outputs: SoftmaxOutputs = subtile.kernel.arguments.outputs
     parts = [subtile.logits(p) for p in PARTS]
-    logits = [z for z, _ in parts]
-    maximum = jnp.max(_tree_reduce(jnp.maximum, logits), 1)
+    maximum = jnp.max(_tree_reduce(jnp.maximum, [z for z, _ in parts]), 1)
+    top = subtile.broadcast_rows(maximum)
     base = subtile.broadcast_rows(jnp.where(maximum == -jnp.inf, 0.0, maximum))
     # Each part is summed before the next one is started: all at once would exceed the registers.
-    sums, label_logits = [], []
+    sums, label_logits, stats = [], [], []
     for p, (z, dcap) in enumerate(parts):
+        if outputs.stats is not None:
+            stats.append(_part_stats(subtile, p, z, top))
         e = jnp.exp2((z - base) * LOG2E)
         if positions is not None:
             is_label = subtile.is_label(positions, p)
@@ -274,33 +277,28 @@ def _write_statistics(subtile: Subtile, positions: Array | None) -> None:
             label_logits.append(jnp.sum(jnp.where(is_label, z, 0.0), 1))
         sums.append(jnp.sum(e, 1))
         if outputs.exponentials is not None:
-            subtile.store(outputs.exponentials, p, e if dcap is None else e * dcap)
+            e = e if dcap is None else e * dcap
+            e = e if outputs.stats is None else jnp.where(z == -jnp.inf, -0.0, e)
+            subtile.store(outputs.exponentials, p, e)
     here = (subtile.index, subtile.rows)
     outputs.maximum[here] = maximum
     outputs.sum_exp_rest[here] = _tree_reduce(jnp.add, sums)
     if positions is not None:
         outputs.label_logit[here] = _tree_reduce(jnp.add, label_logits)
     if outputs.stats is not None:
-        for output, values in zip(
-            outputs.stats, _subtile_stats(subtile, logits, maximum), strict=True
-        ):
-            output[here] = values
+        combine = SubtileStats(jnp.add, jnp.add, jnp.minimum)
+        for output, function, *values in zip(outputs.stats, combine, *stats, strict=True):
+            output[here] = _tree_reduce(function, values)
 
 
-def _subtile_stats(subtile: Subtile, logits: list[Array], maximum: Array) -> SubtileStats:
-    exists = [z != -jnp.inf for z in logits]
-    totals = [jnp.sum(jnp.where(e, z, 0.0), 1) for e, z in zip(exists, logits, strict=True)]
-    counts = [jnp.sum(jnp.where(e, 1.0, 0.0), 1) for e in exists]
-    iota, top = subtile.class_iota(jnp.float32), subtile.broadcast_rows(maximum)
-    size = subtile.part_shape[1]
-    positions = [
-        jnp.min(jnp.where(z == top, iota + size * p, float(TILE_CLASSES)), 1)
-        for p, z in enumerate(logits)
-    ]
+def _part_stats(subtile: Subtile, part: int, z: Array, top: Array) -> SubtileStats:
+    """Return the statistics of the logits of a part that exist."""
+    exists = z != -jnp.inf
+    position = subtile.class_iota(jnp.float32) + subtile.part_shape[1] * part
     return SubtileStats(
-        _tree_reduce(jnp.add, totals),
-        _tree_reduce(jnp.add, counts),
-        _tree_reduce(jnp.minimum, positions),
+        jnp.sum(jnp.where(exists, z, 0.0), 1),
+        jnp.sum(jnp.where(exists, 1.0, 0.0), 1),
+        jnp.min(jnp.where(z == top, position, float(TILE_CLASSES)), 1),
     )
 
 

@@ -15,6 +15,9 @@ multiplied where they lie (`hopper_products`).
   gradient, so there are three products of N D K. `_plan` says where the exponentials lie: in memory
   of their own, all at once or of a chunk of rows, or where w's gradient will be. Where they have no
   place, the logits are computed twice: four products.
+- rows_and_gradients: the same for a loss of each row's statistics, whose derivatives give the
+  factors of that pass. The gradient of the mean logit adds a number to each class that exists: the
+  exponential of another one is stored as -0. With a softcap it takes four products.
 - the sigmoid's functions: labels are independent, so one kernel computes the values and the
   gradients of a block, and there are three products too. Where each example has its own mask, the
   copy of a block's targets carries it.
@@ -56,6 +59,7 @@ from jaxsoftmax.kernels.gpu.epilogues import (
     SubtileStats,
 )
 from jaxsoftmax.kernels.primitives import relative_exp
+from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
@@ -455,6 +459,10 @@ def _add_block_in_place(
 
 # -- Softmax, a weighted sum --
 
+# From the parts of rows and their weights: the numbers of each row that are returned, the
+# cotangents of the parts, and which rows are ignored.
+type _RowRule = Callable[[LSEParts, Array], tuple[Any, RowCotangents, Array]]
+
 
 @with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
@@ -467,19 +475,57 @@ def value_and_gradients(
     if not any(needs_grad):
         nll = primitives.valid_row_losses(forward, head, valid, options)
         return nll, ModelCotangents(None, None, None)
+    zero = xla_chunked.row_zeros(head)
+    arguments = head, valid, weights, needs_grad, options
+    nll, found = _sum_rows(primitives.nll_cotangents, zero, *arguments)
+    return validation.zero_ignored(nll, valid), found
+
+
+@with_derivatives_of(xla_chunked.rows_and_gradients, options=3)
+def rows_and_gradients(
+    head: Head,
+    weights: Array,
+    constants: tuple[Array, ...],
+    function: Callable,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[RowTerms, ModelCotangents]:
+    """Return the terms of each row, and the gradients of the weighted sum of a function of them."""
+    if not any(needs_grad):
+        return RowTerms.of(forward(head, options)), ModelCotangents(None, None, None)
+    loss, zero = RowLoss(function, constants), xla_chunked.row_zeros(head)
+    arguments = head, None, weights, needs_grad, options
+    # The gradient of the mean of capped logits has the derivative of each cap, which exponentials
+    # that round to 0 do not tell.
+    again = options.softcap is not None and loss.uses_mean(zero)
+    return _sum_rows(loss.part_cotangents, RowTerms.zeros(zero), *arguments, again=again)
+
+
+def _sum_rows(
+    rule: _RowRule,
+    zeros: Any,
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+    *,
+    again: bool = False,
+) -> tuple[Any, ModelCotangents]:
+    """Return the numbers of each row, and the gradients of a weighted sum."""
     shape, head = head.w.shape, _pad_head(head)
-    plan = _plan(head, needs_grad, options)
+    plan = "again" if again else _plan(head, needs_grad, options)
     if isinstance(plan, int):
-        nll, found = _scan_chunks(head, valid, weights, needs_grad, options, plan)
+        arguments = head, valid, weights, needs_grad, options
+        rows, found = _scan_chunks(rule, zeros, *arguments, plan)
+        return rows, _crop(found, shape)
+    head, weights = xla_chunked.ignore_rows(head, valid, weights)
+    kept = head, weights, needs_grad, options
+    if plan == "in place":
+        rows, found = _gradients_in_place(rule, *kept)
     else:
-        head, weights = xla_chunked.ignore_rows(head, valid, weights)
-        arguments = head, weights, needs_grad, options
-        if plan == "in place":
-            nll, found = _gradients_in_place(*arguments)
-        else:
-            nll, found = xla_chunked.compute_twice(*arguments, forward, _backward)
-        nll = validation.zero_ignored(nll, valid)
-    return nll, _crop(found, shape)
+        rows, found = xla_chunked.compute_twice(*kept, forward, _backward, rule)
+    return rows, _crop(found, shape)
 
 
 def _plan(
@@ -515,39 +561,40 @@ def _even_chunk(n: int, limit: int) -> int:
 
 
 def _scan_chunks(
+    rule: _RowRule,
+    zeros: Any,
     head: Head,
     valid: Array | None,
     weights: Array,
     needs_grad: NeedsGrad,
     options: Options,
     size: int,
-) -> tuple[Array, ModelCotangents]:
-    """Return losses and gradients from the exponentials of a chunk of rows at a time."""
+) -> tuple[Any, ModelCotangents]:
+    """Return numbers of rows and gradients from the exponentials of a chunk of rows at a time."""
 
-    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Any, Array]:
+        del valid  # of weight 0
         n, k = chunk.x.shape[0], chunk.w.shape[1]
         entries = _entries(chunk, _round_up(k, TILE_CLASSES))
-        found = _run_exponentials(chunk, weights, entries, options)
-        dz = found.gradient(found.exponentials[:n, :k], _Block(0, k))
-        return validation.zero_ignored(found.nll, valid), dz
+        found = _run_exponentials(rule, chunk, weights, entries, options)
+        return found.rows, found.gradient(found.exponentials[:n, :k], _Block(0, k))
 
     return xla_chunked.scan_rows(
-        gradient, head, valid, weights, needs_grad, options, chunk_size=size
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size, zeros=zeros
     )
 
 
 def _gradients_in_place(
-    head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelCotangents]:
-    """Return losses and gradients from exponentials that lie where w's gradient will.
+    rule: _RowRule, head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
+) -> tuple[Any, ModelCotangents]:
+    """Return numbers of rows and gradients from exponentials that lie where w's gradient will.
 
     A block of them becomes a gradient in the logits, and that the block of w's gradient: in its
     place nothing is needed any more.
     """
     n = head.x.shape[0]
-    found = _run_exponentials(
-        head, weights, jax.ShapeDtypeStruct(head.w.shape, head.x.dtype), options
-    )
+    entries = jax.ShapeDtypeStruct(head.w.shape, head.x.dtype)
+    found = _run_exponentials(rule, head, weights, entries, options)
 
     def gradient(block: _Block, exponentials: Array) -> tuple[None, Array]:
         e = lax.dynamic_slice(exponentials, (0, block.start), (n, block.size))
@@ -557,18 +604,19 @@ def _gradients_in_place(
     _, gradients = _scan_classes(
         gradient, None, head, needs_grad, options, size, found.exponentials
     )
-    return found.nll, gradients
+    return found.rows, gradients
 
 
 class _Exponentials(NamedTuple):
-    """The losses of rows, the exponentials of their logits, and what makes them gradients."""
+    """The exponentials of the logits of rows, and what makes them gradients."""
 
-    nll: Array
-    exponentials: Array  # exp(z - maximum of the subtile) times dcap, and 0 for the label
+    rows: Any  # the numbers of each row that are returned
+    exponentials: Array  # as in `SoftmaxOutputs`
     factor: Array  # [N, subtiles]
     label_gradient: Array  # [N]
+    share: Array | None  # [N], of each class that exists in the gradient of the mean logit
     labels: Array  # [N]
-    has_weight: Array  # [N]
+    is_ignored: Array  # [N]
     subtile_classes: int
 
     def gradient(self, e: Array, block: _Block) -> Array:
@@ -578,31 +626,36 @@ class _Exponentials(NamedTuple):
         factor = lax.dynamic_slice_in_dim(self.factor, block.start // size, shape[1], 1)
         factor = jnp.broadcast_to(factor[:, :, None], shape).reshape(e.shape[0], -1)
         dz = e.astype(jnp.float32) * factor[:, : block.size]
+        if self.share is not None:
+            dz += jnp.where(jnp.signbit(e), 0, self.share[:, None])
         classes = block.start + jnp.arange(block.size, dtype=jnp.int32)
         is_label = classes[None, :] == self.labels[:, None]
         dz = jnp.where(is_label, self.label_gradient[:, None], dz)
-        return jnp.where(self.has_weight[:, None], dz, 0)
+        return jnp.where(self.is_ignored[:, None], 0, dz)
 
 
 def _run_exponentials(
-    head: Head, weights: Array, entries: jax.ShapeDtypeStruct, options: Options
+    rule: _RowRule, head: Head, weights: Array, entries: jax.ShapeDtypeStruct, options: Options
 ) -> _Exponentials:
-    """Return the losses of rows and the exponentials of their logits, stored as `entries`."""
-    found = _run_statistics(head, options, exponentials=entries)
+    """Return the exponentials of the logits, stored as `entries`, and the cotangents of rows."""
+    found = _run_statistics(head, options, stats=options.stats, exponentials=entries)
     parts = _combine_subtiles(found, head, options)
-    nll, total = primitives.row_loss(parts)
-    scale = weights / total
+    rows, bars, is_ignored = rule(parts, weights)
     factor = relative_exp(found.maximum.T, _clip_infinities(parts.maximum)[:, None])
-    label_gradient = -parts.sum_exp_rest * scale
+    share, label_gradient = None, bars.label_logit
+    if bars.mean is not None and parts.stats is not None:
+        share = bars.mean / jnp.maximum(parts.stats.classes, 1)
+        label_gradient += share
     if options.softcap is not None:
         label_gradient *= 1 - (parts.label_logit / options.softcap) ** 2
     return _Exponentials(
-        nll,
+        rows,
         found.exponentials,
-        factor * scale[:, None],
+        factor * bars.sum_exp_rest[:, None],
         jnp.where(parts.label_logit == -jnp.inf, 0, label_gradient),
+        share,
         head.targets,
-        weights != 0,
+        is_ignored,
         launch.generation(options).SUBTILE_CLASSES,
     )
 
