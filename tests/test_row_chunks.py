@@ -5,7 +5,7 @@ for each row, as for the shortest ones. `test_gpu_rows` has the other plans of t
 `test_kernels_gpu` compiles both for an H200.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import gpu_interpreter
@@ -16,6 +16,7 @@ import pytest
 from contract import LABELS, SCALES, TILES, Case, case, compare, honest, orders, truth
 from jax.sharding import PartitionSpec as P
 
+from jaxsoftmax import focal
 from jaxsoftmax.kernels import Tiles, linear_cross_entropy_sum, target
 from jaxsoftmax.kernels.gpu import row_chunks
 from jaxsoftmax.kernels.gpu.rows import plans
@@ -121,6 +122,47 @@ def test_masks_and_bad_values(each: bool):
     np.testing.assert_allclose(alone, found[0], rtol=1e-6)
 
 
+def z_loss_and_focal(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+    del mean
+    return focal(nll, gamma=2.0) + 0.1 * lse**2
+
+
+def test_a_loss_of_the_rows(kernels: list[tuple[int, ...]]):
+    # A mask for each row; of weight 0 are a row whose label is masked and one of NaN.
+    n, _, k = CHUNKED
+    x, w, labels = random_head(*CHUNKED)
+    where = np.random.default_rng(0).random((n, k)) < 0.8
+    where[np.arange(n), labels], where[11, labels[11]], where[8] = True, False, False
+    head = {"x": x.at[12].set(3e38), "w": w, "bias": jnp.linspace(-1, 1, k)}
+    weights = jnp.cos(jnp.arange(n, dtype=jnp.float32)).at[jnp.array([8, 11, 12])].set(0)
+    rest = {"labels": labels, "where": where, "weights": weights, "return_stats": True}
+
+    def total(head: dict[str, jax.Array], **how) -> tuple[jax.Array, tuple]:
+        return linear_cross_entropy_sum(**head, **rest, tiles=TILES, implementation=NAME, **how)
+
+    gradients = jax.value_and_grad(partial(total, row_loss=z_loss_and_focal), has_aux=True)
+    (value, stats), found = gradients(head)
+    assert set(kernels) == {(17, k)}
+    with jax.enable_x64():
+        wide = {name: a.astype(jnp.float64) for name, a in head.items()}
+        (exact, others), want = jax.value_and_grad(
+            lambda head: linear_cross_entropy_sum(
+                **head, **rest, row_loss=z_loss_and_focal, implementation="reference"
+            ),
+            has_aux=True,
+        )(wide)
+    np.testing.assert_allclose(value, exact, rtol=2e-6)
+    for a, b in zip(stats, others, strict=True):
+        a, b = np.delete(np.float64(a), 12), np.delete(np.float64(b), 12)
+        np.testing.assert_allclose(a, b, rtol=5e-6, atol=1e-6)
+    for name, a in found.items():
+        np.testing.assert_allclose(a, want[name], rtol=0, atol=2e-6 * np.abs(want[name]).max())
+    # The gradient of the mean logit is left to XLA.
+    kernels.clear()
+    jax.grad(lambda w: total(head | {"w": w}, row_loss=lambda nll, lse, mean: mean)[0])(w)
+    assert not kernels
+
+
 def test_a_label_out_of_range_is_nan():
     x, w, labels = random_head(*CHUNKED)
     run = jax.value_and_grad(partial(linear_cross_entropy_sum, implementation=NAME, tiles=TILES))
@@ -133,14 +175,15 @@ def test_a_label_out_of_range_is_nan():
 # -- Transformations --
 
 
-def test_transformations():
+@pytest.mark.parametrize("row_loss", [None, z_loss_and_focal], ids=["sum", "loss of the rows"])
+def test_transformations(row_loss: Callable | None):
     x, w, labels = random_head(*CHUNKED)
     dx, dw = jnp.cos(x), jnp.sin(w)
     weights = jnp.cos(jnp.arange(50, dtype=jnp.float32))
 
     def transformed(name: str) -> dict:
         def total(x: jax.Array, w: jax.Array) -> jax.Array:
-            options = {"tiles": TILES, "implementation": name}
+            options = {"tiles": TILES, "implementation": name, "row_loss": row_loss}
             return linear_cross_entropy_sum(x, w, labels, weights=weights, **options)
 
         grad = jax.grad(total, (0, 1))
@@ -159,11 +202,13 @@ def test_transformations():
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6 * scale, err_msg=name)
 
 
-def test_rows_on_two_devices(kernels: list[tuple[int, ...]]):
+@pytest.mark.parametrize("row_loss", [None, z_loss_and_focal], ids=["sum", "loss of the rows"])
+def test_rows_on_two_devices(row_loss: Callable | None, kernels: list[tuple[int, ...]]):
     # With a part of the classes a device has XLA's form.
     x, w, labels = random_head(40, 3, 64)
     mesh = jax.make_mesh((2,), ("a",))
-    total = partial(linear_cross_entropy_sum, tiles=TILES, implementation=NAME)
+    options = {"tiles": TILES, "implementation": NAME, "row_loss": row_loss}
+    total = partial(linear_cross_entropy_sum, **options)
     gradients = jax.value_and_grad(partial(total, shards=Shards(rows="a")), (0, 1))
     with jax.set_mesh(mesh):
         places = P("a"), P(), P("a")

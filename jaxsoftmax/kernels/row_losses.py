@@ -171,6 +171,18 @@ def terms_and_gradient(
     Where classes are sharded, the terms are those of all classes.
     """
     nll, gradient, lse, largest = softmax_core.value_gradient_and_lse(z, labels, axis, shards)
+    return with_statistics(nll, lse, z, largest, axis, shards), gradient
+
+
+def with_statistics(
+    nll: Array,
+    lse: Array,
+    z: Array,
+    largest: Array,
+    axis: int,
+    shards: ClassShards = UNSHARDED,
+) -> RowTerms:
+    """Return nll and lse of rows beside what one pass over their logits gives."""
     exists, axes = z != -jnp.inf, shards.local_axes
     sums = jnp.sum(jnp.where(exists, z, 0), axis), jnp.sum(exists, axis, dtype=z.dtype)
     total, classes = lax.psum(sums, axes)
@@ -181,7 +193,7 @@ def terms_and_gradient(
     predicted = jnp.min(jnp.where(is_largest, index, k), axis)
     predicted = lax.pmin(predicted, axes) if axes else predicted
     bits = lax.bitcast_convert_type(predicted, jnp.float32)
-    return RowTerms(nll, lse, total / jnp.maximum(classes, 1), classes, bits), gradient
+    return RowTerms(nll, lse, total / jnp.maximum(classes, 1), classes, bits)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

@@ -10,20 +10,26 @@ memory of its own. Here it takes four bytes of the budget, so that chunks are la
 gradient are read and written less often. XLA multiplies in TF32 unless another precision is asked
 for, as everywhere.
 
+A loss of each row's statistics needs them before its cotangents are known. The kernel reads the
+logits once more for them: 12 bytes a logit in all, where XLA takes 16. The gradient of the mean
+logit would take a pass of its own, so a loss of it is left to XLA.
+
 The rest is that of `xla_chunked`: functions per example need two numbers a row for the gradient,
 where the kernel takes one; the sigmoid's labels are independent, and a block of them takes one pass
 already; the derivative of a softcap needs the logits after their gradient is known.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jaxsoftmax import placement
-from jaxsoftmax.kernels import chunks, primitives, tiles, xla_chunked
+from jaxsoftmax import placement, softmax_core
+from jaxsoftmax.kernels import chunks, primitives, row_losses, tiles, xla_chunked
 from jaxsoftmax.kernels.gpu.rows import rules
+from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
 from jaxsoftmax.kernels.types import Head, ModelCotangents, NeedsGrad, Options
 from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.softmax_core import LabeledRows
@@ -32,7 +38,6 @@ forward, tangent, backward = xla_chunked.forward, xla_chunked.tangent, xla_chunk
 binary_forward, binary_tangent = xla_chunked.binary_forward, xla_chunked.binary_tangent
 binary_backward = xla_chunked.binary_backward
 binary_value_and_gradients = xla_chunked.binary_value_and_gradients
-rows_and_gradients = xla_chunked.rows_and_gradients
 
 ENTRY_BYTES = 4  # of float32
 # The rows of a chunk, at least: with fewer, reading and writing w's gradient once more, 8 D K bytes
@@ -74,6 +79,58 @@ def value_and_gradients(
     return xla_chunked.scan_rows(
         gradient, head, valid, weights, needs_grad, options, chunk_size=size
     )
+
+
+@with_derivatives_of(xla_chunked.rows_and_gradients, options=3)
+def rows_and_gradients(
+    head: Head,
+    weights: Array,
+    constants: tuple[Array, ...],
+    function: Callable,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[RowTerms, ModelCotangents]:
+    """Return the terms of each row, and the gradients of the weighted sum of a function of them."""
+    loss, zero = RowLoss(function, constants), xla_chunked.row_zeros(head)
+    size = _chunk_rows(head, needs_grad, options)
+    if size is None or not any(needs_grad) or loss.uses_mean(zero):
+        return xla_chunked.rows_and_gradients(
+            head, weights, constants, function, needs_grad, options
+        )
+
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[RowTerms, Array]:
+        rows, is_masked = _labeled_rows(chunk, valid, options), chunk.where is not None
+        terms = _terms(rows, options, is_masked=is_masked)
+        is_ignored, (a, b, _) = loss.cotangents(terms, weights)
+        # What reads the logits does so before the gradient takes their place.
+        of_label, terms, a, b = lax.optimization_barrier(
+            (_label_gradient(rows, terms, a, b, is_ignored), terms, a, b)
+        )
+        _, dz = rules.losses_and_gradient_in_place(rows, a + b, is_masked=is_masked)
+        every = jnp.arange(dz.shape[0], dtype=rows.labels.dtype)
+        return terms, dz.at[every, rows.labels].set(of_label, unique_indices=True)
+
+    return xla_chunked.scan_rows(
+        gradient, head, None, weights, needs_grad, options,
+        chunk_size=size, zeros=RowTerms.zeros(zero),
+    )  # fmt: skip
+
+
+def _terms(rows: LabeledRows, options: Options, *, is_masked: bool) -> RowTerms:
+    """Return the terms of rows, with statistics if the options ask for them."""
+    nll, lse, largest = rules.losses_and_lse(rows, is_masked=is_masked)
+    if options.stats:
+        return row_losses.with_statistics(nll, lse, rows.z, largest, 1)
+    return RowTerms.zeros(jnp.zeros_like(nll))._replace(nll=nll, lse=lse)
+
+
+def _label_gradient(
+    rows: LabeledRows, terms: RowTerms, a: Array, b: Array, is_ignored: Array
+) -> Array:
+    """Return b p - a (1 - p), the gradient at the label, from the cotangents of nll and lse."""
+    own = b * jnp.exp(-terms.nll) + a * jnp.expm1(-terms.nll)
+    is_lost = softmax_core.label_logit(rows.z, rows.labels, 1) == -jnp.inf
+    return jnp.where(is_ignored | is_lost, 0, own)
 
 
 def _labeled_rows(chunk: Head, valid: Array, options: Options) -> LabeledRows:

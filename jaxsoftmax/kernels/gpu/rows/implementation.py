@@ -27,9 +27,20 @@ def losses(logits: Array, labels: Array, plan: Plan, cores: int, interpret: bool
         interpret: whether the kernel is interpreted on a CPU.
     """
     kernel = Kernel(logits.shape[0], plan, False, interpret)
-    return _values(
-        *_call(kernel, cores, False, logits, labels, jnp.zeros_like(labels, jnp.float32))
-    )
+    return _values(*_call(kernel, cores, False, logits, labels, _no_cotangents(labels)))
+
+
+def losses_and_lse(
+    logits: Array, labels: Array, plan: Plan, cores: int, interpret: bool
+) -> tuple[Array, Array, Array]:
+    """Return the loss, the log-sum-exp and the largest logit of each row, as `losses` does."""
+    kernel = Kernel(logits.shape[0], plan, False, interpret, writes_maximum=True)
+    (parts,) = _call(kernel, cores, False, logits, labels, _no_cotangents(labels))
+    return _values(parts), jnp.log1p(parts[:, 0]) + parts[:, 2], parts[:, 2]
+
+
+def _no_cotangents(labels: Array) -> Array:
+    return jnp.zeros_like(labels, jnp.float32)
 
 
 def losses_and_gradient(
@@ -69,10 +80,10 @@ def _values(parts: Array) -> Array:
 def _call(
     kernel: Kernel, cores: int, in_place: bool, logits: Array, labels: Array, cotangents: Array
 ) -> list[Array]:
-    """Return the parts of the losses, `[N, 2]`, and the gradient if the kernel writes one."""
+    """Return the parts of the losses, as in `Refs`, and the gradient if the kernel writes one."""
     inputs = placement.match_varying_axes(logits, labels, cotangents)
     gradient = [jax.ShapeDtypeStruct(logits.shape, logits.dtype)] * kernel.writes_gradient
-    types = [jax.ShapeDtypeStruct((kernel.rows, 2), jnp.float32), *gradient]
+    types = [jax.ShapeDtypeStruct((kernel.rows, kernel.columns), jnp.float32), *gradient]
     program = _program(kernel, cores, in_place)
     return launch.run(program, types, inputs, interpret=kernel.interpret)
 
@@ -91,7 +102,7 @@ def _run(
         # The interpreter refuses to read beyond the end of an array.
         view = jnp.pad(view, (0, -view.size % kernel.plan.vector))
     entries = [jax.ShapeDtypeStruct(view.shape, view.dtype)] * kernel.writes_gradient
-    outputs = [jax.ShapeDtypeStruct((kernel.rows, 2), jnp.float32), _exchange(kernel)]
+    outputs = [jax.ShapeDtypeStruct((kernel.rows, kernel.columns), jnp.float32), _exchange(kernel)]
     if not in_place:
         found = _build(kernel, cores, view.dtype, [*outputs, *entries])(view, labels, cotangents)
     else:

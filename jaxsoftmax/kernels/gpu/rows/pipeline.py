@@ -61,6 +61,12 @@ class Kernel(NamedTuple):
     plan: Plan
     writes_gradient: bool
     interpret: bool
+    writes_maximum: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Return how many numbers of a row the kernel writes."""
+        return 2 + self.writes_maximum
 
     @property
     def exchanges_in_memory(self) -> bool:
@@ -83,7 +89,7 @@ class Refs(NamedTuple):
     labels: Any  # [N]: a class, UNDEFINED, IGNORED, or at most MASKED
     cotangents: Any  # [N]
     gradient: Any  # like the logits, and possibly the same memory
-    losses: Any  # [N, 2]: the loss is log1p(excess) + gap
+    losses: Any  # [N, 2 or 3]: the loss is log1p(excess) + gap, and lse log1p(excess) + maximum
     exchange: Any  # [2 N, warps, 2]
     ring: Any  # [warpgroups, slots, entries]
     full: Any  # barriers of the slots: the chunk is there
@@ -418,6 +424,8 @@ class Warpgroup:
         def _loss() -> None:
             for c, value in enumerate((excess, gap)):
                 self.refs.losses[self.row(i), c] = jnp.where(found.is_zero, 0, value)
+            if self.kernel.writes_maximum:
+                self.refs.losses[self.row(i), 2] = found.maximum
 
         share = found.others / total
         is_zero = found.is_zero | (given.cotangent == 0)

@@ -22,7 +22,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxsoftmax import placement, softmax_core
+from jaxsoftmax import links, placement, softmax_core
 from jaxsoftmax.kernels import target
 from jaxsoftmax.kernels.gpu import hopper
 from jaxsoftmax.kernels.gpu.rows import implementation, plans
@@ -99,6 +99,18 @@ def weighted_sum(logits: Array, rows: LabeledRows, weights: Array, *, is_masked:
     """Return the weighted sum of the losses; an infinite loss with weight 0 is ignored."""
     flat = _flatten(logits, rows, is_masked)
     return _weighted_sum(*flat, weights.reshape(-1), _settings(logits))
+
+
+def losses_and_lse(rows: LabeledRows, *, is_masked: bool) -> tuple[Array, Array, Array]:
+    """Return the losses, the log-sum-exps and the largest logits. They have no derivatives.
+
+    The logits, `[N, K]`, are those after masking.
+    """
+    _, z, labels = _flatten(rows.z, rows, is_masked)
+    losses, lse, maximum = rows_p.bind(
+        z, labels, settings=_settings(z), kernel=_run_losses_and_lse, plain=_xla_losses_and_lse
+    )
+    return losses, lse, maximum
 
 
 def losses_and_gradient_in_place(
@@ -220,6 +232,12 @@ def _run_losses(settings: Settings, z: Array, labels: Array) -> list[Array]:
     return [implementation.losses(z, labels, plan, settings.cores, settings.interpret)]
 
 
+def _run_losses_and_lse(settings: Settings, z: Array, labels: Array) -> Sequence[Array]:
+    return implementation.losses_and_lse(
+        z, labels, settings.plan(z), settings.cores, settings.interpret
+    )
+
+
 def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> Sequence[Array]:
     plan = settings.plan(z)
     # Not in place: XLA would copy the logits first wherever anything else reads them, such as the
@@ -295,6 +313,11 @@ mlir.register_lowering(rows_p, _lower_for_cuda, platform="cuda")
 
 def _xla_losses(z: Array, labels: Array) -> list[Array]:
     return [_xla_both(z, labels)[0]]
+
+
+def _xla_losses_and_lse(z: Array, labels: Array) -> list[Array]:
+    wide = z.astype(jnp.float32)
+    return [*_xla_losses(z, labels), links.logsumexp(wide, axis=1), jnp.max(wide, 1)]
 
 
 def _xla_weighted(z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
