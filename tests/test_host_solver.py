@@ -229,6 +229,17 @@ def test_the_last_level_is_the_hessian(columns: int) -> None:
         np.testing.assert_allclose(preconditioners.apply(problem, built, h), v, rtol=1e-9)
 
 
+def test_where_probabilities_are_equal_the_hessian_is_built_as_the_shared_level() -> None:
+    for size, level in ((0.0, Level.SHARED), (1.0, Level.FULL)):
+        problem, point = standing(size=size)
+        g = problems.gradient(problem, point)
+        choice = Choice.initial(problem, len(g), 2**20)
+        d, products, choice = newton.direction(problem, point, g, 0.0, choice)
+        assert choice.current is not None
+        assert (choice.current.level, products) == (level, 0)
+        np.testing.assert_allclose(problems.hessian_product(problem, point, d), -g, atol=1e-15)
+
+
 def test_of_equal_probabilities_the_shared_level_is_the_hessian() -> None:
     problem, point = standing(size=0.0)
     built = preconditioners.build(problem, point, Level.SHARED)
@@ -278,8 +289,10 @@ def test_a_cheap_hessian_is_factorized_without_a_wait(monkeypatch: pytest.Monkey
 
 
 def test_memory_and_cost_decide_the_levels() -> None:
-    problem, _ = standing(n=900, d=300, classes=3)
+    problem, _ = standing(n=1200, d=300, classes=3)
     assert preconditioners.levels(problem, 3, 2**30) == [*Level]
+    square, _ = standing(n=330, d=300, classes=9)  # to solve with blocks costs several products
+    assert Level.BLOCKS not in preconditioners.levels(square, 9, 2**30)
     full = preconditioners.num_bytes(problem, 3, Level.FULL)
     wide, _ = standing(n=450, d=300, classes=9)  # to solve with one matrix costs 2/3 of a product
     assert preconditioners.levels(wide, 9, 2**30)[0] == Level.DIAGONAL

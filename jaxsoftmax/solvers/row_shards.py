@@ -135,6 +135,8 @@ def _choose_sharding(features: Any, shards: Shards | None) -> NamedSharding | No
     """Return the sharding of rows over automatic axes of the user's mesh, None for one device."""
     own = features.sharding if isinstance(features, Array) else None
     own = own if isinstance(own, NamedSharding) and not own.mesh.empty else None
+    if own is None and shards is None:  # no array on a device is made for a small fit
+        return None
     requested = resolve(shards, features if isinstance(features, Array) else jnp.zeros(()))
     rows, classes = requested.rows, requested.classes
     if not rows and own is not None and own.spec:

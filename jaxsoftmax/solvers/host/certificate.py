@@ -49,14 +49,25 @@ def certify(problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtyp
     rounded = theta.astype(dtype).astype(float)
     exact = np.array_equal(rounded, theta)
     point = predictor if exact else problems.point_at(problem, rounded)
-    found = _certify_point(problem, point, predictor, 2 if exact else 3)
-    if found.gap <= goal or not problem.intercept or problem.l2 == 0:
-        return found
+    centers = problem.intercept and problem.l2 > 0
+    found, products = None, 1 if exact else 2
+    if not centers or _intercept_decrement(problem, predictor) <= goal:
+        products += 1
+        found = _certify_point(problem, point, predictor, products)
+        if found.gap <= goal or not centers:
+            return found
     predictor = _center_intercepts(problem, predictor)
     moved = _center_intercepts(problem, point).theta.astype(dtype).astype(float)
     point = predictor if exact else problems.point_at(problem, moved)
-    better = _certify_point(problem, point, predictor, found.products + (1 if exact else 2))
-    return better if better.gap < found.gap else found._replace(products=better.products)
+    better = _certify_point(problem, point, predictor, products + (1 if exact else 2))
+    if found is None or better.gap < found.gap:
+        return better
+    return found._replace(products=better.products)
+
+
+def _intercept_decrement(problem: HostProblem, point: Point) -> float:
+    """Return about by how much the best intercepts would lower the gap, which is larger."""
+    return -0.5 * float(_by_class(problem, _intercept_step(problem, point)) @ point.pull.sum(1))
 
 
 def _certify_point(problem: HostProblem, point: Point, predictor: Point, spent: int) -> Certificate:
@@ -106,11 +117,15 @@ def _intercept_step(problem: HostProblem, point: Point) -> np.ndarray:
     return np.where(np.isfinite(beta), beta, 0)[:, None, None]
 
 
+def _by_class(problem: HostProblem, step: np.ndarray) -> np.ndarray:
+    """Return a step of the intercepts by outcome, `[O, M, 1]`, as one by class, `[K]`."""
+    return step[:, 0, 0] if problem.link == "softmax" else step[0, :, 0]
+
+
 def _center_intercepts(problem: HostProblem, point: Point) -> Point:
     """Return the point after Newton's steps of its intercepts."""
     for _ in range(MAX_INTERCEPT_STEPS):
-        step = _intercept_step(problem, point)
-        beta = step[:, 0, 0] if problem.link == "softmax" else step[0, :, 0]
+        beta = _by_class(problem, _intercept_step(problem, point))
         excess = point.pull.sum(1)
         if -beta @ excess <= MAX_INTERCEPT_DECREMENT * abs(point.value):
             break

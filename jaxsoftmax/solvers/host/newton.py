@@ -4,7 +4,8 @@ A preconditioner of the current point costs as much as some Hessian products, on
 point nothing. So conjugate gradients begin with the one at hand, and once they have taken as many
 products as a better one costs, that one is built: the same level at the current point, or the next
 level. The time is then at most about twice that of the best choice. An exact preconditioner ends
-them at once, which is Newton's method by Cholesky's.
+them at once, which is Newton's method by Cholesky's. At the start from 0 all probabilities are
+equal, and the shared matrix is exact.
 """
 
 import functools
@@ -73,7 +74,10 @@ class Choice(NamedTuple):
     def improve(self, problem: HostProblem, point: Point) -> Self:
         """Return the choice with a better preconditioner."""
         at = self.at + 1 if self.fresh else self.at
-        built = preconditioners.build(problem, point, self.levels[at])
+        level = self.levels[at]
+        if level > Level.SHARED and point.lead is not None and point.lead.all():
+            level = Level.SHARED  # which is the Hessian where all probabilities are equal
+        built = preconditioners.build(problem, point, level)
         return self._replace(at=at, current=built, fresh=True)
 
 

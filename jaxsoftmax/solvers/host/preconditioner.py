@@ -32,7 +32,9 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 OVERHEAD, ENTRY, MULTIPLICATION, HALVED = 5e-5, 4e-9, 5.5e-11, 2.2e-11
 COLUMN = 1.4e-9
 CHEAP = 4.0  # products that a preconditioner may cost to be built at each point
-MAX_INVERTED = 256  # columns of blocks whose inverses pay: they are applied in a third of the time
+SOLVED = 8e-10  # of an entry of a block in a product with a vector, which is bound by memory
+MAX_INVERTED = 256  # columns of matrices whose inverses pay: applied in a third of the time
+MAX_COLUMNS = 20  # for each class, of a shared matrix whose inverse pays
 CHUNK_ENTRIES = 2**20  # of products of columns that are formed at a time
 
 
@@ -75,7 +77,7 @@ class Preconditioner(NamedTuple):
     factors: list[Factor]
     diagonal: np.ndarray | None = None  # of Level.DIAGONAL: [K, P]
     others: np.ndarray | None = None  # of Level.FULL, the classes but for the reference
-    inverses: np.ndarray | None = None  # of Level.BLOCKS, of few columns: [K, P, P]
+    inverses: np.ndarray | None = None  # of few columns: [P, P], or of Level.BLOCKS [K, P, P]
 
     @property
     def exact(self) -> bool:
@@ -91,16 +93,32 @@ def levels(problem: HostProblem, classes: int, memory: int) -> list[Level]:
         if level > last or num_bytes(problem, classes, level) > memory:
             continue
         cost = seconds(problem, classes, level) + SAVED[level] * product_seconds(problem, classes)
-        if not kept or cost < total_seconds(problem, classes, kept[0]):
+        useful = not kept or cost < total_seconds(problem, classes, kept[0])
+        if useful and (level == last or pays(problem, classes, level)):
             kept.insert(0, level)
     return kept or [Level.DIAGONAL]
 
 
+def pays(problem: HostProblem, classes: int, level: Level) -> bool:
+    """Return whether blocks, which halve the products that SHARED needs, halve their time too."""
+    product = product_seconds(problem, classes)
+    blocks, shared = (
+        product + solve_seconds(problem, classes, each) for each in (Level.BLOCKS, Level.SHARED)
+    )
+    return level != Level.BLOCKS or blocks < 2 * shared
+
+
 def total_seconds(problem: HostProblem, classes: int, level: Level) -> float:
     """Return an estimate of the time to build a preconditioner and to solve with it."""
-    p = len(problem.columns)
-    solves = USES * 2 * classes * p**2 * MULTIPLICATION if level == Level.SHARED else 0.0
+    solves = USES * solve_seconds(problem, classes, level)
     return seconds(problem, classes, level) + solves
+
+
+def solve_seconds(problem: HostProblem, classes: int, level: Level) -> float:
+    """Return an estimate of the time to apply a preconditioner; that of FULL is used once."""
+    entries = classes * len(problem.columns) ** 2
+    rates = {Level.SHARED: 2 * MULTIPLICATION, Level.BLOCKS: SOLVED}
+    return entries * rates.get(level, 0.0)
 
 
 def exact_level(problem: HostProblem, classes: int) -> Level:
@@ -166,15 +184,21 @@ def build(problem: HostProblem, point: Point, level: Level) -> Preconditioner:
             count = max(1, len(h) - 1) if problem.link == "softmax" else len(h)
             matrices = _add_penalty(problem, _grams(problem.columns, h.sum(0)[None] / count))
         case Level.BLOCKS:
-            factors = [factorize(a) for a in _add_penalty(problem, _grams(problem.columns, h))]
-            few = problem.link == "softmax" and len(problem.columns) <= MAX_INVERTED
-            inverses = np.stack([factor.invert() for factor in factors]) if few else None
-            return Preconditioner(level, factors, inverses=inverses)
+            matrices = _add_penalty(problem, _grams(problem.columns, h))
         case Level.FULL:
             others = np.flatnonzero(np.arange(len(h)) != np.argmax(h.sum(1)))
             full = factorize(_full(problem, point, others))
             return Preconditioner(level, [full], others=others)
-    return Preconditioner(level, [factorize(a) for a in matrices])
+    factors = [factorize(a) for a in matrices]
+    # The Hessian of two classes or of sigmoids ends a system at once.
+    often = problem.link == "softmax" and len(h) > 2
+    many = MAX_INVERTED if level == Level.BLOCKS else max(MAX_INVERTED, MAX_COLUMNS * len(h))
+    if not often or len(problem.columns) > many:
+        return Preconditioner(level, factors)
+    inverses = [factor.invert() for factor in factors]
+    return Preconditioner(
+        level, factors, inverses=inverses[0] if level == Level.SHARED else np.stack(inverses)
+    )
 
 
 def apply(problem: HostProblem, preconditioner: Preconditioner, r: np.ndarray) -> np.ndarray:
@@ -196,7 +220,8 @@ def _solve(preconditioner: Preconditioner, r: np.ndarray) -> np.ndarray:
     if preconditioner.diagonal is not None:
         return r / preconditioner.diagonal
     if preconditioner.inverses is not None:
-        return np.matmul(preconditioner.inverses, r[..., None])[..., 0]
+        inverses = preconditioner.inverses
+        return r @ inverses if inverses.ndim == 2 else np.matmul(inverses, r[..., None])[..., 0]
     if preconditioner.level == Level.BLOCKS:
         return np.stack([factor.solve(row) for factor, row in zip(factors, r, strict=True)])
     if preconditioner.others is None:
