@@ -13,8 +13,9 @@ one if it has PyTorch; tokamax and jax-cce are compared if they are installed he
 Parts that compare the solver with other solvers take minutes each, want an idle machine and run
 only if they are named: `--only mnist fashion_mnist --data-dir DIR`, where DIR holds the images as
 TensorFlow Datasets prepares them; `--only newsgroups --newsgroups FOLDER`, where FOLDER is
-scikit-learn's (by default the one that it keeps); `--only documents path grid`; and `--only cyanure
---cyanure PYTHON`, an interpreter that has Cyanure, with DIR and FOLDER for the data that they have.
+scikit-learn's (by default the one that it keeps); `--only documents path grid drawn`; and `--only
+cyanure --cyanure PYTHON`, an interpreter that has Cyanure, with DIR and FOLDER for the data that
+they have.
 
 The record is results/benchmark_DEVICE.json, written again after each measurement, with a table and
 a page of figures of the same name, and of a CPU the picture of the main page. A part that is not
@@ -97,6 +98,7 @@ LONG: dict[str, Part] = {
     "documents": beside_scikit_learn("optimum", "steps_of_documents"),
     "path": beside_scikit_learn("path"),
     "grid": beside_scikit_learn("grid"),
+    "drawn": beside_scikit_learn("grid", "steps_of_drawn"),
     "cyanure": beside_scikit_learn("beside_cyanure"),
 }
 PARTS = QUICK | LONG

@@ -39,6 +39,9 @@ MAX_ITERATIONS = 2000
 MAX_UNKNOWNS = 5000  # of newton-cholesky, whose Hessian of more takes minutes
 PATIENCE = 10.0  # times the seconds of `solve`, at least 1, after which no tolerance is tried
 TURNS = 5
+DRAWN = 60  # problems drawn at random
+RANGES = ((60, 5000), (4, 500), (2, 30))  # of their examples, features and classes
+KINDS = ("standardized", "raw", "correlated", "separable")
 
 
 class Problem(NamedTuple):
@@ -53,6 +56,12 @@ class Problem(NamedTuple):
 def steps(conditions: Conditions) -> list[Step]:
     """Return a step for each problem, in a smoke run for the smallest ones."""
     chosen = (p for p in problems() if not conditions.smoke or p.x.size < 2000)
+    return [Step(problem.name, partial(beside_solvers, problem)) for problem in chosen]
+
+
+def steps_of_drawn(conditions: Conditions) -> list[Step]:
+    """Return a step for each problem drawn at random."""
+    chosen = drawn(1 if conditions.smoke else DRAWN)
     return [Step(problem.name, partial(beside_solvers, problem)) for problem in chosen]
 
 
@@ -97,6 +106,18 @@ def problems() -> list[Problem]:
     ):
         x, y = generate(n, d, classes, kind)
         found.append(Problem(f"{n} x {d}, {classes} classes, {kind}, C={C:g}", x, y, C))
+    return found
+
+
+def drawn(count: int, seed: int = 0) -> list[Problem]:
+    """Return problems whose shape, kind and penalty are drawn at random from those of the 30."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        n, d, classes = (round(10 ** rng.uniform(*np.log10(ends))) for ends in RANGES)
+        kind, strength = str(rng.choice(KINDS)), f"{10 ** rng.uniform(-4, 8):.0e}"
+        x, y = generate(n, d, classes, kind)
+        name = f"{n} x {d}, {classes} classes, {kind}, C={float(strength):g}"
+        found.append(Problem(name, x, y, float(strength)))
     return found
 
 

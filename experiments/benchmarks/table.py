@@ -63,7 +63,8 @@ def tables(record: dict[str, Any]) -> dict[str, list[str]]:
         "Certified beside Cyanure, which stops at a duality gap": markdown(
             CERTIFIED, beside_cyanure(record)
         ),
-        summary(record): markdown(GRID, grid(record)),
+        summary(record, "grid"): markdown(GRID, grid(record, "grid")),
+        f"Drawn at random: {summary(record, 'drawn')}": markdown(GRID, grid(record, "drawn")),
         "The default beside dense logits": markdown(
             ("N x D x K", "time / dense", "more temporary memory"), default(record)
         ),
@@ -201,10 +202,10 @@ def beside_cyanure(record: dict[str, Any]) -> Iterator[list[str]]:
         yield [text, *(cell for pair in cells for cell in pair), over]
 
 
-def summary(record: dict[str, Any]) -> str:
-    """Return the title of the grid's table, which says how many problems are what."""
-    ratios = [entry["over the fastest"] for entry in entries(record, "grid").values()]
-    certified = sum(entry["converged"] for entry in entries(record, "grid").values())
+def summary(record: dict[str, Any], part: str) -> str:
+    """Return the title of a table of problems, which says how many are what."""
+    ratios = [entry["over the fastest"] for entry in entries(record, part).values()]
+    certified = sum(entry["converged"] for entry in entries(record, part).values())
     return (
         f"{certified} of {len(ratios)} problems certified, {sum(r < 1 for r in ratios)} faster "
         f"than all solvers of scikit-learn, {sum(r <= 1.2 for r in ratios)} within 1.2, in the "
@@ -212,9 +213,9 @@ def summary(record: dict[str, Any]) -> str:
     )
 
 
-def grid(record: dict[str, Any]) -> Iterator[list[str]]:
+def grid(record: dict[str, Any], part: str) -> Iterator[list[str]]:
     """Yield the processor milliseconds of each problem."""
-    for name, entry in entries(record, "grid").items():
+    for name, entry in entries(record, part).items():
         seconds = entry["scikit-learn processor seconds"]
         cells = (f"{1e3 * seconds[way]:.1f}" if way in seconds else "" for way in GRID[2:5])
         ratio = entry["over the fastest"]
