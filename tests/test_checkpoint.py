@@ -92,7 +92,21 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
         fit(3, checkpoint=tmp_path, resume=True, key=jax.random.key(1))
     with pytest.raises(ValueError, match=r"shape of features must be \[24, 3\]"):
         training.fit(LOSS, X[:, :2], Y, epochs=3, checkpoint=tmp_path, resume=True, **HOW)
+    with pytest.raises(ValueError, match=r"params.w must have shape \(3, 2\), .* got \(3, 3\)"):
+        training.fit(LOSS, X, Y + 1, epochs=3, checkpoint=tmp_path, resume=True, **HOW)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_hold_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="checkpoint must be a folder, got the file"):
+        fit(1, checkpoint=tmp_path / "file")
+    with pytest.raises(TypeError, match="checkpoint must be the path of a folder, got 3"):
+        fit(1, checkpoint=3)
+    with pytest.raises(ValueError, match="checkpoint_interval must be at least 0, got -1"):
+        fit(1, checkpoint=tmp_path / "new", checkpoint_interval=-1)
+    with pytest.raises(TypeError, match=r"checkpoint_interval must be a number .* got '1'"):
+        fit(1, checkpoint=tmp_path / "new", checkpoint_interval="1")
 
 
 def test_a_torn_save_is_never_picked_up(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ resumed run returns what an uninterrupted one returns. It is complete or absent:
 under another name and renames it at the end.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +73,8 @@ class Checkpoints:
         """Return the newest checkpoint, placed like this state, or None if there is none.
 
         Raises:
-            ValueError: if the checkpoint is of a run with other settings, or cannot be read.
+            ValueError: if the checkpoint is of a run with other settings, of a model with other
+                shapes, or cannot be read.
         """
         import orbax.checkpoint as ocp
 
@@ -87,6 +90,7 @@ class Checkpoints:
         }
         arrays = self._read(step, **items)
         state, best_params = (jax.tree.map(jnp.asarray, arrays[name]) for name in items)
+        self._check_shapes(state, like)
         history, part_metrics = [*map(_from_json, record["history"])], record["part_metrics"]
         return Checkpoint(
             state, best_params, history, None if part_metrics is None else _from_json(part_metrics)
@@ -105,9 +109,24 @@ class Checkpoints:
                 "continue from the one before it"
             ) from error
 
+    def _check_shapes(self, restored: TrainState, like: TrainState) -> None:
+        """Raise a ValueError for a model of other shapes, which Orbax restores as it was."""
+        pairs = zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(like), strict=True)
+        for (path, saved), leaf in pairs:
+            if saved.shape != leaf.shape:
+                raise ValueError(
+                    f"{jax.tree_util.keystr(path)[1:]} must have shape {saved.shape}, as in the "
+                    f"checkpoint in {self._manager.directory}, got {leaf.shape}"
+                )
+
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         for name, value in self._settings.items():
-            if saved.get(name) != value:
+            if name not in saved:
+                raise ValueError(
+                    f"{self._manager.directory} must hold checkpoints of this version of "
+                    f"jaxsoftmax, and they are without the {name}"
+                )
+            if saved[name] != value:
                 raise ValueError(
                     f"{name} must be {saved.get(name)}, as in the checkpoint in "
                     f"{self._manager.directory}, got {value}"
@@ -128,13 +147,17 @@ def open_checkpoints(
 
     Raises:
         ModuleNotFoundError: if Orbax is not installed.
-        ValueError: if the folder holds checkpoints and `resume` is False.
+        TypeError: if the folder is not a path, or the interval not a number.
+        ValueError: if the folder is a file, or holds checkpoints and `resume` is False, or the
+            interval is negative.
     """
     if folder is None:
         if resume:
             raise ValueError("resume=True needs checkpoint=, a folder, got None")
         yield None
         return
+    _check_folder(folder)
+    _check_interval(interval)
     try:
         import orbax.checkpoint as ocp
     except ModuleNotFoundError as error:
@@ -155,6 +178,21 @@ def open_checkpoints(
                 f"after step {step}; pass resume=True to continue that run"
             )
         yield Checkpoints(manager, settings)
+
+
+def _check_folder(folder: Any) -> None:
+    """Check what Orbax would refuse after an epoch, when it writes to the folder."""
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"checkpoint must be the path of a folder, got {folder!r}")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"checkpoint must be a folder, got the file {folder}")
+
+
+def _check_interval(interval: Any) -> None:
+    if not isinstance(interval, Real):
+        raise TypeError(f"checkpoint_interval must be a number of seconds, got {interval!r}")
+    if not float(interval) >= 0:
+        raise ValueError(f"checkpoint_interval must be at least 0, got {interval}")
 
 
 def describe_run(
