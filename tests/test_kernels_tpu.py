@@ -164,6 +164,46 @@ def test_edges(rows: int):
         close(run(mosaic_tpu, how, head, weights), run(xla_chunked, how, head, weights))
 
 
+def z_loss(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+    return nll**2 + 0.1 * lse**2
+
+
+def smoothed(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
+    """A cotangent of its own for each statistic."""
+    return z_loss(nll, lse, mean) + 0.3 * (lse - mean) * nll
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def losses_of_rows(
+    module: ModuleType, options: Options, function: Callable, head: Head, weights: jax.Array
+) -> tuple:
+    rows, gradients = module.rows_and_gradients(head, weights, (), function, ALL, options)
+    return rows.statistics(), gradients
+
+
+@pytest.mark.parametrize(
+    ("function", "softcap"),
+    [(z_loss, 3.0), (smoothed, None), (smoothed, 3.0)],
+    ids=["z-loss with a softcap", "smoothed", "smoothed with a softcap"],
+)
+def test_losses_of_rows(function: Callable, softcap: float | None):
+    head, weights = full_head(37)
+    masked = jnp.setdiff1d(jnp.arange(150), head.targets)[::9]  # classes of -inf in each tile
+    assert head.bias is not None
+    assert head.where is not None
+    head = head._replace(
+        bias=head.bias.at[masked].set(-INF), where=head.where.at[5, head.targets[5]].set(False)
+    )
+    options = Options(TILES, target.current(), np.float32, softcap=softcap, stats=True)
+    found, wanted = (
+        losses_of_rows(module, options, function, head, weights[0].at[5].set(0))
+        for module in (mosaic_tpu, xla_chunked)
+    )
+    assert found[0][0][5] == INF  # and without effect on the gradients
+    nll = jnp.where(jnp.arange(37) == 5, 0, jnp.stack([found[0][0], wanted[0][0]]))
+    close((nll[0], found[0][1:], found[1]), (nll[1], wanted[0][1:], wanted[1]))
+
+
 def test_memory_that_nobody_has_written():
     # The other interpreter follows copies between memories, and begins with NaN in all of them.
     head, weights = full_head(1)

@@ -14,12 +14,13 @@ A kernel computes the logits of a tile of rows and classes (`grids`) and does on
   `binary_value_and_gradients` has three products with no more than a block in memory, and
   `binary_forward` is one pass over the blocks.
 
-`value_and_gradients` has three products. It runs the forward pass on a chunk of rows, and also
-writes e = exp(z - m) in the dtype of x, where m is the row's running maximum, one number for each
-tile. Once a row is done, p = e exp(m - maximum) / S is elementwise: another kernel replaces e by
-the gradient, in place. That takes 2 bytes an entry where the rows of XLA take about 20, so for the
-same memory a chunk has more rows, and the float32 sum of w's gradient is read and written less
-often. The second rounding to half precision is within the contract.
+`value_and_gradients`, and `rows_and_gradients` for a function of a row's statistics, have three
+products. They run the forward pass on a chunk of rows, which also writes e = exp(z - m) in the
+dtype of x, where m is the row's running maximum, one number for each tile. Once a row is done,
+p = e exp(m - maximum) / S is elementwise: another kernel replaces e by the gradient, in place. That
+takes 2 bytes an entry where the rows of XLA take about 20, so for the same memory a chunk has more
+rows, and the float32 sum of w's gradient is read and written less often. The second rounding to
+half precision is within the contract.
 
 Memory traffic: a pass reads w once for each tile of rows and x once for each tile of classes, in
 bfloat16 one byte for 683 operations (307 on v4, whose VMEM is small), and writes a few numbers for
@@ -45,6 +46,7 @@ from jax.experimental import pallas as pl
 from jaxsoftmax import placement, softmax_core, validation
 from jaxsoftmax.kernels import chunks, primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
+from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
 from jaxsoftmax.kernels.tpu import grids
 from jaxsoftmax.kernels.tpu.grids import (
     LANES,
@@ -91,11 +93,7 @@ def unsupported(head: Head, options: Options) -> str | None:
 
 def forward(head: Head, options: Options) -> LSEParts:
     """Return the parts of each row's loss, with statistics if the options ask for them."""
-    parts, _ = _run_statistics(head, grids.make_grid(head, options), save_exponentials=False)
-    if parts.stats is None:
-        return parts
-    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
-    return parts._replace(stats=parts.stats._replace(mean=mean))
+    return _run_statistics(head, grids.make_grid(head, options), save_exponentials=False)[0]
 
 
 @with_derivatives_of(xla_chunked.backward)
@@ -171,35 +169,82 @@ def value_and_gradients(
     if not any(needs_grad):
         nll = primitives.valid_row_losses(forward, head, valid, options)
         return nll, ModelCotangents(None, None, None)
+    zeros = xla_chunked.row_zeros(head)
+    arguments = head, valid, weights, needs_grad, options
+    nll, found = _sum_rows(primitives.nll_cotangents, zeros, *arguments)
+    return validation.zero_ignored(nll, valid), found
 
-    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Array, Array]:
-        nll, dz = _row_losses_and_gradients(chunk, weights, options)
-        return validation.zero_ignored(nll, valid), dz
+
+@with_derivatives_of(xla_chunked.rows_and_gradients, options=3)
+def rows_and_gradients(
+    head: Head,
+    weights: Array,
+    constants: tuple[Array, ...],
+    function: Callable,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[RowTerms, ModelCotangents]:
+    """Return the terms of each row, and the gradients of the weighted sum of a function of them."""
+    if not any(needs_grad):
+        return RowTerms.of(forward(head, options)), ModelCotangents(None, None, None)
+    loss, zeros = RowLoss(function, constants), RowTerms.zeros(xla_chunked.row_zeros(head))
+    if options.softcap is not None and loss.uses_mean(zeros.mean):
+        # The gradient of a mean of capped logits has the derivative of each cap, which exponentials
+        # that round to 0 do not tell.
+        return xla_chunked.compute_twice(
+            head, weights, needs_grad, options, forward, backward, loss.part_cotangents
+        )
+    return _sum_rows(loss.part_cotangents, zeros, head, None, weights, needs_grad, options)
+
+
+# From the parts of rows and their weights: the numbers of each row that are returned, the
+# cotangents of the parts, and which rows are ignored.
+type _RowRule = Callable[[LSEParts, Array], tuple[Any, RowCotangents, Array]]
+
+
+def _sum_rows(
+    rule: _RowRule,
+    zeros: Any,
+    head: Head,
+    valid: Array | None,
+    weights: Array,
+    needs_grad: NeedsGrad,
+    options: Options,
+) -> tuple[Any, ModelCotangents]:
+    """Return the numbers of each row, and the gradients of a weighted sum."""
+
+    def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Any, Array]:
+        del valid  # of weight 0
+        return _rows_and_gradient(rule, chunk, weights, options)
 
     # The exponentials in the dtype of x take the bytes of a chunk of `xla_chunked`.
     limit = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
     size = chunks.even_size(head.x.shape[0], limit)
     return xla_chunked.scan_rows(
-        gradient, head, valid, weights, needs_grad, options, chunk_size=size
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size, zeros=zeros
     )
 
 
-def _row_losses_and_gradients(chunk: Head, weights: Array, options: Options) -> tuple[Array, Array]:
-    """Return the losses of whole rows, and their weighted gradients in the logits.
+def _rows_and_gradient(
+    rule: _RowRule, chunk: Head, weights: Array, options: Options
+) -> tuple[Any, Array]:
+    """Return the numbers of whole rows, and the gradient of their weighted sum in the logits.
 
-    The gradients have the dtype of x.
+    The gradient has the dtype of x.
     """
     grid = grids.make_grid(chunk, options)
     parts, saved = _run_statistics(chunk, grid, save_exponentials=True)
-    nll, total = primitives.row_loss(parts)
-    is_ignored = weights == 0  # also if the loss is NaN
-    scale = jnp.where(is_ignored, 0, weights / total)
-    dz_label = jnp.where(is_ignored, 0, -parts.sum_exp_rest * scale)
+    rows, bars, is_ignored = rule(parts, weights)
+    of_label, share = bars.label_logit, None
     if options.softcap is not None:
-        dz_label *= 1 - (parts.label_logit / options.softcap) ** 2
-    factor = relative_exp(saved.running_maximum, parts.maximum[:, None]) * scale[:, None]
-    factor = jnp.where(is_ignored[:, None], 0, factor)
-    return nll, _scale_exponentials(chunk, saved.exponentials, factor, dz_label, grid)
+        of_label *= 1 - (parts.label_logit / options.softcap) ** 2
+    if bars.mean is not None and parts.stats is not None:
+        share = bars.mean / jnp.maximum(parts.stats.classes, 1)
+        of_label += jnp.where(parts.label_logit == -jnp.inf, 0, share)
+    factor = relative_exp(saved.running_maximum, parts.maximum[:, None])
+    factor = jnp.where(is_ignored[:, None], 0, factor * bars.sum_exp_rest[:, None])
+    of_label = jnp.where(is_ignored, 0, of_label)
+    return rows, _scale_exponentials(chunk, saved.exponentials, factor, of_label, share, grid)
 
 
 # -- Sigmoid --
@@ -323,15 +368,13 @@ def _sigmoid_epilogue(
 class _Saved(NamedTuple):
     """The residuals of the forward pass, for the gradient."""
 
-    exponentials: Any  # [N, K], exp(z - running maximum) times dcap, and 0 for the label
+    # [N, K], exp(z - running maximum) times dcap, and 0 for the label; with statistics -1 for -inf
+    exponentials: Any
     running_maximum: Any  # [N, tiles of classes], over the classes up to the end of each tile
 
 
 def _run_statistics(head: Head, grid: Grid, *, save_exponentials: bool) -> tuple[LSEParts, Any]:
-    """Return the parts of each row's loss, and what is saved, or None.
-
-    In place of the mean of the logits, the statistics have their sum.
-    """
+    """Return the parts of each row's loss, and what is saved, or None."""
     inputs, specs = grids.prepare_inputs(head, grid)
     n, k, _ = grid.whole
     number = out_type((n, 1))
@@ -346,7 +389,11 @@ def _run_statistics(head: Head, grid: Grid, *, save_exponentials: bool) -> tuple
     parts, saved = grids.run_kernel(
         grid, _statistics_kernel, (inputs,), [specs], (parts, saved), (row_specs, saved_specs)
     )
-    return jax.tree.map(lambda a: a[:, 0], parts), saved
+    parts = jax.tree.map(lambda a: a[:, 0], parts)
+    if parts.stats is None:
+        return parts, saved
+    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
+    return parts._replace(stats=parts.stats._replace(mean=mean)), saved
 
 
 def _statistics_kernel(
@@ -379,6 +426,8 @@ def _statistics_epilogue(grid: Grid, j: Array, head: Any, acc: Any, parts: Any, 
         _update_stats(parts.stats, z, column, previous, maximum, grid.whole.classes)
     if saved is not None:
         e = e if dcap is None else e * dcap
+        # A class of -inf has no share of the mean; other exponentials round to 0 as well.
+        e = e if parts.stats is None else jnp.where(z == -jnp.inf, -1, e)
         saved.exponentials[...] = e.astype(saved.exponentials.dtype)
         neighbors = saved.running_maximum[...]
         is_here = iota(neighbors.shape, 1) == j % LANES
@@ -442,18 +491,36 @@ def _gradient_epilogue(grid: Grid, j: Array, head: Any, acc: Any, rows: Any, dz:
     _store_gradient(dz, gradient if dcap is None else gradient * dcap, exists)
 
 
-def _scale_exponentials(head: Head, e: Array, factor: Array, dz_label: Array, grid: Grid) -> Array:
+def _scale_exponentials(
+    head: Head, e: Array, factor: Array, of_label: Array, share: Array | None, grid: Grid
+) -> Array:
     """Replace exponentials by gradients, in place.
 
     XLA would first broadcast the factors, one for each row and tile, to `[N, K]`.
+
+    Args:
+        head: the rows.
+        e: exponentials, from the forward pass.
+        factor: what they are multiplied by, for each row and tile.
+        of_label: the gradient of each row in the label's logit.
+        share: what is added for each class that exists, or None.
+        grid: the tiles.
     """
     entry_spec, row_spec = grid.block_spec(0, 1), grid.block_spec(0, None)
     inputs, specs = grids.prepare_inputs(head, grid)
+    column = None if share is None else share[:, None]
     return grids.run_kernel(
         grid,
         _scale_kernel,
-        (e, factor, dz_label[:, None], inputs.targets, inputs.where),
-        [entry_spec, grid.per_tile_spec(), row_spec, specs.targets, specs.where],
+        (e, factor, of_label[:, None], column, inputs.targets, inputs.where),
+        [
+            entry_spec,
+            grid.per_tile_spec(),
+            row_spec,
+            None if share is None else row_spec,
+            specs.targets,
+            specs.where,
+        ],
         out_type(e.shape, e.dtype),
         entry_spec,
         num_tiles=grid.num_tiles._replace(features=1),
@@ -472,7 +539,8 @@ def _scale_epilogue(
     j: Array,
     e: Any,
     factor: Any,
-    dz_label: Any,
+    of_label: Any,
+    share: Any,
     labels: Any,
     where: Any,
     dz: Any,
@@ -482,9 +550,12 @@ def _scale_epilogue(
     del acc
     is_here = iota(factor.shape, 1) == j % LANES
     scale = jnp.broadcast_to(row_sum(jnp.where(is_here, factor[...], 0)), e.shape)
-    gradient = jnp.where(scale == 0, 0, e[...].astype(jnp.float32) * scale)
+    wide = e[...].astype(jnp.float32)
+    gradient = jnp.where(scale == 0, 0, wide * scale)
+    gradient = gradient if share is None else gradient + share[...]
+    gradient = jnp.where(wide < 0, 0, gradient) if grid.options.stats else gradient
     column = j * grid.tile.classes + iota(e.shape, 1)
-    gradient = jnp.where(column == labels[...], dz_label[...], gradient)
+    gradient = jnp.where(column == labels[...], of_label[...], gradient)
     _store_gradient(dz, gradient, class_mask(grid, where, column))
 
 
