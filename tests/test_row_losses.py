@@ -226,7 +226,7 @@ def test_rows_that_do_not_count_add_nothing(tiles: Tiles | None) -> None:
     assert jnp.isnan(bad[1]["x"][0]).all()
 
 
-def test_shared_classes_and_rows_compute_the_logits_twice() -> None:
+def test_shared_classes_and_rows() -> None:
     moving, rest = split(random_head())
     row_loss = ROW_LOSSES["smoothed"]
 

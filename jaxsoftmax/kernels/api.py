@@ -296,9 +296,9 @@ def linear_cross_entropy_sum(
 
     Numerics:
         As in `linear_cross_entropy`, with the exact exponentials of `cross_entropy` in XLA's own
-        chunks of rows. A row_loss takes three products as well, but four in a kernel of a TPU, in
-        `mosaic_gpu` where it depends on the mean of capped logits, and where devices share rows or
-        classes and it closes over arrays that may be differentiated.
+        chunks of rows. A row_loss takes three products as well, but four in a kernel of a GPU or
+        TPU where it depends on the mean of capped logits, and on arrays that are whole on a mesh
+        where it closes over traced ones.
 
     Derivatives:
         Of any order in x, w, bias and weights, in both modes. Only the derivatives that are needed
