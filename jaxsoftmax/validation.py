@@ -1,12 +1,13 @@
 """Validation and conversion of the arguments of public functions.
 
-An error names the argument, the value expected and the value received. Only shapes and dtypes are
-inspected, so a traced program pays nothing for it. Shapes are compared here and not asserted by
-chex, whose `disable_asserts` would make labels `[1]` those of all examples.
+An error names the argument, the value expected and the value received. Shapes are asserted with
+chex, so `chex.disable_asserts` turns these checks off too. Only shapes and dtypes are inspected, so
+a traced program pays nothing for it.
 """
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,8 +195,11 @@ def as_bools(x: ArrayLike, name: str) -> Array:
 
 def check_shape(x: Any, shape: tuple[int, ...], name: str, like: str) -> Any:
     """Return x, or raise a ValueError if it does not have this shape."""
-    if x.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape} ({like}), got {x.shape}")
+    try:
+        chex.assert_shape(x, shape)
+    except AssertionError:
+        message = f"{name}: expected shape {shape} ({like}), got {x.shape}"
+        raise ValueError(message) from None
     return x
 
 

@@ -204,8 +204,8 @@ def test_lean_import() -> None:
     # JAX brings scipy's linear algebra; what counts is what the package adds to its own needs.
     assert "jax" not in loaded_by("import jaxsoftmax")
     mine = loaded_by("import jaxsoftmax as js; js.softmax, js.metrics.f1, js.calibration.Fit")
-    needed = loaded_by("import jax, optax, numpy")
-    assert {"jax", "optax", "jaxsoftmax"} <= mine
+    needed = loaded_by("import jax, optax, chex, numpy")
+    assert {"jax", "optax", "chex", "jaxsoftmax"} <= mine
     extra = {name for name in mine - needed if name.startswith(EXTRAS)}
     assert not extra, f"jaxsoftmax loads {sorted(extra)}"
     heavy = {
