@@ -6,7 +6,6 @@ Named by function where none of its cases can, else by the case's name. Each of 
 MESSAGE = "wants the words of one of scikit-learn's solvers, which are dropped"
 PENALTY = "about the deprecated argument penalty, whose place l1_ratio and C have taken"
 DEPRECATED = "wants the warning of a deprecation in scikit-learn's own signature"
-INTERCEPT = "a fit that stops early has the best intercept for its weights, not its last step's"
 PRIVATE = "calls a private method of scikit-learn's class"
 LIBLINEAR = "wants float64 of liblinear for float32 data; here the result has the dtype of the data"
 INDICES = "wants liblinear, sag and saga to refuse 64-bit indices, which are taken here"
@@ -46,8 +45,6 @@ EXCEPTIONS = {
         "wants lbfgs's warning after one iteration less; that fit is certified too, at C = 1e30"
     ),
     "test_logistic_regression_callback_support_warning": MESSAGE,
-    "test_logistic_regression_callback_fitted_estimator[True-2]": INTERCEPT,
-    "test_logistic_regression_callback_fitted_estimator[True-3]": INTERCEPT,
     "test_logisticregressioncv_warns_with_use_legacy_attributes": DEPRECATED,
     "test_l1_ratio_None_deprecated": DEPRECATED,
     "test_logisticregression_warns_with_n_jobs": DEPRECATED,

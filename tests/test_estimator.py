@@ -361,6 +361,22 @@ def test_callbacks_see_a_fitted_estimator_after_each_iteration(iris: Any) -> Non
     assert not hasattr(clone(model.set_callbacks()).fit(x, y), "_skl_callbacks")
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_callbacks_see_what_a_fit_of_as_many_iterations_returns(iris: Any, classes: int) -> None:
+    x, y = iris
+    x, y = x[y < classes], y[y < classes]
+    recorder = Recorder()
+    model = SoftmaxClassifier().set_callbacks(recorder).fit(x, y)
+    ends = [each[2] for each in recorder.seen if each[:2] == ("end", "iteration")][:-1]
+    assert len(ends) == model.n_iter_[0] > 2
+    for count, seen in enumerate(ends, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            alone = SoftmaxClassifier(max_iter=count).fit(x, y)
+        np.testing.assert_array_equal(seen.coef_, alone.coef_)
+        np.testing.assert_array_equal(seen.intercept_, alone.intercept_)
+
+
 def test_callbacks_are_torn_down_after_an_error(iris: Any) -> None:
     x, y = iris
     recorder = Recorder()

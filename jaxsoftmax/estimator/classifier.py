@@ -45,7 +45,9 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
     `Solution`; None without a certificate, as after `partial_fit`), `n_features_in_`.
 
     Callbacks of scikit-learn 1.9, from set_callbacks(), see a task for each outer iteration of
-    `fit` and, as with scikit-learn's lbfgs, an empty one at the end.
+    `fit` and, as with scikit-learn's lbfgs, an empty one at the end. After an iteration of a small
+    fit, on the host, they see what `fit` with as many iterations returns; after one of a compiled
+    program, the intercepts of its last step, which the end replaces by the best ones.
 
     Example:
         >>> from sklearn.datasets import load_iris

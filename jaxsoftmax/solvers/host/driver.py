@@ -61,9 +61,9 @@ def minimize(
         found, status = _certify_if_ready(lane, config, state)
         while status is None and state.idle < MAX_IDLE_ITERATIONS:
             state = _iterate(lane.reduced, config, state)
-            if callback is not None:
-                callback(_report(lane, state))
             found, status = _certify_if_ready(lane, config, state)
+            if callback is not None:
+                callback(_report(lane, state, found or _certify(lane, config, state)))
             if found is not None and status is None:
                 state = state._replace(trust=0.2 * state.trust)
             if state.iterations >= config.max_iterations:
@@ -248,15 +248,15 @@ def _is_separated(problem: HostProblem, point: Point) -> bool:
     return bool(np.all(point.scores[labels, rows] > others.max(0)))
 
 
-def _report(lane: Lane, state: _State) -> dict[str, Any]:
-    """Return the figures of the last step, as of one lane."""
+def _report(lane: Lane, state: _State, found: certificate.Certificate) -> dict[str, Any]:
+    """Return the figures of the last step, as of one lane, with what a stop there would return."""
     return {
         "iteration": state.iterations,
         "lanes": [0],
-        "objective": [state.point.value],
+        "objective": [found.value],
         "estimate": [state.estimate],
         "products": state.products,
-        "theta": lane.unpack(lane.coordinates.expand(state.point.theta))[None],
+        "theta": lane.unpack(found.theta)[None],
     }
 
 
