@@ -12,6 +12,7 @@ from jaxsoftmax import binary_cross_entropy, cross_entropy, soft_cross_entropy
 from jaxsoftmax.linear import LinearParams
 from jaxsoftmax.solvers import host, solve, solve_path
 from jaxsoftmax.solvers.host import (
+    certificate,
     coordinates,
     driver,
     line_search,
@@ -227,6 +228,38 @@ def test_the_last_level_is_the_hessian(columns: int) -> None:
             v[:, -1] -= v[:, -1].mean()  # a shift of all intercepts changes nothing
         h = problems.hessian_product(problem, point, v)
         np.testing.assert_allclose(preconditioners.apply(problem, built, h), v, rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+def test_no_certificate_is_computed_that_the_intercepts_alone_exceed(
+    loss: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, certify = [], certificate._certify_point
+
+    def certify_point(*given: Any) -> certificate.Certificate:
+        counted.append(given)
+        return certify(*given)
+
+    monkeypatch.setattr(certificate, "_certify_point", certify_point)
+    x = np.random.default_rng(0).normal(size=(90, 4))
+    found = solve(x, x[:, 0] + x[:, 1] ** 2 > 2 if loss is binary_cross_entropy else
+                  np.arange(90) % 7 // 3, loss=loss, C=1e-4, gap=1e-9)  # fmt: skip
+    assert found.converged
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e80])
+def test_a_penalty_below_rounding_leaves_the_optimum_of_none(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)), np.arange(60) % 3
+    free, found = solve(x, y, alpha=0.0), solve(scale * x, y, C=1e300 / scale**2)
+    assert not found.converged  # no certificate is as fine
+    np.testing.assert_allclose(found.objective, free.objective, rtol=1e-6)
+    w, bias = found.params
+    np.testing.assert_allclose(w.sum(1), 0, atol=30 / scale)  # what all classes share
+    z, expected = scale * x @ w + bias, x @ free.params.w + free.params.bias
+    z, expected = (a - a.mean(1, keepdims=True) for a in (z, expected))
+    np.testing.assert_allclose(z, expected, atol=1e-3)
 
 
 def test_where_probabilities_are_equal_the_hessian_is_built_as_the_shared_level() -> None:

@@ -13,6 +13,9 @@ Matrices are factorized by Cholesky's method after scaling to a unit diagonal. F
 acts on parameters that sum to zero over the classes, and 1 / l2 on what all classes share:
 
     M = P F^-1 P + (1 - P) / l2.
+
+Of a gradient they share l2 times a mean, and rounding, which a very small l2 would blow up: where
+l2 is below the rounding of the Hessian, that takes its place.
 """
 
 import enum
@@ -34,6 +37,7 @@ COLUMN = 1.4e-9
 CHEAP = 4.0  # products that a preconditioner may cost to be built at each point
 SOLVED = 8e-10  # of an entry of a block in a product with a vector, which is bound by memory
 MAX_INVERTED = 256  # columns of matrices whose inverses pay: applied in a third of the time
+ROUNDING = 64 * problems.EPS  # of the Hessian, relative to its diagonal
 MAX_COLUMNS = 20  # for each class, of a shared matrix whose inverse pays
 CHUNK_ENTRIES = 2**20  # of products of columns that are formed at a time
 
@@ -78,6 +82,7 @@ class Preconditioner(NamedTuple):
     diagonal: np.ndarray | None = None  # of Level.DIAGONAL: [K, P]
     others: np.ndarray | None = None  # of Level.FULL, the classes but for the reference
     inverses: np.ndarray | None = None  # of few columns: [P, P], or of Level.BLOCKS [K, P, P]
+    shared: float = 0.0  # l2 or more, the curvature of what all classes share
 
     @property
     def exact(self) -> bool:
@@ -176,6 +181,17 @@ def product_seconds(problem: HostProblem, classes: int) -> float:
 
 def build(problem: HostProblem, point: Point, level: Level) -> Preconditioner:
     """Return the preconditioner at a point."""
+    built = _build(problem, point, level)
+    diagonal = built.diagonal
+    if diagonal is None:
+        scales = [factor.scale.reshape(-1, len(problem.columns)) for factor in built.factors]
+        diagonal = np.concatenate(scales) ** -2.0
+    stiffest = problems.weight_part(problem, diagonal).max(initial=0)
+    return built._replace(shared=max(problem.l2, ROUNDING * stiffest))
+
+
+def _build(problem: HostProblem, point: Point, level: Level) -> Preconditioner:
+    """Return the preconditioner, without the curvature of what all classes share."""
     h = problem.weights * (point.probability * point.complement)  # [K, N]
     match level:
         case Level.DIAGONAL:
@@ -210,7 +226,7 @@ def apply(problem: HostProblem, preconditioner: Preconditioner, r: np.ndarray) -
     z -= z.sum(0) / len(z)
     if problem.l2 > 0:
         weights = problems.weight_part(problem, z)
-        weights += shared[: weights.shape[1]] / problem.l2
+        weights += shared[: weights.shape[1]] / preconditioner.shared
     return z
 
 
