@@ -13,6 +13,13 @@ class LinearParams(NamedTuple):
 
     A `LinearParams` of booleans selects parameters for an Optax mask, for instance
     `LinearParams(w=True, bias=False)` for weight decay that does not apply to the bias.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import LinearParams
+        >>> params = LinearParams(w=jnp.eye(2), bias=jnp.array([1.0, 0.0]))
+        >>> print(jnp.array([2.0, 3.0]) @ params.w + params.bias)
+        [3. 3.]
     """
 
     w: Array

@@ -80,6 +80,10 @@ def sample_classes(
         `SampledClasses`, for `linear_cross_entropy(x, sample.take(w), sample.labels,
         bias=sample.take(bias) + sample.bias)`.
 
+    Numerics:
+        Everything is an integer but the bias, log(K - P) - log(S - P) in float32, with the K, S
+        and P of each group. A label out of range draws no class, and its loss is NaN.
+
     Raises:
         TypeError: if the labels or the numbers are not integers.
         ValueError: if count is not from 1 to K, or groups do not divide count and K.

@@ -38,7 +38,23 @@ BYTES_PER_BLOCK_LOGIT, BYTES_PER_CHUNK_LOGIT = 8, 20
 
 @dataclass(frozen=True)
 class Tiles:
-    """Block sizes: `rows` at a time in the scalar route, `classes` at a time in the other."""
+    """Sizes of the blocks in which a fused loss computes its logits, in place of a memory budget.
+
+    Args:
+        rows: how many rows a chunk has, with all their classes, where gradients are computed in the
+            forward pass, as in `linear_cross_entropy_sum`.
+        classes: how many classes a block has, of all rows, elsewhere.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import Tiles, linear_cross_entropy
+        >>> x, w, labels = jnp.ones((2, 3)), jnp.zeros((3, 1000)), jnp.array([0, 999])
+        >>> print(linear_cross_entropy(x, w, labels, tiles=Tiles(rows=1, classes=256)).nll)
+        [6.9077554 6.9077554]
+    """
 
     rows: int
     classes: int
