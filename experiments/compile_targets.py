@@ -36,6 +36,10 @@ most 11.2 MiB of v4's 16, and 37 of the 64 or more of the later ones. This requi
 - a kernel applies the factors that turn exponentials into gradients; otherwise XLA broadcasts them
   to float32 as large as the chunk's logits, twice.
 
+The sum of a function of a row's statistics, such as label smoothing with a z-loss, takes as many
+products and up to 2 MB more, in the kernels of `mosaic_tpu` and in XLA's operations (v4, v5e, v5p
+and v6e at 256000, at the lowest level of optimization; not in the record).
+
 The sigmoid's logits would take 537 MB in float32. Its kernels take x's gradient in float32 and a
 block of the logits' gradient and of copied targets: 160 to 256 MB, and on 7x 347 to 445; of VMEM at
 most 12.7 MiB on v4 and 48.9 on the others. XLA's operations take 67 to 210 MB on v4, v5e and v5p,
@@ -270,6 +274,11 @@ def scalar(x: Any, w: Any, labels: Any, weights: Any, unused: Any, **options: An
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
+def smoothed(nll: Any, lse: Any, mean: Any) -> Any:
+    """Return a loss of a row's statistics: label smoothing and a z-loss."""
+    return 0.9 * nll + 0.1 * (lse - mean) + 1e-4 * lse**2
+
+
 def labels_per_example(x: Any, w: Any, targets: Any, cotangents: Any, **options: Any) -> Any:
     """Return losses summed over the labels, and gradients of x and w with a cotangent for each."""
 
@@ -289,7 +298,11 @@ def sum_of_labels(x: Any, w: Any, targets: Any, weights: Any, **options: Any) ->
     return jax.value_and_grad(value, (0, 1))(x, w)
 
 
-PROGRAMS = {"per example": per_example, "sum": scalar}
+PROGRAMS = {
+    "per example": per_example,
+    "sum": scalar,
+    "smoothed sum": partial(scalar, row_loss=smoothed),
+}
 SIGMOID = {"sigmoid, per example": labels_per_example, "sigmoid, sum": sum_of_labels}
 
 

@@ -16,6 +16,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "experiments" / "compile_targets.py"
 MEGABYTE = 10**6
 SOFTMAX = ("per example", "sum", "per example, mosaic_tpu", "sum, mosaic_tpu")
+SMOOTHED = ("smoothed sum, mosaic_tpu",)  # a function of a row's statistics
 SIGMOID = ("sigmoid, per example, mosaic_tpu", "sigmoid, sum, mosaic_tpu")
 # N = 8192, D = 2304, bfloat16, and a number of classes: the awkward one for all targets. One case
 # is compiled as a user compiles it, which takes up to seven times as long. At the lowest level of
@@ -23,7 +24,7 @@ SIGMOID = ("sigmoid, per example, mosaic_tpu", "sigmoid, sum, mosaic_tpu")
 DEFAULT, QUICK = "UNKNOWN", "O0"
 CASES = [
     ("v5e", 256_001, DEFAULT, SOFTMAX),
-    ("v5e", 256_000, QUICK, SOFTMAX + SIGMOID),
+    ("v5e", 256_000, QUICK, SOFTMAX + SMOOTHED + SIGMOID),
     ("v4", 256_001, QUICK, SOFTMAX + SIGMOID),
     ("v5p", 256_001, QUICK, SOFTMAX),
     ("v6e", 256_001, QUICK, SOFTMAX),
@@ -57,6 +58,13 @@ def test_memory_and_products(target: str, k: int, level: str, programs: tuple[st
     found = json.loads(done.stdout.splitlines()[-1])[target]
     check_xla(128 if level == DEFAULT else 256, *(found[title][str(k)] for title in SOFTMAX[:2]))
     check_kernels(target, k, *(found[title][str(k)] for title in SOFTMAX[2:]))
+    if SMOOTHED[0] in programs:
+        total, smoothed = (found[title][str(k)] for title in (SOFTMAX[3], *SMOOTHED))
+        # A few numbers more for each row, and no product.
+        assert smoothed["temporary_bytes"] <= total["temporary_bytes"] + 4 * MEGABYTE
+        assert smoothed["products"] == total["products"]
+        assert len(smoothed["vmem_bytes"]) == 2
+        assert max(smoothed["vmem_bytes"]) <= VMEM[target] * 2**20
     if SIGMOID[0] in programs:
         check_sigmoid(target, *(found[title] for title in SIGMOID))
 

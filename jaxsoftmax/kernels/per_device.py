@@ -61,9 +61,9 @@ def sum_of_row_losses(
 ) -> tuple[Array, tuple[Any, ...]]:
     """Return the weighted sum of `call.row_loss` over all rows, and the statistics of each row.
 
-    An implementation without `rows_and_gradients` computes the logits twice. So does a function
-    that closes over arrays which may be differentiated, where arrays are whole on a mesh: its
-    jaxpr is for numbers that vary over no axis of a shard_map.
+    The logits are computed twice where rows cannot be cut into chunks, and where a function closes
+    over traced arrays and a shard_map would be made around it: its jaxpr is only for numbers that
+    do not vary over the axes.
     """
     options, name = dispatch.prepare(call, head, axes)
     zero = xla_chunked.row_zeros(dispatch.cast_operands(head, options))
@@ -71,22 +71,18 @@ def sum_of_row_losses(
     options = replace(options, stats=options.stats or loss.uses_mean(zero))
     known = in_range if valid is None else in_range | ~valid
     in_range |= weights == 0
-    module: Any = None if name == "reference" else dispatch.load(name)
     is_typed = axes.mesh is None or not loss.constants
-    can_cut = is_typed and placement.is_static(head.x.shape[0])
-    if not hasattr(module, "rows_and_gradients") or not can_cut:
+    if name == "reference" or not is_typed or not placement.is_static(head.x.shape[0]):
         rows = _per_example(name, options, axes, head, in_range, valid)
         nll, lse, mean = rows[:3]
         values = loss(nll, lse, jnp.zeros_like(nll) if mean is None else mean)
         total = primitives.weighted_total(values, weights)
-        return lax.psum(total, axes.local_row_axes), _checked(rows, known, valid)
-    kept, kept_weights = xla_chunked.ignore_rows(head, valid, _marked(weights, in_range))
-    run = sharded.on_shards(module, axes)
-    total, found = row_losses.weighted_sum(
-        run, options, loss.function, kept, kept_weights, loss.constants
-    )
-    checked = _checked(found.statistics(), known, valid)
-    return lax.psum(total, axes.local_row_axes), checked
+    else:
+        run = sharded.on_shards(dispatch.load(name), axes)
+        kept = xla_chunked.ignore_rows(head, valid, _marked(weights, in_range))
+        total, found = row_losses.weighted_sum(run, options, loss.function, *kept, loss.constants)
+        rows = found.statistics()
+    return lax.psum(total, axes.local_row_axes), _checked(rows, known, valid)
 
 
 def binary_losses(call: Call, axes: ClassShards, head: Head, valid: Array | None) -> Array:
