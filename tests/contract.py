@@ -56,7 +56,8 @@ def case(shape: tuple[int, int, int], dtype: type, scale: float, kind: str) -> C
     x, w = rng.standard_normal((n, d)), rng.standard_normal((d, k)) * scale / np.sqrt(d)
     # All logits are below 0: a class that does not exist and has the logit 0 would lead.
     bias = rng.standard_normal(k) - 4 * scale - 4
-    x, w, bias = jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.asarray(bias, dtype)
+    # NumPy casts, as JAX would compile a program for each shape.
+    x, w, bias = (jnp.asarray(a.astype(dtype)) for a in (x, w, bias))
     z = logits(x, w, bias)
     labels = {
         "first": np.zeros(n, int),
@@ -65,8 +66,8 @@ def case(shape: tuple[int, int, int], dtype: type, scale: float, kind: str) -> C
         "random": rng.integers(0, k, n),
     }[kind]
     sums = np.float64 if dtype == np.float64 else np.float32
-    cotangents = jnp.asarray(rng.standard_normal((3, n)), sums)
-    return Case(x, w, bias, jnp.asarray(labels, jnp.int32), cotangents)
+    cotangents = jnp.asarray(rng.standard_normal((3, n)).astype(sums))
+    return Case(x, w, bias, jnp.asarray(labels.astype(np.int32)), cotangents)
 
 
 def wide(a: jax.Array) -> Array:
@@ -162,10 +163,10 @@ def honest(case: Case) -> dict[str, jax.Array]:
 
 def orders[T: NamedTuple](case: T, honest: Callable[[T], dict[str, jax.Array]]) -> list[dict]:
     """The honest answers with the features summed in several orders."""
-    found = []
+    found, x, w = [], np.asarray(case.x), np.asarray(case.w)  # NumPy permutes without a program
     for seed in range(6):
-        order = np.random.default_rng(seed).permutation(case.x.shape[1])
-        answer = honest(case._replace(x=case.x[:, order], w=case.w[order]))
+        order = np.random.default_rng(seed).permutation(x.shape[1])
+        answer = jax.device_get(honest(case._replace(x=x[:, order], w=w[order])))
         back = np.argsort(order)
         for name in ("dx", "sum dx"):
             answer[name] = answer[name][:, back]

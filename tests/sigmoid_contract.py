@@ -40,10 +40,10 @@ def case(shape: tuple[int, int, int], dtype: type, scale: float, kind: type = np
         targets = np.where(rng.random((n, k)) < 0.3, rng.random((n, k)), targets)
     sums = np.float64 if dtype == np.float64 else np.float32
     return Case(
-        *(jnp.asarray(a, dtype) for a in (x, w, bias)),
-        jnp.asarray(targets, kind),
-        jnp.asarray(weight, sums),
-        jnp.asarray(rng.standard_normal(n), sums),
+        *(jnp.asarray(a.astype(dtype)) for a in (x, w, bias)),
+        jnp.asarray(targets.astype(kind)),
+        jnp.asarray(weight.astype(sums)),
+        jnp.asarray(rng.standard_normal(n).astype(sums)),
     )
 
 

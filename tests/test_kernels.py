@@ -72,7 +72,7 @@ def check(shape: tuple[int, int, int], dtype: type, implementation: str) -> None
             continue  # beyond what half precision holds
         for kind in LABELS:
             head = case(shape, dtype, scale, kind)
-            found = fused(implementation)(head)
+            found = jax.device_get(fused(implementation)(head))
             assert_no_worse(head, found, f"{shape} at {scale}, {kind} label")
             sums = np.float64 if dtype == np.float64 else np.float32
             kinds = {"nll": sums, "lse": sums, "mean_logit": sums, "sum": sums}
@@ -86,7 +86,7 @@ def check(shape: tuple[int, int, int], dtype: type, implementation: str) -> None
                 else top[:, 0] - top[:, 1] > 1e-4 * abs(top[:, 0])
             )
             np.testing.assert_array_equal(found["predicted"][clear], z.argmax(1)[clear])
-            hit = found["predicted"] == head.labels
+            hit = found["predicted"] == np.asarray(head.labels)
             np.testing.assert_array_equal(found["correct"], hit)
 
 
