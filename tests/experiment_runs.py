@@ -1,7 +1,8 @@
-"""Experiments one after the other in one process, each as its command runs it: SCRIPT ...
+"""Experiments one after the other in one process, each as its command runs it.
 
-Half of a small run is imports and programs that others have compiled. The last line of the output
-is JSON: how many lines each script printed, or its traceback.
+The argument is JSON: a list of commands, [SCRIPT, ARGUMENT, ...] each. Half of a small run is
+imports and programs that others have compiled. The last line of the output is JSON: what each
+script printed, and its traceback or "".
 """
 
 import io
@@ -13,21 +14,20 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 
-def outcome(script: str) -> int | str:
-    sys.argv = [script, "--smoke"]
-    printed = io.StringIO()
+def outcome(command: list[str]) -> tuple[str, str]:
+    sys.argv = command
+    printed, error = io.StringIO(), ""
     try:
         with redirect_stdout(printed):
-            runpy.run_path(script, run_name="__main__")
+            runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
-        if end.code:
-            return f"exit status {end.code}"
+        error = f"exit status {end.code}" if end.code else ""
     except Exception:
-        return traceback.format_exc()
-    return len(printed.getvalue().splitlines())
+        error = traceback.format_exc()
+    return printed.getvalue(), error
 
 
 if __name__ == "__main__":
-    scripts = sys.argv[1:]
-    sys.path.insert(0, str(Path(scripts[0]).parent))
-    print(json.dumps({Path(script).stem: outcome(script) for script in scripts}))
+    commands = json.loads(sys.argv[1])
+    sys.path.insert(0, str(Path(commands[0][0]).parent))
+    print(json.dumps({Path(command[0]).stem: outcome(command) for command in commands}))

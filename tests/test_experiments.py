@@ -76,37 +76,45 @@ GROUPS |= {f"group {i + 1}": TOGETHER[i::3] for i in range(3)}
 )
 def test_smoke(name: str) -> None:
     before = {result: result.read_bytes() for result in RESULTS.iterdir()}
-    done = subprocess.run(
-        [sys.executable, str(RUNS), *map(str, GROUPS[name])],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=os.environ | UNOPTIMIZED,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == {path.stem for path in GROUPS[name]}
-    for experiment, lines in found.items():
-        assert isinstance(lines, int), f"{experiment}: {lines}\n{done.stderr}"
-        assert lines > 1, experiment
+    printed = run_together([[str(path), "--smoke"] for path in GROUPS[name]], UNOPTIMIZED)
+    for experiment, text in printed.items():
+        assert len(text.splitlines()) > 1, experiment
     after = {result: result.read_bytes() for result in RESULTS.iterdir()}
     assert after == before  # a smoke run leaves no record
 
 
-@pytest.mark.parametrize("name", TO_COPY)
-def test_the_programs_to_copy_learn(name: str) -> None:
-    arguments, figure, (least, most) = TO_COPY[name]
-    script = FOLDER / f"{name}.py"
-    assert len(script.read_text().splitlines()) < 120
+def run_together(commands: list[list[str]], variables: dict[str, str]) -> dict[str, str]:
+    """What each script of the commands prints, in one process; none of them fails."""
     done = subprocess.run(
-        [sys.executable, str(script), *arguments],
+        [sys.executable, str(RUNS), json.dumps(commands)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env=os.environ | ({} if name.startswith("train_") else UNOPTIMIZED),
+        env=os.environ | variables,
     )
     assert done.returncode == 0, done.stderr
-    assert least < float(re.search(figure, done.stdout)[1]) < most
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == {Path(command[0]).stem for command in commands}
+    for name, (_, error) in found.items():
+        assert not error, f"{name}: {error}\n{done.stderr}"
+    return {name: printed for name, (printed, _) in found.items()}
+
+
+# Those that train have a process each, of programs that are optimized.
+ON_THEIR_OWN = [name for name in TO_COPY if name.startswith("train_")]
+COPIED = {name: ([name], {}) for name in ON_THEIR_OWN}
+COPIED |= {"others": ([name for name in TO_COPY if name not in ON_THEIR_OWN], UNOPTIMIZED)}
+
+
+@pytest.mark.parametrize("group", COPIED)
+def test_the_programs_to_copy_learn(group: str) -> None:
+    names, variables = COPIED[group]
+    scripts = {name: FOLDER / f"{name}.py" for name in names}
+    printed = run_together([[str(scripts[n]), *TO_COPY[n][0]] for n in names], variables)
+    for name, script in scripts.items():
+        assert len(script.read_text().splitlines()) < 120
+        _, figure, (least, most) = TO_COPY[name]
+        assert least < float(re.search(figure, printed[name])[1]) < most, name
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
