@@ -1,5 +1,6 @@
 """What every test shares: two CPU devices, one cache of programs, strict promotion, the markers."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ CACHE = {
 for name, value in CACHE.items():
     os.environ.setdefault(name.upper(), str(value))
     jax.config.update(name, type(value)(os.environ[name.upper()]))
+
+# Tracing makes objects by the million, and hardly a cycle: searches for garbage are rare.
+gc.set_threshold(100_000)
 
 # Before any backend starts: shard_map needs more than one device to mean anything.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -55,6 +59,7 @@ def let_go() -> Iterator[None]:
     """Programs of a finished module: a process may map only so much memory, and each maps some."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(params=(np.float32, np.float64), ids=["float32", "float64"])
@@ -66,6 +71,10 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[type]:
         pytest.skip("a TPU has no float64 of its own")
     with jax.enable_x64() if request.param is np.float64 else nullcontext():
         yield request.param
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests, which are needed to the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
