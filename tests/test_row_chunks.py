@@ -138,7 +138,8 @@ def test_a_loss_of_the_rows(kernels: list[tuple[int, ...]]):
     rest = {"labels": labels, "where": where, "weights": weights, "return_stats": True}
 
     def total(head: dict[str, jax.Array], **how) -> tuple[jax.Array, tuple]:
-        return linear_cross_entropy_sum(**head, **rest, tiles=TILES, implementation=NAME, **how)
+        how = rest | {"implementation": NAME} | how
+        return linear_cross_entropy_sum(**head, tiles=TILES, **how)
 
     gradients = jax.value_and_grad(partial(total, row_loss=z_loss_and_focal), has_aux=True)
     (value, stats), found = gradients(head)
@@ -157,6 +158,13 @@ def test_a_loss_of_the_rows(kernels: list[tuple[int, ...]]):
         np.testing.assert_allclose(a, b, rtol=5e-6, atol=1e-6)
     for name, a in found.items():
         np.testing.assert_allclose(a, want[name], rtol=0, atol=2e-6 * np.abs(want[name]).max())
+    # An infinite loss has a gradient in the classes that exist.
+    counted = {"row_loss": z_loss_and_focal, "weights": weights.at[11].set(1)}
+    of_w = [
+        jax.grad(lambda w, name=name: total(head | {"w": w}, **counted, implementation=name)[0])(w)
+        for name in (NAME, "xla_chunked")
+    ]
+    np.testing.assert_allclose(*of_w, rtol=0, atol=2e-6 * np.abs(of_w[1]).max())
     # The gradient of the mean logit is left to XLA.
     kernels.clear()
     jax.grad(lambda w: total(head | {"w": w}, row_loss=lambda nll, lse, mean: mean)[0])(w)

@@ -17,7 +17,7 @@ multiplied where they lie (`hopper_products`).
   place, the logits are computed twice: four products.
 - rows_and_gradients: the same for a loss of each row's statistics, whose derivatives give the
   factors of that pass. The gradient of the mean logit adds a number to each class that exists: the
-  exponential of another one is stored as -0. With a softcap it takes four products.
+  exponential of another one is stored as -0. The mean of capped logits takes four products.
 - the sigmoid's functions: labels are independent, so one kernel computes the values and the
   gradients of a block, and there are three products too. Where each example has its own mask, the
   copy of a block's targets carries it.
