@@ -31,6 +31,7 @@ from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 OVER_BOTH = Shards(rows="r", classes="c")
 SHAPE = 256, 16, 48
+KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 QUICK = "step", "evaluation", "inverses"  # those that compile in a few seconds
 
 
@@ -95,8 +96,7 @@ def lowered_programs(
 
 def compiled(lower: Callable[[], Any]) -> dict[str, Any]:
     program = lower().compile()
-    kinds = r"all-\w+|collective-\w+|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", program.as_text())
+    found = re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program.as_text())
     memory = program.memory_analysis()
     return {
         "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
