@@ -191,7 +191,8 @@ def test_learning_curves() -> None:
         np.testing.assert_array_equal(training.get_xydata(), np.c_[[1, 2, 3, 4], HISTORY[name]])
         np.testing.assert_array_equal(validation.get_ydata(), HISTORY[f"validation_{name}"])
         np.testing.assert_array_equal(best.get_xydata(), [[3, HISTORY[f"validation_{name}"][2]]])
-    words = [text.get_text() for text in upper.get_legend().get_texts()]
+    (legend,) = upper.figure.legends  # beside the curves, none of which it hides
+    words = [text.get_text() for text in legend.get_texts()]
     assert words == ["training", "validation", "lowest validation loss, epoch 3"]
     assert upper.get_yscale() == "linear"
     assert FIGURES["huge losses"]().axes[0].get_yscale() == "log"

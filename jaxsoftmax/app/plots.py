@@ -103,7 +103,7 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
         1
     """
     panels = [name for name in _CURVES if name in history]
-    with _new_figure(WIDTH, 0.4 + 2.1 * len(panels)) as figure:
+    with _new_figure(WIDTH, 0.9 + 2.1 * len(panels)) as figure:
         column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(column, panels, strict=True):
             _draw_curve(axes, history[name], "training", ORANGE)
@@ -114,7 +114,9 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
         _scale_losses(column[0])
         if "accuracy" in panels:
             column[-1].yaxis.set_major_formatter(FuncFormatter(_format_percent))
-        column[0].legend(loc="best")
+        # Outside, because no place within is free of curves that swing.
+        known = column[0].get_legend_handles_labels()
+        figure.legend(*known, loc="outside lower center", ncols=2)
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(_whole_numbers())
     return figure
