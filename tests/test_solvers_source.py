@@ -26,13 +26,19 @@ class Blocks:
         self, x: Any, t: Any, s: Any = None, *, size: int = 200, window: int = 350
     ) -> None:
         self.arrays, self.size, self.window = (x, t, s), size, window
+        self.reads = 0
 
     @property
     def block_sizes(self) -> list[int]:
         n = len(self.arrays[0])
         return [min(self.size, n - start) for start in range(0, n, self.size)]
 
+    @property
+    def passes(self) -> float:
+        return self.reads / len(self.block_sizes)
+
     def read(self, block: int) -> Block:
+        self.reads += 1
         rows = slice(block * self.size, (block + 1) * self.size)
         return Block(*(None if a is None else a[rows] for a in self.arrays))
 
@@ -160,6 +166,28 @@ def test_l1_with_a_sample_too_small_for_its_features(monkeypatch: pytest.MonkeyP
     assert max(float(each.preconditioner.problem.l2[0]) for each in systems) > 1e-4  # damped
 
 
+def test_examples_that_fit_into_a_window_are_read_once() -> None:
+    x, y = examples()
+    for l1_ratio in (0.0, 0.6):
+        source, how = Blocks(x, y, window=N), {"C": 0.1, "l1_ratio": l1_ratio}
+        found = solve(source, **how)
+        assert source.passes == 1
+        assert found.converged, found.reason
+        assert found.objective <= solve(x, y, **how).objective * (1 + 1e-6)
+
+
+def test_a_step_that_is_far_too_long_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sample with fewer examples than parameters, whose optimum is far away."""
+    x, y = (a[::5] for a in examples())
+    found: list[Any] = []
+    search = stream.driver._search
+    monkeypatch.setattr(
+        stream.driver, "_search", lambda *args: found.append(search(*args)) or found[-1]
+    )
+    assert solve(Blocks(x, y, size=50, window=20), C=1e3, gap=1e-5).converged
+    assert 2 < max(passes for _, passes in found) <= 6
+
+
 def test_the_preconditioner_follows_the_fit_and_the_sample_has_the_penalty_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -174,8 +202,10 @@ def test_the_preconditioner_follows_the_fit_and_the_sample_has_the_penalty_of_al
         "minimize",
         lambda problem, *args: strengths.append(float(problem.l2[0])) or minimize(problem, *args),
     )
-    found = solve(Blocks(x, y), alpha=1e-4, gap=1e-5)
+    source = Blocks(x, y)
+    found = solve(source, alpha=1e-4, gap=1e-5)
     assert found.converged
+    assert source.passes <= 14
     assert 2 <= len(built) <= found.iterations
     (strength,) = strengths
     # A sample of 300 examples, as many as a window: a weaker penalty would let it be overfitted.

@@ -108,7 +108,10 @@ def solve(
         Of a source, memory holds two blocks, three windows and a sample of one. A window has
         at most `source.window` examples, and at most memory / (16 D + 64 K). Each evaluation and
         each Hessian product reads all examples once; a Hessian product computes their scores again,
-        which makes three products with the features of two. With l1_ratio above 0 a step minimizes
+        which makes three products with the features of two, and the certificate takes one pass. The
+        sample's Hessian preconditions the products: a gap of 1e-6 took 11 to 20 passes with 50
+        examples a feature in the sample, and 14 to 47 with 3. Examples that fit into one window are
+        read once and fitted in memory. With l1_ratio above 0 a step minimizes
         the sample's objective in memory, tilted to the gradient of all examples, for one pass, and
         Hessian products follow where the sample is too small: a gap of 1e-6 took 10 to 18 passes
         with 50 examples a feature in the sample, and 135 with 3. With `shards`, the processes of

@@ -12,7 +12,7 @@ from jaxsoftmax.solvers.class_preconditioner import Blocks
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 
 MAX_PRODUCTS = 500  # Hessian products for one direction
-SAMPLE_ACCURACY = 1e-2  # the residual that the inverse of a sample's Hessian may leave
+SAMPLE_ACCURACY = 0.1  # the residual that the inverse of a sample's Hessian may leave
 
 
 class Iterate(NamedTuple):
@@ -31,7 +31,7 @@ class SampleHessian(NamedTuple):
 
     problem: problems.Problem
     class_variance: Array
-    preconditioner: Preconditioner  # of the conjugate gradients that apply the inverse
+    preconditioner: Preconditioner | Blocks  # of the conjugate gradients that apply the inverse
 
 
 class System(NamedTuple):
@@ -122,7 +122,9 @@ def advance(
     d, r = last.d + step * last.p, last.r - step * h
     z = _precondition(system, link, r, intercept)
     rz = _dot(r, z)
-    ratio = _where_active(active, rz / jnp.where(last.rz > 0, last.rz, 1))
+    # A sample's inverse is approximate, and another one each time: z meets the last residual.
+    conjugate = rz - _dot(last.r, z) if isinstance(system.preconditioner, SampleHessian) else rz
+    ratio = _where_active(active, conjugate / jnp.where(last.rz > 0, last.rz, 1))
     active = active & _exceeds_tolerance(system, r)
     return Iterate(d, r, z + ratio * last.p, rz, active, last.products + 1)
 

@@ -2,8 +2,9 @@
 
 A pass reads all examples, a window at a time, and keeps sums of the size of the parameters. One
 pass gives the objective and its gradient, another one each Hessian product, for which the scores of
-a window are computed again; two give the certificate. A sample that is held in memory gives the
-start and the preconditioner, so that few passes are needed.
+a window are computed again; one more gives the certificate. A sample that is held in memory gives
+the start, and its Hessian is the preconditioner, so that few passes are needed. If the sample has
+all examples, they are fitted in memory.
 
 Its parts: `processes` (who reads which rows, and sums over all), `examples` (what a source holds,
 as the solvers take it), `survey` (the first pass: what must be known of all examples), `sums` (the

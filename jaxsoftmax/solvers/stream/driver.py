@@ -4,10 +4,11 @@ minimize
   _start                    the optimum of the sample, which is in memory
   evaluate_at               the objective and its gradient, in one pass
   until the certificate is small enough, or there is no progress:
-    _certify_if_ready       two passes and one for the objective
+    _certify_if_ready       mostly one pass
     _iterate                with l1 `proximal.iterate`, else
-      _direction            conjugate gradients, a pass for each product
+      _direction            conjugate gradients with the sample's Hessian, a pass for each product
       _search               a step along it, a pass for each trial; the first one mostly suits
+        _bracket            where it does not, the slopes of many steps in one pass
       _sharpen              the class preconditioner of the sample, each time that it pays
 """
 
@@ -26,14 +27,17 @@ from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 from jaxsoftmax.solvers.solution import SolverStatus
-from jaxsoftmax.solvers.stream import proximal, systems
+from jaxsoftmax.solvers.stream import proximal, sums, systems
 from jaxsoftmax.solvers.stream.certificate import certify
 from jaxsoftmax.solvers.stream.state import Run, State, evaluate_at, least_length
 from jaxsoftmax.solvers.stream.survey import Stream
 
 SAMPLE_GAP = 1e-3  # of the start on the sample, whose optimum is not that of all examples
 MAX_TRIALS = 20
+STEPS = 24  # lengths of a step, whose slopes one pass tells
 MAX_SLOPE_RATIO = 0.4  # as in `line_search`
+
+type _Slope = tuple[float, float]  # a step, and the slope there
 
 
 def minimize(
@@ -61,7 +65,10 @@ def minimize(
     sample = _sample_problem(stream, l2, l1)
     pre = shared_preconditioner.build(sample.features, sample.weights[0], config.memory)
     pre = stream.processes.agree(pre)
-    run = Run(stream, sample, config)
+    run = Run(stream, sample, config, float(jnp.mean(pre.spectrum)))
+    if run.share == 1:  # all examples are in memory
+        first = _initial_theta(run) if theta is None else _with_limits(stream, config, theta)
+        return array_driver.minimize(sample, pre, first, config, callback=callback)
     theta = stream.processes.agree(_start(run, pre)) if theta is None else theta
     state = evaluate_at(run, jnp.asarray(_with_limits(stream, config, theta)), pre)
     length = least_length(sample, state.theta, state.gradient)
@@ -79,7 +86,7 @@ def minimize(
                 trust=0.2 * state.trust, products=state.products + int(found.products)
             )
     if status is None:
-        found = certify(stream, sample, config, state.theta)
+        found = certify(run, state)
         state = state._replace(products=state.products + int(found.products))
         status = _status(config, found)
     assert found is not None
@@ -103,13 +110,10 @@ def _start(run: Run, preconditioner: Preconditioner) -> np.ndarray:
     suggests.
     """
     data, stream, config = run.stream.sample, run.stream, run.config
-    theta = np.zeros((1, data.classes, data.features.shape[1] + 1))
-    limits = arguments.initial_intercepts(data, data.weights[None], data.targets[None])
-    if config.intercept:
-        theta[..., -1] = limits
+    theta = _initial_theta(run)
     if not data.weights.any():
         return np.zeros_like(theta)
-    near = replace(config, gap=max(config.gap, SAMPLE_GAP if run.share < 1 else 0))
+    near = replace(config, gap=max(config.gap, SAMPLE_GAP))
     penalized = run.sample._replace(l2=run.sample.l2 / run.share, l1=run.sample.l1 / run.share)
     found = array_driver.minimize(penalized, preconditioner, theta, near).theta
     lacking = ~np.isfinite(found[..., -1])
@@ -117,6 +121,16 @@ def _start(run: Run, preconditioner: Preconditioner) -> np.ndarray:
         share = np.log(np.maximum(stream.share, np.finfo(float).tiny))[None]
         found[lacking, -1] = (share + np.mean((found[..., -1] - share)[~lacking]))[lacking]
     return np.where(np.isfinite(found), found, 0)
+
+
+def _initial_theta(run: Run) -> np.ndarray:
+    """Return weights of 0, and the intercepts that suit the classes of the sample."""
+    data = run.stream.sample
+    theta = np.zeros((1, data.classes, data.features.shape[1] + 1))
+    if run.config.intercept:
+        limits = arguments.initial_intercepts(data, data.weights[None], data.targets[None])
+        theta[..., -1] = limits
+    return theta
 
 
 def _with_limits(stream: Stream, config: SolverConfig, theta: np.ndarray) -> np.ndarray:
@@ -141,7 +155,8 @@ def _iterate(run: Run, state: State) -> State:
 
 def _direction(run: Run, state: State) -> tuple[Array, int]:
     """Return Newton's direction, and the number of Hessian products."""
-    system, r, scale = systems.system_at(run, state, state.gradient)
+    damping = systems.sampling_error(run, state)
+    system, r, scale = systems.system_at(run, state, state.gradient, damping)
     d, products = systems.solve_system(run, state.theta, system, r)
     return d * scale, products
 
@@ -155,20 +170,36 @@ def _search(run: Run, state: State, d: Array) -> tuple[State, int]:
         end = evaluate_at(run, theta, state.preconditioner)
         slope, decreased = _slope(end, d), end.value <= state.value + slack
         if decreased and abs(slope) <= MAX_SLOPE_RATIO * abs(first_slope):
-            return end, trial
+            return end, trial + (trial > 1)
         if decreased and slope < 0:
             low = step, slope
         else:
             high = step, slope
+        if trial == 1:
+            low, high = _bracket(run, state, d, low, high)
         step = _next_step(low, high)
-    return state, MAX_TRIALS
+    return state, MAX_TRIALS + 1
+
+
+def _bracket(run: Run, state: State, d: Array, low: _Slope, high: _Slope) -> tuple[_Slope, _Slope]:
+    """Return the closest of many steps between which the slope changes its sign, in one pass."""
+    powers = np.arange(-STEPS, 0) if np.isfinite(high[0]) else np.arange(1, STEPS + 1)
+    steps = 2.0 ** (powers / 2)
+    slopes = sums.slopes_along(run.stream, run.config.link, state.theta, d, jnp.asarray(steps))
+    w, dw, l2 = state.theta[..., :-1], d[..., :-1], run.sample.l2[0]
+    slopes = slopes + l2 * (jnp.sum(w * dw) + jnp.asarray(steps) * jnp.sum(dw * dw))
+    for step in zip(steps.tolist(), slopes.tolist(), strict=True):
+        if not step[1] < 0:
+            return low, step
+        low = step
+    return low, high
 
 
 def _slope(state: State, d: Array) -> float:
     return float(jnp.sum(state.gradient * d))
 
 
-def _next_step(low: tuple[float, float], high: tuple[float, float]) -> float:
+def _next_step(low: _Slope, high: _Slope) -> float:
     """Return where the slope is about 0 between two steps, well inside, or a longer step."""
     if not np.isfinite(high[0]):
         return 4 * low[0]
@@ -184,6 +215,7 @@ def _note_progress(state: State) -> State:
     better = better or state.estimate < 0.5 * state.best_estimate
     return state._replace(
         idle=0 if better else state.idle + 1,
+        is_exact=state.is_exact or not better,
         best_value=min(state.best_value, state.value),
         best_estimate=min(state.best_estimate, state.estimate),
     )
@@ -213,7 +245,7 @@ def _certify_if_ready(run: Run, state: State) -> tuple[Certificate | None, Solve
     target = 0.9 * run.config.gap * state.trust * abs(state.value)
     if state.estimate > target and np.isfinite(state.value):
         return None, None
-    found = certify(run.stream, run.sample, run.config, state.theta)
+    found = certify(run, state)
     return found, _status(run.config, found)
 
 

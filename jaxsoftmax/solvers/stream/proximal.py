@@ -25,7 +25,6 @@ from jax import Array
 
 from jaxsoftmax.solvers import proximal as in_memory
 from jaxsoftmax.solvers import steps
-from jaxsoftmax.solvers.newton import SampleHessian
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 from jaxsoftmax.solvers.stream import systems
@@ -51,7 +50,7 @@ def iterate(run: Run, state: State) -> State:
 def _step_to_sample(run: Run, state: State) -> State:
     """Return the state at the optimum of the tilted sample."""
     slack = 8 * np.finfo(float).eps * abs(state.value)
-    unit = float(jnp.mean(state.curvature) * jnp.mean(_shared(state).spectrum))
+    unit = float(jnp.mean(state.curvature)) * run.spread
     damping, products = state.damping, 0
     for _ in range(MAX_TRIALS):
         theta, gain = run.stream.processes.agree(_minimize_tilted(run, state, damping))
@@ -121,11 +120,8 @@ def _step_on_face(run: Run, state: State) -> State:
 
 def _face_direction(run: Run, state: State, free: Array, g: Array) -> tuple[Array, int]:
     """Return Newton's direction on the face, and the number of Hessian products."""
-    system, r, scale = systems.system_at(run, state, g, free)
-    sample = run.sample._replace(l2=run.sample.l2 + state.damping)
-    variance = systems.sample_variance(sample, run.config.link, state.theta).astype(r.dtype)
-    hessian = SampleHessian(sample, variance, _shared(state))
-    d, products = systems.solve_system(run, state.theta, system._replace(preconditioner=hessian), r)
+    system, r, scale = systems.system_at(run, state, g, state.damping, free)
+    d, products = systems.solve_system(run, state.theta, system, r)
     return d * scale, products
 
 

@@ -22,6 +22,7 @@ class Run(NamedTuple):
     stream: Stream
     sample: Problem  # with the penalty
     config: SolverConfig
+    spread: float  # the mean variance of the features along the eigenvectors of their Gram matrix
 
     @property
     def share(self) -> float:
@@ -36,6 +37,7 @@ class State(NamedTuple):
     value: float
     gradient: Array  # of the smooth part, with the ridge: [1, K, D + 1]
     curvature: Array  # [1, K]
+    coupling: Array | None  # of the intercepts, see `sums.Evaluation`
     estimate: float  # of the gap
     preconditioner: Preconditioner | Blocks
     first_norm: float = 0.0  # of the first gradient
@@ -47,6 +49,7 @@ class State(NamedTuple):
     gain: float = np.inf  # what that step was to gain
     trust: float = 1.0  # factor of the estimate's target, below 1 where the estimate was too low
     idle: int = 0  # iterations without progress
+    is_exact: bool = False  # whether Newton systems are in float64, as others made no progress
     best_value: float = np.inf
     best_estimate: float = np.inf
 
@@ -57,6 +60,7 @@ class State(NamedTuple):
             value=end.value,
             gradient=end.gradient,
             curvature=end.curvature,
+            coupling=end.coupling,
             estimate=end.estimate,
             products=self.products + products,
         )
@@ -74,7 +78,7 @@ def evaluate_at(run: Run, theta: Array, preconditioner: Preconditioner | Blocks)
     # Where |G| exceeds an l1 penalty without l2, the divergence is about the square of the excess.
     estimate += float((1 - scaling[0, 0, 0]) ** 2) * abs(value)
     gradient = at.gradient.at[..., :-1].add(l2[:, None, None] * w)
-    return State(theta, value, gradient, at.curvature, estimate, preconditioner)
+    return State(theta, value, gradient, at.curvature, at.coupling, estimate, preconditioner)
 
 
 def least_length(problem: Problem, theta: Array, gradient: Array) -> float:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxsoftmax.solvers import certificate, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
@@ -20,11 +20,14 @@ class Evaluation(NamedTuple):
     value: Array  # [1]
     gradient: Array  # [1, K, D + 1]
     curvature: Array  # the mean curvature of each class: [1, K]
+    coupling: Array | None  # see `_coupling`; None where it would take long
 
 
 class Dual(NamedTuple):
-    """The sums that the certificate needs of predictions q, see `certificate`."""
+    """The sums that the certificate needs of predictions q, and those of F; see `certificate`."""
 
+    value: Array  # the mean loss: [1]
+    gradient: Array  # of it: [1, K, D + 1]
     divergence: Array  # sum_i s_i KL(q_i || p_i): [1]
     slope: Array  # sum_i s_i (q_i - y_i) (x_i, 1): [1, K, D + 1]
     size: Array  # sum_i s_i |q_i - y_i|, of every outcome
@@ -55,9 +58,18 @@ def _evaluate_window(problem: Problem, *, theta: Array, link: Link, intercept: b
     point = _point(problem, link, theta)
     variance = problems.class_variance(problem, link, point)
     curvature = shared_preconditioner.mean_curvature(problem, link, variance)
-    return Evaluation(
-        point.value, problems.gradient(problem, point, intercept=intercept), curvature
-    )
+    gradient = problems.gradient(problem, point, intercept=intercept)
+    is_cheap = link == "sigmoid" or theta.shape[1] <= certificate.MAX_COUPLED_CLASSES
+    coupling = _coupling(problem, link, variance) if intercept and is_cheap else None
+    return Evaluation(point.value, gradient, curvature, coupling)
+
+
+def _coupling(problem: Problem, link: Link, variance: Array) -> Array:
+    """Return what couples the intercepts: `[1, K, K]` of a softmax, `[1, K]` of sigmoids."""
+    s = problem.weights[:, None]
+    if link == "softmax":
+        return certificate.shared_probability(s, variance)
+    return jnp.sum(s * variance, -1)
 
 
 def hessian_product(
@@ -78,6 +90,25 @@ def _hessian_product_of_window(
     return product.astype(jnp.float64)
 
 
+def slopes_along(stream: Stream, link: Link, theta: Array, d: Array, steps: Array) -> Array:
+    """Return the slopes of the mean loss at theta + step d of each step, in two products."""
+    how: dict[str, Any] = {"theta": theta, "d": d, "steps": steps}
+    return sum_over(stream, partial(_slopes_of_window, **how, link=link))
+
+
+@jax.jit(static_argnames="link")
+def _slopes_of_window(
+    problem: Problem, *, theta: Array, d: Array, steps: Array, link: Link
+) -> Array:
+    z, dz = (problems.linear_scores(problem, each) for each in (theta, d))
+
+    def slope(step: Array) -> Array:
+        point = problems.point_from_scores(problem, link, theta, z + step * dz)
+        return jnp.sum(point.residual * dz)
+
+    return lax.map(slope, steps)
+
+
 def intercept_curvature(stream: Stream, link: Link, theta: Array) -> tuple[Array, Array]:
     """Return sum_i s_i (p_i - y_i), and what couples its entries, in one product."""
     return sum_over(stream, partial(_intercept_curvature_of_window, theta=theta, link=link))
@@ -88,10 +119,8 @@ def _intercept_curvature_of_window(
     problem: Problem, *, theta: Array, link: Link
 ) -> tuple[Array, Array]:
     point = _point(problem, link, theta)
-    p = problems.class_variance(problem, link, point)
-    s = problem.weights[:, None]
-    coupling = certificate.shared_probability(s, p) if link == "softmax" else jnp.sum(s * p, -1)
-    return point.residual.sum(-1), coupling
+    variance = problems.class_variance(problem, link, point)
+    return point.residual.sum(-1), _coupling(problem, link, variance)
 
 
 def dual(
@@ -121,7 +150,8 @@ def _dual_of_window(
     scaling: Array | None,
     link: Link,
 ) -> Dual:
-    scores = (problems.linear_scores(problem, each) for each in (theta, trial))
+    scores = [problems.linear_scores(problem, each) for each in (theta, trial)]
+    point = problems.point_from_scores(problem, link, theta, scores[0])
     target, log_p, log_q = certificate.outcome_probabilities(link, problem.targets, *scores)
     s = certificate.outcome_weights(problem)
     if beta is not None:
@@ -134,7 +164,9 @@ def _dual_of_window(
     residual = certificate.outcome_residual(problem, link, log_q, target)
     size = jnp.sum(jnp.where(s == 0, 0, s * jnp.abs(jnp.exp(log_q) - target)), -1)
     divergence = certificate.weighted_divergence(s, log_q, log_p)
-    return Dual(divergence, problems.linear_scores_adjoint(problem, residual), size)
+    slope = problems.linear_scores_adjoint(problem, residual)
+    gradient = problems.linear_scores_adjoint(problem, point.residual)
+    return Dual(point.value, gradient, divergence, slope, size)
 
 
 def _point(problem: Problem, link: Link, theta: Array) -> problems.Point:
