@@ -111,7 +111,7 @@ def smoothed_total(head: Head) -> Any:
     def row_loss(nll: jax.Array, lse: jax.Array, mean_logit: jax.Array) -> jax.Array:
         return heads.z_loss(nll, lse) + 0.1 * (lse - mean_logit - nll)
 
-    return heads.total(heads.KERNEL | heads.SMALL | {"row_loss": row_loss}, head)
+    return heads.total(heads.KERNEL | heads.LARGE | {"row_loss": row_loss}, head)
 
 
 def labels_with_everything(head: Head) -> Any:
@@ -128,7 +128,7 @@ def alone(head: Head) -> Any:
 
 HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
     **{name: (program, heads.data, LARGEST) for name, program in heads.OF_GPUS.items()},
-    "row loss, sum, 128 MiB": (Program(smoothed_total), heads.data, LARGEST),
+    "row loss, sum": (Program(smoothed_total), heads.data, LARGEST),
     "more rows, sum": (heads.OF_MORE_ROWS["sum"], heads.data, MORE_ROWS),
     "more rows, per example": (heads.OF_MORE_ROWS["per example"], heads.data, MORE_ROWS),
     "everything": (Program(with_everything), heads.data, LARGEST),
