@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from sklearn.datasets import load_iris
 from sklearn.preprocessing import StandardScaler
 
 from jaxsoftmax.solvers import class_shift, solve
 from jaxsoftmax.solvers.problem import Problem
+from jaxsoftmax.solvers.row_shards import RowShards, computing_with
 
 ABSENT = 2
 REMOVE = jax.jit(class_shift.remove, static_argnames="link")
@@ -41,6 +44,23 @@ def test_the_shift_makes_the_penalty_least(classes: int, l2: float, l1: float) -
     assert (penalty(best, l2, l1) <= least * (1 + 1e-12)).all()
     if l2 == 0:  # zeros stay, where that costs nothing
         np.testing.assert_array_equal(best[:2, :2], 0)
+
+
+@pytest.mark.parametrize("tilted", [False, True])
+def test_devices_that_share_the_classes_exchange_them_for_columns(tilted: bool) -> None:
+    """Seven columns, which the devices do not divide, and a class without examples."""
+    theta, tilt = np.random.default_rng(4).normal(size=(2, 1, 6, 8))
+    theta[0, ABSENT], theta[0, ABSENT, -1] = 0, -np.inf
+    rows = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("c",)), P(None, None))
+    shared = RowShards(jnp.zeros((4, 7)), rows, 4, ("c",))
+    with computing_with(shared):
+        strengths = jnp.array([0.2]), jnp.array([0.3]), jnp.zeros(1)
+        whole = Problem(*(jnp.zeros(1),) * 3, *strengths, jnp.asarray(tilt) if tilted else None)
+        wanted = np.asarray(REMOVE(whole, "softmax", jnp.asarray(theta)))
+        divided = whole._replace(features=shared)
+        found = np.asarray(REMOVE(divided, "softmax", jnp.asarray(theta)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-13)
+    assert np.abs(found[..., :7] - theta[..., :7]).max() > 0.1
 
 
 def test_a_small_l1_penalty_is_certified() -> None:
