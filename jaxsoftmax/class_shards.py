@@ -54,6 +54,8 @@ def resolve(shards: Shards | None, x: Array) -> ClassShards:
     if not isinstance(shards, Shards):
         raise TypeError(f"shards: expected Shards(rows=..., classes=...), got {shards!r}")
     rows, classes = placement.axis_names(shards.rows), placement.axis_names(shards.classes)
+    if not rows + classes:
+        raise ValueError(f"shards: expected a mesh axis of rows or classes, got {shards}")
     if shared := {*rows} & {*classes}:
         raise ValueError(f"shards: expected different axes of rows and classes, got {shared}")
     placement.count_shards(rows + classes, x)

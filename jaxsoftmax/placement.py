@@ -276,7 +276,10 @@ def count_shards(axes: tuple[str, ...], x: Array) -> int:
     sizes = mesh_of(x).shape
     for name in axes:
         if name not in sizes:
-            raise ValueError(f"shards must name axes of the mesh, {tuple(sizes)}, got {name!r}")
+            advice = "" if sizes else "; there is no mesh: set one by jax.set_mesh"
+            raise ValueError(
+                f"shards must name axes of the mesh, {tuple(sizes)}, got {name!r}{advice}"
+            )
     return math.prod(sizes[name] for name in axes)
 
 

@@ -222,6 +222,15 @@ def test_an_ignored_row_makes_no_nan_on_the_way() -> None:
             jax.grad(lambda z, loss=loss: loss(z, labels, valid=labels >= 0).sum())(Z)
 
 
+def test_shards_without_axes_or_a_mesh() -> None:
+    for shards, message in {
+        js.Shards(): r"shards: expected a mesh axis of rows or classes, got Shards\(rows=None",
+        js.Shards(classes="model"): "got 'model'; there is no mesh: set one by jax.set_mesh",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            js.cross_entropy(Z, Y, shards=shards)
+
+
 def test_errors_are_ours_alone() -> None:
     calls: list[Callable] = [
         lambda: js.cross_entropy(Z, jnp.zeros(3, int)),

@@ -1,6 +1,7 @@
 """The weighted sum of a function of each row's statistics, against float64 and the other routes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -270,5 +271,17 @@ def test_bad_functions_are_named() -> None:
     for bad in (lambda nll, lse, mean: (nll, lse), lambda nll, lse, mean: jnp.stack([nll, lse])):
         with pytest.raises(ValueError, match="row_loss: expected one floating number for a row"):
             linear_cross_entropy_sum(**head, row_loss=bad)
-    with pytest.raises(ValueError, match="row_loss: expected one floating number"):
+    with pytest.raises(ValueError, match=r"row_loss: expected one floating number .* got bool\[\]"):
         linear_cross_entropy_sum(**head, row_loss=lambda nll, lse, mean: nll > 0)
+    with pytest.raises(TypeError, match="return_stats: expected True or False, got Array"):
+        linear_cross_entropy_sum(**head, return_stats=jnp.array(True))
+
+    @dataclass
+    class Weighted:  # whose __eq__ takes its hash
+        weight: float
+
+        def __call__(self, nll: Array, lse: Array, mean: Array) -> Array:
+            return self.weight * nll
+
+    with pytest.raises(TypeError, match="row_loss: expected a function that has a hash"):
+        linear_cross_entropy_sum(**head, row_loss=Weighted(2.0))

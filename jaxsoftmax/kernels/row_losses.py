@@ -96,8 +96,10 @@ class RowLoss(NamedTuple):
             return cls(lambda nll, lse, mean_logit: nll, ())
         numbers = [placement.full(like, 0, (), like.dtype)] * 3
         found = jax.eval_shape(function, *numbers)
-        if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
-            raise ValueError(f"row_loss: expected one floating number for a row, got {found}")
+        shape = getattr(found, "shape", None)
+        if shape != () or not jnp.issubdtype(found.dtype, jnp.floating):
+            kind = found if shape is None else f"{found.dtype}{[*shape]}"
+            raise ValueError(f"row_loss: expected one floating number for a row, got {kind}")
         program = jax.make_jaxpr(function)(*numbers)
         if not any(isinstance(a, jax.core.Tracer) for a in program.consts):
             return cls(function, ())

@@ -4,7 +4,7 @@ NumPy's numbers and strings become Python's, and names become the dtypes and pre
 stand for, so that one setting written in two ways gives one compiled program.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -79,6 +79,10 @@ def check(
         raise TypeError(f"tiles: expected Tiles, got {tiles!r}")
     if row_loss is not None and not callable(row_loss):
         raise TypeError(f"row_loss: expected a function of three numbers, got {row_loss!r}")
+    if not isinstance(row_loss, Hashable):
+        raise TypeError(f"row_loss: expected a function that has a hash, got {row_loss!r}")
+    if not isinstance(stats, bool | np.bool_):
+        raise TypeError(f"return_stats: expected True or False, got {stats!r}")
     return Call(
         None if softcap is None else _check_softcap(softcap),
         _check_precision(precision),
