@@ -14,7 +14,7 @@ class Mistake(NamedTuple):
     wrong. true, predicted: the class, 0 or 1 for a label, or the number. severity: for classes and
     labels the probability of the prediction or, where there are no probabilities, the lead of its
     score; for a number the error, in units of that number's root mean square error. direction:
-    `[D]`, how much one unit of each feature moves the scores towards the mistake.
+    `[D]`, how much one unit of each feature moves the scores toward the mistake.
     """
 
     example: int

@@ -55,7 +55,7 @@ def _rows(context: Context, worst: Sequence[Mistake]) -> Iterator[Element]:
     yield Table(_title(context, worst), headings, rows, "l" * (len(headings) - 1) + "w")
     average = "training" if context.is_standardized else "test"
     yield Text(
-        "Largest contributions: the features, at most five, that moved the score most towards this "
+        "Largest contributions: the features, at most five, that moved the score most toward this "
         f"prediction and away from the true value, compared with an average {average} example; "
         "each with its stored value and, in parentheses, its contribution to the score.",
         "muted",
