@@ -88,6 +88,34 @@ def test_a_large_problem_has_its_sample_and_its_preconditioner_from_every_shard(
     assert truth.objective * (1 - 1e-10) <= found.objective <= truth.objective * (1 + 1e-6)
 
 
+def test_rows_that_are_drawn_stay_on_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the preconditioners take to a host are matrices of the features, never examples."""
+    x, y = examples()
+    inner = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("rows",)), P("rows", None))
+    shared = row_shards.shard_features(jax.device_put(x, inner), None)
+    zero, array, pulled = np.zeros(1), type(shared.values), []
+    for module in (shared_preconditioner, class_preconditioner):
+        monkeypatch.setattr(module, "MIN_ROWS", 400)
+    data = prepare.prepare_data(
+        shared, y, loss=js.cross_entropy, weights=None, class_weights=None, memory=2**30
+    )
+    with row_shards.computing_with(shared):
+        lanes = prepare.prepare_lanes(data, data.weights[None], y[None], zero, zero)
+        variance = row_shards.to_device(shared, np.full((1, K, N), 1 / K))
+        to_numpy, value = array.__array__, array._value.fget
+
+        def watched(a: Any, *how: Any, **options: Any) -> Any:
+            pulled.append(a.shape)
+            return to_numpy(a, *how, **options)
+
+        monkeypatch.setattr(array, "_value", property(lambda a: pulled.append(a.shape) or value(a)))
+        monkeypatch.setattr(array, "__array__", watched)
+        shared_preconditioner.build(lanes.features, lanes.weights[0], 2**30)
+        assert class_preconditioner.build(lanes, "softmax", variance) is not None
+    assert {(D, D), (K, D + 1, D + 1)} <= {*pulled}
+    assert max(map(np.prod, pulled)) <= K * (D + 1) ** 2 < 400 * D
+
+
 def test_a_path_of_sigmoids_with_folds() -> None:
     x, y = examples()
     folds, hot = np.arange(N) % 2, np.eye(K)[y]

@@ -188,6 +188,14 @@ def test_a_step_that_is_far_too_long_takes_few_passes(monkeypatch: pytest.Monkey
     assert 2 < max(passes for _, passes in found) <= 6
 
 
+def test_columns_that_float32_does_not_resolve_are_solved_in_float64() -> None:
+    x, y = examples(np.float32)
+    x *= np.logspace(-3, 3, D, dtype=np.float32)
+    source = Blocks(x, y)
+    found = solve(source, C=100.0)
+    assert found.converged, found.reason
+
+
 def test_the_preconditioner_follows_the_fit_and_the_sample_has_the_penalty_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
