@@ -35,7 +35,8 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 OVERHEAD, ENTRY, MULTIPLICATION, HALVED = 5e-5, 4e-9, 5.5e-11, 2.2e-11
 COLUMN = 1.4e-9
 CHEAP = 4.0  # products that a preconditioner may cost to be built at each point
-SOLVED = 8e-10  # of an entry of a block in a product with a vector, which is bound by memory
+SOLVED = 8e-10  # of an entry of a block in a product with a vector, which is bound by memory,
+CACHED, CACHE = 3e-10, 2**18  # and of one of so few entries that they stay in the cache
 MAX_INVERTED = 256  # columns of matrices whose inverses pay: applied in a third of the time
 # The least curvature of what all classes share, relative to the Hessian's diagonal. More would slow
 # fits at C = 1e8 of columns of length 1e3, and less takes digits from the others at C = 1e300.
@@ -124,7 +125,8 @@ def total_seconds(problem: HostProblem, classes: int, level: Level) -> float:
 def solve_seconds(problem: HostProblem, classes: int, level: Level) -> float:
     """Return an estimate of the time to apply a preconditioner; that of FULL is used once."""
     entries = classes * len(problem.columns) ** 2
-    rates = {Level.SHARED: 2 * MULTIPLICATION, Level.BLOCKS: SOLVED}
+    by_memory = SOLVED if entries > CACHE else CACHED
+    rates = {Level.SHARED: 2 * MULTIPLICATION, Level.BLOCKS: by_memory}
     return entries * rates.get(level, 0.0)
 
 
