@@ -360,6 +360,22 @@ def test_what_cannot_be_streamed(source: Any, options: dict, message: str) -> No
         fit(source, **options)
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [(6, 1, "block 3: expected 7 rows, its size, got 6"),
+     (7, 2, "features: expected 1 columns in every block, got 2")],
+)  # fmt: skip
+def test_solve_refuses_a_block_of_another_shape(rows: int, columns: int, message: str) -> None:
+    class Odd(Numbers):
+        def read(self, block: int) -> Block:
+            x, labels, _ = super().read(block)
+            x = x.repeat(columns if block == 3 else 1, axis=1)
+            return Block(x, labels % 2, None).take(slice(rows if block == 3 else None))
+
+    with pytest.raises(ValueError, match=message):
+        jaxsoftmax.solve(Odd(), C=1.0)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", ["fit", "solve"])

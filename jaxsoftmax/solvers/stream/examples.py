@@ -61,17 +61,20 @@ class Examples(NamedTuple):
         return _read_ahead(self._read_own_blocks())
 
     def _read_own_blocks(self) -> Iterator[Data]:
-        for block, rows in self._own_blocks():
+        for block, size, rows in self._own_blocks():
             data = self.read(block)
-            yield data if rows == slice(0, len(data.weights)) else take(data, rows)
+            if len(data.weights) != size:
+                found = len(data.weights)
+                raise ValueError(f"block {block}: expected {size} rows, its size, got {found}")
+            yield data if rows == slice(0, size) else take(data, rows)
 
-    def _own_blocks(self) -> list[tuple[int, slice]]:
-        """Return the blocks that this process reads, and its rows of each."""
+    def _own_blocks(self) -> list[tuple[int, int, slice]]:
+        """Return the blocks that this process reads, with their sizes, and its rows of each."""
         span, start, own = self.processes.span(self.rows), 0, []
         for block, size in enumerate(self.source.block_sizes):
             rows = slice(max(span.start - start, 0), min(span.stop - start, size))
             if rows.start < rows.stop:
-                own.append((block, rows))
+                own.append((block, size, rows))
             start += size
         return own
 

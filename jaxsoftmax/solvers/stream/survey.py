@@ -145,6 +145,9 @@ class _Survey:
 
     def add(self, data: Data, memory: int, window: int) -> None:
         """Count a block, and keep some of its examples."""
+        width, known = data.features.shape[1], len(self.largest)
+        if known and width != known:
+            raise ValueError(f"features: expected {known} columns in every block, got {width}")
         if data.targets.ndim == 1:
             data = data._replace(classes=self._count_classes(data.targets))
         self.classes = max(self.classes, data.classes)
