@@ -11,16 +11,20 @@ would take 32 GiB in float32, and w takes 8 GiB. With the classes over 16 chips,
 each chip need besides arguments and results for the value of `linear_cross_entropy`, for value and
 gradients per example, and for those of `linear_cross_entropy_sum`? What crosses between the chips?
 
-Findings. On v5e 0.1, 192 and 192 MiB, and no array of the size of w or of the logits crosses: the
+Findings. On v5e 0.0, 192 and 192 MiB, and no array of the size of w or of the logits crosses: the
 sum of x's gradient over the classes does, 64 MiB in bfloat16, and a few numbers a row. Of these
 bytes, 128 MiB are x's gradient in float32. The sum computes the logits twice: chunks of rows would
 need w's gradient in float32, 1,024 MiB. The kernels of `mosaic_tpu` need 320 MiB per example.
 - v5e keeps a block of the logits, half of the budget of 128 MiB, in its VMEM of 128 MiB. v5p, whose
-  two cores share no VMEM, keeps it in HBM, and its budget here is 64 MiB: 0.4, 161 and 225 MiB. The
+  two cores share no VMEM, keeps it in HBM, and its budget here is 64 MiB: 0.2, 161 and 225 MiB. The
   values have no block in memory (`kernels/fused_sums`); with one they took 32.
-- On 7x (a chip is two devices) they take 593, 1,089 and 865 MiB: XLA copies w, 512 MiB, in another
-  tiling (see compile_targets.py). Barriers, layout constraints, `Layout.AUTO` and the compiler's
-  option for that tiling did not change it; this libtpu refuses a constraint on a tiling.
+- On 7x (a chip is two devices) they take 0.5, 865 and 865 MiB. A loop over blocks of classes, which
+  gradients need, makes XLA copy w, 512 MiB, in another tiling (see compile_targets.py); the values
+  are one product of all classes, and took 593 in a loop. Barriers, layout constraints,
+  `Layout.AUTO`, slices of integers, w as the loop's state and the compiler's option for that tiling
+  did not change it; this libtpu refuses a constraint on a tiling.
+- A smoothed loss with a z-loss (`row_loss`) takes the bytes of the sum, and two numbers a row more
+  cross, the sum and the number of the logits.
 - 8 H200, each with twice the classes: 74, 174 and 226 MiB. x's gradient crosses in float32.
 - With the rows over 4 and the classes over 4 of v5e, each chip has a quarter of w, whose gradient
   is summed over the rows: 2,081 MiB per example and 2,097 for the sum, most of it for that sum.
@@ -117,6 +121,7 @@ PROGRAMS = {
     "value": (value, "xla_chunked"),
     "per example": (per_example, "xla_chunked"),
     "sum": (scalar, "xla_chunked"),
+    "sum, smoothed": (partial(scalar, row_loss=compile_targets.smoothed), "xla_chunked"),
     "value, mosaic_tpu": (value, "mosaic_tpu"),
     "per example, mosaic_tpu": (per_example, "mosaic_tpu"),
 }
