@@ -227,6 +227,27 @@ def test_rows_that_do_not_count_add_nothing(tiles: Tiles | None) -> None:
     assert jnp.isnan(bad[1]["x"][0]).all()
 
 
+@pytest.mark.parametrize("tiles", [None, CHUNKS], ids=["at once", "chunks"])
+@pytest.mark.parametrize("name", ["z-loss", "focal"])
+def test_a_row_whose_classes_are_all_masked_adds_nothing(name: str, tiles: Tiles | None) -> None:
+    """Although its lse is -inf; nor does it reach second derivatives."""
+    head = random_head() | {"valid": jnp.ones(N, bool)}
+    row = 9
+    masked = head | {"where": head["where"].at[row].set(False)}
+    gone = head | {"valid": head["valid"].at[row].set(False)}
+
+    def found(head: dict[str, Array]) -> Any:
+        moving, rest = split(head)
+        gradient = jax.value_and_grad(
+            lambda m: linear_cross_entropy_sum(**m, **rest, row_loss=ROW_LOSSES[name], tiles=tiles)
+        )
+        slope = jax.grad(lambda m: jnp.vdot(gradient(m)[1]["w"], m["w"]))
+        return gradient(moving), slope(moving)["x"]
+
+    assert head["weights"][row] > 0
+    assert_close(found(masked), found(gone))
+
+
 def test_shared_classes_and_rows() -> None:
     moving, rest = split(random_head())
     row_loss = ROW_LOSSES["smoothed"]

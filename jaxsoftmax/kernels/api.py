@@ -275,9 +275,8 @@ def linear_cross_entropy_sum(
         row_loss: a function of three numbers of a row, its nll, log-sum-exp and mean logit, that
             returns the row's loss, one number: a z-loss is `nll + 1e-4 * lse**2`, label smoothing
             `nll + s * (lse - mean_logit - nll)`, a focal loss `focal(nll, gamma=2)`. Its
-            derivatives are JAX's, also in arrays that it closes over. None means nll. Where all
-            classes of a row are masked, its nll is 0 and its lse -inf: a z-loss is then infinite,
-            unless the row's weight is 0.
+            derivatives are JAX's, also in arrays that it closes over. None means nll. A row
+            whose classes are all masked has a loss of 0, as its nll is 0 and its lse -inf.
         return_stats: whether to return the statistics of the rows too.
         bias: floats `[K]`.
         softcap: c in z <- c tanh(z / c), a positive number.

@@ -111,8 +111,12 @@ class RowLoss(NamedTuple):
         return cls(converted, tuple(program.consts))
 
     def __call__(self, nll: Array, lse: Array, mean_logit: Array) -> Array:
-        """Return the function's value for each row."""
-        return jax.vmap(lambda *row: self.function(*row, *self.constants))(nll, lse, mean_logit)
+        """Return the function's value for each row, 0 where all classes are masked."""
+        is_masked = (lse == -jnp.inf) & ~jnp.isnan(nll)
+        # The function's derivatives at an lse of -inf, times 0, would be NaN.
+        terms = (jnp.where(is_masked, 0, term) for term in (nll, lse, mean_logit))
+        values = jax.vmap(lambda *row: self.function(*row, *self.constants))(*terms)
+        return jnp.where(is_masked, 0, values)
 
     def cotangents(self, rows: RowTerms, weights: Array) -> tuple[Array, list[Array]]:
         """Return which rows of weight 0 are ignored, and the weighted cotangents of three terms.
