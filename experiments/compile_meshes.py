@@ -61,7 +61,7 @@ MESHES = {"v5e": CLASSES | BOTH, "v5p": CLASSES, "7x": CLASSES, "h200": EIGHT}
 # The budget of each chip, for both routes. v5e keeps a block of logits of half of it in VMEM.
 MEMORY = {"v5e": 128 * 2**20, "v5p": 64 * 2**20, "7x": 128 * 2**20, "h200": 128 * 2**20}
 LEFT_OUT = {"h200": ("value, mosaic_tpu", "per example, mosaic_tpu")}  # kernels of TPUs
-COLLECTIVE = r" = (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+?)(?:-start)?\("
+COLLECTIVE = r" = (.*?) ((?:all|collective)-[\w-]+?|reduce-scatter|ragged-\S+?)(?:-start)?\("
 
 
 def main() -> None:
