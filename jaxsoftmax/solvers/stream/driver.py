@@ -3,6 +3,7 @@ r"""The loop around Newton's steps over a source.
 minimize
   _start                    the optimum of the sample, which is in memory
   evaluate_at               the objective and its gradient, in one pass
+  _shorten                  a step to shorter parameters, where the sample is overfitted
   until the certificate is small enough, or there is no progress:
     _certify_if_ready       mostly one pass
     _iterate                with l1 `proximal.iterate`, else
@@ -29,10 +30,13 @@ from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 from jaxsoftmax.solvers.solution import SolverStatus
 from jaxsoftmax.solvers.stream import proximal, sums, systems
 from jaxsoftmax.solvers.stream.certificate import certify
-from jaxsoftmax.solvers.stream.state import Run, State, evaluate_at, least_length
+from jaxsoftmax.solvers.stream.state import Run, State, evaluate_at, least_length, tolerance
 from jaxsoftmax.solvers.stream.survey import Stream
 
 SAMPLE_GAP = 1e-3  # of the start on the sample, whose optimum is not that of all examples
+OVERFITTED = 0.5  # slope along the parameters, relative to the value, from which they are shortened
+SMALL_GAIN = 1e-4  # of a step, relative to the value, over which the value is about a quadratic
+MAX_RESIDUAL_RATIO = 2  # of the gradient after such a step to what its system was to leave
 MAX_TRIALS = 20
 STEPS = 24  # lengths of a step, whose slopes one pass tells
 MAX_SLOPE_RATIO = 0.4  # as in `line_search`
@@ -71,8 +75,9 @@ def minimize(
         return array_driver.minimize(sample, pre, first, config, callback=callback)
     theta = stream.processes.agree(_start(run, pre)) if theta is None else theta
     state = evaluate_at(run, jnp.asarray(_with_limits(stream, config, theta)), pre)
+    state = _shorten(run, state._replace(products=4))  # and those of the survey
     length = least_length(sample, state.theta, state.gradient)
-    state = state._replace(first_norm=length or 1.0, products=4)  # and those of the survey
+    state = state._replace(first_norm=length or 1.0)
     found, status = _certify_if_ready(run, state)
     while status is None and state.idle < MAX_IDLE_ITERATIONS:
         state = _iterate(run, state)
@@ -141,6 +146,19 @@ def _with_limits(stream: Stream, config: SolverConfig, theta: np.ndarray) -> np.
     return theta
 
 
+def _shorten(run: Run, state: State) -> State:
+    """Return the state with shorter parameters where those of the sample overfit it.
+
+    Few examples of many classes are separated, and their optimum may be worse than zeros.
+    """
+    d = jnp.where(jnp.isfinite(state.theta), state.theta, 0)
+    if not run.config.smooth or _slope(state, d) <= OVERFITTED * abs(state.value):
+        return state
+    zeros = evaluate_at(run, jnp.where(d == 0, state.theta, 0), state.preconditioner)
+    end, passes = _search(run, zeros, d)
+    return state.after(end, 2 + 2 * passes)
+
+
 def _iterate(run: Run, state: State) -> State:
     """Take one step."""
     iterations = state.iterations + 1
@@ -148,6 +166,7 @@ def _iterate(run: Run, state: State) -> State:
         return _note_progress(proximal.iterate(run, state)._replace(iterations=iterations))
     d, products = _direction(run, state)
     end, trials = _search(run, state, d)
+    state = state._replace(is_exact=state.is_exact or _is_rounded(run, state, end))
     state = state.after(end, 3 * products + 2 * trials)
     state = state._replace(iterations=iterations, spent=state.spent + 3 * products)
     return _sharpen(run, _note_progress(state))
@@ -159,6 +178,17 @@ def _direction(run: Run, state: State) -> tuple[Array, int]:
     system, r, scale = systems.system_at(run, state, state.gradient, damping)
     d, products = systems.solve_system(run, state.theta, system, r)
     return d * scale, products
+
+
+def _is_rounded(run: Run, state: State, end: State) -> bool:
+    """Return whether a step shows that float32 does not resolve its system.
+
+    Over a step that gains little the objective is about a quadratic, so that what is left of the
+    gradient should be the residual that the system was to leave.
+    """
+    is_small = state.value - end.value <= SMALL_GAIN * abs(state.value)
+    left = least_length(run.sample, end.theta, end.gradient)
+    return is_small and left > MAX_RESIDUAL_RATIO * tolerance(run, state)
 
 
 def _search(run: Run, state: State, d: Array) -> tuple[State, int]:
