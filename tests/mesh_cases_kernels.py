@@ -23,7 +23,7 @@ from jaxsoftmax.kernels import target
 from jaxsoftmax.kernels.tiles import Tiles
 
 SHAPE = (4096, 256, 1025)
-COLLECTIVE = r" = (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+?)(?:-start)?\("
+COLLECTIVE = r" = (.*?) ((?:all|collective)-[\w-]+?|reduce-scatter|ragged-\S+?)(?:-start)?\("
 
 
 def main() -> None:

@@ -689,10 +689,10 @@ def test_a_fault_far_down_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "task", "message"),
     [
-        ({"y": ["a", "b", "a"]}, Task.numbers, "column 'y' holds string, where numbers"),
+        ({"y": ["a", "b", "a"]}, Task.numbers, "column 'y' holds text, where numbers"),
         ({"y": [0, 1, 2]}, Task.labels, "row 3, column 'y': a label is 0 or 1, got 2"),
         ({"y": [0, 1, 0], "z": [0, 1, 1]}, Task.classes, "from one column, got 'y', 'z'"),
-        ({"y": ["a", "b", "a"], "z": [0, 1, 1]}, None, "but 'y' holds string"),
+        ({"y": ["a", "b", "a"], "z": [0, 1, 1]}, None, "but 'y' holds text"),
         ({"y": [["a"], None, ["b"]]}, None, "row 2, column 'y': the label is missing"),
         ({"y": [["a"], ["b", None], ["b"]]}, None, "row 2, column 'y': the label is missing"),
         ({"y": [[], [], []]}, None, "x.parquet: column 'y' has no label in any row"),

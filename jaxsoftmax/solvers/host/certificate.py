@@ -42,8 +42,9 @@ class _Predictions(NamedTuple):
 def certify(problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtype) -> Certificate:
     """Bound F at theta rounded to dtype.
 
-    The bound is that of theta's own predictions, or better. If it is above the goal, the intercepts
-    are replaced by the best ones for the rounded weights.
+    The bound is that of theta's own predictions, or better. If it is above the goal, as the
+    intercepts alone may tell beforehand, they are replaced by the best ones for the rounded
+    weights. If these miss it too, the smaller bound counts.
     """
     predictor = problems.point_at(problem, theta)
     rounded = theta.astype(dtype).astype(float)
@@ -56,10 +57,13 @@ def certify(problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtyp
         found = _certify_point(problem, point, predictor, products)
         if found.gap <= goal or not centers:
             return found
-    predictor = _center_intercepts(problem, predictor)
+    centered = _center_intercepts(problem, predictor)
     moved = _center_intercepts(problem, point).theta.astype(dtype).astype(float)
-    point = predictor if exact else problems.point_at(problem, moved)
-    better = _certify_point(problem, point, predictor, products + (1 if exact else 2))
+    other = centered if exact else problems.point_at(problem, moved)
+    better = _certify_point(problem, other, centered, products + (1 if exact else 2))
+    if found is None and better.gap > goal:
+        better = better._replace(products=better.products + 1)
+        found = _certify_point(problem, point, predictor, better.products)
     if found is None or better.gap < found.gap:
         return better
     return found._replace(products=better.products)
