@@ -123,7 +123,7 @@ def _infer_task(columns: Columns, describe_row: DescribeRow) -> Task:
         if not _is_numeric(column):
             raise ValueError(
                 f"{describe_row(None)}: several label columns must be labels (0 or 1) or numbers, "
-                f"but {name!r} holds {column.type}"
+                f"but {name!r} holds {_describe_type(column)}"
             )
     values = [to_numbers(column).values for column in columns.values()]
     return Task.labels if all(np.isin(v, (0, 1)).all() for v in values) else Task.numbers
@@ -290,9 +290,9 @@ def _to_binary(name: str, column: pa.Array, describe_row: DescribeRow) -> np.nda
 def _to_float32(name: str, column: pa.Array, describe_row: DescribeRow) -> np.ndarray:
     numbers = to_numbers(column)
     if numbers.is_bad.all():
-        kind = "text" if is_text(column.type) else column.type
         raise ValueError(
-            f"{describe_row(None)}: column {name!r} holds {kind}, where numbers are expected"
+            f"{describe_row(None)}: column {name!r} holds {_describe_type(column)}, where numbers "
+            "are expected"
         )
     for row in np.flatnonzero(numbers.is_bad)[:1].tolist():
         value = abbreviate(column[row].as_py())
@@ -303,6 +303,10 @@ def _to_float32(name: str, column: pa.Array, describe_row: DescribeRow) -> np.nd
         problem = describe_invalid(numbers.values[row])
         raise ValueError(f"{describe_row(row)}, column {name!r}: {problem}")
     return values
+
+
+def _describe_type(column: pa.Array) -> str:
+    return "text" if is_text(column.type) else str(column.type)
 
 
 def _flatten(
