@@ -17,7 +17,7 @@ Classes are sharded first: the gradient of w, 17 GB in float32, is the largest a
 where w is. Predicted for 64 devices, all of them share the classes, and a step is 32.9, 59.6
 and 52.6 times as fast as on one H200, TPU v5p and TPU v6e; for 1,024 devices, with four shards of
 rows, 162.8, 720.9 and 223.8 times. On CPU devices that share two cores, a division into eight
-costs 1.20 to 1.26 times the processor time of one device, and 1.07 where the rows grow with it.
+costs 1.19 to 1.27 times the processor time of one device, and 1.05 where the rows grow with it.
 """
 
 import argparse

@@ -25,11 +25,11 @@ at 512 x 1024 x 131072.
   temporary memory from 16,000 classes on, where dense logits need 1,048.6 at 128,000, and takes
   1.02 to 1.19 times their time. The sum needs 4.1 MB at 1,000 classes and 169.8 at 128,000, where
   it takes 3.4 times the time of the per-example loss.
-- The default takes 0.56 to 1.52 times as long as dense logits at the 40 shapes, 0.96 in the median,
-  at most 1.05 at 31 and 1.2 at 39. Above is 768 x 10 x 10, a call of 0.17 milliseconds.
-- With a z-loss, as a function of a row's statistics, the sum takes 1.01 times as long and the same
-  67 MB; from the losses of each example it takes 1.19 times as long and 134 MB, and from dense
-  logits 1.14 times.
+- The default takes 0.52 to 1.51 times as long as dense logits at the 40 shapes, 0.92 in the median,
+  at most 1.05 at 32 and 1.2 at 39. Above is 768 x 10 x 10, a call of 0.17 milliseconds.
+- With a z-loss, as a function of a row's statistics, the sum takes 0.97 times as long and the same
+  67 MB; from the losses of each example it takes 1.18 times as long and 134 MB, and from dense
+  logits 1.16 times.
 
 On a GPU this version has been compiled and not timed. One H200 under jax 0.11.2 (November 2026) ran
 prototypes of its changes, in milliseconds and MB of temporaries at 2048 x 4096 x 128256:
