@@ -160,6 +160,13 @@ def nll_cotangents(parts: LSEParts, weights: Array) -> tuple[Array, RowCotangent
     return nll, RowCotangents(scale, label_logit, None), is_ignored
 
 
+def per_class(mean: Array | None, parts: LSEParts) -> Array | None:
+    """Divide a tangent or cotangent of a row's mean logit by the number of its classes."""
+    if mean is None or parts.stats is None:
+        return None
+    return mean / jnp.maximum(parts.stats.classes, 1)
+
+
 def statistics(parts: LSEParts) -> tuple[Array, Array, Array | None, Array | None]:
     """Return nll, lse = maximum + log S and, with stats, mean logit and predicted class."""
     nll, total = row_loss(parts)

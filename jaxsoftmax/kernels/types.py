@@ -30,8 +30,9 @@ No term is a difference of nearly equal numbers, so a confident example keeps th
 small loss and gradient.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -114,6 +115,10 @@ class RowTangents(NamedTuple):
 
 # Cotangents of `LSEParts`, for the same reason as `ModelCotangents`.
 RowCotangents = RowTangents
+
+# From the parts of rows and their weights: the numbers of each row that are returned, the
+# cotangents of the parts, and which rows are ignored.
+type RowRule = Callable[[LSEParts, Array], tuple[Any, RowCotangents, Array]]
 
 
 @dataclass(frozen=True)

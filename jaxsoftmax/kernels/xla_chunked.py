@@ -48,6 +48,7 @@ from jaxsoftmax.kernels.types import (
     NeedsGrad,
     Options,
     RowCotangents,
+    RowRule,
     RowTangents,
     Stats,
 )
@@ -161,7 +162,7 @@ def tangent(head: Head, parts: LSEParts, tangents: ModelTangents, options: Optio
 
     zeros = RowTangents(zero, zero, None if parts.stats is None else zero)
     rows = _scan_classes(step, zeros, head, options)
-    return rows._replace(mean=_per_class(rows.mean, parts))
+    return rows._replace(mean=primitives.per_class(rows.mean, parts))
 
 
 def backward(
@@ -172,7 +173,7 @@ def backward(
     options: Options,
 ) -> ModelCotangents:
     """Return the gradients of x, w and bias that are needed: the transpose of `tangent`."""
-    mean = _per_class(cotangents.mean, parts)
+    mean = primitives.per_class(cotangents.mean, parts)
 
     def gradient(block: _Block) -> tuple[None, Array]:
         is_label = _is_label(head, block)
@@ -185,13 +186,6 @@ def backward(
         return None, z_bar
 
     return _sum_gradients(gradient, None, head, needs_grad, options)[1]
-
-
-def _per_class(mean: Array | None, parts: LSEParts) -> Array | None:
-    """Divide a tangent or cotangent of a row's mean logit by the number of its classes."""
-    if mean is None or parts.stats is None:
-        return None
-    return mean / jnp.maximum(parts.stats.classes, 1)
 
 
 # -- Softmax, a weighted sum --
@@ -337,7 +331,7 @@ def compute_twice(
     options: Options,
     forward: Callable[[Head, Options], LSEParts],
     backward: Callable[..., ModelCotangents],
-    cotangents: Callable[..., tuple[Any, RowCotangents, Array]] = primitives.nll_cotangents,
+    cotangents: RowRule = primitives.nll_cotangents,
 ) -> tuple[Any, ModelCotangents]:
     """Return numbers of each row and gradients from logits that are computed once for each.
 

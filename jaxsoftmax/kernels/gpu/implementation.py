@@ -67,6 +67,7 @@ from jaxsoftmax.kernels.types import (
     NeedsGrad,
     Options,
     RowCotangents,
+    RowRule,
     Stats,
 )
 from jaxsoftmax.linear_map import with_derivatives_of
@@ -283,8 +284,9 @@ def _backward(
     """Return the gradients of a head of whole tiles."""
     base = _clip_infinities(jnp.where(parts.maximum == -jnp.inf, 0, parts.maximum))
     by_row = [base, cotangents.sum_exp_rest, cotangents.label_logit]
-    if cotangents.mean is not None and parts.stats is not None:
-        by_row.append(cotangents.mean / jnp.maximum(parts.stats.classes, 1))
+    share = primitives.per_class(cotangents.mean, parts)
+    if share is not None:
+        by_row.append(share)
 
     def gradient(block: _Block) -> tuple[None, Array]:
         dz = _run_kernel(
@@ -459,10 +461,6 @@ def _add_block_in_place(
 
 # -- Softmax, a weighted sum --
 
-# From the parts of rows and their weights: the numbers of each row that are returned, the
-# cotangents of the parts, and which rows are ignored.
-type _RowRule = Callable[[LSEParts, Array], tuple[Any, RowCotangents, Array]]
-
 
 @with_derivatives_of(xla_chunked.value_and_gradients)
 def value_and_gradients(
@@ -502,7 +500,7 @@ def rows_and_gradients(
 
 
 def _sum_rows(
-    rule: _RowRule,
+    rule: RowRule,
     zeros: Any,
     head: Head,
     valid: Array | None,
@@ -561,7 +559,7 @@ def _even_chunk(n: int, limit: int) -> int:
 
 
 def _scan_chunks(
-    rule: _RowRule,
+    rule: RowRule,
     zeros: Any,
     head: Head,
     valid: Array | None,
@@ -585,7 +583,7 @@ def _scan_chunks(
 
 
 def _gradients_in_place(
-    rule: _RowRule, head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
+    rule: RowRule, head: Head, weights: Array, needs_grad: NeedsGrad, options: Options
 ) -> tuple[Any, ModelCotangents]:
     """Return numbers of rows and gradients from exponentials that lie where w's gradient will.
 
@@ -635,16 +633,15 @@ class _Exponentials(NamedTuple):
 
 
 def _run_exponentials(
-    rule: _RowRule, head: Head, weights: Array, entries: jax.ShapeDtypeStruct, options: Options
+    rule: RowRule, head: Head, weights: Array, entries: jax.ShapeDtypeStruct, options: Options
 ) -> _Exponentials:
     """Return the exponentials of the logits, stored as `entries`, and the cotangents of rows."""
     found = _run_statistics(head, options, stats=options.stats, exponentials=entries)
     parts = _combine_subtiles(found, head, options)
     rows, bars, is_ignored = rule(parts, weights)
     factor = relative_exp(found.maximum.T, _clip_infinities(parts.maximum)[:, None])
-    share, label_gradient = None, bars.label_logit
-    if bars.mean is not None and parts.stats is not None:
-        share = bars.mean / jnp.maximum(parts.stats.classes, 1)
+    share, label_gradient = primitives.per_class(bars.mean, parts), bars.label_logit
+    if share is not None:
         label_gradient += share
     if options.softcap is not None:
         label_gradient *= 1 - (parts.label_logit / options.softcap) ** 2

@@ -64,6 +64,7 @@ from jaxsoftmax.kernels.types import (
     NeedsGrad,
     Options,
     RowCotangents,
+    RowRule,
     Stats,
 )
 from jaxsoftmax.linear_map import with_derivatives_of
@@ -102,9 +103,7 @@ def backward(
 ) -> ModelCotangents:
     """Apply the transpose of `tangent`: return the gradients of x, w and bias that are needed."""
     grid = grids.make_grid(head, options)
-    mean = cotangents.mean
-    if mean is not None and parts.stats is not None:
-        mean = mean / jnp.maximum(parts.stats.classes, 1)
+    mean = primitives.per_class(cotangents.mean, parts)
     rows = _GradientRows(parts.maximum, cotangents.sum_exp_rest, cotangents.label_logit, mean)
 
     def gradient(first_tile: Array | int, size: int) -> tuple[None, Array]:
@@ -197,13 +196,8 @@ def rows_and_gradients(
     return _sum_rows(loss.part_cotangents, zeros, head, None, weights, needs_grad, options)
 
 
-# From the parts of rows and their weights: the numbers of each row that are returned, the
-# cotangents of the parts, and which rows are ignored.
-type _RowRule = Callable[[LSEParts, Array], tuple[Any, RowCotangents, Array]]
-
-
 def _sum_rows(
-    rule: _RowRule,
+    rule: RowRule,
     zeros: Any,
     head: Head,
     valid: Array | None,
@@ -226,7 +220,7 @@ def _sum_rows(
 
 
 def _rows_and_gradient(
-    rule: _RowRule, chunk: Head, weights: Array, options: Options
+    rule: RowRule, chunk: Head, weights: Array, options: Options
 ) -> tuple[Any, Array]:
     """Return the numbers of whole rows, and the gradient of their weighted sum in the logits.
 
@@ -235,11 +229,10 @@ def _rows_and_gradient(
     grid = grids.make_grid(chunk, options)
     parts, saved = _run_statistics(chunk, grid, save_exponentials=True)
     rows, bars, is_ignored = rule(parts, weights)
-    of_label, share = bars.label_logit, None
+    of_label, share = bars.label_logit, primitives.per_class(bars.mean, parts)
     if options.softcap is not None:
         of_label *= 1 - (parts.label_logit / options.softcap) ** 2
-    if bars.mean is not None and parts.stats is not None:
-        share = bars.mean / jnp.maximum(parts.stats.classes, 1)
+    if share is not None:
         of_label += jnp.where(parts.label_logit == -jnp.inf, 0, share)
     factor = relative_exp(saved.running_maximum, parts.maximum[:, None])
     factor = jnp.where(is_ignored[:, None], 0, factor * bars.sum_exp_rest[:, None])
