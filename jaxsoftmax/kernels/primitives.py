@@ -160,6 +160,14 @@ def nll_cotangents(parts: LSEParts, weights: Array) -> tuple[Array, RowCotangent
     return nll, RowCotangents(scale, label_logit, None), is_ignored
 
 
+def with_mean(parts: LSEParts) -> LSEParts:
+    """Return the parts with the mean of the logits in place of their sum."""
+    if parts.stats is None:
+        return parts
+    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
+    return parts._replace(stats=parts.stats._replace(mean=mean))
+
+
 def per_class(mean: Array | None, parts: LSEParts) -> Array | None:
     """Divide a tangent or cotangent of a row's mean logit by the number of its classes."""
     if mean is None or parts.stats is None:

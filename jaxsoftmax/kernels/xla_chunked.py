@@ -79,11 +79,7 @@ class _Block(NamedTuple):
 def forward(head: Head, options: Options) -> LSEParts:
     """Return the terms of each row's loss; with stats, also mean logit and predicted class."""
     run = _fused_forward if fused_sums.is_fused(head, options) else _forward
-    parts = run(head, options)
-    if parts.stats is None:
-        return parts
-    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
-    return parts._replace(stats=parts.stats._replace(mean=mean))
+    return primitives.with_mean(run(head, options))
 
 
 def _forward(head: Head, options: Options) -> LSEParts:

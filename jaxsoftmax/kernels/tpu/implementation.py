@@ -382,11 +382,7 @@ def _run_statistics(head: Head, grid: Grid, *, save_exponentials: bool) -> tuple
     parts, saved = grids.run_kernel(
         grid, _statistics_kernel, (inputs,), [specs], (parts, saved), (row_specs, saved_specs)
     )
-    parts = jax.tree.map(lambda a: a[:, 0], parts)
-    if parts.stats is None:
-        return parts, saved
-    mean = parts.stats.mean / jnp.maximum(parts.stats.classes, 1)
-    return parts._replace(stats=parts.stats._replace(mean=mean)), saved
+    return primitives.with_mean(jax.tree.map(lambda a: a[:, 0], parts)), saved
 
 
 def _statistics_kernel(
