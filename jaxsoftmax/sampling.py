@@ -4,7 +4,8 @@ This is not the softmax: the loss is that of the labels' classes and of a random
 whose exponentials are weighted so that their sum is right on average.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,13 @@ from jaxsoftmax import calls, placement, validation
 from jaxsoftmax.validation import ArrayLike
 
 
-class SampledClasses(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("classes", "labels", "bias"),
+    meta_fields=("num_classes", "groups"),
+)
+@dataclass(frozen=True)
+class SampledClasses:
     """Classes for one step, and the labels in terms of them.
 
     Attributes:
@@ -23,22 +30,39 @@ class SampledClasses(NamedTuple):
         labels: int32 `[N]`, the positions of the labels in `classes`, and -1 for a label that is
             out of range or was left out, whose loss is NaN.
         bias: float32 `[S]`, -log of the probability with which each class was drawn.
+        num_classes: K, of which they are S.
+        groups: the number of equal parts of the K classes that have equally many of the S.
     """
 
     classes: Array
     labels: Array
     bias: Array
+    num_classes: int
+    groups: int
 
     def take(self, array: Array, *, axis: int = -1) -> Array:
         """Return the entries of the sampled classes along the class axis, as of w and bias.
 
-        If an Explicit mesh shards that axis, and the number of groups is a multiple of the number
-        of shards, each device takes its own classes, and nothing crosses between devices.
+        If an Explicit mesh shards that axis, each device takes its own classes, and nothing crosses
+        between devices.
+
+        Raises:
+            ValueError: if the axis has not all K classes, or if an Explicit mesh shards it and the
+                number of groups is not a multiple of the number of shards.
         """
         axis = axis % array.ndim
+        if array.shape[axis] != self.num_classes:
+            expected = f"expected {self.num_classes} classes along axis {axis}"
+            raise ValueError(f"array: {expected}, got shape {array.shape}")
         spec = placement.partition_spec(array)
         if spec[axis] is None:
             return jnp.take(array, self.classes, axis, mode="clip")
+        shards = placement.count_shards(placement.axis_names(spec[axis]), array)
+        if self.groups % shards:
+            raise ValueError(
+                f"groups: expected a multiple of the {shards} shards of the classes, "
+                f"got {self.groups}"
+            )
         out_specs = PartitionSpec(*spec)
         classes = placement.reshard(self.classes, array, spec[axis])
 
@@ -84,6 +108,10 @@ def sample_classes(
         Everything is an integer but the bias, log(K - P) - log(S - P) in float32, with the K, S
         and P of each group. A label out of range draws no class, and its loss is NaN.
 
+    Derivatives:
+        None: labels and classes are integers. Those of the loss go through `take`, whose transpose
+        adds the gradients of the sampled classes to those of all.
+
     Raises:
         TypeError: if the labels or the numbers are not integers.
         ValueError: if count is not from 1 to K, or groups do not divide count and K.
@@ -110,9 +138,8 @@ def sample_classes(
     classes, bias = _draw(is_positive.reshape(groups, -1), count // groups, key)
     positions = jnp.full(num_classes, -1, jnp.int32)
     positions = positions.at[classes].set(jnp.arange(count, dtype=jnp.int32))
-    return SampledClasses(
-        classes, jnp.where(in_range, positions[jnp.where(in_range, labels, 0)], -1), bias
-    )
+    found = jnp.where(in_range, positions[jnp.where(in_range, labels, 0)], -1)
+    return SampledClasses(classes, found, bias, num_classes, groups)
 
 
 def _check_sample(labels: Array, num_classes: int, count: int, groups: int) -> None:

@@ -51,7 +51,7 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
     gradients of the other classes are those without it.
 
     Args:
-        x: logits `[..., K]`, or the bias `[K]` or weights `[D, K]` of a linear model.
+        x: floats, logits `[..., K]`, or the bias `[K]` or weights `[D, K]` of a linear model.
         multiple: the number of shards of the classes, or a multiple of it.
         axis: the class axis.
         value: of the new entries: -inf masks a class in logits and in a bias. Weights take 0, with
@@ -60,8 +60,15 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
     Returns:
         `[..., K + extra]`, in the dtype of x; x itself if nothing is missing.
 
+    Numerics:
+        Exact: entries are copied, and none is computed. Padding makes a gradient no less exact, but
+        for another number of classes the terms of a sum are added in another order.
+
+    Derivatives:
+        Of any order, in both modes: the transpose drops the new entries.
+
     Raises:
-        TypeError: `multiple` is not an integer.
+        TypeError: `multiple` is not an integer, or x not floats.
         ValueError: `multiple` is less than 1.
 
     Example:
@@ -72,9 +79,12 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
         >>> w, bias = jnp.ones((2, 3)), jnp.zeros(3)
         >>> print(pad_classes(w, multiple=4, value=0.0).shape, pad_classes(bias, multiple=4))
         (2, 4) [  0.   0.   0. -inf]
+
+    Reference:
+        Shoeybi et al., "Megatron-LM" (arXiv 1909.08053), which pads its vocabulary so.
     """
     validation.check_at_least_one(multiple=multiple)
-    x = jnp.asarray(x)
+    x = validation.as_floats(x, "x")  # integers have no -inf
     extra = -x.shape[axis] % multiple
     widths = [(0, extra if i == axis % x.ndim else 0) for i in range(x.ndim)]
     return jnp.pad(x, widths, constant_values=value) if extra else x

@@ -444,8 +444,9 @@ def test_where_every_c_is_nan_the_folds_are_named(iris: Any) -> None:
     with pytest.raises(ValueError, match=r"scoring: .* NaN for each C, in folds \[0\]: .* cv"):
         model.fit(x, y)
     assert np.isfinite(model.scores_[1:]).all()
-    with pytest.raises(NotFittedError):
-        model.predict(x)
+    for method, arguments in ((model.predict, (x,)), (model.score, (x, y))):
+        with pytest.raises(NotFittedError):
+            method(*arguments)
 
 
 def test_folds_need_not_hold_every_class(iris: Any) -> None:

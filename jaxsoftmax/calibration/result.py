@@ -16,21 +16,27 @@ from jaxsoftmax.validation import ArrayLike
 class Fit(NamedTuple):
     """A calibration, z -> scale z + bias, and its effect on the data it was fitted to.
 
-    `nll` and `ece` are the mean negative log-likelihood (for sigmoids that of all labels together)
-    and the expected calibration error, each as `(before, after)`. `converged` is False if the
-    likelihood has no optimum, or if the search did not reach it; the calibration is then finite and
-    no worse than none. `decrement` is Newton's estimate g' H^-1 g / 2 of the distance of the mean
-    from its minimum before the last step; without a penalty there is no proof of it. `determined`
-    is False for a scale that the data do not determine, or only together with other scales.
+    Attributes:
+        scale: a scalar, or `[K]` for vector scaling.
+        bias: 0, or `[K]` for vector scaling.
+        nll: the mean negative log-likelihood, for sigmoids that of all labels together, as
+            `(before, after)`.
+        ece: the expected calibration error, as `(before, after)`.
+        converged: False if the likelihood has no optimum, or if the search did not reach it; the
+            calibration is then finite and no worse than none.
+        decrement: Newton's estimate g' H^-1 g / 2 of the distance of the mean from its minimum
+            before the last step; without a penalty there is no proof of it.
+        determined: bools of the scale's shape, False for a scale that the data do not determine, or
+            only together with other scales.
     """
 
-    scale: Array  # [], or [K] for vector scaling
-    bias: Array  # 0, or [K] for vector scaling
+    scale: Array
+    bias: Array
     nll: tuple[float, float]
     ece: tuple[float, float]
     converged: bool
     decrement: float
-    determined: Array  # bools of the scale's shape
+    determined: Array
 
     def apply(self, logits: ArrayLike) -> Array:
         """Return calibrated logits of the same shape; a masked class, -inf, stays masked.

@@ -60,8 +60,13 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             The scores, finite; those of an example do not depend on other examples.
 
+        Numerics:
+            One product in the dtype that X and `coef_` promote to, float32 or float64.
+
         Raises:
-            ValueError: the scores of X overflow its dtype.
+            NotFittedError: `fit` was not called.
+            ValueError: X holds NaN or infinity, or has another number of columns, or its scores
+                overflow its dtype.
         """
         scores = self._linear_scores(X)
         return self._squeeze_binary(_replace_unbounded(scores, np.isinf(self.intercept_)))
@@ -73,7 +78,17 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             X: `[n, D]`.
 
         Returns:
-            The labels.
+            The labels, of the dtype of `classes_`, or integers.
+
+        Numerics:
+            The scores decide, so that labels differ where probabilities round to ties. Of equal
+            scores the first class is predicted, and a score of 0 alone, a probability of one half,
+            predicts the first class or the label 0.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: X holds NaN or infinity, or has another number of columns, or its scores
+                overflow its dtype.
         """
         scores = self._squeeze_binary(self._linear_scores(X))
         if self._multilabel:
@@ -88,7 +103,17 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             X: `[n, D]`.
 
         Returns:
-            The probabilities.
+            The probabilities, of the dtype of the scores.
+
+        Numerics:
+            Those of two classes are both sigmoids, so that neither is 1 minus the other. One below
+            the smallest number of the dtype is 0, which `predict_log_proba` still tells apart. A
+            class without weight in `fit` has exactly 0.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: X holds NaN or infinity, or has another number of columns, or its scores
+                overflow its dtype.
         """
         scores = self._linear_scores(X)
         if is_jax_array(scores):
@@ -109,7 +134,15 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             X: `[n, D]`.
 
         Returns:
-            The logarithms.
+            The logarithms, of the dtype of the scores.
+
+        Numerics:
+            Finite where a probability underflows to 0; -inf for a class without weight in `fit`.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: X holds NaN or infinity, or has another number of columns, or its scores
+                overflow its dtype.
         """
         scores = self._linear_scores(X)
         if is_jax_array(scores):
@@ -132,7 +165,15 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
             sample_weight: `[n]`.
 
         Returns:
-            The accuracy.
+            The accuracy: of several labels, the share of the examples with all of them right.
+
+        Numerics:
+            A weighted mean of 0 and 1 in float64, as scikit-learn's `accuracy_score`.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: X holds NaN or infinity, or has another number of columns, or its scores
+                overflow its dtype.
         """
         return super().score(X, shared.gather(y), shared.gather(sample_weight))
 
@@ -141,6 +182,9 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
 
         Returns:
             The estimator.
+
+        Raises:
+            NotFittedError: `fit` was not called.
         """
         check_is_fitted(self)
         self.coef_ = scipy.sparse.csr_matrix(self.coef_)
@@ -151,6 +195,9 @@ class CertifiedClassifier(ClassifierMixin, BaseEstimator):
 
         Returns:
             The estimator.
+
+        Raises:
+            NotFittedError: `fit` was not called.
         """
         check_is_fitted(self)
         coef: Any = self.coef_

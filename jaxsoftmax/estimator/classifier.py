@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
     """Logistic regression, binary, multi-class or multi-label, with a certificate.
 
+    `fit` minimizes C sum_i s_i l(x_i, y_i) + (1 - l1_ratio) ||w||^2 / 2 + l1_ratio |w|_1 over w and
+    the intercepts, where l is the cross-entropy of a softmax, or of a sigmoid for two classes and
+    for each label, and s_i is the weight of an example times that of its class.
+
     Args:
         C: the inverse strength of the penalty, as in scikit-learn; `np.inf` for no penalty, and
             then no certificate.
@@ -56,6 +60,10 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
         >>> model = SoftmaxClassifier().fit(x, y)
         >>> print(round(model.score(x, y), 3), model.gap_ <= 1e-6)
         0.973 True
+
+    Reference:
+        scikit-learn's `LogisticRegression`, whose objective this is; `solvers.solve` for the
+        certificate and the numerics.
     """
 
     _positive_settings: ClassVar[tuple[str, ...]] = (
@@ -102,6 +110,11 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
 
         Returns:
             The estimator. A ConvergenceWarning gives the reason if `tol` was not reached.
+
+        Raises:
+            ValueError: X or y holds NaN or infinity, or their lengths differ; y has fewer than two
+                classes; a weight is negative, or all are 0; a setting is out of its range. The
+                message names the argument.
         """
         with fit_tasks(self, X, y, sample_weight) as tasks:
             X, targets, weights = self._validate(X, y, sample_weight)
@@ -148,6 +161,9 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
     ) -> Self:
         """Run one epoch of Adam on minibatches, without a penalty; this voids the certificate.
 
+        Features and parameters are float32. The state of Adam carries over from call to call until
+        `fit` is called, from whose solution the next epoch starts.
+
         Args:
             X: `[n, D]`.
             y: labels `[n]`, or 0 and 1 `[n, K]`.
@@ -155,7 +171,11 @@ class SoftmaxClassifier(CallbackSupportMixin, CertifiedClassifier):
             sample_weight: `[n]`.
 
         Returns:
-            The estimator.
+            The estimator, with `gap_` of infinity and `solution_` of None.
+
+        Raises:
+            ValueError: as `fit`; and at the first call without classes, or if y holds a label that
+                was not among them.
         """
         first = not hasattr(self, "coef_")
         if first and classes is None and np.ndim(y) == 1:

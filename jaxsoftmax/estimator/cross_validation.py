@@ -18,7 +18,7 @@ from sklearn.utils.metadata_routing import (
     _raise_for_params,
     process_routing,
 )
-from sklearn.utils.validation import _check_method_params
+from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from jaxsoftmax.estimator import shared
 from jaxsoftmax.estimator.base import CertifiedClassifier, check_l1_ratio
@@ -60,6 +60,9 @@ class SoftmaxClassifierCV(CertifiedClassifier):
         >>> model = SoftmaxClassifierCV(Cs=[0.1, 10.0], cv=3).fit(x, y)
         >>> print(model.C_, model.scores_.shape)
         10.0 (3, 1, 2)
+
+    Reference:
+        scikit-learn's `LogisticRegressionCV`; `solvers.solve_path` for the grid of fits.
     """
 
     # `score` passes its weights to the scorer, and uses none itself.
@@ -107,9 +110,9 @@ class SoftmaxClassifierCV(CertifiedClassifier):
             The estimator.
 
         Raises:
-            ValueError: every penalty has a score of NaN in some fold (if only some have, a
-            UserWarning reports that they are not chosen); metadata other than `groups`, if they are
-            not routed.
+            ValueError: as `SoftmaxClassifier.fit`; every penalty has a score of NaN in some fold
+                (if only some have, a UserWarning reports that they are not chosen); metadata other
+                than `groups`, if they are not routed.
             TypeError: metadata that nothing has requested, if they are routed.
         """
         sample_weight = shared.gather(sample_weight)
@@ -202,7 +205,13 @@ class SoftmaxClassifierCV(CertifiedClassifier):
 
         Returns:
             The score.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: X does not fit the model, as in `predict`.
+            TypeError: metadata that nothing has requested, if they are routed.
         """
+        check_is_fitted(self)
         to_scorer = self._route_metadata("score", shared.gather(sample_weight), metadata)[1]
         return self._score(X, shared.gather(y), to_scorer)
 
@@ -211,6 +220,9 @@ class SoftmaxClassifierCV(CertifiedClassifier):
 
         Returns:
             The router.
+
+        Raises:
+            ValueError: `scoring` is not the name of a scorer.
         """
         to_scorer = MethodMapping().add(caller="fit", callee="score")
         return (

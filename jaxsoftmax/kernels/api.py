@@ -26,14 +26,27 @@ from jaxsoftmax.validation import ArrayLike
 
 
 class LinearLoss(NamedTuple):
-    """The loss -log p_y of each example, and the log-sum-exp of its logits."""
+    """The loss -log p_y of each example, and the log-sum-exp of its logits.
+
+    Attributes:
+        nll: the loss, `[...]` as the labels, float32 or float64.
+        lse: log sum_k exp(z_k), in the shape and dtype of nll.
+    """
 
     nll: Array
     lse: Array
 
 
 class LinearStats(NamedTuple):
-    """`LinearLoss` and, from the same pass, the mean logit and the predicted class."""
+    """`LinearLoss` and, from the same pass, the mean logit and the predicted class.
+
+    Attributes:
+        nll: the loss, `[...]` as the labels, float32 or float64.
+        lse: log sum_k exp(z_k), in the shape and dtype of nll.
+        mean_logit: the mean of the logits of the classes that exist, likewise.
+        predicted: int32, the first class with the largest logit.
+        correct: bool, whether that is the label.
+    """
 
     nll: Array
     lse: Array

@@ -25,13 +25,20 @@ class Reliability(NamedTuple):
     Bin b holds the confidences in (edges[b], edges[b + 1]]; the first bin includes its lower edge.
     A bin may be empty because of ties with a large weight: its count is then 0 and its means are
     NaN.
+
+    Attributes:
+        error: sum_b counts_b |accuracy_b - confidence_b| / sum_b counts_b, a scalar.
+        confidence: `[B]`, the mean probability in each bin.
+        accuracy: `[B]`, the mean target.
+        counts: `[B]`, the weight of the examples.
+        edges: `[B + 1]`, the ends of the bins.
     """
 
-    error: Array  # [], sum_b counts_b |accuracy_b - confidence_b| / sum_b counts_b
-    confidence: Array  # [B], mean probability
-    accuracy: Array  # [B], mean target
-    counts: Array  # [B], weight of the examples
-    edges: Array  # [B + 1]
+    error: Array
+    confidence: Array
+    accuracy: Array
+    counts: Array
+    edges: Array
 
 
 Binning = Literal["equal_mass", "equal_width"]

@@ -26,6 +26,11 @@ class Counts(NamedTuple):
     Positive means predicted, and false means wrongly so: a false negative is an example of the
     class for which another class was predicted, or whose label was not predicted. Counts are
     integers or floats. An undefined count is NaN, or negative among integers.
+
+    Attributes:
+        true_positive: the weight of the examples of a class that are predicted so.
+        false_positive: the weight of the examples of other classes that are predicted so.
+        false_negative: the weight of the examples of a class that are not predicted so.
     """
 
     true_positive: Array

@@ -13,7 +13,13 @@ from jaxsoftmax.validation import ArrayLike
 
 
 class Interval(NamedTuple):
-    """A metric's estimate and its bootstrap interval, each with the metric's structure."""
+    """A metric's estimate and its bootstrap interval, each with the metric's structure.
+
+    Attributes:
+        estimate: the metric of all examples as they are.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+    """
 
     estimate: Any
     low: Any

@@ -143,11 +143,15 @@ def solve(
         rows gathers their parts there, 8 K (D + 1) bytes from each, divided by the shards of the
         classes, and maxima cross in two turns of 32 bits.
 
+    Derivatives:
+        None: the search runs on the host and returns NumPy arrays.
+
     Raises:
-        TypeError: features or targets of a wrong dtype. ValueError: an argument with a wrong shape
-        or value, which the message names; a label too large to be a class, if neither
-        class_weights nor init give the number of classes. MemoryError: sparse features whose
-        entries alone exceed `memory`, or features that with their scores exceed the device's.
+        TypeError: features or targets of a wrong dtype.
+        ValueError: an argument with a wrong shape or value, which the message names; a label too
+            large to be a class, if neither class_weights nor init give the number of classes.
+        MemoryError: sparse features whose entries alone exceed `memory`, or features that with
+            their scores exceed the device's.
 
     Example:
         >>> import numpy as np
@@ -257,10 +261,23 @@ def solve_path(
 
     Returns:
         A `Solution` whose fields have the leading axes `[P, F, M]`, without F if there are no folds
-        and without M if there is one label set.
+        and without M if there is one label set, in the order in which C was given.
+
+    Numerics:
+        Those of `solve`, entry by entry: each certificate is evaluated at the parameters of its own
+        entry, and an entry that did not reach its gap says so in `converged` and `reason` while the
+        others stand. The start from other solutions changes how long a fit takes, not what is
+        proven. A class that a fold's examples lack has the bias -inf in that fold. C may be
+        infinite, for no penalty, and has no bound there.
+
+    Derivatives:
+        None, as `solve`: the search runs on the host and returns NumPy arrays.
 
     Raises:
-        The same errors as `solve`.
+        TypeError: as `solve`.
+        ValueError: as `solve`; and if C is empty, folds do not fit the examples, or label sets
+            differ in shape.
+        MemoryError: as `solve`.
 
     Example:
         >>> import numpy as np
@@ -269,6 +286,10 @@ def solve_path(
         >>> path = solvers.solve_path(x, y, C=[0.1, 1.0], folds=[0, 0, 1, 1])
         >>> print(path.params.w.shape, path.converged.all())
         (2, 2, 1, 2) True
+
+    Reference:
+        Friedman, Hastie and Tibshirani, "Regularization paths for generalized linear models via
+        coordinate descent" (2010), for warm starts from the strongest penalty to the weakest.
     """
     start = time.perf_counter()
     report = _report_to(callback, start)

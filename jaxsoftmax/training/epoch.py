@@ -74,8 +74,19 @@ def train_epoch(
 
     Returns:
         The new state, and the weighted means over the epoch's examples, each evaluated at the
-        parameters of its step: "loss", and "accuracy" if there is a score. The same state and data
-        give the same bits.
+        parameters of its step: "loss", and "accuracy" if there is a score, float32 or float64
+        scalars. The same state and data give the same bits.
+
+    Numerics:
+        A label out of range and features of NaN make the loss of their example NaN, and then the
+        gradient, the parameters and the means, unless its weight is 0. A minibatch whose weights
+        are all 0 has the gradient 0, the optimizer takes its step nevertheless, and the means leave
+        it out; they are 0 if all weights are.
+
+    Derivatives:
+        With respect to the arrays of the state, the features and the weights, in both modes: each
+        step takes a gradient, so that the loss needs second derivatives, as those of this library
+        have. Reverse mode keeps the carry of every step.
 
     Raises:
         ValueError: if loss or score does not return one value per example, if there is not one
@@ -92,6 +103,11 @@ def train_epoch(
         ...     state, x, y, loss=loss, optimizer=sgd, batch_size=2)
         >>> print(state.step, state.epoch, sorted(metrics))
         2 1 ['accuracy', 'loss']
+
+    Reference:
+        Bottou, "Curiously fast convergence of some stochastic gradient descent algorithms" (2009),
+        for an order without replacement; Meng et al., "Convergence analysis of distributed
+        stochastic gradient descent with shuffling" (2019), for shards that shuffle their own rows.
     """
     check_at_least_one(batch_size=batch_size)
     return jitted_train_epoch(

@@ -50,7 +50,15 @@ def evaluate(
             window, and for arrays.
 
     Returns:
-        "loss", and "accuracy" if there is a score: float scalars.
+        "loss", and "accuracy" if there is a score: float32 or float64 scalars.
+
+    Numerics:
+        A `weighted_mean` of values that are as exact as the loss: 0 for zero total weight, and so
+        for no examples; NaN if an example of a weight above 0 has the value NaN, as one with a
+        label out of range. A row of weight 0 may hold anything, as in `train_epoch`.
+
+    Derivatives:
+        Those of the loss, of any order that it has; of arrays alone, not of a source.
 
     Raises:
         ValueError: if loss or score does not return one value per example, if there is not one
@@ -64,6 +72,9 @@ def evaluate(
         >>> metrics = training.evaluate(linear.init(3, 2), x, y, loss=loss)
         >>> print(metrics["loss"], metrics["accuracy"])
         0.6931472 0.33333334
+
+    Reference:
+        scikit-learn's `log_loss` and `accuracy_score` with `sample_weight`, for `cross_entropy`.
     """
     if isinstance(features, Source):
         check_source_arguments(targets, weights, params)

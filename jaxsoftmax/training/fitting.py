@@ -116,7 +116,18 @@ def fit(
     Returns:
         A `FitResult`. The training metrics in its history are running means, in which each example
         is evaluated at the parameters of its step; the validation metrics are evaluated at the end
-        of the epoch.
+        of the epoch. Parameters that `fit` makes are float32, or float64 as the features; your own
+        keep their dtypes.
+
+    Numerics:
+        Each loss is as exact as the function in `on_logits`. Data are finite, so that a loss of NaN
+        or infinity means that the fit diverged: it is no error, the history shows it, and a
+        callback may end the fit. With validation the best epoch is then one of finite loss, or the
+        last one if there is none. A minibatch whose weights are all 0 has the gradient 0, and the
+        optimizer takes its step nevertheless.
+
+    Derivatives:
+        None: data must have values, and the loop runs on the host. `train_epoch` has derivatives.
 
     Raises:
         TypeError: if the features of a linear model, or parameters of your own, are not floats, the
@@ -150,6 +161,10 @@ def fit(
         ...     optimizer=optax.sgd(1.0), key=jax.random.key(0), epochs=10, batch_size=2)
         >>> print(result.history["accuracy"][-1])
         1.0
+
+    Reference:
+        Bottou, Curtis and Nocedal, "Optimization methods for large-scale machine learning" (2018);
+        Prechelt, "Early stopping - but when?" (1998), for patience.
     """
     check_at_least_one(epochs=epochs, batch_size=batch_size)
     check_loss(loss)

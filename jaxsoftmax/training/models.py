@@ -61,7 +61,16 @@ def on_logits(function: Callable[[Array, Array], Array], *, logits: Logits = lin
     Returns:
         A `Loss`, `(params, features[B, ...], targets[B, ...]) -> values[B]`: `function` under
         vmap. Two losses of the same function and the same model are equal and share compiled
-        code. A lambda is equal only to itself, so create it once.
+        code. A lambda is equal only to itself, so create it once. The dtype of the values is that
+        of `function`: float32 or float64 for the losses of this library, also from bfloat16 scores.
+
+    Numerics:
+        As exact as `function` at the model's scores. An example is by itself: a label out of range,
+        or scores of NaN, make its value NaN and no other.
+
+    Derivatives:
+        Those of `function` and of the model, by automatic differentiation, of any order that both
+        have.
 
     Raises:
         ValueError: when called, if the model does not return scores `[B, ..., K]`.
@@ -78,6 +87,9 @@ def on_logits(function: Callable[[Array, Array], Array], *, logits: Logits = lin
         >>> mlp_loss = training.on_logits(cross_entropy, logits=mlp)
         >>> print(mlp_loss(params, jnp.ones((1, 3)), jnp.array([0])))
         [0.6931472]
+
+    Reference:
+        Optax's losses, functions of logits and labels as these are, and `jax.vmap`.
     """
     return LossOnLogits(function, logits)
 
@@ -103,6 +115,13 @@ def accuracy(
     Returns:
         `[B]` float32 between 0 and 1.
 
+    Numerics:
+        Of equal scores the class of lower index is the prediction, and a score of 0 alone predicts
+        0. `argmax` takes NaN for the largest score: the first class with one is the prediction.
+
+    Derivatives:
+        Zero almost everywhere: the value is a step function of the scores.
+
     Raises:
         TypeError: if targets are floats: numbers and probabilities have no accuracy.
         ValueError: if the model does not return scores `[B, ..., K]`, or if targets do not have
@@ -115,6 +134,9 @@ def accuracy(
         >>> x, y = jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])
         >>> print(training.accuracy(params, x, y))
         [1. 0.]
+
+    Reference:
+        scikit-learn's `accuracy_score`, of one example each.
     """
     if jnp.issubdtype(targets.dtype, jnp.floating):
         raise TypeError(f"targets must be integer or bool for accuracy, got {targets.dtype}")
@@ -158,6 +180,12 @@ def weight_decay_mask(params: Any) -> Any:
         `LinearParams(w=True, bias=False)`, with None for a bias that is None. For another pytree,
         True for arrays with two or more axes, as the weights of products have and biases do not.
 
+    Numerics:
+        The number of axes decides, never a value.
+
+    Derivatives:
+        None: the result is Python's bools.
+
     Example:
         >>> import jax.numpy as jnp, optax
         >>> from jaxsoftmax import linear, training
@@ -166,6 +194,9 @@ def weight_decay_mask(params: Any) -> Any:
         LinearParams(w=True, bias=False)
         >>> training.weight_decay_mask({"inner": jnp.ones((3, 4)), "shift": jnp.ones(4)})
         {'inner': True, 'shift': False}
+
+    Reference:
+        Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
     """
     return jax.tree.map(lambda a: jnp.ndim(a) > 1, params)
 

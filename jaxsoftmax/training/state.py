@@ -11,9 +11,15 @@ from jax import Array
 class TrainState(NamedTuple):
     """Everything that one epoch passes to the next.
 
-    Every leaf is an array, so that a checkpoint can hold the state. `key` is the raw data of a
-    random key (`jax.random.key_data`), which determines the order of the minibatches. `step` counts
-    updates and `epoch` counts epochs, both from 0.
+    Every leaf is an array, so that a checkpoint can hold the state.
+
+    Attributes:
+        params: the parameters of the model.
+        opt_state: the state of the Optax optimizer.
+        key: the raw data of a random key (`jax.random.key_data`), which determines the order of the
+            minibatches.
+        step: the number of updates, int32.
+        epoch: the number of epochs, int32.
     """
 
     params: Any
@@ -29,13 +35,21 @@ def init_state(params: Any, *, optimizer: optax.GradientTransformation, key: Arr
     The parameters and the key are copied, because `train_epoch` overwrites the state it is given.
 
     Args:
-        params: the initial parameters, for instance `linear.init(D, K)`, or any pytree of floating
-            arrays.
+        params: the initial parameters, for instance `linear.init(D, K)` with `w: [D, K]`, or any
+            pytree of floating arrays.
         optimizer: any Optax optimizer.
         key: a random key of JAX's default kind, which determines the order of the minibatches.
 
     Returns:
-        A `TrainState`, all arrays.
+        A `TrainState`, all arrays: the parameters in their own dtypes, step and epoch int32, the
+        key uint32.
+
+    Numerics:
+        Copies of the arguments, bit for bit; the optimizer makes its own state of the parameters,
+        usually zeros of their dtypes.
+
+    Derivatives:
+        With respect to the parameters, which are copied.
 
     Raises:
         ValueError: if `key` is not one key of the default kind.
@@ -47,6 +61,9 @@ def init_state(params: Any, *, optimizer: optax.GradientTransformation, key: Arr
         >>> state = training.init_state(linear.init(3, 2), optimizer=sgd, key=key)
         >>> print(state.step, state.epoch)
         0 0
+
+    Reference:
+        Flax's `flax.training.train_state.TrainState`, which also holds the functions.
     """
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(params, optimizer.init(params), key_data(key), zero, zero)

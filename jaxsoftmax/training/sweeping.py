@@ -105,6 +105,13 @@ def sweep(
         A `FitResult` with a leading axis of lanes: `params.w: [L, D, K]`, history `[L, epochs]`,
         `best_epoch: [L]`. The key, step and epoch of the state are shared.
 
+    Numerics:
+        As in `fit`, lane by lane: nothing passes from one lane to another, and one that diverges to
+        NaN leaves the others as they are.
+
+    Derivatives:
+        None, as `fit`.
+
     Raises:
         TypeError: as `fit`.
         ValueError: as `fit`, and if hyperparams, keys and params disagree about L.
@@ -120,6 +127,10 @@ def sweep(
         ...     keys=jax.random.split(jax.random.key(0), 3), epochs=10, batch_size=2)
         >>> print(result.params.w.shape, result.history["loss"].shape)
         (3, 1, 2) (3, 10)
+
+    Reference:
+        Bergstra and Bengio, "Random search for hyper-parameter optimization" (2012), for how to
+        draw hyperparameters.
     """
     check_at_least_one(epochs=epochs, batch_size=batch_size)
     check_loss(loss)
