@@ -44,7 +44,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jaxsoftmax import placement, softmax_core, validation
-from jaxsoftmax.kernels import chunks, primitives, tiles, xla_chunked
+from jaxsoftmax.kernels import chunks, loop_operands, primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
 from jaxsoftmax.kernels.tpu import grids
@@ -106,14 +106,14 @@ def backward(
     mean = primitives.per_class(cotangents.mean, parts)
     rows = _GradientRows(parts.maximum, cotangents.sum_exp_rest, cotangents.label_logit, mean)
 
-    def gradient(first_tile: Array | int, size: int) -> tuple[None, Array]:
+    def gradient(head: Head, first_tile: Array | int, size: int) -> tuple[None, Array]:
         return None, _logit_gradient(head, rows, first_tile, size, grid)
 
     return _scan_classes(gradient, None, head, needs_grad, grid)[1]
 
 
 def _scan_classes(
-    function: Callable[[Array | int, int], tuple[Any, Any]],
+    function: Callable[[Head, Array | int, int], tuple[Any, Any]],
     values: Array | None,
     head: Head,
     needs_grad: NeedsGrad,
@@ -123,8 +123,8 @@ def _scan_classes(
     """Return the sum of the blocks' values, and the gradients of x, w and bias.
 
     Args:
-        function: from the first tile of a block and its number of classes to the values of the
-            block and the gradient in its logits.
+        function: from the head, the first tile of a block and its number of classes to the values
+            of the block and the gradient in its logits.
         values: what the values are added to, or None if there are none.
         head: its classes are divided into blocks.
         needs_grad: which gradients are returned.
@@ -132,10 +132,13 @@ def _scan_classes(
         copied_bytes: how many bytes the function copies for each entry of a block.
     """
 
+    held = loop_operands.hold(head, grid.options)
+
     def add(
         carry: tuple[Any, ModelCotangents], start: Array | int, size: int
     ) -> tuple[Any, ModelCotangents]:
-        (values, total), (value, dz) = carry, function(start // grid.tile.classes, size)
+        head = held()
+        (values, total), (value, dz) = carry, function(head, start // grid.tile.classes, size)
         values = None if value is None else values + value
         total = xla_chunked.add_block(total, head, dz, Cut(start, size), options)
         w = None if total.w is None else keep_layout(total.w, total.w.shape)
@@ -271,7 +274,9 @@ def _run_sigmoid(
     """Return the loss of each row, if asked for, and with weights the gradients of their sum."""
     grid = grids.make_grid(head, options)
 
-    def block_losses_and_gradients(first_tile: Array | int, size: int) -> tuple[Any, Any]:
+    def block_losses_and_gradients(
+        head: Head, first_tile: Array | int, size: int
+    ) -> tuple[Any, Any]:
         block = grids.copy_block(head, first_tile * grid.tile.classes, size)
         return _run_sigmoid_block(block, weights, first_tile, size, grid, losses=losses)
 
