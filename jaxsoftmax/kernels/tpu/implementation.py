@@ -131,7 +131,6 @@ def _scan_classes(
         grid: the tiles of the head.
         copied_bytes: how many bytes the function copies for each entry of a block.
     """
-
     held = loop_operands.hold(head, grid.options)
 
     def add(
