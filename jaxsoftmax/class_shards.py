@@ -212,6 +212,7 @@ def run(
     if shards.mesh is None or not shards.classes:
         return function(*arrays, axis, shards)
     logits, mesh = arrays[0], shards.mesh
+    placement.check_context(logits, "logits")
     spec = functools.partial(_spec, logits, axis, shards)
     _check_sizes(logits, axis, shards)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)

@@ -271,8 +271,20 @@ def mesh_of(x: Array) -> AbstractMesh:
     return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
 
 
+def check_context(x: Array, name: str) -> None:
+    """Raise a ValueError if x is on another mesh than that of `jax.set_mesh`."""
+    found = dict(jax.typeof(x).sharding.mesh.shape)
+    expected = dict(jax.sharding.get_abstract_mesh().shape)
+    if found and expected and found != expected:
+        raise ValueError(
+            f"{name}: expected an array on the mesh of jax.set_mesh, {expected}, got one on {found}"
+        )
+
+
 def count_shards(axes: tuple[str, ...], x: Array) -> int:
     """Return the number of shards over these axes of the mesh of x."""
+    if len({*axes}) < len(axes):
+        raise ValueError(f"shards must name an axis of the mesh once, got {axes}")
     sizes = mesh_of(x).shape
     for name in axes:
         if name not in sizes:

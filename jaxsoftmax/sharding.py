@@ -1,5 +1,6 @@
 """`Shards`: the names of the mesh axes over which arrays are sharded."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -51,11 +52,12 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
     gradients of the other classes are those without it.
 
     Args:
-        x: floats, logits `[..., K]`, or the bias `[K]` or weights `[D, K]` of a linear model.
+        x: logits `[..., K]`, or the bias `[K]` or weights `[D, K]` of a linear model; with another
+            value than -inf also integers or bools, such as targets and `where`.
         multiple: the number of shards of the classes, or a multiple of it.
         axis: the class axis.
         value: of the new entries: -inf masks a class in logits and in a bias. Weights take 0, with
-            a bias of -inf.
+            a bias of -inf, and a mask `where` takes False.
 
     Returns:
         `[..., K + extra]`, in the dtype of x; x itself if nothing is missing.
@@ -68,8 +70,8 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
         Of any order, in both modes: the transpose drops the new entries.
 
     Raises:
-        TypeError: `multiple` is not an integer, or x not floats.
-        ValueError: `multiple` is less than 1.
+        TypeError: `multiple` is not an integer, or x not floats where the value is -inf.
+        ValueError: `multiple` is less than 1, or `axis` is not an axis of x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,7 +86,9 @@ def pad_classes(x: Array, *, multiple: int, axis: int = -1, value: float = -jnp.
         Shoeybi et al., "Megatron-LM" (arXiv 1909.08053), which pads its vocabulary so.
     """
     validation.check_at_least_one(multiple=multiple)
-    x = validation.as_floats(x, "x")  # integers have no -inf
+    # Integers and bools have no -inf.
+    x = validation.as_floats(x, "x") if math.isinf(value) else validation.as_numbers(x, "x")
+    axis = validation.normalize_axis(x, axis)
     extra = -x.shape[axis] % multiple
-    widths = [(0, extra if i == axis % x.ndim else 0) for i in range(x.ndim)]
+    widths = [(0, extra if i == axis else 0) for i in range(x.ndim)]
     return jnp.pad(x, widths, constant_values=value) if extra else x

@@ -230,11 +230,11 @@ def broadcast_valid(valid: ArrayLike | None, shape: tuple[int, ...]) -> Array | 
 def as_flags(x: ArrayLike, name: str) -> Array:
     """Return x as bools: nonzero integers are True; raise a TypeError for floats."""
     x = as_numbers(x, name)
-    if 0 in x.shape:
-        return x != 0  # an empty list becomes floats
-    if jnp.issubdtype(x.dtype, jnp.floating):
+    if x.dtype == jnp.bool_:
+        return x
+    if jnp.issubdtype(x.dtype, jnp.floating) and 0 not in x.shape:  # an empty list becomes floats
         raise TypeError(f"{name}: expected bools, or integers 0 and 1, got {x.dtype}")
-    return x if x.dtype == jnp.bool_ else x != 0
+    return x != 0
 
 
 def broadcast_leading(x: Array, values: Array, name: str) -> Array:

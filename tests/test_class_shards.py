@@ -53,6 +53,7 @@ LOGITS, LABELS = jnp.zeros((3, 8)), jnp.zeros(3, jnp.int32)
         ("model", TypeError, "shards: expected Shards"),
         (Shards(classes="other"), ValueError, "shards must name axes of the mesh, .*'other'"),
         (Shards(rows="model", classes="model"), ValueError, "different axes of rows and classes"),
+        (Shards(classes=("data", "data")), ValueError, "an axis of the mesh once, got"),
         (Shards(rows="data", classes="model"), ValueError, "number of rows that 2 .*got 3"),
     ],
 )
@@ -66,6 +67,18 @@ def test_classes_that_the_shards_do_not_divide() -> None:
     mesh = jax.make_mesh((2,), ("model",), (AxisType.Auto,))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="divide, got 7; see pad_classes"):
         cross_entropy(LOGITS[:, :7], LABELS, shards=Shards(classes="model"))
+
+
+def test_arrays_on_another_mesh_than_the_one_of_the_context() -> None:
+    own, other = (jax.make_mesh((2,), (name,), (AxisType.Auto,)) for name in ("model", "other"))
+    z, x = (jax.device_put(a, jax.NamedSharding(own, P())) for a in (LOGITS, X))
+    message = "expected an array on the mesh of jax.set_mesh, {'other': 2}, got one on {'model': 2}"
+    of_classes, labels = {"shards": Shards(classes="model")}, jnp.zeros(4, jnp.int32)
+    with jax.set_mesh(other):
+        with pytest.raises(ValueError, match=f"logits: {message}"):
+            cross_entropy(z, LABELS, **of_classes)
+        with pytest.raises(ValueError, match=f"x: {message}"):
+            linear_cross_entropy(x, W, labels, **of_classes)
 
 
 def test_axes_inside_and_outside_of_a_shard_map() -> None:
@@ -92,7 +105,7 @@ def test_heads_that_are_refused() -> None:
         of_kernel = partial(loss, implementation="mosaic_tpu", shards=Shards(classes="model"))
         with pytest.raises(NotImplementedError, match="to name all axes of the mesh"):
             of_kernel(X, W)
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="w: expected 2 shards to divide 7"):
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"w: .* divide 7 classes; see pad"):
         loss(X, W[:, :7], shards=Shards(classes="data"))
     dense = jax.shard_map(
         partial(loss, implementation="reference", shards=Shards(classes="data")),
@@ -124,8 +137,14 @@ def test_padding() -> None:
     padded = pad_classes(x, multiple=4, axis=1)
     assert padded.shape == (2, 4, 5)
     assert (padded[:, 3] == -jnp.inf).all()
+    where = pad_classes(x > 0, multiple=4, value=False)
+    np.testing.assert_array_equal(where[0, 0], [True] * 5 + [False] * 3)
     with pytest.raises(ValueError, match="multiple: expected at least 1, got 0"):
         pad_classes(x, multiple=0)
+    with pytest.raises(ValueError, match=r"axis: expected an axis of .*, got 3"):
+        pad_classes(x, multiple=4, axis=3)
+    with pytest.raises(TypeError, match="x: expected a floating dtype, got bool"):
+        pad_classes(x > 0, multiple=4)
 
 
 @pytest.mark.parametrize("classes", [128, 1000, 2**21])

@@ -962,7 +962,9 @@ def test_leading_shapes() -> None:
         got = js.cross_entropy(jnp.moveaxis(z, -1, axis), labels, axis=axis)
         np.testing.assert_allclose(got.reshape(-1), flat, rtol=1e-6)
     assert js.cross_entropy(z[0, 0, 0], labels[0, 0, 0]).shape == ()
-    assert js.cross_entropy(jnp.zeros((0, 5)), jnp.zeros(0, jnp.int32)).shape == (0,)
+    none = jnp.zeros((0, 5)), jnp.zeros(0, jnp.int32)
+    assert js.cross_entropy(*none).shape == (0,)
+    assert js.mean_cross_entropy(*none, valid=jnp.zeros(0, bool)) == 0
     for name, loss in LABELLED.items():
         chex.assert_shape(loss(z, labels), (2, 3, 4), custom_message=name)
 

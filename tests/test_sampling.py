@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsoftmax import linear_cross_entropy, sample_classes
 from jaxsoftmax.sampling import SampledClasses
@@ -117,3 +118,17 @@ def test_labels_that_have_no_class() -> None:
 def test_what_cannot_be_sampled(labels: Any, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         sample_classes(labels, K, key=jax.random.key(0), **options)
+
+
+def test_classes_that_cannot_be_taken() -> None:
+    sample = sample_classes(LABELS, K, count=8, key=jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"array: expected 24 classes along axis 1, got .*\(5, 12\)"
+    ):
+        sample.take(W[:, :12])
+    mesh = jax.make_mesh((2,), ("model",), (AxisType.Explicit,))
+    w = jax.device_put(W, NamedSharding(mesh, PartitionSpec(None, "model")))
+    with pytest.raises(ValueError, match=r"groups: expected a multiple of the 2 shards .*, got 1"):
+        sample.take(w)
+    sample = sample_classes(LABELS, K, count=8, key=jax.random.key(0), groups=4)
+    np.testing.assert_array_equal(sample.take(w), W[:, sample.classes])

@@ -344,6 +344,7 @@ def test_a_lane_of_a_sweep_takes_the_steps_of_a_fit() -> None:
         (records(), {"params": None}, "params must be given for a source"),
         (records(), {"order": "global"}, 'order must be "stratified" or None for a source'),
         (records(), {"shards": jaxsoftmax.Shards(rows="d")}, "shards must name axes of the mesh"),
+        (records(), {"virtual_shards": 3}, "virtual_shards must be a power of two, got 3"),
         (records(), {"virtual_shards": 16}, "batch_size must be a multiple of the number of shard"),
         (records(np.where(X > 1, np.nan, X)), {}, "block [0-7]: features must be finite"),
         (

@@ -1127,13 +1127,23 @@ def test_a_type_checker_refuses_a_misspelled_keyword(tmp_path):
     assert 'Unexpected keyword argument "weight" for "evaluate"' in said
 
 
+def test_a_state_has_an_optimizer_and_a_key() -> None:
+    with pytest.raises(TypeError, match=r"optimizer must be one of Optax.* got sgd"):
+        init_state(linear.init(3, 2), optimizer=optax.sgd, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"key must be a random key.* got 0"):
+        init_state(linear.init(3, 2), optimizer=optax.sgd(0.1), key=0)
+
+
 @pytest.mark.parametrize(
     ("division", "message"),
     [
         ({"order": "shuffled"}, 'order must be "stratified", "global" or None, got'),
         ({"order": "stratified"}, "needs sharded rows: an Explicit mesh or shards="),
         ({"virtual_shards": 3}, "virtual_shards must be a power of two, got 3"),
-        ({"virtual_shards": 0}, "virtual_shards must be a power of two, got 0"),
+        ({"virtual_shards": 0}, "virtual_shards: expected at least 1, got 0"),
+        ({"virtual_shards": 2.0}, "virtual_shards: expected an integer, got 2.0"),
+        ({"shards": "data"}, r"shards must be Shards\(rows=...\), got 'data'"),
+        ({"shards": jaxsoftmax.Shards(classes="model")}, "shards must name a mesh axis of rows"),
         ({"virtual_shards": 2, "order": "global"}, 'virtual_shards needs order="stratified"'),
         ({"virtual_shards": 8}, "features must have a number of rows that 8 shards divide, got 12"),
         ({"virtual_shards": 4}, "batch_size must have a number of rows that 4 shards .*, got 6"),
@@ -1146,5 +1156,5 @@ def test_a_type_checker_refuses_a_misspelled_keyword(tmp_path):
 def test_strata_that_do_not_exist(division: dict, message: str) -> None:
     x, y = np.ones((12, 2), np.float32), np.arange(12, dtype=np.int32) % 3
     how = {"optimizer": optax.sgd(0.1), "key": jax.random.key(0), "epochs": 1, "batch_size": 6}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         training.fit(training.on_logits(jaxsoftmax.cross_entropy), x, y, **how, **division)

@@ -30,6 +30,8 @@ def resolve(call: Call, model: Model) -> ClassShards:
         return UNSHARDED
     explicit = [a for a in model if a is not None and any(placement.partition_spec(a))]
     if call.shards is not None or not explicit:
+        if found.mesh is not None:
+            placement.check_context(model.x, "x")
         return found
     rows = placement.axis_names(placement.partition_spec(model.x)[0])
     classes = placement.axis_names(placement.partition_spec(model.w)[1])
@@ -85,7 +87,8 @@ def _check_sizes(name: str, shape: tuple[int, ...], spec: Any, axes: ClassShards
     for size, entry in zip(shape, spec, strict=True):
         count = class_shards.count_devices(entry, counts)
         if placement.is_static(size) and size % count:
-            kind = "classes; see pad_classes" if entry == axes.classes else "rows"
+            of_classes = placement.axis_names(entry) == axes.classes
+            kind = "classes; see pad_classes" if of_classes else "rows"
             raise ValueError(f"{name}: expected {count} shards to divide {size} {kind}")
 
 

@@ -7,6 +7,7 @@ from jax import Array
 from jaxsoftmax import placement
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.training.types import Examples, Strata
+from jaxsoftmax.validation import check_at_least_one
 
 type Order = Literal["stratified", "global"]
 """Whether each shard shuffles its own rows, or all rows are shuffled together."""
@@ -28,7 +29,7 @@ def choose_strata(division: Division, examples: Examples, batch_size: int) -> St
 
     Without a request, rows that an Explicit mesh shards are stratified where that is possible.
     """
-    _check_request(division)
+    check_request(division)
     x, virtual_shards = examples.features, division.virtual_shards
     axes = _row_axes(division, x)
     devices = placement.count_shards(axes, x)
@@ -53,7 +54,9 @@ def choose_strata(division: Division, examples: Examples, batch_size: int) -> St
 def _row_axes(division: Division, x: Array) -> tuple[str, ...]:
     """Return the mesh axes over which the rows are sharded, as far as that is known."""
     shards, order, virtual_shards = division
-    axes = placement.axis_names(placement.partition_spec(x)[0] if shards is None else shards.rows)
+    axes = row_axes(shards)
+    if shards is None:
+        axes = placement.axis_names(placement.partition_spec(x)[0])
     if order == "stratified" and not axes and virtual_shards is None:
         raise ValueError(
             'order="stratified" needs sharded rows: an Explicit mesh or shards=Shards(rows=...)'
@@ -61,22 +64,37 @@ def _row_axes(division: Division, x: Array) -> tuple[str, ...]:
     return axes
 
 
+def row_axes(shards: Shards | None) -> tuple[str, ...]:
+    """Return the mesh axes over which the rows are said to be sharded, none for None."""
+    if shards is None:
+        return ()
+    if not isinstance(shards, Shards):
+        raise TypeError(f"shards must be Shards(rows=...), got {shards!r}")
+    if not shards.rows:
+        raise ValueError(
+            f"shards must name a mesh axis of rows, got {shards}; classes lie where params do"
+        )
+    return placement.axis_names(shards.rows)
+
+
 def local_stratum(shards: Shards | None, examples: Examples) -> Strata | None:
     """Return the rows of a device inside a shard_map over their axes, or None elsewhere."""
-    axes = () if shards is None else placement.axis_names(shards.rows)
+    axes = row_axes(shards)
     placement.count_shards(axes, examples.features)
     if not placement.is_manual(axes, examples.features):
         return None
     return Strata(axes, 1, examples.features.shape[0], in_fixed_order=False, is_local=True)
 
 
-def _check_request(division: Division) -> None:
+def check_request(division: Division) -> None:
+    """Raise an error for an order or a number of virtual shards that does not exist."""
     _, order, virtual_shards = division
     if order not in (None, "stratified", "global"):
         raise ValueError(f'order must be "stratified", "global" or None, got {order!r}')
     if virtual_shards is None:
         return
-    if virtual_shards < 1 or virtual_shards & (virtual_shards - 1):
+    check_at_least_one(virtual_shards=virtual_shards)
+    if virtual_shards & (virtual_shards - 1):
         raise ValueError(f"virtual_shards must be a power of two, got {virtual_shards}")
     if order == "global":
         raise ValueError('virtual_shards needs order="stratified", got order="global"')

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxsoftmax.training.checks import check_key, check_optimizer
+
 
 class TrainState(NamedTuple):
     """Everything that one epoch passes to the next.
@@ -52,6 +54,7 @@ def init_state(params: Any, *, optimizer: optax.GradientTransformation, key: Arr
         With respect to the parameters, which are copied.
 
     Raises:
+        TypeError: if `optimizer` is not one of Optax, or `key` not a random key.
         ValueError: if `key` is not one key of the default kind.
 
     Example:
@@ -65,6 +68,8 @@ def init_state(params: Any, *, optimizer: optax.GradientTransformation, key: Arr
     Reference:
         Flax's `flax.training.train_state.TrainState`, which also holds the functions.
     """
+    check_optimizer(optimizer)
+    check_key(key)
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(params, optimizer.init(params), key_data(key), zero, zero)
     return jax.tree.map(jnp.copy, state)

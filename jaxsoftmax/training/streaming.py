@@ -16,7 +16,7 @@ from jaxsoftmax.losses import check_labels
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.sources import Block, Source
 from jaxsoftmax.training.checks import num_classes
-from jaxsoftmax.training.division import Division
+from jaxsoftmax.training.division import Division, check_request, row_axes
 from jaxsoftmax.training.epoch import place_like, take_step
 from jaxsoftmax.training.means import total_weight, weighted_means
 from jaxsoftmax.training.models import named_scores
@@ -47,6 +47,7 @@ def open_stream(source: Source, division: Division, batch_size: int | None) -> S
     _, order, virtual_shards = division
     if order == "global":
         raise ValueError('order must be "stratified" or None for a source, got "global"')
+    check_request(division)
     axes, processes = _row_axes(division.shards), jax.process_count()
     devices = placement.count_shards(axes, jnp.zeros(()))
     count, parts = virtual_shards or devices, virtual_shards or processes
@@ -68,7 +69,7 @@ def open_stream(source: Source, division: Division, batch_size: int | None) -> S
 
 def _row_axes(shards: Shards | None) -> tuple[str, ...]:
     """Return the axes of the mesh of `jax.set_mesh` that share the rows, none for one device."""
-    axes = () if shards is None else placement.axis_names(shards.rows)
+    axes = row_axes(shards)
     if not axes and jax.process_count() > 1:
         raise ValueError("shards must be given for a source on several processes, got None")
     return axes
