@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 import jaxsoftmax
 from jaxsoftmax.app import data, evaluation, pipeline, run_folder, user_cache
-from jaxsoftmax.app.cli import console, interrupts
+from jaxsoftmax.app.cli import console, interrupts, tables
 from jaxsoftmax.app.cli.app import app
 from jaxsoftmax.app.data.dataset import Dataset, Schema, Task
 from jaxsoftmax.app.defaults import LossName, OptimizerName
@@ -362,7 +362,7 @@ def test_many_classes_show_the_worst(capsys: pytest.CaptureFixture[str]) -> None
     schema = Schema(Task.classes, names, shape=(1,))
     told = evaluation.compute_metrics(scores, np.arange(500) % 25, schema, loss=LossName.hinge)
     screen = console.make_console(quiet=False)
-    for shown in console.make_metrics_tables(told):
+    for shown in tables.make_metrics_tables(told):
         screen.print(shown)
     lines = capsys.readouterr().out.splitlines()
     rows = lines[lines.index("the 20 of 25 with the lowest F1:") + 2 :]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import jaxsoftmax
 from jaxsoftmax.app import folder_lock, run_folder, user_cache
-from jaxsoftmax.app.cli import console
+from jaxsoftmax.app.cli import summaries
 from jaxsoftmax.app.cli.app import app, fit
 
 KILLS = int(os.environ.get("JAXSOFTMAX_KILLS", "1"))
@@ -121,4 +121,4 @@ def test_the_best_epoch_is_kept_and_overfitting_is_told() -> None:
     assert kept == {"best": 1 + int(losses.argmin()), "last": 40}
     assert kept["best"] < 40
     calm = {"loss": np.array([3.0, 2, 1]), "validation_loss": np.array([3.0, 2, 2.001])}
-    assert console.describe_overfitting(calm) is None
+    assert summaries.describe_overfitting(calm) is None

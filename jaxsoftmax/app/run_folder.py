@@ -10,13 +10,10 @@ a file that has not taken its name yet is found by its number.
 import csv
 import hashlib
 import io
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,27 +21,39 @@ from safetensors.numpy import load as read_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from jaxsoftmax.app import atomic_files
-from jaxsoftmax.app.data.dataset import Schema
-from jaxsoftmax.app.data.preprocessing import IDENTITY, Preprocessing
+from jaxsoftmax.app.data.preprocessing import Preprocessing
 from jaxsoftmax.app.file_formats import RUN_FILES
-from jaxsoftmax.app.parameters import HostParams, Params
+from jaxsoftmax.app.parameters import HostParams
+from jaxsoftmax.app.run_header import (
+    HEADER,
+    encode_json,
+    find_file,
+    is_numbered_name,
+    listed_files,
+    numbered_name,
+    read_header,
+)
+from jaxsoftmax.app.run_model import Model, check_arrays, describe_model, parse_schema, to_arrays
 
-FORMAT = "jaxsoftmax-linear"
-VERSION = 3
-HEADER, MODEL, METRICS, HISTORY, REPORT = RUN_FILES
+__all__ = [
+    "HEADER",
+    "HISTORY",
+    "METRICS",
+    "MODEL",
+    "REPORT",
+    "Model",
+    "add",
+    "encode_json",
+    "load",
+    "make_folder",
+    "make_numbered_folder",
+    "read",
+    "read_header",
+    "save",
+]
+
+_, MODEL, METRICS, HISTORY, REPORT = RUN_FILES
 _NAMES = (MODEL, METRICS, HISTORY, REPORT)
-
-
-class Model(NamedTuple):
-    """A fitted head: its parameters, the preprocessing of its features, and the schema of both.
-
-    `header` holds what `model.json` records of the run besides these.
-    """
-
-    params: Params
-    schema: Schema
-    preprocessing: Preprocessing = IDENTITY
-    header: Mapping[str, Any] = MappingProxyType({})
 
 
 def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
@@ -147,16 +156,16 @@ def save(
         https://huggingface.co/docs/safetensors
     """
     contents = {
-        MODEL: to_safetensors(_model_arrays(model)),
+        MODEL: to_safetensors(to_arrays(model)),
         METRICS: encode_json(metrics),
         HISTORY: _encode_csv(history),
     }
     previous, generation = _read_bytes(folder / HEADER), _free_generation(folder)
     replaced = _find_replaced_files(folder, contents) - contents.keys()
-    numbered = {name: _numbered_name(name, generation) for name in contents}
+    numbered = {name: numbered_name(name, generation) for name in contents}
     header = encode_json(
         {
-            **_describe_model(model),
+            **describe_model(model),
             "generation": generation,
             "replaces": sorted(replaced),
             "files": {name: _file_entry(name, content) for name, content in contents.items()},
@@ -207,7 +216,7 @@ def add(folder: Path, name: str, write: Callable[[Path], object]) -> Path:
     """
     previous, header = _read_bytes(folder / HEADER), read_header(folder)
     _find_replaced_files(folder, (name,))
-    numbered, written = folder / _numbered_name(name, header["generation"]), None
+    numbered, written = folder / numbered_name(name, header["generation"]), None
     try:
         write(numbered)
         atomic_files.sync(numbered)
@@ -244,14 +253,13 @@ def load(folder: Path) -> Model:
         FileNotFoundError: nowhere holds no run: model.json is missing
     """
     header = read_header(folder)
-    path = folder / _find_file(folder, header, MODEL)["name"]
+    path = folder / find_file(folder, header, MODEL)["name"]
     try:
         arrays = read_safetensors(read(folder, MODEL))
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    schema, log1p = _parse_schema(folder / HEADER, header)
-    _check_shapes(path, arrays, schema)
-    _check_values(path, arrays)
+    schema, log1p = parse_schema(folder / HEADER, header)
+    check_arrays(path, arrays, schema)
     params = HostParams(arrays["w"], arrays.get("bias"))
     preprocessing = Preprocessing(log1p, arrays.get("mean"), arrays.get("scale"))
     return Model(params, schema, preprocessing, header)
@@ -280,10 +288,10 @@ def read(folder: Path, name: str) -> bytes:
         FileNotFoundError: nowhere holds no run: model.json is missing
     """
     header = read_header(folder)
-    entry = _find_file(folder, header, name)
+    entry = find_file(folder, header, name)
     path = folder / entry["name"]
     # The second, if the process that saved the run died before the file took its name.
-    for candidate in (path, folder / _numbered_name(name, header.get("generation", 1))):
+    for candidate in (path, folder / numbered_name(name, header.get("generation", 1))):
         content = _read_bytes(candidate)
         if content is not None and _sha256(content) == entry["sha256"]:
             return content
@@ -292,137 +300,10 @@ def read(folder: Path, name: str) -> bytes:
     raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {HEADER}")
 
 
-def read_header(folder: Path) -> dict[str, Any]:
-    """Read model.json.
-
-    Args:
-        folder: a folder that `save` wrote to.
-
-    Returns:
-        The header.
-
-    Raises:
-        FileNotFoundError: if model.json is missing.
-        ValueError: if it cannot be read, or has another format or version.
-
-    Example:
-        >>> import pathlib
-        >>> from jaxsoftmax.app import run_folder
-        >>> run_folder.read_header(pathlib.Path("nowhere"))
-        Traceback (most recent call last):
-        FileNotFoundError: nowhere holds no run: model.json is missing
-    """
-    path = folder / HEADER
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no run: {HEADER} is missing")
-    header = _read_json(path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path} must have format {FORMAT!r}")
-    if header.get("format_version") != VERSION:
-        raise ValueError(
-            f"{path} must have format_version {VERSION}, got {header.get('format_version')!r}; "
-            "it was written by another version of jaxsoftmax"
-        )
-    return header
-
-
-def encode_json(content: Mapping[str, Any]) -> bytes:
-    r"""Encode values as indented JSON in UTF-8.
-
-    Args:
-        content: values of JSON types.
-
-    Returns:
-        The text, which ends in a line feed.
-
-    Raises:
-        ValueError: if the content contains NaN or infinity.
-
-    Example:
-        >>> from jaxsoftmax.app import run_folder
-        >>> run_folder.encode_json({"loss": 0.5})
-        b'{\n  "loss": 0.5\n}\n'
-    """
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    return f"{text}\n".encode()
-
-
-# A header is checked when it is read, since anyone may have edited the file.
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _find_file(folder: Path, header: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Return the name on disk and the SHA-256 that the header has for one of the run's files."""
-    files = header.get("files")
-    entry = files.get(name) if isinstance(files, dict) else None
-    match entry:
-        case None:
-            raise FileNotFoundError(f"{folder} has no {name}")
-        case {"name": str(file), "sha256": str()} if _is_numbered_name(file, name):
-            return entry
-        case _:
-            raise ValueError(f"{folder / HEADER} must name a file for {name}, got {entry!r}")
-
-
-def _parse_schema(path: Path, header: Mapping[str, Any]) -> tuple[Schema, bool]:
-    """Return the schema, and whether log(1 + x) is taken of the features."""
-    try:
-        return Schema.from_json(header["schema"]), bool(header["preprocessing"]["log1p"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: no schema or preprocessing ({error})") from error
-
-
-def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], schema: Schema) -> None:
-    """Check for w: [D, K], optionally bias: [K], and both or neither of mean and scale: [D].
-
-    A model of two classes may have a single score.
-    """
-    num_features, num_classes = schema.num_features, len(schema.classes)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    for num_scores in {num_classes, 1 if num_classes == 2 else num_classes}:
-        w, bias = {"w": (num_features, num_scores)}, {"bias": (num_scores,)}
-        scaling = {"mean": (num_features,), "scale": (num_features,)}
-        if shapes in (w, w | bias, w | scaling, w | bias | scaling):
-            return
-    raise ValueError(
-        f"{path} must hold w: ({num_features}, {num_classes}) and what belongs to it, got {shapes}"
-    )
-
-
-def _check_values(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Check for finite floats, of float32 where they are parameters."""
-    for name, array in arrays.items():
-        expected = "float64" if name in ("mean", "scale") else "float32"
-        if array.dtype.name not in (expected, "float64"):
-            raise ValueError(f"{path}: {name} must be {expected}, got {array.dtype}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} must be finite, and holds NaN or infinity")
-
-
-# File names. Before they have their own, the files of generation 2 are like model.2.safetensors.
-
-
-def _numbered_name(name: str, generation: int) -> str:
-    stem, suffix = name.rsplit(".", 1)
-    return f"{stem}.{generation}.{suffix}"
-
-
-def _is_numbered_name(candidate: str, name: str) -> bool:
-    """Return whether a file name is `name` in some generation."""
-    stem, suffix = map(re.escape, name.rsplit(".", 1))
-    return re.fullmatch(rf"{stem}(\.[1-9][0-9]*)?\.{suffix}", candidate) is not None
-
-
 def _free_generation(folder: Path) -> int:
     """Return the first generation that has no file yet, so that no file is overwritten."""
     generation = 1
-    while any((folder / _numbered_name(name, generation)).exists() for name in _NAMES):
+    while any((folder / numbered_name(name, generation)).exists() for name in _NAMES):
         generation += 1
     return generation
 
@@ -435,7 +316,7 @@ def _find_replaced_files(folder: Path, new_names: Iterable[str]) -> set[str]:
     name does not belong to the run, and none of the new files may take its name.
     """
     path = folder / HEADER
-    listed = _listed_files(path) if path.exists() else set()
+    listed = listed_files(path) if path.exists() else set()
     for name in new_names:
         if name not in listed and (folder / name).exists():
             raise FileExistsError(
@@ -445,50 +326,9 @@ def _find_replaced_files(folder: Path, new_names: Iterable[str]) -> set[str]:
     return {
         file.name
         for file in folder.iterdir()
-        if any(_is_numbered_name(file.name, name) for name in _NAMES)
+        if any(is_numbered_name(file.name, name) for name in _NAMES)
         and (file.name in listed or file.name not in _NAMES)
     }
-
-
-def _listed_files(path: Path) -> set[str]:
-    """Return the names that a header lists: the files of its run and those that it replaced."""
-    try:
-        header = _read_json(path)
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}")
-        files = header["files"]
-        return {*header["replaces"], *files, *(entry["name"] for entry in files.values())}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FileExistsError(
-            f"{path} is not the header of a run; choose another folder"
-        ) from error
-
-
-# Writing.
-
-
-def _describe_model(model: Model) -> dict[str, Any]:
-    """Return the header of a model without the files of the run."""
-    return {
-        "format": FORMAT,
-        "format_version": VERSION,
-        **model.header,
-        "schema": model.schema.to_json(),
-        "preprocessing": {
-            "log1p": model.preprocessing.log1p,
-            "standardize": model.preprocessing.mean is not None,
-        },
-    }
-
-
-def _model_arrays(model: Model) -> dict[str, np.ndarray]:
-    arrays = {
-        "w": model.params.w,
-        "bias": model.params.bias,
-        "mean": model.preprocessing.mean,
-        "scale": model.preprocessing.scale,
-    }
-    return {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
 
 
 def _encode_csv(history: Mapping[str, np.ndarray]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from jaxsoftmax.app import atomic_files, comparison, evaluation
-from jaxsoftmax.app.cli import console
+from jaxsoftmax.app.cli import console, tables
 from jaxsoftmax.app.cli import output as results
 from jaxsoftmax.app.comparison import ComparedRun
 from jaxsoftmax.app.text import format_setting, replace_unprintable
@@ -33,7 +33,7 @@ def run(*, runs: list[Path], output: Path | None, overwrite: bool, quiet: bool) 
 def _tables(runs: Sequence[ComparedRun]) -> Iterator[Table]:
     """Yield the test metrics, * at the best, and the settings that differ."""
     names = comparison.shared_metrics(runs)
-    metrics = console.make_table("", *(evaluation.TITLES[name] for name in names))
+    metrics = tables.make_table("", *(evaluation.TITLES[name] for name in names))
     bests = {name: comparison.best(runs, name) for name in names}
     for one in runs:
         cells = (
@@ -49,7 +49,7 @@ def _tables(runs: Sequence[ComparedRun]) -> Iterator[Table]:
 
 
 def _settings_table(runs: Sequence[ComparedRun], settings: dict[str, list]) -> Table:
-    table = console.make_table("", *(name.replace("_", " ") for name in settings))
+    table = tables.make_table("", *(name.replace("_", " ") for name in settings))
     for index, one in enumerate(runs):
         cells = (values[index] for values in settings.values())
         shown = (

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsoftmax.app import atomic_files, data, evaluation, run_folder
-from jaxsoftmax.app.cli import console, inputs
+from jaxsoftmax.app.cli import console, inputs, tables
 from jaxsoftmax.app.cli import output as results
 
 
@@ -24,7 +24,7 @@ def run(
     metrics = evaluation.compute_metrics(
         scores, examples.targets, model.schema, loss=loss, intervals=True
     )
-    for table in console.make_metrics_tables(metrics):
+    for table in tables.make_metrics_tables(metrics):
         screen.print(table)
     results.add(run=run, data=name, metrics=metrics)
     if output is not None:

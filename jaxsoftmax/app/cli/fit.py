@@ -7,7 +7,15 @@ from rich.console import Console
 
 from jaxsoftmax import training
 from jaxsoftmax.app import pipeline
-from jaxsoftmax.app.cli import checkpoints, console, fit_data, new_run, repeat
+from jaxsoftmax.app.cli import (
+    checkpoints,
+    console,
+    fit_data,
+    new_run,
+    progress_bars,
+    repeat,
+    summaries,
+)
 from jaxsoftmax.app.cli.fit_data import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset, Task
@@ -35,7 +43,7 @@ def run(**given: Any) -> None:
     prepared = fit_data.prepare(screen, data_options)
     choices = pipeline.choose(prepared.dataset, **{name: given[name] for name in _CHOICES})
     settings = choices.to_json()
-    screen.print(console.format_settings(settings))
+    screen.print(summaries.format_settings(settings))
     with new_run.start(run_options, f"{prepared.dataset.name}-{choices.loss}") as run:
         if given["resume"] is None:
             checkpoints.remove(run.folder)  # of the run that is replaced
@@ -63,7 +71,10 @@ def _train(
         run.seconds = checkpoints.read_seconds(run.folder)
         screen.print(f"to continue this run if it is killed: jaxsoftmax fit --resume {run.folder}")
     try:
-        with run.training(), console.epoch_progress(screen, choices.settings.epochs) as show_epoch:
+        with (
+            run.training(),
+            progress_bars.epoch_progress(screen, choices.settings.epochs) as show_epoch,
+        ):
 
             def callback(metrics: dict[str, Any]) -> None:
                 show_epoch(metrics)
@@ -83,7 +94,7 @@ def _train(
         )
         return _describe_fit(interrupt.result, is_last_kept=False, is_interrupted=True)
     is_last_kept = given["keep_epoch"] is KeptEpoch.last
-    note = console.describe_overfitting(result.history, is_last_kept=is_last_kept)
+    note = summaries.describe_overfitting(result.history, is_last_kept=is_last_kept)
     if note is not None:
         screen.print(note)
     return _describe_fit(result, is_last_kept=is_last_kept, is_interrupted=False)

@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from jaxsoftmax.app import data, defaults, pipeline
-from jaxsoftmax.app.cli import console, errors, inputs, repeat
+from jaxsoftmax.app.cli import errors, inputs, progress_bars, repeat, summaries
 from jaxsoftmax.app.data.column_learning import ColumnOptions
 from jaxsoftmax.app.data.dataset import Dataset, Task
 from jaxsoftmax.app.data.dialects import Dialect
@@ -92,7 +92,7 @@ def prepare(screen: Console, options: DataOptions) -> PreparedData:
         OSError: if the data cannot be read.
     """
     dataset = _load(screen, options)
-    screen.print(console.describe(dataset))
+    screen.print(summaries.describe(dataset))
     for note in dataset.notes:
         screen.print(replace_unprintable(note))
     with errors.naming(options.name):
@@ -109,7 +109,7 @@ def _load(screen: Console, options: DataOptions) -> Dataset:
     name, data_dir, download = options.name, options.data_dir, options.download
     given = [option for option, value in options.file_options.items() if value]
     given += ["no-header"] if options.file_options["header"] is False else []
-    with console.reading_progress(screen, name) as progress:
+    with progress_bars.reading_progress(screen, name) as progress:
         if data.is_file(name):
             if data_dir is not None or download:
                 option = "--download" if download else "--data-dir"

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxsoftmax.app import data, evaluation, run_folder
-from jaxsoftmax.app.cli import console, errors
+from jaxsoftmax.app.cli import errors, progress_bars
 from jaxsoftmax.app.data.dataset import Schema, Split
 from jaxsoftmax.app.data.dialects import Dialect
 from jaxsoftmax.app.data.preprocessing import Preprocessing
@@ -38,7 +38,7 @@ def read(
         OSError: if the data cannot be read.
     """
     dialect = Dialect(*(given.pop(option) for option in DIALECT_OPTIONS))
-    with console.reading_progress(screen, name) as progress:
+    with progress_bars.reading_progress(screen, name) as progress:
         split = data.read(
             name,
             model.schema,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import jaxsoftmax
 from jaxsoftmax.app import folder_lock, pipeline, run_folder
-from jaxsoftmax.app.cli import console, interrupts, output
+from jaxsoftmax.app.cli import interrupts, output, progress_bars, summaries, tables
 from jaxsoftmax.app.cli.fit_data import PreparedData
 from jaxsoftmax.app.cli.interrupts import Interrupts
 from jaxsoftmax.app.data.dataset import Dataset
@@ -138,11 +138,11 @@ def save(
     Returns:
         The saved run.
     """
-    with console.status(screen, "computing scores"):
+    with progress_bars.status(screen, "computing scores"):
         scores = pipeline.score_splits(prepared.dataset, fitted.params, prepared.preprocessing)
     prepared.drop_fitted_features()
     dataset = prepared.dataset
-    with console.status(screen, "computing metrics"):
+    with progress_bars.status(screen, "computing metrics"):
         result = pipeline.measure_splits(dataset, scores, loss=settings["loss"])
     header = {
         "jaxsoftmax": jaxsoftmax.__version__,
@@ -173,8 +173,8 @@ def show(screen: Console, run: NewRun, saved: SavedRun, options: RunOptions) -> 
         typer.Exit: with the status of an interrupted command, if an interrupt came.
     """
     metrics = saved.result.metrics
-    screen.print(console.make_splits_table(metrics, saved.dataset.schema.task))
-    screen.print(console.format_headline(metrics))
+    screen.print(tables.make_splits_table(metrics, saved.dataset.schema.task))
+    screen.print(summaries.format_headline(metrics))
     screen.print(f"{run.seconds:.1f} s of training")
     # One interrupt may have ended the fit; any other one skips the report.
     num_expected = 1 if saved.fitted.header.get("interrupted") else 0
@@ -234,7 +234,7 @@ def _write_report(screen: Console, saved: SavedRun) -> None:
         path=saved.fitted.path,
         columns=saved.dataset.columns,
     )
-    with console.status(screen, "writing the report"):
+    with progress_bars.status(screen, "writing the report"):
         path = run_folder.add(
             saved.folder, run_folder.REPORT, lambda path: report.write(path, content)
         )

@@ -6,7 +6,15 @@ import numpy as np
 from rich.console import Console
 
 from jaxsoftmax.app import linear_probe
-from jaxsoftmax.app.cli import checkpoints, console, fit_data, new_run, repeat
+from jaxsoftmax.app.cli import (
+    checkpoints,
+    console,
+    fit_data,
+    new_run,
+    progress_bars,
+    repeat,
+    summaries,
+)
 from jaxsoftmax.app.cli.fit_data import DataOptions
 from jaxsoftmax.app.cli.new_run import FittedModel, NewRun, RunOptions
 from jaxsoftmax.app.data.dataset import Dataset
@@ -47,7 +55,7 @@ def _sweep_and_refit(
 ) -> FittedModel:
     """Choose C by cross-validation, and fit the optimum at it; an interrupt ends both."""
     with run.training():
-        with console.sweep_progress(screen, len(C), folds) as show_stage:
+        with progress_bars.sweep_progress(screen, len(C), folds) as show_stage:
 
             def callback(stage: dict[str, Any]) -> None:
                 show_stage(stage)
@@ -56,9 +64,9 @@ def _sweep_and_refit(
             path = linear_probe.cross_validate(
                 dataset, loss=loss, C=C, folds=folds, callback=callback
             )
-        with console.status(screen, f"fitting C = {path.best:.4g}"):
+        with progress_bars.status(screen, f"fitting C = {path.best:.4g}"):
             solution = linear_probe.refit(dataset, loss=loss, C=path.best, gap=gap)
-    screen.print(console.format_certificate(path.best, solution))
+    screen.print(summaries.format_certificate(path.best, solution))
     certificate = {
         "objective": solution.objective,
         "gap": solution.gap,
