@@ -329,7 +329,7 @@ def test_only_what_is_wanted_is_written():
         return {tuple(re.findall(r"\[([\d,]+)\]", shapes)) for shapes in found}
 
     nothing = NeedsGrad()
-    values, gradient = f"{n},1", f"{n},128"
+    values, gradient = "2,1,32", f"{n},128"  # the rows by tiles of 32
     for run, written in (
         (lambda head: mosaic_tpu.binary_forward(head, options), {(values,)}),
         (

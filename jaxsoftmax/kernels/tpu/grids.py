@@ -13,7 +13,6 @@ which is the array in its own layout; the other order would be a copy of w.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsoftmax import placement, validation
+from jaxsoftmax import validation
 from jaxsoftmax.kernels import primitives, tiles
 from jaxsoftmax.kernels.types import Head, Options
 
@@ -98,6 +97,10 @@ class Grid(NamedTuple):
             return None
         return self.block_spec(None, 1) if where.shape[0] == 1 else self.entry_spec(where)
 
+    def row_spec(self) -> Any:
+        """Return the spec of one number for each row, `[N]`; see `calls`."""
+        return pl.BlockSpec((1, 1, self.tile.rows), lambda i, *_: (i, 0, 0))
+
     def per_tile_spec(self) -> Any:
         """Return the spec of an array with one number for each row and tile of classes.
 
@@ -154,64 +157,6 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def run_kernel(
-    grid: Grid,
-    kernel: Callable,
-    inputs: tuple,
-    in_specs: list,
-    outputs: Any,
-    out_specs: Any,
-    *,
-    first_tile: Array | int = 0,
-    num_tiles: tuple[int, ...] | None = None,
-    **options: Any,
-) -> Any:
-    """Run a kernel over tiles of rows, of classes and of features.
-
-    Args:
-        grid: the tiles.
-        kernel: called with the grid, the index of the first tile of classes, the references of
-            the inputs and outputs, and a scratch buffer for a tile of logits.
-        inputs: trees of arrays.
-        in_specs: their block specs.
-        outputs: a tree of shapes and dtypes.
-        out_specs: their block specs.
-        first_tile: the index of the first tile of classes.
-        num_tiles: the number of tiles along each axis, if not all of the grid.
-        options: of `pl.pallas_call`.
-
-    Returns:
-        The tree of outputs, which vary over the mesh axes over which the inputs do.
-    """
-    first, like = placement.match_varying_axes(
-        jnp.full(1, first_tile, jnp.int32), jax.tree.leaves(inputs)[0]
-    )
-    return pl.pallas_call(
-        partial(kernel, grid),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=grid.num_tiles if num_tiles is None else num_tiles,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(grid.tile[:2], jnp.float32)],
-        ),
-        out_shape=jax.tree.map(
-            lambda a: placement.shape_dtype_struct(a.shape, a.dtype, like), outputs
-        ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=grid.vmem_bytes,
-        ),
-        interpret=grid.options.target.interpret,
-        **options,
-    )(first, *inputs)
-
-
-def out_type(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-    """Return the shape and dtype of an output of a kernel."""
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
 # -- Inputs of kernels --
 
 
@@ -220,7 +165,7 @@ def prepare_inputs(head: Head, grid: Grid) -> tuple[Head, Head]:
     w, axes = (head.w.T, (1, 2)) if grid.class_major else (head.w, (2, 1))
     bias = None if head.bias is None else head.bias[None, :]
     are_labels = head.targets.ndim == 1
-    targets = head.targets[:, None] if are_labels else to_loadable(head.targets)
+    targets = head.targets if are_labels else to_loadable(head.targets)
     where = None if head.where is None else to_loadable(head.where)
     inputs = Head(head.x, w, bias, where, targets, head.pos_weight)
     return inputs, Head(
@@ -228,7 +173,7 @@ def prepare_inputs(head: Head, grid: Grid) -> tuple[Head, Head]:
         grid.block_spec(*axes),
         None if bias is None else grid.block_spec(None, 1),
         grid.mask_spec(head.where),
-        grid.block_spec(0, None) if are_labels else grid.entry_spec(head.targets),
+        grid.row_spec() if are_labels else grid.entry_spec(head.targets),
         grid.mask_spec(head.pos_weight),
     )
 

@@ -47,14 +47,14 @@ from jaxsoftmax import placement, softmax_core, validation
 from jaxsoftmax.kernels import chunks, loop_operands, primitives, tiles, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
-from jaxsoftmax.kernels.tpu import grids
+from jaxsoftmax.kernels.tpu import calls, grids
+from jaxsoftmax.kernels.tpu.calls import out_type
 from jaxsoftmax.kernels.tpu.grids import (
     LANES,
     Grid,
     class_mask,
     iota,
     keep_layout,
-    out_type,
     row_sum,
 )
 from jaxsoftmax.kernels.types import (
@@ -298,15 +298,14 @@ def _run_sigmoid_block(
     The losses are None if they are not asked for, and so is the gradient without weights.
     """
     inputs, specs = grids.prepare_inputs(head, grid)
-    n, row_spec, has_gradient = grid.whole.rows, grid.block_spec(0, None), weights is not None
-    column = weights[:, None] if weights is not None else None
-    found, dz = grids.run_kernel(
+    n, row_spec, has_gradient = grid.whole.rows, grid.row_spec(), weights is not None
+    return calls.run_kernel(
         grid,
         _sigmoid_kernel,
-        (inputs, column),
-        [specs, row_spec if has_gradient else None],
+        (inputs, weights),
+        (specs, row_spec if has_gradient else None),
         (
-            out_type((n, 1)) if losses else None,
+            out_type((n,)) if losses else None,
             out_type((n, size), head.x.dtype) if has_gradient else None,
         ),
         (
@@ -316,7 +315,6 @@ def _run_sigmoid_block(
         first_tile=first_tile,
         num_tiles=grid.num_tiles._replace(classes=pl.cdiv(size, grid.tile.classes)),
     )
-    return found[:, 0] if losses else None, dz
 
 
 def _sigmoid_kernel(
@@ -374,19 +372,18 @@ def _run_statistics(head: Head, grid: Grid, *, save_exponentials: bool) -> tuple
     """Return the parts of each row's loss, and what is saved, or None."""
     inputs, specs = grids.prepare_inputs(head, grid)
     n, k, _ = grid.whole
-    number = out_type((n, 1))
-    index = out_type((n, 1), jnp.int32)
+    number, index = out_type((n,)), out_type((n,), jnp.int32)
     stats = Stats(number, number, index) if grid.options.stats else None
     parts, saved, saved_specs = LSEParts(number, number, number, stats), None, None
     if save_exponentials:
         tile_numbers = out_type((n, grid.num_tiles.classes))
         saved = _Saved(out_type((n, k), head.x.dtype), tile_numbers)
         saved_specs = _Saved(grid.block_spec(0, 1), grid.per_tile_spec())
-    row_specs = jax.tree.map(lambda _: grid.block_spec(0, None), parts)
-    parts, saved = grids.run_kernel(
-        grid, _statistics_kernel, (inputs,), [specs], (parts, saved), (row_specs, saved_specs)
+    row_specs = jax.tree.map(lambda _: grid.row_spec(), parts)
+    parts, saved = calls.run_kernel(
+        grid, _statistics_kernel, (inputs,), (specs,), (parts, saved), (row_specs, saved_specs)
     )
-    return primitives.with_mean(jax.tree.map(lambda a: a[:, 0], parts)), saved
+    return primitives.with_mean(parts), saved
 
 
 def _statistics_kernel(
@@ -442,7 +439,7 @@ def _update_stats(
 
 
 class _GradientRows(NamedTuple):
-    """The numbers of each row that its gradient is computed from, `[N]` or `[N, 1]`."""
+    """The numbers of each row that its gradient is computed from."""
 
     maximum: Any
     sum_exp_rest: Any  # its cotangent
@@ -455,17 +452,17 @@ def _logit_gradient(
 ) -> Array:
     """Return the gradient in the logits of a block of classes, in the dtype of x."""
     inputs, specs = grids.prepare_inputs(head, grid)
-    columns = jax.tree.map(lambda a: a[:, None], rows)
-    return grids.run_kernel(
+    (dz,) = calls.run_kernel(
         grid,
         _gradient_kernel,
-        (inputs, columns),
-        [specs, jax.tree.map(lambda _: grid.block_spec(0, None), columns)],
-        out_type((grid.whole.rows, size), head.x.dtype),
-        grid.block_spec(0, 1, local=True),
+        (inputs, rows),
+        (specs, jax.tree.map(lambda _: grid.row_spec(), rows)),
+        (out_type((grid.whole.rows, size), head.x.dtype),),
+        (grid.block_spec(0, 1, local=True),),
         first_tile=first_tile,
         num_tiles=grid.num_tiles._replace(classes=pl.cdiv(size, grid.tile.classes)),
     )
+    return dz
 
 
 def _gradient_kernel(grid: Grid, first_tile: Any, head: Any, rows: Any, dz: Any, acc: Any) -> None:
@@ -499,26 +496,26 @@ def _scale_exponentials(
         share: what is added for each class that exists, or None.
         grid: the tiles.
     """
-    entry_spec, row_spec = grid.block_spec(0, 1), grid.block_spec(0, None)
+    entry_spec, row_spec = grid.block_spec(0, 1), grid.row_spec()
     inputs, specs = grids.prepare_inputs(head, grid)
-    column = None if share is None else share[:, None]
-    return grids.run_kernel(
+    (dz,) = calls.run_kernel(
         grid,
         _scale_kernel,
-        (e, factor, of_label[:, None], column, inputs.targets, inputs.where),
-        [
+        (e, factor, of_label, share, inputs.targets, inputs.where),
+        (
             entry_spec,
             grid.per_tile_spec(),
             row_spec,
             None if share is None else row_spec,
             specs.targets,
             specs.where,
-        ],
-        out_type(e.shape, e.dtype),
-        entry_spec,
+        ),
+        (out_type(e.shape, e.dtype),),
+        (entry_spec,),
         num_tiles=grid.num_tiles._replace(features=1),
         input_output_aliases={1: 0},
     )
+    return dz
 
 
 def _scale_kernel(grid: Grid, first_tile: Any, *refs: Any) -> None:
