@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jaxsoftmax.kernels import dispatch, settings, target
-from jaxsoftmax.kernels.gpu import implementation as gpu
-from jaxsoftmax.kernels.gpu import row_chunks
+from jaxsoftmax.kernels.gpu import blocks, exponentials, row_chunks
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
 
 H200, B200 = "NVIDIA H200", "NVIDIA B200"
@@ -137,14 +136,14 @@ def planned_bytes(head: Head, options: Options, name: str) -> tuple[int, int] | 
     head = head._replace(w=jnp.zeros((d, whole), head.w.dtype)) if copies else head
     needed = NeedsGrad(head.x.dtype, head.w.dtype)
 
-    def blocks(size: int) -> int:
+    def of_blocks(size: int) -> int:
         return 2 * n * size + (4 * n * d if size < whole else 0)
 
-    per_example = blocks(gpu._classes_per_block(head, needed, options))
-    plan = gpu._plan(head, needed, options)
+    per_example = of_blocks(blocks.classes_per_block(head, needed, options))
+    plan = exponentials.plan(head, needed, options)
     if plan == "in place":
-        memory = gpu._chunk_memory(head, options)
-        total = blocks(gpu._classes_per_block(head, needed, options, memory))
+        memory = exponentials.chunk_memory(head, options)
+        total = of_blocks(blocks.classes_per_block(head, needed, options, memory))
     else:
         chunk = 2 * plan * whole + (4 * d * k if plan < n else 0) if plan != "again" else 0
         total = chunk or per_example

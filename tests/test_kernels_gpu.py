@@ -47,7 +47,7 @@ from jaxsoftmax.kernels import (
     linear_cross_entropy_sum,
     target,
 )
-from jaxsoftmax.kernels.gpu import blackwell, hopper, implementation
+from jaxsoftmax.kernels.gpu import blackwell, blocks, exponentials, hopper, logit_tiles
 from jaxsoftmax.kernels.tiles import choose
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
 
@@ -82,7 +82,7 @@ def interpreted(
     gpu_interpreter.skip_where_absent(monkeypatch)
     # Products of blocks are slow to interpret: XLA multiplies, but for the tests of them.
     if "products_in_place" not in request.fixturenames:
-        monkeypatch.setattr(implementation, "_multiplies_in_place", lambda *_: False)
+        monkeypatch.setattr(blocks, "_multiplies_in_place", lambda *_: False)
     with target.assumed("gpu", interpret=True, kind=kind):
         yield
 
@@ -129,23 +129,28 @@ def test_more_than_fits_at_once(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "grads", "memory", "plan"),
+    ("shape", "grads", "memory", "has_caps", "plan"),
     [
-        ((2048, 4096, 128_256), ("x", "w"), 2**29, 2048),  # all rows at once, 525 MB
-        ((2048, 4096, 128_256), ("x", "w"), 2**27, "in place"),
-        ((2048, 4096, 128_256), ("x",), 2**27, 512),  # rows whose gradient is complete
-        ((8192, 4096, 262_144), ("x", "w"), 2**29, "again"),  # more rows than w's gradient has
-        ((32_768, 64, 98_304), ("x", "w"), 2**29, 2560),  # w's gradient is small in float32 too
+        ((2048, 4096, 128_256), ("x", "w"), 2**29, False, 2048),  # all rows at once, 525 MB
+        ((2048, 4096, 128_256), ("x", "w"), 2**27, False, "in place"),
+        ((2048, 4096, 128_256), ("x",), 2**27, False, 512),  # rows whose gradient is complete
+        ((8192, 4096, 262_144), ("x", "w"), 2**29, False, "again"),  # more rows than w has
+        ((32_768, 64, 98_304), ("x", "w"), 2**29, False, 2560),  # small in float32 too
+        # Two numbers of each logit: 1,051 MB, or all 4,096 rows of w's gradient.
+        ((2048, 4096, 128_256), ("x", "w"), 2**30, True, 2048),
+        ((2048, 4096, 128_256), ("x", "w"), 2**29, True, "in place"),
+        ((2049, 4096, 128_256), ("x", "w"), 2**29, True, "again"),
+        ((32_768, 64, 98_304), ("x", "w"), 2**29, True, 1280),
     ],
 )
-def test_plan(shape: tuple, grads: tuple, memory: int, plan: int | str):
+def test_plan(shape: tuple, grads: tuple, memory: int, has_caps: bool, plan: int | str):
     n, d, k = shape
     types = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((n, d), (d, k)))
     head = Head(*types, None, None, jax.ShapeDtypeStruct((n,), jnp.int32))
     with target.assumed("gpu", interpret=True, kind=HOPPER):
         options = Options(choose(n, d, k, memory=memory), target.current(), jnp.bfloat16)
     needed = NeedsGrad(**dict.fromkeys(grads, jnp.bfloat16))
-    assert implementation._plan(head, needed, options) == plan
+    assert exponentials.plan(head, needed, options, has_caps=has_caps) == plan
 
 
 @pytest.mark.parametrize("plan", [128, "again"])
@@ -164,7 +169,7 @@ def test_every_plan_gives_the_same_gradients(plan: int | str, monkeypatch: pytes
 
     wanted = jax.value_and_grad(total, (0, 1))(x, w, TILES)
     alone = jax.grad(total)(x, w, TILES)
-    monkeypatch.setattr(implementation, "_plan", lambda *_: plan)
+    monkeypatch.setattr(exponentials, "plan", lambda *_, **__: plan)
     # A program is compiled once for its tiles, so these are others.
     found = jax.value_and_grad(total, (0, 1))(x, w, Tiles(rows=len(str(plan)), classes=8))
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
@@ -332,26 +337,29 @@ def without_mean(nll: jax.Array, lse: jax.Array, mean: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("row_loss", "softcap", "plan", "kind", "twice"),
+    ("row_loss", "softcap", "plan", "kind"),
     [
-        (of_all_terms, None, "in place", HOPPER, False),
-        (of_all_terms, None, 24, BLACKWELL, False),
-        (without_mean, 5.0, 40, HOPPER, False),
-        (of_all_terms, 5.0, 40, HOPPER, True),  # the gradient of the mean of capped logits
+        (of_all_terms, None, "in place", HOPPER),
+        (of_all_terms, None, 24, BLACKWELL),
+        (without_mean, 5.0, 40, HOPPER),
+        # The gradient of the mean of capped logits, with the derivatives of the softcap.
+        (of_all_terms, 5.0, "in place", HOPPER),
+        (of_all_terms, 5.0, 24, BLACKWELL),
+        (of_all_terms, 5.0, "again", HOPPER),
     ],
-    ids=["in place", "chunks on Blackwell", "a softcap", "twice"],
+    ids=["in place", "chunks", "a softcap", "caps in place", "chunks of caps", "twice"],
 )
-@pytest.mark.filterwarnings("ignore:.* encountered in matmul")
+@pytest.mark.filterwarnings("ignore:.* encountered in (matmul|add)")
 def test_a_loss_of_the_rows(
     row_loss: Callable,
     softcap: float | None,
     plan: int | str,
-    twice: bool,
     monkeypatch: pytest.MonkeyPatch,
 ):
     # A row of NaN that does not count; of weight 0 an infinite loss, a bad label, and logits that
     # overflow; labels in the first and in the last class, whose tile has a tail.
-    x, w, labels = random_head(40, 48, 320)
+    # Two numbers of each logit in place need as many features, the second ones from a tile on.
+    x, w, labels = random_head(40, 168 if softcap and plan == "in place" else 48, 320)
     head = {"x": x / 4, "w": w, "bias": jnp.linspace(-1, 1, 320)}
     where = np.ones(320, bool)
     where[[1, 100, 256, 300]] = False
@@ -359,10 +367,10 @@ def test_a_loss_of_the_rows(
     labels = labels.at[:5].set(jnp.array([0, 319, 300, 320, -7]))
     weights = jnp.cos(jnp.arange(40, dtype=jnp.float32)).at[jnp.array([2, 3, 6])].set(0)
     rest = {"labels": labels, "where": where, "weights": weights, "valid": np.arange(40) != 4}
-    monkeypatch.setattr(implementation, "_plan", lambda *_: plan)
-    ran, run = [], implementation._run_kernel
-    watched = lambda epilogue, *a, **how: ran.append(epilogue) or run(epilogue, *a, **how)  # noqa: E731
-    monkeypatch.setattr(implementation, "_run_kernel", watched)
+    monkeypatch.setattr(exponentials, "plan", lambda *_, **__: plan)
+    ran, run = [], logit_tiles.run
+    watched = lambda *a, name, **how: ran.append(name) or run(*a, name=name, **how)  # noqa: E731
+    monkeypatch.setattr(logit_tiles, "run", watched)
 
     def total(head: dict[str, jax.Array], **how: str | Tiles) -> tuple[jax.Array, tuple]:
         options = {"row_loss": row_loss, "softcap": softcap, "return_stats": True} | how
@@ -386,8 +394,8 @@ def test_a_loss_of_the_rows(
     for name, a in found.items():
         near(a, want[name])
     np.testing.assert_array_equal(np.float32(found["w"])[:, ~where], 0)
-    assert implementation.epilogues.softmax_statistics in ran
-    assert (implementation.epilogues.softmax_gradient in ran) == twice
+    assert "softmax_statistics" in ran
+    assert ("softmax_gradient" in ran) == (plan == "again")
 
 
 # -- The sigmoid --
@@ -647,6 +655,10 @@ def test_compiled_without_the_device(name: str):
     assert "linear_softmax_statistics" in ours["calls"]
     assert ours["calls"] == plain["calls"]
     assert ours["temporary_bytes"] <= plain["temporary_bytes"] + 16 * 4 * 2048
+    # With a softcap as well, in the memory of w's gradient, a block and x's sum within the budget.
+    capped = found["row loss, capped"]
+    assert "linear_softmax_gradient" not in capped["calls"]
+    assert capped["temporary_bytes"] <= 2**29 + 4 * 2048 * 4096
     compiled = {kernel for program in found.values() for kernel in program["kernels"]}
     assert all(any(kernel in each for each in compiled) for kernel in KERNELS[name])
     # A block of logits, x's sum and copies of a block of w, and none of w, which takes 1,180 MB.
@@ -660,6 +672,9 @@ def test_compiled_without_the_device(name: str):
         assert program["temporary_bytes"] <= 2**29, title
         has_kernel = "cross_entropy_gradient" in str(program["kernels"])
         assert has_kernel == (name == "h200" and "50257" in title), title
+    values = found["values of float32"]
+    assert values["temporary_bytes"] <= 2**27
+    assert ("cross_entropy" in str(values["kernels"])) == (name == "h200")
     # The default takes no more memory than dense logits and the budget of the sum.
     for title in found:
         if title.startswith("dense"):

@@ -105,13 +105,13 @@ def with_everything(head: Head) -> Any:
     )
 
 
-def smoothed_total(head: Head) -> Any:
+def smoothed_total(head: Head, **options: Any) -> Any:
     """Return the mean with label smoothing and a z-loss."""
 
     def row_loss(nll: jax.Array, lse: jax.Array, mean_logit: jax.Array) -> jax.Array:
         return heads.z_loss(nll, lse) + 0.1 * (lse - mean_logit - nll)
 
-    return heads.total(heads.KERNEL | heads.LARGE | {"row_loss": row_loss}, head)
+    return heads.total(heads.KERNEL | heads.LARGE | {"row_loss": row_loss} | options, head)
 
 
 def labels_with_everything(head: Head) -> Any:
@@ -129,6 +129,7 @@ def alone(head: Head) -> Any:
 HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
     **{name: (program, heads.data, LARGEST) for name, program in heads.OF_GPUS.items()},
     "row loss, sum": (Program(smoothed_total), heads.data, LARGEST),
+    "row loss, capped": (Program(partial(smoothed_total, softcap=30.0)), heads.data, LARGEST),
     "more rows, sum": (heads.OF_MORE_ROWS["sum"], heads.data, MORE_ROWS),
     "more rows, per example": (heads.OF_MORE_ROWS["per example"], heads.data, MORE_ROWS),
     "everything": (Program(with_everything), heads.data, LARGEST),
@@ -144,6 +145,7 @@ HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
         f"float32, {s}": (Program(partial(heads.total, heads.LARGE)), heads.data, s)
         for s in OF_FLOAT32
     },
+    "values of float32": (Program(partial(heads.forward, {})), heads.data, heads.FLOAT32),
     **{f"dense, {s}": (Program(heads.dense), heads.data, s) for s in COMPARED},
 }
 

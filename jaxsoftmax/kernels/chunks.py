@@ -36,7 +36,7 @@ def rows_per_chunk(head: Head, needs_grad: NeedsGrad, options: Options) -> int |
     if limit * jnp.dtype(options.dtype).itemsize < MIN_CHUNK_BYTES:
         return None
     vector = primitives.VECTOR
-    return min(_round_up(even_size(n, limit // vector * vector), vector), n)
+    return min(round_up(even_size(n, limit // vector * vector), vector), n)
 
 
 def even_size(size: int, limit: int) -> int:
@@ -97,5 +97,6 @@ def _budget_per_row(head: Head) -> int:
     return tiles.BYTES_PER_CHUNK_LOGIT * head.w.shape[1]
 
 
-def _round_up(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
+    """Return the least multiple that is no smaller than the size."""
     return -(-size // multiple) * multiple

@@ -18,7 +18,7 @@ classes, and each copies one half of the tile of w.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -95,6 +95,7 @@ class SoftmaxOutputs(NamedTuple):
     label_logit: Any  # unwritten where no row of the subtile has its label there
     stats: "SubtileStats | None" = None
     # [N, K], exp(z - maximum) times dcap, and 0 for the label; with stats, -0 where no class exists
+    # unless further rows have dcap, the derivative of the softcap, which is 0 there
     exponentials: Any = None
 
 
@@ -230,10 +231,15 @@ class Subtile:
         """Return one number for each row, broadcast over the classes of a part."""
         return lax.broadcast_in_dim(rows, self.part_shape, [0])
 
-    def store(self, out: Any, part: int, values: Array) -> None:
-        """Store the entries of a part in global memory, in half precision."""
-        block = out.at[self.rows, self.class_slice(part)]
-        copy_to_global(values, self.staging[part % 2], block)
+    def store(self, out: Any, part: int, *values: Array, first_rows: Sequence[int] = (0,)) -> None:
+        """Store the entries of a part in global memory, in half precision.
+
+        Several numbers of an entry are stored below each other, each kind from its first row on.
+        """
+        for turn, (first, entries) in enumerate(zip(first_rows, values, strict=True)):
+            rows = pl.ds(self.rows.start + first, self.part_shape[0])
+            buffer = self.staging[(len(values) * part + turn) % 2]
+            copy_to_global(entries, buffer, out.at[rows, self.class_slice(part)])
 
 
 # -- The softmax's epilogues --
@@ -254,20 +260,23 @@ def branch_on_label(function: Callable[[Subtile, Array | None], None], subtile: 
     )
 
 
-def softmax_statistics(subtile: Subtile) -> None:
-    """Write the statistics of the rows of a subtile, and the optional outputs that are there."""
-    branch_on_label(_write_statistics, subtile)
+def softmax_statistics(subtile: Subtile, first_cap: int = 0) -> None:
+    """Write the statistics of the rows of a subtile, and the optional outputs that are there.
+
+    From the row `first_cap` on, if any, the exponentials have the derivatives of the softcap.
+    """
+    branch_on_label(partial(_write_statistics, first_cap), subtile)
 
 
-def _write_statistics(subtile: Subtile, positions: Array | None) -> None:
+def _write_statistics(first_cap: int, subtile: Subtile, positions: Array | None) -> None:
     outputs: SoftmaxOutputs = subtile.kernel.arguments.outputs
-    parts = [subtile.logits(p) for p in PARTS]
-    maximum = jnp.max(_tree_reduce(jnp.maximum, [z for z, _ in parts]), 1)
+    parts = [subtile.logits(p)[0] for p in PARTS]
+    maximum = jnp.max(_tree_reduce(jnp.maximum, parts), 1)
     top = subtile.broadcast_rows(maximum)
     base = subtile.broadcast_rows(jnp.where(maximum == -jnp.inf, 0.0, maximum))
     # Each part is summed before the next one is started: all at once would exceed the registers.
     sums, label_logits, stats = [], [], []
-    for p, (z, dcap) in enumerate(parts):
+    for p, z in enumerate(parts):
         if outputs.stats is not None:
             stats.append(_part_stats(subtile, p, z, top))
         e = jnp.exp2((z - base) * LOG2E)
@@ -277,9 +286,7 @@ def _write_statistics(subtile: Subtile, positions: Array | None) -> None:
             label_logits.append(jnp.sum(jnp.where(is_label, z, 0.0), 1))
         sums.append(jnp.sum(e, 1))
         if outputs.exponentials is not None:
-            e = e if dcap is None else e * dcap
-            e = e if outputs.stats is None else jnp.where(z == -jnp.inf, -0.0, e)
-            subtile.store(outputs.exponentials, p, e)
+            _store_exponentials(subtile, p, z, e, first_cap)
     here = (subtile.index, subtile.rows)
     outputs.maximum[here] = maximum
     outputs.sum_exp_rest[here] = _tree_reduce(jnp.add, sums)
@@ -289,6 +296,25 @@ def _write_statistics(subtile: Subtile, positions: Array | None) -> None:
         combine = SubtileStats(jnp.add, jnp.add, jnp.minimum)
         for output, function, *values in zip(outputs.stats, combine, *stats, strict=True):
             output[here] = _tree_reduce(function, values)
+
+
+def _store_exponentials(subtile: Subtile, part: int, z: Array, e: Array, first_cap: int) -> None:
+    """Store the exponentials of a part times dcap and, from a row on, dcap itself.
+
+    dcap is computed from the capped logits: kept from before, it would exceed the registers.
+    """
+    outputs: SoftmaxOutputs = subtile.kernel.arguments.outputs
+    softcap, exists = subtile.kernel.softcap, z != -jnp.inf
+    values = [e]
+    if softcap is not None:
+        bounded = z * (1 / softcap)
+        dcap = jnp.where(exists, 1 - bounded * bounded, 0.0)
+        values = [e * dcap, dcap]
+    if first_cap:
+        subtile.store(outputs.exponentials, part, *values, first_rows=(0, first_cap))
+    else:
+        e = values[0] if outputs.stats is None else jnp.where(exists, values[0], -0.0)
+        subtile.store(outputs.exponentials, part, e)
 
 
 def _part_stats(subtile: Subtile, part: int, z: Array, top: Array) -> SubtileStats:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+from jaxsoftmax.kernels.chunks import round_up
+
 BLOCK = 1024  # entries that a warpgroup treats at once: 8 for each of its threads
 VECTOR_BYTES = 16  # of a bulk copy, whose start and length are multiples of it
 WARPS = 4  # of a warpgroup
@@ -160,12 +162,12 @@ class Plan(NamedTuple):
 def plan(k: int, itemsize: int, tuning: Tuning) -> Plan:
     """Return the chunks of rows of k entries."""
     vector = VECTOR_BYTES // itemsize
-    window = k if k % vector == 0 else _round_up(k + vector - 1, vector)
+    window = k if k % vector == 0 else round_up(k + vector - 1, vector)
     parts = tuning.cluster * tuning.group
     most = max(tuning.chunk_bytes // itemsize // BLOCK * BLOCK, BLOCK)
-    part = _round_up(-(-window // parts), BLOCK)
+    part = round_up(-(-window // parts), BLOCK)
     steps = -(-part // most)
-    chunk = _round_up(-(-part // steps), BLOCK)
+    chunk = round_up(-(-part // steps), BLOCK)
     # The last entries of an unaligned row are stored one by one, and from one chunk.
     while window != k and (-(-window // chunk) - 1) * chunk > k // vector * vector:
         chunk += BLOCK
@@ -181,9 +183,5 @@ def _count_slots(chunk_bytes: int, parts: int, tuning: Tuning) -> int:
     """Return how many chunks fit for each warpgroup, beside what the warps exchange."""
     groups = tuning.warpgroups // tuning.group
     told = (tuning.row_places + FAR_PLACES) * groups * parts * WARPS * 2 * 4
-    fit = (SHARED_BYTES - _round_up(told, 1024)) // (tuning.warpgroups * chunk_bytes)
+    fit = (SHARED_BYTES - round_up(told, 1024)) // (tuning.warpgroups * chunk_bytes)
     return min(fit, MAX_SLOTS // tuning.warpgroups, tuning.max_slots)
-
-
-def _round_up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit
