@@ -107,9 +107,9 @@ def _run_step(
     grid: Grid, kernel: Callable, in_tree: Any, out_tree: Any, first_tile: Any, *refs: Any
 ) -> None:
     """Run one step of a kernel, with columns in place of the numbers of rows."""
-    *refs, in_columns, out_columns, acc = refs
+    in_columns, out_columns, acc = refs[-3:]
     ins = list(zip(refs[: in_tree.num_leaves], in_columns, strict=True))
-    outs = list(zip(refs[in_tree.num_leaves :], out_columns, strict=True))
+    outs = list(zip(refs[in_tree.num_leaves : -3], out_columns, strict=True))
     (j, last_j), (step, last_step) = [(pl.program_id(i), pl.num_programs(i) - 1) for i in (1, 2)]
 
     @pl.when((j == 0) & (step == 0))

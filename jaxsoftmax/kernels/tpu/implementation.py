@@ -131,12 +131,12 @@ def _scan_classes(
         grid: the tiles of the head.
         copied_bytes: how many bytes the function copies for each entry of a block.
     """
-    held = loop_operands.hold(head, grid.options)
+    head_in_loop = loop_operands.hold(head, grid.options)
 
     def add(
         carry: tuple[Any, ModelCotangents], start: Array | int, size: int
     ) -> tuple[Any, ModelCotangents]:
-        head = held()
+        head = head_in_loop()
         (values, total), (value, dz) = carry, function(head, start // grid.tile.classes, size)
         values = None if value is None else values + value
         total = xla_chunked.add_block(total, head, dz, Cut(start, size), options)
