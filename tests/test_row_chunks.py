@@ -1,10 +1,11 @@
-"""The sum of float32 on Hopper GPUs, XLA's products around the row kernel: interpreted on the CPU.
+"""The losses of float32 on Hopper GPUs, XLA's products around the row kernels, interpreted.
 
 Rows have few classes here, and plans of rows are smaller than those that were measured: a warpgroup
 for each row, as for the shortest ones. `test_gpu_rows` has the other plans of the kernel, and
 `test_kernels_gpu` compiles both for an H200.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -17,11 +18,12 @@ from contract import LABELS, SCALES, TILES, Case, case, compare, honest, orders,
 from jax.sharding import PartitionSpec as P
 
 from jaxsoftmax import focal
-from jaxsoftmax.kernels import Tiles, linear_cross_entropy_sum, target
+from jaxsoftmax.kernels import Tiles, linear_cross_entropy, linear_cross_entropy_sum, target
+from jaxsoftmax.kernels import xla_chunked as xla
 from jaxsoftmax.kernels.gpu import row_chunks
 from jaxsoftmax.kernels.gpu.rows import plans
 from jaxsoftmax.kernels.tiles import choose
-from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
+from jaxsoftmax.kernels.types import Head, LSEParts, NeedsGrad, Options
 from jaxsoftmax.sharding import Shards
 from jaxsoftmax.softmax_core import LabeledRows
 
@@ -58,6 +60,20 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the logits of which a kernel has been traced that reads them alone."""
+    shapes = []
+
+    def watched(z: jax.Array, labels: jax.Array) -> LSEParts:
+        shapes.append(z.shape)
+        return run(z, labels)
+
+    run = row_chunks.rules.lse_parts
+    monkeypatch.setattr(row_chunks.rules, "lse_parts", watched)
+    return shapes
+
+
 def random_head(n: int, d: int, k: int) -> tuple[jax.Array, ...]:
     rng = np.random.default_rng(n * k + d)
     x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((n, d), (d, k)))
@@ -83,6 +99,45 @@ def test_no_worse_than_dense(
         wanted = {name: a for name, a in truth(head).items() if name in found}
         compare(wanted, found, orders(head, honest), f"{shape} at {scale}, {label} label")
     assert set(kernels) == {(rows, shape[2])}
+
+
+def test_values_of_each_example_are_no_worse_than_dense(reads: list[tuple[int, ...]]):
+    # Six chunks of rows, where XLA has nine blocks of classes.
+    @jax.jit
+    def run(head: Case) -> dict[str, jax.Array]:
+        def values(x: jax.Array, w: jax.Array, bias: jax.Array) -> tuple:
+            options = {"tiles": TILES, "implementation": NAME, "bias": bias}
+            return tuple(linear_cross_entropy(x, w, head.labels, **options))
+
+        found, back = jax.vjp(values, head.x, head.w, head.bias)
+        names = "nll", "lse", "dx", "dw", "db"
+        return dict(zip(names, (*found, *back(tuple(head.cotangents[:2]))), strict=True))
+
+    for scale, label in zip(SCALES, LABELS, strict=True):
+        head = case((26, 3, 67), np.float32, scale, label)
+        head = head._replace(cotangents=head.cotangents.at[2].set(0))
+        found = run(head)
+        wanted = {name: a for name, a in truth(head).items() if name in found}
+        compare(wanted, found, orders(head, honest), f"{scale}, {label} label")
+    assert set(reads) == {(5, 67)}
+
+
+def test_terms_of_bad_and_absent_labels(reads: list[tuple[int, ...]]):
+    # A mask for each row, and one of all classes; labels that are masked, of another device, of
+    # infinite logits and beside a NaN; a bias of -inf.
+    n, _, k = CHUNKED
+    x, w, labels = random_head(*CHUNKED)
+    where = np.random.default_rng(0).random((n, k)) < 0.8
+    where[np.arange(n), labels], where[8], where[11, labels[11]] = True, False, False
+    labels = labels.at[jnp.array([5, 20])].set(-1)
+    x, w = x.at[12].set(3e38).at[13].set(NAN), w.at[:, 2].set(2)
+    bias = jnp.linspace(-1, 1, k).at[2].set(-np.inf).at[7].set(np.inf)
+    head = Head(x, w, bias, jnp.asarray(where), labels)
+    options = Options(TILES, target.current(), jnp.float32)
+    found, want = (jax.jit(f.forward, static_argnums=1)(head, options) for f in (row_chunks, xla))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
+    assert set(reads) == {(10, k)}
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one mask", "a mask for each row"])
@@ -260,6 +315,40 @@ def test_rows_of_a_chunk(
     options = Options(choose(n, d, k, memory=memory), target.current(), jnp.float32)
     kinds = {name: {4: jnp.float32, 2: jnp.bfloat16}[size] for name, size in grads.items()}
     assert row_chunks._chunk_rows(head, NeedsGrad(**kinds), options) == rows
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory", "rows", "gain"),
+    [
+        ((8192, 768, 50_257), None, 631, 0.23),
+        ((8192, 4096, 32_000), None, 911, 0.09),
+        ((32_768, 128, 32_000), None, 1024, 0.36),
+        ((2048, 4096, 98_304), 2**24, None, 0),  # 40 rows, which would leave multiprocessors idle
+        ((4096, 768, 4096), None, None, 0),  # one block of classes
+    ],
+    ids=str,
+)
+def test_rows_of_values(
+    shape: tuple[int, int, int],
+    memory: int | None,
+    rows: int | None,
+    gain: float,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.undo()  # as measured
+    n, d, k = shape
+    types = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, k)))
+    head = Head(*types, None, None, jax.ShapeDtypeStruct((n,), jnp.int32))
+    with target.assumed("gpu", interpret=True, kind=KIND):
+        options = Options(choose(n, d, k, memory=memory), target.current(), jnp.float32)
+        assert row_chunks._forward_rows(head, options) == rows
+        precise = dataclasses.replace(options, precision=jax.lax.Precision.HIGHEST)
+        for other in (precise, dataclasses.replace(options, stats=True)):
+            assert row_chunks._forward_rows(head, other) is None
+    if rows is not None:
+        block = xla.classes_of_block(head, options)
+        here, there = row_chunks.forward_seconds(n, d, k, rows, block)
+        assert 1 - here / there == pytest.approx(gain, abs=0.005)
 
 
 def test_refusals():

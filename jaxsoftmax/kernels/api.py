@@ -106,8 +106,8 @@ def linear_cross_entropy(
             128 classes. Under vmap it is the budget of each lane.
         implementation: "xla_chunked", "mosaic_gpu", "mosaic_gpu_rows", "mosaic_tpu" or "reference"
             (dense). None means, on a Hopper GPU, "mosaic_gpu" where x and w are bfloat16 or float16
-            and the logits are many, and "mosaic_gpu_rows", whose sum is its own, where they are
-            float32 (see `defaults`), and "xla_chunked" elsewhere.
+            and the logits are many, and "mosaic_gpu_rows" where they are float32 (see `defaults`),
+            and "xla_chunked" elsewhere.
         tiles: block sizes, in place of a budget.
         shards: the mesh axes of rows and classes, see `Shards`: each device computes the rows and
             classes that it holds, with blocks of the size of its part, and gradients of w stay

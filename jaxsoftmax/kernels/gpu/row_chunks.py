@@ -1,7 +1,7 @@
-"""A weighted sum of float32 on Hopper GPUs: XLA's products around the kernel of `rows`.
+"""The losses of float32 on Hopper GPUs: XLA's products around the kernels of `rows`.
 
-A chunk of rows with all their classes takes three products. The kernel reads each logit between
-them once, and writes its gradient once, in its place:
+A chunk of rows has all their classes, and a kernel reads each of its logits once. A weighted sum
+takes three products, and the gradient takes the place of the logits:
 
     z = x w + bias    z becomes dz    dx = dz w^T    dw += x^T dz
 
@@ -14,12 +14,20 @@ A loss of each row's statistics needs them before its cotangents are known. The 
 logits once more for them: 12 bytes a logit in all, where XLA takes 16. The gradient of the mean
 logit would take a pass of its own, so a loss of it is left to XLA.
 
-The rest is that of `xla_chunked`. Values per example have a budget of 128 MiB, whose chunks of
-rows are so short that reading w again for each of them costs nearly the read that the kernel saves:
-8 + 4.6 bytes a logit in place of 12 + 1.5 at 8192 x 768 x 50257, and more than XLA's where features
-are many. Their gradient needs two numbers a row, where the kernel takes one. The sigmoid's labels
-are independent, and a block of them takes one pass already. The derivative of a softcap needs the
-logits after their gradient is known.
+Values per example take one product and one read, 8 bytes a logit, where XLA's blocks of classes
+take 12. A chunk reads all of w; the tensor cores hide that as long as the budget has room for
+enough rows. By `forward_seconds`, and with a budget of 128 MiB, this pass takes less time than
+XLA's by 23 % at 8192 x 768 x 50257, 9 % at 8192 x 4096 x 32000 and 36 % at 32768 x 128 x 32000:
+with the gradients of x and w 7, 2 and 13 % of all. No GPU has timed it. Three cases are XLA's:
+
+- statistics: they take another read of whole rows, and none more in XLA's blocks;
+- one block of all classes, whose logits XLA keeps for the gradient;
+- more precise products than TF32: the gradient computes the logits again in blocks, whose sums over
+  the features may be taken in another order. Beside the rounding of TF32 that is little.
+
+The rest is that of `xla_chunked`. The gradient per example reads each logit once and writes it
+once there as well. The sigmoid's labels are independent, and a block of them takes one pass
+already. The derivative of a softcap needs the logits after their gradient is known.
 """
 
 from collections.abc import Callable
@@ -30,19 +38,21 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax import placement, softmax_core
-from jaxsoftmax.kernels import chunks, primitives, row_losses, tiles, xla_chunked
+from jaxsoftmax.kernels import chunks, row_losses, tiles, xla_chunked
 from jaxsoftmax.kernels.gpu.rows import rules
 from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
-from jaxsoftmax.kernels.types import Head, ModelCotangents, NeedsGrad, Options
+from jaxsoftmax.kernels.types import Head, LSEParts, ModelCotangents, NeedsGrad, Options
 from jaxsoftmax.linear_map import with_derivatives_of
 from jaxsoftmax.softmax_core import LabeledRows
 
-forward, tangent, backward = xla_chunked.forward, xla_chunked.tangent, xla_chunked.backward
+tangent, backward = xla_chunked.tangent, xla_chunked.backward
 binary_forward, binary_tangent = xla_chunked.binary_forward, xla_chunked.binary_tangent
 binary_backward = xla_chunked.binary_backward
 binary_value_and_gradients = xla_chunked.binary_value_and_gradients
 
 ENTRY_BYTES = 4  # of float32
+# Rates of an H200: products in TF32, and memory.
+OPERATIONS_PER_SECOND, BYTES_PER_SECOND = 450e12, 3.4e12
 # The rows of a chunk, at least: with fewer, reading and writing w's gradient once more, 8 D K bytes
 # at 4 TB/s, takes longer than the chunk's product, 2 R D K operations at 450 TFLOP/s (H200, TF32).
 MIN_CHUNK_ROWS = 512
@@ -62,6 +72,65 @@ def unsupported(head: Head, options: Options) -> str | None:
 def _logits(head: Head, rows: int) -> Any:
     """Return the type of the logits of some rows."""
     return jax.ShapeDtypeStruct((rows, head.w.shape[1]), jnp.float32)
+
+
+# -- Values per example --
+
+
+def forward(head: Head, options: Options) -> LSEParts:
+    """Return the terms of each row's loss; with stats, also mean logit and predicted class."""
+    size = _forward_rows(head, options)
+    if size is None:
+        return xla_chunked.forward(head, options)
+
+    def terms(chunk: Head, valid: Array, weights: Array) -> tuple[LSEParts, Array]:
+        del valid, weights
+        z = _chunk_logits(chunk, options)
+        return rules.lse_parts(z, chunk.targets), z  # in place of a gradient, of which none is left
+
+    zero, needs_grad = xla_chunked.row_zeros(head), NeedsGrad()
+    zeros = LSEParts(zero, zero, zero, None)
+    return xla_chunked.scan_rows(
+        terms, head, None, zero, needs_grad, options, chunk_size=size, zeros=zeros
+    )[0]
+
+
+def _forward_rows(head: Head, options: Options) -> int | None:
+    """Return the rows of a chunk of values, or None where XLA's blocks of classes are better."""
+    (n, d), k = head.x.shape, head.w.shape[1]
+    block = xla_chunked.classes_of_block(head, options)
+    limit = options.tiles.classes * tiles.BYTES_PER_BLOCK_LOGIT * n // (ENTRY_BYTES * (k + d))
+    if options.stats or block == k or limit == 0 or not _rounds_operands(options):
+        return None
+    size = chunks.even_size(n, limit)
+    here, there = forward_seconds(n, d, k, size, block)
+    is_supported = rules.unsupported(_logits(head, size), 1) is None
+    return size if is_supported and here < there else None
+
+
+def _rounds_operands(options: Options) -> bool:
+    """Return whether products round float32 to TF32, as they do unless another precision is set."""
+    precision = options.precision or jax.default_matmul_precision.value
+    return precision in (None, "default", lax.Precision.DEFAULT)
+
+
+def forward_seconds(n: int, d: int, k: int, rows: int, block: int) -> tuple[float, float]:
+    """Return the seconds of a forward pass by chunks of rows, and by XLA's blocks of classes.
+
+    A product takes the time of its operations or of its bytes, whichever is longer, and reads its
+    other operand again for each chunk or block. The logits that it writes are read once by the
+    kernel and twice by XLA. A chunk of features is copied first, and so is a block of w.
+    """
+
+    def seconds(reads: int, again: int, copied: int) -> float:
+        product = ENTRY_BYTES * (1 + d / again) / BYTES_PER_SECOND
+        passes = ENTRY_BYTES * (reads + 2 * d / copied) / BYTES_PER_SECOND
+        return n * k * (max(2 * d / OPERATIONS_PER_SECOND, product) + passes)
+
+    return seconds(1, rows, k), seconds(2, block, n)
+
+
+# -- Weighted sums --
 
 
 @with_derivatives_of(xla_chunked.value_and_gradients)
@@ -103,7 +172,7 @@ def rows_and_gradients(
 
     def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[RowTerms, Array]:
         rows, is_masked = _labeled_rows(chunk, valid, options), chunk.where is not None
-        terms = _terms(rows, options, is_masked=is_masked)
+        terms = _terms(rows, options)
         is_ignored, (a, b, _) = loss.cotangents(terms, weights)
         # What reads the logits does so before the gradient takes their place.
         of_label, terms, a, b = lax.optimization_barrier(
@@ -119,12 +188,13 @@ def rows_and_gradients(
     )  # fmt: skip
 
 
-def _terms(rows: LabeledRows, options: Options, *, is_masked: bool) -> RowTerms:
+def _terms(rows: LabeledRows, options: Options) -> RowTerms:
     """Return the terms of rows, with statistics if the options ask for them."""
-    nll, lse, largest = rules.losses_and_lse(rows, is_masked=is_masked)
+    parts = rules.lse_parts(rows.z, rows.labels)
+    terms = RowTerms.of(parts)
     if options.stats:
-        return row_losses.with_statistics(nll, lse, rows.z, largest, 1)
-    return RowTerms.zeros(jnp.zeros_like(nll))._replace(nll=nll, lse=lse)
+        return row_losses.with_statistics(terms.nll, terms.lse, rows.z, parts.maximum, 1)
+    return terms
 
 
 def _label_gradient(
@@ -137,12 +207,14 @@ def _label_gradient(
 
 
 def _labeled_rows(chunk: Head, valid: Array, options: Options) -> LabeledRows:
-    """Return the logits of rows, -inf for a class that does not exist, and their labels."""
-    z = primitives.dot(chunk.x, chunk.w, (1, 0), options.precision)
-    if chunk.bias is not None:
-        z = z + chunk.bias[None, :]
-    z, _ = primitives.mask_and_cap(z, chunk.where, None)
+    """Return the logits of rows and their labels."""
+    z = _chunk_logits(chunk, options)
     return LabeledRows(z, chunk.targets, jnp.ones_like(valid), valid, 1)
+
+
+def _chunk_logits(chunk: Head, options: Options) -> Array:
+    """Return the logits of rows, -inf for a class that does not exist."""
+    return xla_chunked.row_logits(chunk, options, 1).z
 
 
 def _chunk_rows(head: Head, needs_grad: NeedsGrad, options: Options) -> int | None:

@@ -30,13 +30,18 @@ def losses(logits: Array, labels: Array, plan: Plan, cores: int, interpret: bool
     return _values(*_call(kernel, cores, False, logits, labels, _no_cotangents(labels)))
 
 
-def losses_and_lse(
+def lse_parts(
     logits: Array, labels: Array, plan: Plan, cores: int, interpret: bool
-) -> tuple[Array, Array, Array]:
-    """Return the loss, the log-sum-exp and the largest logit of each row, as `losses` does."""
+) -> tuple[Array, Array]:
+    """Return the largest logit of each row, and the sum of exponentials without the label's.
+
+    The exponentials are relative to the largest logit. The arguments are those of `losses`.
+    """
     kernel = Kernel(logits.shape[0], plan, False, interpret, writes_maximum=True)
     (parts,) = _call(kernel, cores, False, logits, labels, _no_cotangents(labels))
-    return _values(parts), jnp.log1p(parts[:, 0]) + parts[:, 2], parts[:, 2]
+    excess, gap, maximum = (parts[:, i] for i in range(3))
+    # Where the label does not lead, the excess counts it, and not the leading class.
+    return maximum, jnp.where(gap == 0, excess, excess + 1 - jnp.exp(-gap))
 
 
 def _no_cotangents(labels: Array) -> Array:

@@ -9,7 +9,8 @@ grad of a weighted sum  the same kernel in the forward pass, with the weights as
 jvp, jacfwd, Hessians   XLA's form, `softmax_core.value_and_gradient`
 vmap                    the rows of all lanes, in one call; a lane may be one row
 
-A fused sum (`row_chunks`) has the second kernel write over logits that nothing else reads.
+A fused loss (`row_chunks`) has the second kernel write over logits that nothing else reads, and
+the first one write the terms of a row's loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +23,12 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxsoftmax import links, placement, softmax_core
-from jaxsoftmax.kernels import target
+from jaxsoftmax import placement, softmax_core
+from jaxsoftmax.kernels import primitives, target
 from jaxsoftmax.kernels.gpu import hopper
 from jaxsoftmax.kernels.gpu.rows import implementation, plans
 from jaxsoftmax.kernels.gpu.rows.pipeline import IGNORED, MASKED, UNDEFINED
+from jaxsoftmax.kernels.types import LSEParts
 from jaxsoftmax.linear_map import linear_map
 from jaxsoftmax.softmax_core import LabeledRows
 
@@ -101,16 +103,20 @@ def weighted_sum(logits: Array, rows: LabeledRows, weights: Array, *, is_masked:
     return _weighted_sum(*flat, weights.reshape(-1), _settings(logits))
 
 
-def losses_and_lse(rows: LabeledRows, *, is_masked: bool) -> tuple[Array, Array, Array]:
-    """Return the losses, the log-sum-exps and the largest logits. They have no derivatives.
+def lse_parts(z: Array, labels: Array) -> LSEParts:
+    """Return the terms of rows of logits, `[N, K]`. They have no derivatives.
 
-    The logits, `[N, K]`, are those after masking.
+    The logits are those after masking. A label that is no class has the logit 0, as where classes
+    are sharded and another device has it.
     """
-    _, z, labels = _flatten(rows.z, rows, is_masked)
-    losses, lse, maximum = rows_p.bind(
-        z, labels, settings=_settings(z), kernel=_run_losses_and_lse, plain=_xla_losses_and_lse
+    is_here = (labels >= 0) & (labels < z.shape[1])
+    own = softmax_core.label_logit(z, jnp.where(is_here, labels, 0), 1)
+    # A label without an exponential is not looked for.
+    labels = jnp.where(is_here & (own != -jnp.inf), labels, MASKED)
+    maximum, sum_exp_rest = rows_p.bind(
+        z, labels, settings=_settings(z), kernel=_run_lse_parts, plain=_xla_lse_parts
     )
-    return losses, lse, maximum
+    return LSEParts(maximum, sum_exp_rest, jnp.where(is_here, own, 0), None)
 
 
 def losses_and_gradient_in_place(
@@ -232,10 +238,8 @@ def _run_losses(settings: Settings, z: Array, labels: Array) -> list[Array]:
     return [implementation.losses(z, labels, plan, settings.cores, settings.interpret)]
 
 
-def _run_losses_and_lse(settings: Settings, z: Array, labels: Array) -> Sequence[Array]:
-    return implementation.losses_and_lse(
-        z, labels, settings.plan(z), settings.cores, settings.interpret
-    )
+def _run_lse_parts(settings: Settings, z: Array, labels: Array) -> Sequence[Array]:
+    return implementation.lse_parts(z, labels, settings.plan(z), settings.cores, settings.interpret)
 
 
 def _run_both(settings: Settings, z: Array, labels: Array, weights: Array) -> Sequence[Array]:
@@ -315,9 +319,12 @@ def _xla_losses(z: Array, labels: Array) -> list[Array]:
     return [_xla_both(z, labels)[0]]
 
 
-def _xla_losses_and_lse(z: Array, labels: Array) -> list[Array]:
-    wide = z.astype(jnp.float32)
-    return [*_xla_losses(z, labels), links.logsumexp(wide, axis=1), jnp.max(wide, 1)]
+def _xla_lse_parts(z: Array, labels: Array) -> list[Array]:
+    z = z.astype(jnp.float32)
+    maximum = jnp.max(z, 1)
+    e = primitives.relative_exp(z, maximum[:, None])
+    is_label = softmax_core.label_mask(z, labels, 1)
+    return [maximum, jnp.sum(jnp.where(is_label, 0, e), 1)]
 
 
 def _xla_weighted(z: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
