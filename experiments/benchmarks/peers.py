@@ -5,6 +5,7 @@ the seconds of a pass, so that both libraries can take turns.
 """
 
 import json
+import select
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ import jax
 from benchmarks.head_programs import Shape
 
 SCRIPT = Path(__file__).with_name("in_torch.py")
+PATIENCE = 300.0  # seconds for an answer: the first one waits for the compilers of all libraries
 PAUSE = 0.05  # seconds: OpenMP's threads spin for some milliseconds more, at the cost of the next
 
 
@@ -60,7 +62,12 @@ class Others:
         return seconds
 
     def _read(self) -> str:
-        return self.process.stdout.readline()  # type: ignore[union-attr]
+        """Return a line, empty where the process has ended; without one for long, end it."""
+        answer: Any = self.process.stdout  # type: ignore[union-attr]
+        if not select.select([answer], [], [], PATIENCE)[0]:
+            print(f"PyTorch's libraries gave no answer in {PATIENCE:.0f} s")
+            self.process.kill()  # type: ignore[union-attr]
+        return answer.readline()
 
 
 def of_head(python: str | None, shape: Shape) -> Others:

@@ -162,7 +162,10 @@ def show(shape: Shape, entry: dict[str, Any], bar: float | None) -> None:
         if "share of the copy" in entry:
             text += f"{entry['share of the copy'][name]:7.2f} of the copy"
         text += f"{entry['temporary_bytes'][name] / 1e6:9.1f} MB"
-        print(text + (f"  bar {bar:.2f}" if name == "mean" and bar else ""), flush=True)
+        if name == "mean":
+            text += f"  bar {bar:.2f}" if bar else ""
+            text += "  SLOWER THAN OPTAX" if entry["ratios"]["optax"]["median"] > 1 else ""
+        print(text, flush=True)
 
 
 # -- The functions --
