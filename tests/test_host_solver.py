@@ -22,6 +22,7 @@ from jaxsoftmax.solvers.host import (
 )
 from jaxsoftmax.solvers.host import preconditioner as preconditioners
 from jaxsoftmax.solvers.host import problem as problems
+from jaxsoftmax.solvers.host.expectation import Expectation
 from jaxsoftmax.solvers.host.newton import Choice
 from jaxsoftmax.solvers.host.preconditioner import Level
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
@@ -248,6 +249,59 @@ def test_no_certificate_is_computed_that_the_intercepts_alone_exceed(
     assert len(counted) == 1
 
 
+def newton_step(problem: HostProblem, point: Point, g: Array) -> Array:
+    level = preconditioners.exact_level(problem, len(g))
+    return preconditioners.apply(problem, preconditioners.build(problem, point, level), -g)
+
+
+@np.errstate(all="ignore")  # as the driver
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("size", [0.0, 6.0])  # from the last of them steps are too long
+@pytest.mark.parametrize("residual", [0.0, 1e-3])
+def test_what_a_step_expects_bounds_the_gap_at_its_end(
+    link: problems.Link, size: float, residual: float
+) -> None:
+    problem, point = standing(link, size=size)
+    problem = problem._replace(l2=1e-9)
+    point, found, rng = problems.point_at(problem, point.theta), [], np.random.default_rng(2)
+    for _ in range(20):
+        g = problems.gradient(problem, point)
+        left = residual * np.linalg.norm(g) * rng.normal(size=g.shape)
+        left -= (link == "softmax") * left.mean(0)
+        d, start = newton_step(problem, point, g + left), point
+        point = minimize_along(problem, start, d, g)
+        dz = problems.scores_of(problem, d)
+        expected = Expectation.of_step(problem, start, dz, point, left)
+        bounds = [
+            certificate.certify(problem, point.theta, np.inf, np.dtype(float), each).gap
+            for each in (expected, None)
+        ]
+        found.append((point.value, expected.gap, *bounds))
+    least, close = point.value, 0
+    for value, promised, by_step, own in found:
+        assert by_step >= value - least - 1e-15
+        if 1e-12 < promised < 1e-3 * value:
+            close += 1
+            assert 0.3 * promised < by_step < 1.1 * promised
+            assert by_step < 1e-2 * own or residual
+    assert close >= 2
+
+
+def test_a_callback_costs_one_certificate_of_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, certify = [], certificate.certify
+
+    def counting(*given: Any) -> certificate.Certificate:
+        counted.append(given)
+        return certify(*given)
+
+    monkeypatch.setattr(certificate, "certify", counting)
+    x, y = load_iris(return_X_y=True)
+    for limit in (1, 3, 1000):
+        counted.clear()
+        found = solve(x, y, C=1e3, max_iterations=limit, callback=lambda _: None)
+        assert len(counted) == found.iterations
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e80])
 def test_a_penalty_below_rounding_leaves_the_optimum_of_none(scale: float) -> None:
     rng = np.random.default_rng(0)
@@ -267,7 +321,7 @@ def test_where_probabilities_are_equal_the_hessian_is_built_as_the_shared_level(
         problem, point = standing(size=size)
         g = problems.gradient(problem, point)
         choice = Choice.initial(problem, len(g), 2**20)
-        d, products, choice = newton.direction(problem, point, g, 0.0, choice)
+        (d, _, products), choice = newton.direction(problem, point, g, 0.0, choice)
         assert choice.current is not None
         assert (choice.current.level, products) == (level, 0)
         np.testing.assert_allclose(problems.hessian_product(problem, point, d), -g, atol=1e-15)
@@ -305,7 +359,7 @@ def test_the_direction_is_newtons_whatever_it_costs(
             levels=[*Level][: len(Level) - (link == "sigmoid")], costs=[price] * len(Level)
         )
         for _ in range(2):  # with no preconditioner, and with one that has grown old
-            d, _, choice = newton.direction(problem, point, g, 1e-13, choice)
+            (d, *_), choice = newton.direction(problem, point, g, 1e-13, choice)
             np.testing.assert_allclose(d, wanted, rtol=1e-9, atol=1e-11)
 
 
@@ -316,7 +370,7 @@ def test_a_cheap_hessian_is_factorized_without_a_wait(monkeypatch: pytest.Monkey
     for cost, direct in ((4.0, True), (6.0, False)):
         levels, costs = [Level.DIAGONAL, Level.FULL], [1.0, cost]
         choice = Choice(levels, costs, exact=True)
-        _, products, choice = newton.direction(problem, point, g, 1e-13, choice)
+        (*_, products), choice = newton.direction(problem, point, g, 1e-13, choice)
         assert choice.at == 1
         assert (products <= 2) == direct
 
@@ -368,24 +422,28 @@ def test_products_in_parts_are_the_products(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_allclose(squared, r @ (columns**2).T, rtol=1e-13)
 
 
+def minimize_along(problem: HostProblem, point: Point, d: Array, g: Array) -> Point:
+    return line_search.minimize_along(problem, point, d, problems.scores_of(problem, d), g)
+
+
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
 def test_the_search_ends_where_the_line_is_nearly_flat(length: float) -> None:
     problem, point = standing()
     g = problems.gradient(problem, point)
-    end = line_search.minimize_along(problem, point, -length * g, g)
+    end = minimize_along(problem, point, -length * g, g)
     slope = np.sum(problems.gradient(problem, end) * g)
     assert abs(slope) <= line_search.MAX_SLOPE_RATIO * np.sum(g * g)
     assert end.value < point.value
     np.testing.assert_allclose(end.scores, end.theta @ problem.columns, rtol=1e-12, atol=1e-12)
     for d in (g, 0 * g, np.nan * g):
-        assert line_search.minimize_along(problem, point, d, g) is point
+        assert minimize_along(problem, point, d, g) is point
 
 
 def test_a_search_that_finds_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, point = standing()
     g = problems.gradient(problem, point)
     monkeypatch.setattr(line_search, "MAX_TRIALS", 1)
-    assert line_search.minimize_along(problem, point, -1e3 * g, g) is point
+    assert minimize_along(problem, point, -1e3 * g, g) is point
 
 
 def exact_objective(params: LinearParams, x: Array, y: Array, C: float) -> mpmath.mpf:

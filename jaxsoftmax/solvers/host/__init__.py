@@ -4,7 +4,7 @@ Nothing here imports JAX, whose import takes longer than most of these fits.
 
 Its parts mirror those of the compiled engine: `problem` (the objective at a point), `lane` and
 `coordinates` (what is left of the examples, classes and features), `preconditioner` and `newton`
-(the direction), `line_search`, `certificate`, and `driver`, the loop around them.
+(the direction), `line_search`, `expectation` and `certificate`, and `driver`, the loop around them.
 """
 
 from typing import Any

@@ -3,10 +3,11 @@ r"""The certificate of `solvers.certificate` for one lane on the host, with an l
     F(w, b) - min F <= sum_i s_i KL(q_i || p_i) + 1 / (2 l2) ||G + l2 w||^2
 
 for any probabilities q that meet the intercept's condition sum_i s_i (q_i - y_i) = 0, and G =
-sum_i s_i (q_i - y_i) x_i'. q is the prediction p of a predictor, tilted by the next Newton step
-beta of its intercepts, q = p (1 + beta - p beta), which meets the condition exactly; what rounding
-or a step that is too long leaves is met by moving probability between the outcomes. All arithmetic
-is in the user's own coordinates, at the parameters that are returned.
+sum_i s_i (q_i - y_i) x_i'. q is what the last Newton step expected, see `expectation`, or the
+prediction p of a predictor, tilted by the next Newton step beta of its intercepts, q =
+p (1 + beta - p beta), which meets the condition exactly; what rounding or a step that is too long
+leaves is met by moving probability between the outcomes. All arithmetic is in the user's own
+coordinates, at the parameters that are returned.
 """
 
 from typing import NamedTuple
@@ -14,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsoftmax.solvers.host import problem as problems
+from jaxsoftmax.solvers.host.expectation import Expectation
 from jaxsoftmax.solvers.host.problem import EPS, HostProblem, Point
 from jaxsoftmax.solvers.limits import MAX_INTERCEPT_DECREMENT, MAX_INTERCEPT_STEPS, MAX_ROUNDING
+
+MAX_LOSS = 0.9  # share of a probability that an expectation may take away
 
 
 class Certificate(NamedTuple):
@@ -39,13 +43,36 @@ class _Predictions(NamedTuple):
     difference: np.ndarray
 
 
-def certify(problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtype) -> Certificate:
+def certify(
+    problem: HostProblem,
+    theta: np.ndarray,
+    goal: float,
+    dtype: np.dtype,
+    expected: Expectation | None = None,
+) -> Certificate:
     """Bound F at theta rounded to dtype.
 
-    The bound is that of theta's own predictions, or better. If it is above the goal, as the
-    intercepts alone may tell beforehand, they are replaced by the best ones for the rounded
-    weights. If these miss it too, the smaller bound counts.
+    The bound is that of the predictions which the last step expected, if they are given and it
+    reaches the goal. Else it is that of theta's own predictions, or better. If it is above the
+    goal, as the intercepts alone may tell beforehand, they are replaced by the best ones for the
+    rounded weights. If these miss it too, the smallest bound counts.
     """
+    if expected is None or problem.l2 == 0:
+        return _certify_own(problem, theta, goal, dtype)
+    point = problems.point_at(problem, theta.astype(dtype).astype(float))
+    q = _expected_predictions(problem, expected)
+    found = _bound(problem, point, q, _predictions(problem, point).log_q, 2)
+    if found.gap <= goal:
+        return found
+    own = _certify_own(problem, theta, goal, dtype)
+    best = own if own.gap < found.gap else found
+    return best._replace(products=found.products + own.products)
+
+
+def _certify_own(
+    problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtype
+) -> Certificate:
+    """Bound F at theta rounded to dtype by its own predictions."""
     predictor = problems.point_at(problem, theta)
     rounded = theta.astype(dtype).astype(float)
     exact = np.array_equal(rounded, theta)
@@ -71,24 +98,35 @@ def certify(problem: HostProblem, theta: np.ndarray, goal: float, dtype: np.dtyp
 
 def _intercept_decrement(problem: HostProblem, point: Point) -> float:
     """Return about by how much the best intercepts would lower the gap, which is larger."""
-    return -0.5 * float(_by_class(problem, _intercept_step(problem, point)) @ point.pull.sum(1))
+    excess = point.pull.sum(1)
+    return -0.5 * float(_by_class(problem, _intercept_step(problem, point, excess)) @ excess)
 
 
 def _certify_point(problem: HostProblem, point: Point, predictor: Point, spent: int) -> Certificate:
     """Return the certificate at a point by the predictions of another one."""
-    norm = float(np.linalg.norm(problems.gradient(problem, point)))
     if problem.l2 == 0:
+        norm = float(np.linalg.norm(problems.gradient(problem, point)))
         return Certificate(point.theta, point.value, np.inf, 0.0, norm, spent)
     q = own = _predictions(problem, predictor)
     if problem.intercept:
-        q = _meet_intercept_condition(problem, q, _intercept_step(problem, predictor))
-    residual = q.difference[:, 0] if problem.link == "softmax" else q.difference[0]
-    g = problems.pull_back(problem, problem.weights * residual)
-    slope = problems.weight_part(problem, problems.add_ridge(problem, g, point.theta))
+        beta = _intercept_step(problem, predictor, predictor.pull.sum(1))
+        q = _meet_intercept_condition(problem, q, beta)
     log_p = own.log_q if point is predictor else _predictions(problem, point).log_q
-    divergence = _divergence(problem.weights, q.log_q, log_p)
-    gap = divergence + float(np.sum(slope**2)) / (2 * problem.l2)
-    floor = _rounding_floor(problem, point, problem.weights * q.difference)
+    return _bound(problem, point, q, log_p, spent)
+
+
+def _bound(
+    problem: HostProblem, point: Point, q: _Predictions, log_p: np.ndarray, spent: int
+) -> Certificate:
+    """Return the certificate at a point by predictions that meet the intercept's condition."""
+    pull = problem.weights * q.difference
+    own = pull[:, 0] if problem.link == "softmax" else pull[0]
+    both = problems.pull_back(problem, np.concatenate([own, point.pull]))
+    g, gradient = (problems.add_ridge(problem, each, point.theta) for each in np.split(both, 2))
+    slope = problems.weight_part(problem, g)
+    gap = _divergence(problem.weights, q.log_q, log_p) + float(np.sum(slope**2)) / (2 * problem.l2)
+    floor = _rounding_floor(problem, point, pull)
+    norm = float(np.linalg.norm(gradient))
     return Certificate(point.theta, point.value, gap, floor, norm, spent)
 
 
@@ -104,10 +142,32 @@ def _predictions(problem: HostProblem, point: Point) -> _Predictions:
     return _Predictions(log_p, np.stack([r, -r]))
 
 
-def _intercept_step(problem: HostProblem, point: Point) -> np.ndarray:
-    """Return Newton's step of the intercepts by outcome, `[O, M, 1]`."""
+def _expected_predictions(problem: HostProblem, expected: Expectation) -> _Predictions:
+    """Return what a step expected, near it where that does not meet the conditions.
+
+    A step of the intercepts removes the excess that Newton's system was left with. Of an example
+    where the expectations are no probabilities, a part of the step is taken.
+    """
+    point, change = expected.point, expected.change
+    if problem.intercept:
+        excess = (point.residual + change) @ problem.weights
+        beta = _by_class(problem, _intercept_step(problem, point, excess))[:, None]
+        change = change + problems.scores_hessian_product(problem, point, beta)
+    p, difference = point.probability[:, None], point.residual[:, None]
+    change = change[:, None]
+    if problem.link == "sigmoid":
+        p = np.stack([point.probability, point.complement])
+        change, difference = (np.stack([a[:, 0], -a[:, 0]]) for a in (change, difference))
+    tilt = np.divide(change, p, out=np.zeros_like(p), where=p > 0)
+    loss = -tilt.min(0)
+    share = np.where(loss > MAX_LOSS, MAX_LOSS / loss, 1)
+    q = _Predictions(np.log(p) + np.log1p(share * tilt), difference + share * change)
+    return _remove_excess(problem, q) if problem.intercept else q
+
+
+def _intercept_step(problem: HostProblem, point: Point, excess: np.ndarray) -> np.ndarray:
+    """Return Newton's step of the intercepts by outcome, `[O, M, 1]`, for their gradient `[K]`."""
     s, p = problem.weights, point.probability
-    excess = point.pull.sum(1)
     if problem.link == "sigmoid":
         beta = -excess / ((p * point.complement) @ s + EPS)
         return np.stack([beta, np.zeros_like(beta)])[..., None]
@@ -129,8 +189,8 @@ def _by_class(problem: HostProblem, step: np.ndarray) -> np.ndarray:
 def _center_intercepts(problem: HostProblem, point: Point) -> Point:
     """Return the point after Newton's steps of its intercepts."""
     for _ in range(MAX_INTERCEPT_STEPS):
-        beta = _by_class(problem, _intercept_step(problem, point))
         excess = point.pull.sum(1)
+        beta = _by_class(problem, _intercept_step(problem, point, excess))
         if -beta @ excess <= MAX_INTERCEPT_DECREMENT * abs(point.value):
             break
         b = np.clip(beta, -1, 1)[:, None]
@@ -150,11 +210,15 @@ def _meet_intercept_condition(
     # Where Newton's method is still far, a longer step than half would not leave probabilities.
     largest = np.abs(tilt).max(axis=(0, 2), keepdims=True)
     tilt *= np.minimum(1, 0.5 / np.where(largest > 0, largest, 1))
-    tilted = _Predictions(log_q + np.log1p(tilt), difference + q * tilt)
-    excess = tilted.difference @ problem.weights
+    return _remove_excess(problem, _Predictions(log_q + np.log1p(tilt), difference + q * tilt))
+
+
+def _remove_excess(problem: HostProblem, given: _Predictions) -> _Predictions:
+    """Return predictions with sum_i s_i (q_i - y_i) = 0, up to rounding."""
+    excess = given.difference @ problem.weights
     if np.all(np.abs(excess) <= MAX_ROUNDING * EPS):
-        return tilted
-    return _move_excess(problem.weights, tilted, excess[..., None])
+        return given
+    return _move_excess(problem.weights, given, excess[..., None])
 
 
 def _move_excess(s: np.ndarray, given: _Predictions, excess: np.ndarray) -> _Predictions:

@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxsoftmax.solvers.host import certificate, line_search, newton, quasi_newton
 from jaxsoftmax.solvers.host import problem as problems
+from jaxsoftmax.solvers.host.expectation import Expectation
 from jaxsoftmax.solvers.host.lane import Lane
-from jaxsoftmax.solvers.host.newton import Choice
+from jaxsoftmax.solvers.host.newton import Choice, Iterate
 from jaxsoftmax.solvers.host.problem import HostProblem, Point
 from jaxsoftmax.solvers.host.quasi_newton import History
 from jaxsoftmax.solvers.limits import (
@@ -21,7 +22,7 @@ from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.solution import SolverStatus
 
 LAST_STEP = 100.0  # the gap's estimate over its target, from which a Newton step costs less
-LAST_STEP_ERROR = 5.0  # factor of the product that predicts the estimate after a Newton step
+LAST_STEP_ERROR = 20.0  # factor of the square that predicts the distance after a Newton step
 
 
 class _State(NamedTuple):
@@ -37,7 +38,8 @@ class _State(NamedTuple):
     products: int = 0
     trust: float = 1.0  # factor of the estimate's target, below 1 where the estimate was too low
     idle: int = 0  # iterations without progress
-    decrement: float = np.inf  # about by how much the last step has lowered the value
+    distance: float = np.inf  # about the value's distance from the optimum, or more
+    expected: Expectation | None = None  # of the last step, if it was Newton's
     best_value: float = np.inf
     best_estimate: float = np.inf
 
@@ -59,19 +61,23 @@ def minimize(
     with np.errstate(all="ignore"):  # a value that is not finite has a status
         state = _initial_state(lane, theta, config)
         found, status = _certify_if_ready(lane, config, state)
-        while status is None and state.idle < MAX_IDLE_ITERATIONS:
+        while status is None and not _is_over(config, state):
             state = _iterate(lane.reduced, config, state)
             found, status = _certify_if_ready(lane, config, state)
+            if found is None and _is_over(config, state):
+                found = _certify(lane, config, state)
+                status = _status(lane, config, state, found)
+            elif found is not None and status is None:
+                state = state._replace(trust=0.2 * state.trust)
             if callback is not None:
                 callback(_report(lane, state, found or _certify(lane, config, state)))
-            if found is not None and status is None:
-                state = state._replace(trust=0.2 * state.trust)
-            if state.iterations >= config.max_iterations:
-                break
-        if found is None:
-            found = _certify(lane, config, state)
-            status = _status(lane, config, state, found)
+    assert found is not None
     return _outcome(lane, config, state, found, status)
+
+
+def _is_over(config: SolverConfig, state: _State) -> bool:
+    """Return whether there are no more steps, wherever the last one has led."""
+    return state.idle >= MAX_IDLE_ITERATIONS or state.iterations >= config.max_iterations
 
 
 def _initial_state(lane: Lane, theta: np.ndarray, config: SolverConfig) -> _State:
@@ -91,39 +97,56 @@ def _initial_state(lane: Lane, theta: np.ndarray, config: SolverConfig) -> _Stat
 def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _State:
     """Take one step."""
     point, g = state.point, state.gradient
-    d, products, choice = _direction(problem, config, state)
+    step, choice, expects = _step(problem, config, state)
+    dz = problems.scores_of(problem, step.d)
     ratio = MAX_SLOPE_RATIO if state.history is None else quasi_newton.MAX_SLOPE_RATIO
-    end = line_search.minimize_along(problem, point, d, g, slope_ratio=ratio)
+    end = line_search.minimize_along(problem, point, step.d, dz, g, slope_ratio=ratio)
     gradient = problems.gradient(problem, end)
-    decrement = -0.5 * float(np.vdot(g, d))
+    decrement = -0.5 * float(np.vdot(g, step.d))
+    expected = Expectation.of_step(problem, point, dz, end, step.r) if expects else None
     state = _note_progress(
         state,
         point=end,
         gradient=gradient,
         estimate=_estimate(problem, gradient, decrement),
+        expected=expected,
         choice=choice,
-        decrement=decrement,
+        distance=_distance(expected, decrement, step.r, g),
         iterations=state.iterations + 1,
-        products=state.products + 2 * products + 2,
+        products=state.products + 2 * step.products + 2,
     )
     if state.history is None:
         return state
     return state._replace(history=_extend(problem, config, state, point))
 
 
-def _direction(
+def _step(
     problem: HostProblem, config: SolverConfig, state: _State
-) -> tuple[np.ndarray, int, Choice]:
-    """Return the direction, the number of Hessian products it took, and the choice."""
+) -> tuple[Iterate, Choice, bool]:
+    """Return the step, the choice, and whether the step is Newton's, with its residual."""
+    point, g = state.point, state.gradient
     if state.history is None:
         tolerance = _tolerance(problem, config, state)
-        return newton.direction(problem, state.point, state.gradient, tolerance, state.choice)
+        return *newton.direction(problem, point, g, tolerance, state.choice), True
     if not _is_last_step(config, state):
-        return quasi_newton.direction(state.history).reshape(state.gradient.shape), 0, state.choice
+        d = quasi_newton.direction(state.history).reshape(g.shape)
+        return Iterate(d, -g, 0), state.choice, False
     precondition = functools.partial(quasi_newton.apply_inverse, problem, state.history)
     tolerance = _sufficient_residual(problem, config, state)
-    step = newton.solve_system(problem, state.point, state.gradient, tolerance, precondition)
-    return step.d, step.products, state.choice
+    return newton.solve_system(problem, point, g, tolerance, precondition), state.choice, True
+
+
+def _distance(
+    expected: Expectation | None, decrement: float, residual: np.ndarray, g: np.ndarray
+) -> float:
+    """Return about the value's distance from the optimum after a step.
+
+    It is what the curvature's change and the residual leave of the decrement, or all of it where
+    the step is not Newton's.
+    """
+    if expected is None:
+        return decrement
+    return expected.divergence + decrement * float(np.vdot(residual, residual) / np.vdot(g, g))
 
 
 def _extend(
@@ -154,24 +177,24 @@ def _estimate(problem: HostProblem, gradient: np.ndarray, decrement: float) -> f
 def _is_last_step(config: SolverConfig, state: _State) -> bool:
     """Return whether a Newton step is to replace all quasi-Newton steps that are left.
 
-    It converges quadratically: it multiplies the gap's estimate by about the distance from the
-    optimum relative to the objective, most of which the last step has covered. Where C is large,
-    the estimate is far above the distance, and then many steps would be left.
+    It converges quadratically: relative to the objective, the distance from the optimum after it,
+    which is about the bound by its expectation, is a multiple of the distance's square. Where C is
+    large, the gap's estimate is far above the distance, and then many steps would be left.
     """
     target, size = _target(config, state), abs(state.point.value)
-    many_are_left = state.estimate > LAST_STEP * target
-    expected = LAST_STEP_ERROR * state.estimate * state.decrement
-    return many_are_left and 0 < expected <= target * size
+    expected = LAST_STEP_ERROR * state.distance**2
+    return state.estimate > LAST_STEP * target and expected <= target * size
 
 
 def _tolerance(problem: HostProblem, config: SolverConfig, state: _State) -> float:
     """Return the residual that the Newton system may leave, as in `solvers.driver`."""
     size, norm = abs(state.point.value), float(np.linalg.norm(state.gradient))
+    enough = min(_sufficient_residual(problem, config, state), MAX_FORCING * norm)
+    if _is_last_step(config, state):
+        return enough
     distance = np.sqrt(state.estimate / max(size, np.finfo(float).tiny))
     forcing = min(np.sqrt(norm / state.first_norm), 0.5 * distance)
-    loose = np.clip(forcing, MIN_FORCING, MAX_FORCING) * norm
-    enough = _sufficient_residual(problem, config, state)
-    return float(max(loose, min(enough, MAX_FORCING * norm)))
+    return float(max(np.clip(forcing, MIN_FORCING, MAX_FORCING) * norm, enough))
 
 
 def _sufficient_residual(problem: HostProblem, config: SolverConfig, state: _State) -> float:
@@ -203,7 +226,8 @@ def _certify_if_ready(
 ) -> tuple[certificate.Certificate | None, SolverStatus | None]:
     """Return a certificate and the status it gives, if the figures indicate the end."""
     value = state.point.value
-    done = state.estimate <= _target(config, state)
+    expected = np.inf if state.expected is None else state.expected.gap
+    done = min(state.estimate, expected) <= _target(config, state)
     if not (done or not np.isfinite(value) or _is_separated(lane.reduced, state.point)):
         return None, None
     found = _certify(lane, config, state)
@@ -211,10 +235,13 @@ def _certify_if_ready(
 
 
 def _certify(lane: Lane, config: SolverConfig, state: _State) -> certificate.Certificate:
-    """Return the certificate in the user's coordinates."""
+    """Return the certificate in the user's coordinates, by what promises the smaller bound."""
     theta = lane.coordinates.expand(state.point.theta)
     goal = config.gap * abs(state.point.value)
-    return certificate.certify(lane.original, theta, goal, np.dtype(config.dtype))
+    expected = state.expected
+    if expected is not None and expected.gap > max(state.estimate, _target(config, state)):
+        expected = None
+    return certificate.certify(lane.original, theta, goal, np.dtype(config.dtype), expected)
 
 
 def _status(

@@ -11,6 +11,7 @@ def minimize_along(
     problem: HostProblem,
     point: Point,
     d: np.ndarray,
+    dz: np.ndarray,
     g: np.ndarray,
     *,
     slope_ratio: float = MAX_SLOPE_RATIO,
@@ -18,13 +19,12 @@ def minimize_along(
     """Return the point at t d with |F'(t)| <= slope_ratio |F'(0)| and F(t) <= F(0).
 
     The step t = 1 is tried first, then Newton's steps in t within a bracket, or bisections. The
-    point itself is returned if d does not descend, or if MAX_TRIALS find no such step. `g` is the
-    gradient at the point.
+    point itself is returned if d does not descend, or if MAX_TRIALS find no such step. `dz` are the
+    scores of d, and `g` is the gradient at the point.
     """
     first_slope = float(np.vdot(g, d))
     if not first_slope < 0:
         return point
-    dz = problems.scores_of(problem, d)
     dw = problems.weight_part(problem, d)
     ridge = problem.l2 * float(np.vdot(dw, dw))
     highest = point.value + 4 * EPS * abs(point.value)

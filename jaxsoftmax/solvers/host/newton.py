@@ -91,12 +91,13 @@ class Iterate(NamedTuple):
 
 def direction(
     problem: HostProblem, point: Point, g: np.ndarray, tolerance: float, choice: Choice
-) -> tuple[np.ndarray, int, Choice]:
-    """Return d with ||H d + g|| <= tolerance, the number of Hessian products, and the choice."""
+) -> tuple[Iterate, Choice]:
+    """Return d with ||H d + g|| <= tolerance, and the choice."""
     choice = choice.at_new_point(problem, point)
     if choice.solves:
         assert choice.current is not None
-        return preconditioners.apply(problem, choice.current, -g), 0, choice
+        d = preconditioners.apply(problem, choice.current, -g)
+        return Iterate(d, np.zeros_like(g), 0), choice
     last = Iterate(np.zeros_like(g), -g, 0)
     norm = _residual_norm(problem, point)
     while norm(last.r) > tolerance:
@@ -108,7 +109,7 @@ def direction(
         if choice.is_best or norm(last.r) <= tolerance:
             break
         choice = choice.improve(problem, point)
-    return last.d, last.products, choice
+    return last, choice
 
 
 def _residual_norm(problem: HostProblem, point: Point) -> Callable[[np.ndarray], float]:
