@@ -107,6 +107,22 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     assert "already exists" in again.stderr
 
 
+def test_no_name_and_no_setting_is_cut_short(tmp_path: Path) -> None:
+    settings = {f"knob_{k}": k for k in range(12)}
+    names = [f"flowers-softmax-{k}" for k in range(4)]
+    for k, name in enumerate(names):
+        save(tmp_path / name, 0.5 + k / 10, **{s: v + k for s, v in settings.items()})
+    runs = [str(tmp_path / name) for name in names]
+    result = CliRunner(env={"COLUMNS": "60"}).invoke(app, ["compare", *runs])
+    assert max(map(len, result.output.splitlines())) <= 60
+    rows = [line.split() for line in result.output.splitlines()]
+    assert [row[0] for row in rows if row[0] in names] == names
+    for s, v in settings.items():
+        assert [*s.split("_"), *(str(v + k) for k in range(4))] in rows
+    narrow = CliRunner(env={"COLUMNS": "30"}).invoke(app, ["compare", *runs])
+    assert "…" not in narrow.output, "what has no room is folded"
+
+
 def test_the_page_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     comparison_page.write(path, comparison.load(runs))

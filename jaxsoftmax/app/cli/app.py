@@ -61,10 +61,11 @@ def _jaxsoftmax(
 ) -> None:
     """Softmax, logistic and linear regression in JAX.
 
-    Compiled programs and decoded images are kept in a cache (see jaxsoftmax cache).
-    The exit status is 2 for a command or data that are not as they should be, 1 for what
-    went wrong with them, and 130 for Ctrl-C. With --json a command writes one JSON object to
-    standard output, and its messages to standard error.
+    Compiled programs and decoded images are kept in a cache (see
+    jaxsoftmax cache). The exit status is 2 if the command or the data are
+    wrong, 1 if something else fails, and 130 after Ctrl-C. With --json a
+    command writes one JSON object to standard output, and its messages to
+    standard error.
     """
 
 
@@ -240,8 +241,8 @@ def compare(
 def cache(clear: options.ClearCache = False, as_json: options.Json = False) -> None:
     """Show the cache of compiled programs and decoded images, or clear it.
 
-    JAXSOFTMAX_CACHE_DIR names another folder for it, or switches it off if it is "off". At most
-    2 GB are kept.
+    JAXSOFTMAX_CACHE_DIR names another folder for it, or switches it off if
+    it is "off". At most 2 GB are kept.
     """
     with errors.exit_on_error(), output.collecting(as_json):
         folder = user_cache.folder()

@@ -49,11 +49,9 @@ def _tables(runs: Sequence[ComparedRun]) -> Iterator[Table]:
 
 
 def _settings_table(runs: Sequence[ComparedRun], settings: dict[str, list]) -> Table:
-    table = tables.make_table("", *(name.replace("_", " ") for name in settings))
-    for index, one in enumerate(runs):
-        cells = (values[index] for values in settings.values())
-        shown = (
-            "–" if cell is None else replace_unprintable(format_setting(cell)) for cell in cells
-        )
-        table.add_row(replace_unprintable(one.name), *shown)
+    """Return a row for each setting: runs may differ in more settings than fit into a line."""
+    table = tables.make_table("", *(replace_unprintable(one.name) for one in runs))
+    for name, values in settings.items():
+        cells = ("–" if value is None else format_setting(value) for value in values)
+        table.add_row(name.replace("_", " "), *map(replace_unprintable, cells))
     return table

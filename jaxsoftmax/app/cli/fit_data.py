@@ -23,7 +23,7 @@ class DataOptions:
     """The options of `fit` and `probe` that select and preprocess the data.
 
     `verb` is the command. `file_options` has the options that are for files, by their names on the
-    command line, and the task.
+    command line, and the task. `others` has all options that are not of the data.
     """
 
     verb: str
@@ -33,13 +33,16 @@ class DataOptions:
     standardize: bool
     data_dir: Path | None
     download: bool
+    others: Mapping[str, Any]
 
     @classmethod
     def select(cls, verb: str, given: Mapping[str, Any]) -> Self:
         """Select from the options of a command, by the names of its parameters."""
         file_options = {name: given[_PARAMETERS.get(name, name)] for name in _FILE_OPTIONS}
-        others = ("log1p", "standardize", "data_dir", "download")
-        return cls(verb, given["name"], file_options, **{name: given[name] for name in others})
+        data = {name: given[name] for name in ("log1p", "standardize", "data_dir", "download")}
+        known = {*data, *(_PARAMETERS.get(name, name) for name in _FILE_OPTIONS), "name", "resume"}
+        others = {name: value for name, value in given.items() if name not in known}
+        return cls(verb, given["name"], file_options, **data, others=others)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options that a command needs to read and preprocess the same data."""
@@ -133,7 +136,7 @@ def _naming_command(options: DataOptions) -> Iterator[None]:
     except ColumnsError as error:
         if not error.columns:
             raise
-        given = options.to_dict()
+        given = {**options.to_dict(), **options.others}
         given["drop"] = [*(given["drop"] or ()), *error.columns]
         command = repeat.format_command(options.verb, options.name, given)
         raise ValueError(f"{error}\nto leave out what cannot be used: {command}") from error

@@ -333,7 +333,7 @@ ClearCache = Annotated[bool, typer.Option("--clear", help="Remove all that the c
 
 # The options of compare.
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one task.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs of one task.")]
 PageOutput = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Page to write as well: .html.")
 ]

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxsoftmax.app.evaluation import TITLES, format_metric, separate_items
 from jaxsoftmax.app.text import replace_unprintable
 
 MAX_TABLE_ROWS = 20  # of more classes, labels or numbers, the worst are shown
+MAX_HEADING = 12  # letters in a line of a heading, which most numbers need as well
 
 _SPLIT_METRICS = {
     Task.classes: ("loss", "accuracy"),
@@ -26,7 +28,8 @@ def make_table(first: str, *others: str) -> Table:
 
     Args:
         first: the heading of the first column.
-        others: the headings of the other columns, which are aligned to the right.
+        others: the headings of the other columns, which are aligned to the right. Long ones take
+            several lines.
 
     Returns:
         A table for the console.
@@ -36,9 +39,12 @@ def make_table(first: str, *others: str) -> Table:
         >>> len(tables.make_table("", "accuracy").columns)
         2
     """
-    table = Table(first, box=SIMPLE_HEAD if sys.stdout.isatty() else None)
+    table = Table(box=SIMPLE_HEAD if sys.stdout.isatty() else None)
+    # What has no room is folded: two names that are cut short may look the same.
+    table.add_column(first, overflow="fold")
     for heading in others:
-        table.add_column(heading, justify="right")
+        lines = textwrap.fill(heading, MAX_HEADING, break_long_words=False)
+        table.add_column(lines, justify="right", overflow="fold")
     return table
 
 
