@@ -238,16 +238,21 @@ def test_a_label_out_of_range_is_nan():
 # -- Transformations --
 
 
-@pytest.mark.parametrize("row_loss", [None, z_loss_and_focal], ids=["sum", "loss of the rows"])
-def test_transformations(row_loss: Callable | None):
+@pytest.mark.parametrize("of", ["sum", "loss of the rows", "values of each example"])
+def test_transformations(of: str):
     x, w, labels = random_head(*CHUNKED)
     dx, dw = jnp.cos(x), jnp.sin(w)
     weights = jnp.cos(jnp.arange(50, dtype=jnp.float32))
 
     def transformed(name: str) -> dict:
+        options = {"tiles": TILES, "implementation": name}
+        row_loss = z_loss_and_focal if of == "loss of the rows" else None
+
         def total(x: jax.Array, w: jax.Array) -> jax.Array:
-            options = {"tiles": TILES, "implementation": name, "row_loss": row_loss}
-            return linear_cross_entropy_sum(x, w, labels, weights=weights, **options)
+            if of == "values of each example":
+                return jnp.vdot(weights, sum(linear_cross_entropy(x, w, labels, **options)))
+            how = options | {"weights": weights, "row_loss": row_loss}
+            return linear_cross_entropy_sum(x, w, labels, **how)
 
         grad = jax.grad(total, (0, 1))
         return {

@@ -10,7 +10,8 @@ logits: three products of N D K.
 The gradient of the mean logit adds a number to each class that exists: the exponential of another
 one is stored as -0. With a softcap the number is multiplied by the derivative of each cap, which
 exponentials that round to 0 do not tell, so these derivatives are stored as well, below all rows'
-exponentials.
+exponentials. Writing and reading them takes 4 bytes a logit, a tenth of a fourth product's time at
+D = 4096 on an H200 by its rates.
 
 `plan` says where the exponentials lie: in memory of their own, all at once or of a chunk of rows,
 or where w's gradient will be. Where they have no place, the logits are computed twice: four
