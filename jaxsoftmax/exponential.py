@@ -118,7 +118,8 @@ class FloatLimits(NamedTuple):
     """The limits of floating-point numbers."""
 
     eps: float  # the rounding of a number next to 1
-    tiny: float  # the least normal number
+    tiny: float  # the least positive normal number
+    lowest: float  # the least finite number
 
 
 class RowScale(NamedTuple):
@@ -217,9 +218,11 @@ def is_double_single(dtype: Any) -> bool:
 def float_limits(dtype: Any) -> FloatLimits:
     """Return the limits of a dtype on the device that the program is traced for."""
     if is_double_single(dtype):
-        return FloatLimits(2.0**-48, float(jnp.finfo(jnp.float32).tiny))
+        # The lowest float32, and below it the most that does not round to another one.
+        lowest = -(2.0**128) + 2.0**103 + 2.0**79
+        return FloatLimits(2.0**-48, float(jnp.finfo(jnp.float32).tiny), lowest)
     info = jnp.finfo(dtype)
-    return FloatLimits(float(info.eps), float(info.tiny))
+    return FloatLimits(float(info.eps), float(info.tiny), float(info.min))
 
 
 def _platform() -> str:

@@ -58,7 +58,7 @@ def prepare(
     Scaled exponentials keep sums below the smallest normal number; others have finite products.
     """
     maximum = jnp.max(z, axis)
-    has_mass = ~(maximum < jnp.finfo(maximum.dtype).min)
+    has_mass = ~(maximum < exponential.float_limits(maximum.dtype).lowest)
     row = exponential.prepare_rows(maximum if valid is None else select(valid, maximum, 0))
     top = exponential.exp_of_maximum(row)
     top = top if is_scaled else unscaled(top)

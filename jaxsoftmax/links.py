@@ -505,7 +505,7 @@ def is_fully_masked(maximum: Array) -> Array:
     The test is not `== -inf`: if that constant is also the initial value of the maximum, XLA does
     not use its fast reduction.
     """
-    return maximum < jnp.finfo(maximum.dtype).min
+    return maximum < exponential.float_limits(maximum.dtype).lowest
 
 
 @jax.custom_jvp

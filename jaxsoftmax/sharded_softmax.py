@@ -241,7 +241,7 @@ def entropy_sums(z: Array, axis: int, shards: ClassShards) -> EntropySums:
     gap = select(leaders.second >= leaders.largest, 0, leaders.largest - leaders.second)
     top, gaps, others = exponential.exp_of_maximum(rows.row), rows.gaps, rows.others
     # Farther away, a term is less than the smallest normal number.
-    limit = 8 - float(np.log(jnp.finfo(z.dtype).tiny))
+    limit = 8 - float(np.log(exponential.float_limits(z.dtype).tiny))
     terms = select(gaps < limit, rows.other_entries * gaps, 0)
     largest = select(gap < 1, top, select(gap < limit, others.bound * gap, 0))
     summands = others, class_shards.summand(terms, largest, axis, LOOSE_LIMBS)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsoftmax import exponential
 from jaxsoftmax.host_arrays import ROUNDING_ULPS, check_at_least_one, to_host  # noqa: F401
 from jaxsoftmax.placement import select
 
@@ -147,7 +148,7 @@ def rounding_slack(t: Array) -> float:
     """Return how far rounding may put a probability of this dtype outside [0, 1]."""
     if not jnp.issubdtype(t.dtype, jnp.floating):
         return 0
-    return ROUNDING_ULPS * float(jnp.finfo(t.dtype).eps)
+    return ROUNDING_ULPS * exponential.float_limits(t.dtype).eps
 
 
 def normalize_axis(logits: Array, axis: int) -> int:

@@ -32,6 +32,7 @@ from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 OVER_BOTH = Shards(rows="r", classes="c")
 SHAPE = 256, 16, 48
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+LEAST = float(np.finfo(np.float32).tiny)  # of a TPU's float64, which are sums of two float32
 QUICK = "step", "evaluation", "inverses"  # those that compile in a few seconds
 
 
@@ -95,11 +96,14 @@ def lowered_programs(
 
 
 def compiled(lower: Callable[[], Any]) -> dict[str, Any]:
-    program = lower().compile()
+    lowered = lower()
+    numbers = re.findall(r"dense<([-\d.]+E[-+]\d+)> : tensor<(?:\d+x)*f64>", lowered.as_text())
+    program = lowered.compile()
     found = re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program.as_text())
     memory = program.memory_analysis()
     return {
         "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+        "constants": [number for number in numbers if not LEAST <= abs(float(number)) < 2.0**128],
         "crossing": [
             (kind, int(np.prod([int(n) for n in dims.split(",") if n])))
             for shapes, kind in found

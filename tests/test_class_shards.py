@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Literal
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -17,11 +19,14 @@ from jaxsoftmax import (
     Shards,
     class_maxima,
     cross_entropy,
+    entropy,
     exponential,
     fixed_point,
     integer_reductions,
     linear_cross_entropy,
+    log_softmax,
     pad_classes,
+    softmax,
     softmax_core,
 )
 from jaxsoftmax.kernels import target
@@ -201,6 +206,55 @@ def test_integers_of_64_bits_in_parts_of_32() -> None:
         largest, total = jax.jit(spread)(orders, integers)
         np.testing.assert_array_equal(largest[0], orders.max(0))
         np.testing.assert_array_equal(total[0], integers.sum(0))
+
+
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """The constants of a program and of the programs in it."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (v.val for v in equation.invars if isinstance(v, Literal))
+        for inner in jax.tree.leaves([*equation.params.values()], is_leaf=is_program):
+            if is_program(inner):
+                yield from constants(inner)
+
+
+def is_program(a: Any) -> bool:
+    return hasattr(a, "eqns")
+
+
+LINKS_AND_LOSSES = {
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "entropy": entropy,
+    "cross_entropy": partial(cross_entropy, labels=jnp.zeros(3, jnp.int32)),
+    "entropy over shards": partial(entropy, shards=Shards(classes="model")),
+}
+
+
+@pytest.mark.parametrize("name", LINKS_AND_LOSSES)
+def test_constants_of_a_tpu_s_float64_are_in_the_range_of_float32(name: str) -> None:
+    """The least float64 would be -inf there, so that no row would be found to be masked."""
+    limits = np.finfo(np.float32)
+    mesh = jax.make_mesh((2,), ("model",), (AxisType.Auto,))
+    with jax.set_mesh(mesh), jax.enable_x64(), target.assumed("tpu"):
+        z = jnp.zeros((3, 14))
+        traced = jax.make_jaxpr(jax.grad(lambda z: LINKS_AND_LOSSES[name](z).sum()))(z)
+    found = [np.asarray(c) for c in constants(traced)]
+    sizes = np.concatenate([abs(c).ravel() for c in found if c.dtype == np.float64])
+    sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
+    assert sizes.size
+    assert sizes.min() >= limits.tiny
+    assert sizes.max() < 2.0**128
+
+
+def test_the_lowest_number_of_a_tpu_s_float64() -> None:
+    with target.assumed("tpu"):
+        lowest = exponential.float_limits(np.float64).lowest
+    high = np.float32(lowest)
+    assert high == np.finfo(np.float32).min
+    assert float(high) + float(np.float32(lowest - float(high))) == lowest
+    with np.errstate(over="ignore"):
+        assert np.float32(lowest - 2.0**79) == -np.inf  # the next one of 49 bits
 
 
 def test_float64_of_a_tpu_stays_in_the_range_of_float32() -> None:

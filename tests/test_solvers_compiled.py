@@ -46,6 +46,7 @@ def test_programs_of_tpus_that_share_classes() -> None:
         "evaluation": (max(rows, parameters), 2 * parameters),
         "inverses": (0, 0),
     }.items():
+        assert not [c for c in programs[name]["constants"] if float(c)], name
         most = {"all-reduce": reduced, "all-gather": gathered}
         for kind, size in programs[name]["crossing"]:
             assert size <= most.get(kind, 0), (name, kind, size)

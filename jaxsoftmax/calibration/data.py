@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import losses, validation
+from jaxsoftmax import exponential, losses, validation
 from jaxsoftmax.validation import ArrayLike
 
 MAX_LOGIT = 1e100  # in absolute value, so that its square is finite in float64
@@ -91,7 +91,8 @@ def to_float64_columns(data: Data) -> Data:
 def relative_error(logits: ArrayLike) -> float:
     """Return the relative error of logits by their own rounding and that of sums behind them."""
     z = validation.as_floats(logits)
-    return float(jnp.finfo(z.dtype).eps + 16 * jnp.finfo(validation.to_sum_dtype(z).dtype).eps)
+    of_sums = exponential.float_limits(validation.to_sum_dtype(z).dtype).eps
+    return exponential.float_limits(z.dtype).eps + 16 * of_sums
 
 
 def spread(data: Data, error: float) -> float:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import certificate, class_preconditioner, prepare, row_shards, steps
 from jaxsoftmax.solvers import problem as problems
 from jaxsoftmax.solvers.class_preconditioner import Blocks
@@ -254,7 +255,7 @@ def _update_progress(
     """Note which lanes make progress: a lower value, or half of the estimated gap."""
     lanes, value, estimate = slots[active], figures.value[active], figures.estimate[active]
     best_value, best_estimate = progress.best_value[lanes], progress.best_estimate[lanes]
-    rounding = 4 * float(jnp.finfo(dtype).eps) * np.abs(value)
+    rounding = 4 * float_limits(dtype).eps * np.abs(value)
     better = (value + rounding < best_value) | (estimate < 0.5 * best_estimate)
     # A NaN is replaced by the next number.
     best_value = np.where(best_value < value, best_value, value)
@@ -468,7 +469,7 @@ def _is_separated(config: SolverConfig, state: LaneState) -> np.ndarray:
 
 def _is_rounding_large(config: SolverConfig, tier: Tier, rounding: float) -> bool:
     """Return whether the scores may be further from those of theta than the gap allows."""
-    size = rounding * float(jnp.finfo(tier.dtype).eps)
+    size = rounding * float_limits(tier.dtype).eps
     return rounding > 3 and size > MAX_SCORE_ROUNDING * config.gap
 
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import newton
 from jaxsoftmax.solvers.certificate import (
     MAX_INTERCEPT_STEPS,
@@ -49,13 +50,13 @@ def _intercept_step(link: Link, excess: Array, coupling: Array) -> Array:
     """Return Newton's step of the intercepts."""
     if link == "softmax":
         return coupled_step(coupling, excess)
-    return -excess / (coupling + jnp.finfo(coupling.dtype).eps)
+    return -excess / (coupling + float_limits(coupling.dtype).eps)
 
 
 def _is_met(found: sums.Dual) -> Array:
     """Return whether q are probabilities that meet the intercept's condition up to rounding."""
     violation = jnp.abs(found.slope[..., -1])
-    met = violation <= MAX_ROUNDING * jnp.finfo(violation.dtype).eps
+    met = violation <= MAX_ROUNDING * float_limits(violation.dtype).eps
     return jnp.all(met) & jnp.all(jnp.isfinite(found.divergence))
 
 
