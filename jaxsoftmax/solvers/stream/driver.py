@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsoftmax.exponential import float_limits
 from jaxsoftmax.solvers import arguments, class_preconditioner, shared_preconditioner
 from jaxsoftmax.solvers import driver as array_driver
 from jaxsoftmax.solvers.certificate import Certificate
@@ -101,7 +102,8 @@ def minimize(
 def _sample_problem(stream: Stream, l2: float, l1: float) -> Problem:
     """Return the sample as a problem of its own, with weights that sum to one."""
     problem = stream.to_problem(stream.sample, len(stream.sample.weights))
-    total = jnp.maximum(problem.weights.sum(1, keepdims=True), 1e-300)
+    total = problem.weights.sum(1, keepdims=True)
+    total = jnp.maximum(total, float_limits(total.dtype).tiny)
     penalty = {"l2": jnp.full(1, l2), "l1": jnp.full(1, l1)}
     return problem._replace(weights=problem.weights / total, **penalty)
 
