@@ -165,6 +165,32 @@ def test_docstrings_are_the_specification() -> None:
     assert not {name: parts for name, parts in found.items() if parts}
 
 
+def functions_of(space: str) -> dict[str, Callable]:
+    """The functions that a module of the application lists in `__all__`, or else defines."""
+    module = importlib.import_module(f"jaxsoftmax.app.{space}")
+    names = getattr(module, "__all__", [name for name in vars(module) if name[0] != "_"])
+    found = {name: getattr(module, name) for name in names}
+    mine = module.__name__
+    return {n: f for n, f in found.items() if inspect.isfunction(f) and mine in f.__module__}
+
+
+@pytest.mark.parametrize(
+    "space", ["host_metrics", "host_calibration", "ranking_curves", "evaluation", "plots"]
+)
+def test_docstrings_of_the_application_state_the_extremes(space: str) -> None:
+    lacking = {}
+    for name, function in functions_of(space).items():
+        sections = ["Args:", "Returns:|Yields:", "Example:"]
+        sections += ["Numerics:"] if "ndarray" in str(inspect.signature(function)) else []
+        sections += (
+            ["Raises:"] if re.search(r"^ +raise ", inspect.getsource(function), re.M) else []
+        )
+        sections = [f"(?:{part})" for part in sections]
+        lacking[name] = missing_parts(function, tuple(sections), shapes=False)
+    assert lacking
+    assert not {name: parts for name, parts in lacking.items() if parts}
+
+
 def public_classes() -> Iterator[type]:
     for space in ("", *(f".{name}" for name in (*NAMESPACES, "solvers"))):
         module = importlib.import_module(f"jaxsoftmax{space}")

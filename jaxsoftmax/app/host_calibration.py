@@ -56,6 +56,11 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> Scaling:
     Returns:
         A `Scaling` by a number, without a bias.
 
+    Numerics:
+        For finite scores. The scale is from 0.001 to 1000: scores that separate the classes have no
+        optimum, and `converged` is False at such an end. Scores that are all equal keep a scale of
+        1.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_calibration
@@ -86,6 +91,10 @@ def fit_vector(logits: np.ndarray, targets: np.ndarray) -> Scaling:
 
     Returns:
         A `Scaling` by `[K]`; the biases of a softmax sum to 0.
+
+    Numerics:
+        For finite scores. A scale may be negative, where scores are better reversed; one that the
+        data do not determine stays 1.
 
     Example:
         >>> import numpy as np

@@ -27,6 +27,10 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
     Returns:
         float64 `[N, K]`, without ties where probabilities round to 1.
 
+    Numerics:
+        A score of infinity has all the probability, and several share it; classes are equally
+        probable if all scores are -inf. A row with NaN is NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
@@ -44,6 +48,10 @@ def log_normalizers(scores: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 `[N]`.
+
+    Numerics:
+        log1p of the sum of the others, so that no digits of a small value are lost. NaN where a
+        score is NaN.
 
     Example:
         >>> import numpy as np
@@ -64,6 +72,10 @@ def softmax_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 `[N]`.
+
+    Numerics:
+        No confident example cancels to 0: that is log1p of the sum of the others, down to 1e-308.
+        Infinite where the label has probability 0, and NaN where a score is NaN.
 
     Example:
         >>> import numpy as np
@@ -88,6 +100,10 @@ def brier_scores(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         float64 `[N]`.
 
+    Numerics:
+        From 0 to 2, without cancellation where the label has a probability near 1. NaN where a
+        score is NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
@@ -110,6 +126,10 @@ def sigmoid_losses(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Returns:
         float64 of the same shape.
 
+    Numerics:
+        As exact as log1p for scores of any size; |score| where a confident score is wrong, infinite
+        for an infinite one, and NaN for NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
@@ -129,6 +149,9 @@ def hinge_losses(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 of the shape of the targets.
+
+    Numerics:
+        For finite scores; 0 beyond the margin.
 
     Example:
         >>> import numpy as np
@@ -155,6 +178,10 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 `[N]`, NaN where a score is NaN.
+
+    Numerics:
+        Of equal scores the class of lower index comes first, as in argmax. NaN where a score is
+        NaN.
 
     Example:
         >>> import numpy as np
@@ -217,6 +244,10 @@ def count_classes(predicted: np.ndarray, labels: np.ndarray, size: int) -> Count
     Returns:
         `Counts` of `[K]`.
 
+    Numerics:
+        Integers, exact. A prediction of -1 is unknown, and then all counts are: -1, whose
+        precision, recall and F1 are NaN. They are 0 for a class that is neither predicted nor true.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import host_metrics
@@ -239,6 +270,9 @@ def count_labels(scores: np.ndarray, targets: np.ndarray) -> Counts:
 
     Returns:
         `Counts` of `[K]`.
+
+    Numerics:
+        Integers, exact. A score of 0 predicts 0, and NaN makes the counts of its label -1.
 
     Example:
         >>> import numpy as np
@@ -273,6 +307,11 @@ def reliability(probabilities: np.ndarray, targets: np.ndarray, *, bins: int = 1
 
     Returns:
         `Reliability`, with arrays of `[B]`; edges has one more. All are NaN if a probability is.
+
+    Numerics:
+        Bins are by rank, and equal probabilities are in one of them, so that others may be empty:
+        their count is 0 and their means are NaN. A target of NaN makes the error and the mean of
+        its bin NaN.
 
     Example:
         >>> import numpy as np
@@ -309,6 +348,10 @@ def bootstrap_means(values: np.ndarray, *, resamples: int) -> np.ndarray:
 
     Returns:
         `[M, 2]`, the same at each call.
+
+    Numerics:
+        The same resamples at each call. NaN for a metric with NaN in an example; there must be an
+        example.
 
     Example:
         >>> import numpy as np

@@ -70,6 +70,10 @@ def rank(confidences: np.ndarray, targets: np.ndarray) -> RankingCurve | None:
     Returns:
         The curve of all thresholds; None if a confidence is NaN.
 
+    Numerics:
+        Equal scores are one step, whatever their order; infinite scores are ranked as others.
+        Without a positive or without a negative, the areas that need one are NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import ranking_curves
@@ -137,6 +141,9 @@ def divide(part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
 
     Returns:
         float64.
+
+    Numerics:
+        0 / 0 is 0, as of a precision without a prediction.
 
     Example:
         >>> import numpy as np

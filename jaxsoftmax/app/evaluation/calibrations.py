@@ -51,6 +51,10 @@ def calibrate(
         "skipped", the reason. Else it has "scale" and "bias" (a number, or a list of K),
         "converged", and "validation" and "test", each with "nll" and "ece" as `[before, after]`.
 
+    Numerics:
+        For finite scores. Newton's method in float64; `converged` is False if the likelihood has no
+        optimum, as where the scores separate the classes.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation

@@ -56,6 +56,10 @@ def compute_metrics(
     Returns:
         A dictionary of numbers, lists and dictionaries; None for a metric that is undefined.
 
+    Numerics:
+        Sums in float64. None for what is undefined or not finite: all metrics of scores with NaN,
+        the log loss where a label has probability 0, r2 of numbers that are all equal.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation

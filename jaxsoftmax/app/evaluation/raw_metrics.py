@@ -120,6 +120,10 @@ def rank_classes(logits: np.ndarray, labels: np.ndarray) -> Iterator[RankingCurv
     Yields:
         The curve of each class; None if a score is NaN.
 
+    Numerics:
+        In float64, with the difference from the largest logit taken first. None for all classes if
+        a score is NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation

@@ -25,6 +25,9 @@ def compute_scores(
     Returns:
         float32 `[N, K]`.
 
+    Numerics:
+        One product in float32; what overflows is infinite or NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax import linear
@@ -56,6 +59,9 @@ def to_logits(scores: np.ndarray, schema: Schema, loss: LossName) -> np.ndarray 
         and log sigmoid(z) for a sigmoid against the rest. For labels, the logits of their sigmoids.
         None if the loss gives no probabilities.
 
+    Numerics:
+        A sigmoid near 1 keeps its digits: log sigmoid(z) is -log1p(exp(-z)).
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation
@@ -84,6 +90,10 @@ def compute_probabilities(scores: np.ndarray, schema: Schema, loss: LossName) ->
     Returns:
         `[N, K]`, which sum to 1 for classes; None if the loss gives no probabilities.
 
+    Numerics:
+        Computed in float64 and rounded once. One below the smallest float32 is 0. NaN in a row with
+        a score of NaN.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import evaluation
@@ -107,6 +117,9 @@ def link(logits: np.ndarray, task: Task) -> np.ndarray:
 
     Returns:
         float32 `[N, K]`.
+
+    Numerics:
+        Computed in float64 and rounded once, a block of rows at a time. NaN in a row with NaN.
 
     Example:
         >>> import numpy as np
@@ -146,6 +159,10 @@ def predict(scores: np.ndarray, schema: Schema) -> np.ndarray:
         For classes int `[N]`: the class with the largest score, or the second of two classes if
         the single score is above 0, and -1 if a score is NaN. For labels bool `[N, K]`: whether
         each score is above 0, which NaN is not. For numbers, the scores.
+
+    Numerics:
+        The first of equal scores is the prediction; a single score of 0 predicts the first class,
+        and of a label 0.
 
     Example:
         >>> import numpy as np

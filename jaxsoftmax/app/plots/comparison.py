@@ -78,6 +78,9 @@ def compare_curves(curves: Mapping[str, ArrayLike]) -> Figure:
     Returns:
         A figure.
 
+    Numerics:
+        A loss of NaN or infinity is left out.
+
     Example:
         >>> from jaxsoftmax.app import plots
         >>> figure = plots.compare_curves({"a": [1.0, 0.5], "b": [1.1, 0.7]})

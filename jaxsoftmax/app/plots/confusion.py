@@ -38,6 +38,9 @@ def most_confused_pairs(counts: np.ndarray, *, limit: int) -> list[tuple[int, in
         Pairs of a true class and a predicted class, the largest count first; pairs that never
         occur are left out.
 
+    Numerics:
+        Of equal counts the pair that comes first by row, then by column, is first.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots
@@ -64,6 +67,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
     Returns:
         A figure with the matrix and the keys of its two colors.
+
+    Numerics:
+        A class without examples has an empty row. Counts must be finite.
 
     Example:
         >>> import numpy as np

@@ -38,6 +38,9 @@ def top_features(
     Returns:
         A figure with K panels.
 
+    Numerics:
+        By size, of either sign; of equal weights the first feature comes first. NaN comes last.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots

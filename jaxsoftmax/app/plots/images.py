@@ -33,6 +33,12 @@ def class_templates(w: np.ndarray, shape: tuple[int, ...], classes: Sequence[str
     Returns:
         A figure with K images.
 
+    Numerics:
+        Weights that are all 0 are drawn as no color, or as gray.
+
+    Raises:
+        ValueError: if `shape` is not that of an image.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots
@@ -61,6 +67,13 @@ def mistakes(images: np.ndarray, captions: Sequence[str]) -> Figure:
 
     Returns:
         A figure with N images.
+
+    Numerics:
+        Gray images are divided by the largest value of all of them; values outside 0 to 1 are
+        clipped.
+
+    Raises:
+        ValueError: if the images have another number of channels.
 
     Example:
         >>> import numpy as np

@@ -32,6 +32,10 @@ def learning_curves(history: Mapping[str, np.ndarray]) -> Figure:
     Returns:
         A figure with a panel for the loss and, if there is one, a panel for the accuracy.
 
+    Numerics:
+        A loss of NaN or infinity is left out, and has no mark. Losses that span more than two
+        decades have a log scale.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots
@@ -72,6 +76,9 @@ def regularization_curve(C: ArrayLike, loss: ArrayLike, *, error: ArrayLike) -> 
 
     Returns:
         A figure.
+
+    Numerics:
+        A loss of NaN or infinity is left out.
 
     Example:
         >>> from jaxsoftmax.app import plots

@@ -144,6 +144,10 @@ def threshold_curves(curve: RankingCurve, probabilities: np.ndarray, name: str) 
     Returns:
         A figure.
 
+    Numerics:
+        F1 is 0 where precision and recall are. A curve of more than 400 points is drawn by 400 of
+        them.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots

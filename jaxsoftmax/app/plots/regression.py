@@ -38,6 +38,9 @@ def residuals(
     Returns:
         A figure with two panels for each number.
 
+    Numerics:
+        Numbers that are NaN or infinite are outside, like those beyond the edges.
+
     Example:
         >>> import numpy as np
         >>> from jaxsoftmax.app import plots

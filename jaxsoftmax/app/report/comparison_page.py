@@ -80,8 +80,7 @@ def _render_metrics(runs: Sequence[ComparedRun]) -> Iterator[Element]:
         (
             shorten(run.name, MAX_NAME_WIDTH),
             *(
-                evaluation.format_metric(name, run.test.get(name))
-                + (" ★" if run.name in bests[name] else "")
+                formats.metric(name, run.test.get(name)) + (" ★" if run.name in bests[name] else "")
                 for name in names
             ),
         )
@@ -117,15 +116,10 @@ def _render_settings(runs: Sequence[ComparedRun]) -> Iterator[Element]:
     if not settings:
         yield Text("None: the runs have the same settings.")
         return
-    rows = [
-        (
-            shorten(run.name, MAX_NAME_WIDTH),
-            *(_format(values[index]) for values in settings.values()),
-        )
-        for index, run in enumerate(runs)
-    ]
-    headings = ("run", *(name.replace("_", " ") for name in settings))
-    yield Table("Settings that differ", headings, rows, "l" + "r" * len(settings))
+    # A row for each: runs may differ in more settings than a page is wide.
+    rows = [(name.replace("_", " "), *map(_format, values)) for name, values in settings.items()]
+    headings = ("setting", *(shorten(run.name, MAX_NAME_WIDTH) for run in runs))
+    yield Table("Settings that differ", headings, rows, "l" + "r" * len(runs))
 
 
 def _format(value: object) -> str:
@@ -162,9 +156,7 @@ def _render_items(runs: Sequence[ComparedRun]) -> Iterator[Element]:
         if all(item["f1"] is not None for item in group)
     ]
     rows.sort(key=lambda row: min(row[1:]) - max(row[1:]))
-    shown = [
-        (name, *(evaluation.format_metric("f1", value) for value in f1)) for name, *f1 in rows[:10]
-    ]
+    shown = [(name, *(formats.metric("f1", value) for value in f1)) for name, *f1 in rows[:10]]
     singular = {Task.classes: "class", Task.labels: "label"}[runs[0].schema.task]
     headings = (singular, *(shorten(run.name, MAX_NAME_WIDTH) for run in runs))
     title = f"F1 of the test examples of each {singular}"

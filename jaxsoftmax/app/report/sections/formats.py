@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxsoftmax.app import evaluation
 from jaxsoftmax.app.report.elements import isolate
 
 ABSENT = "–"
@@ -42,6 +43,24 @@ def number(value: float) -> str:
     """
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
     return text.replace("-", "−")
+
+
+def metric(name: str, value: float | None) -> str:
+    """Format a metric as `evaluation.format_metric` does, with the minus of the other numbers.
+
+    Args:
+        name: the name of the metric.
+        value: its value, or None if it is undefined.
+
+    Returns:
+        A few characters.
+
+    Example:
+        >>> from jaxsoftmax.app.report.sections import formats
+        >>> formats.metric("r2", -0.5)
+        '−0.5000'
+    """
+    return evaluation.format_metric(name, value).replace("-", "−")
 
 
 def signed(value: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from jaxsoftmax.app import evaluation
 from jaxsoftmax.app.report.context import MAX_NAME_WIDTH, Context
 from jaxsoftmax.app.report.elements import Details, Element, Table
+from jaxsoftmax.app.report.sections import formats
 from jaxsoftmax.app.text import shorten
 
 MAX_TABLE_ROWS = 20  # of more classes, the worst have a table, and all one that is folded
@@ -21,7 +22,7 @@ def render(context: Context) -> Iterator[Element]:
 def _overall_table(context: Context) -> Table:
     splits = context.run.metrics
     rows = [
-        (title, *(evaluation.format_metric(name, values.get(name)) for values in splits.values()))
+        (title, *(formats.metric(name, values.get(name)) for values in splits.values()))
         for name, title in evaluation.TITLES.items()
         if name in context.test_metrics
         and name != "examples"
@@ -50,7 +51,7 @@ def _item_table(context: Context, title: str, items: Sequence[Mapping[str, Any]]
     rows = [
         (
             shorten(item["name"], MAX_NAME_WIDTH),
-            *(evaluation.format_metric(c, item[c]) for c in columns),
+            *(formats.metric(c, item[c]) for c in columns),
         )
         for item in items
     ]

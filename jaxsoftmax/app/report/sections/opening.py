@@ -6,6 +6,7 @@ from jaxsoftmax.app import evaluation
 from jaxsoftmax.app.data.dataset import Task
 from jaxsoftmax.app.report.context import Context
 from jaxsoftmax.app.report.elements import Command, Element, Summary, Text
+from jaxsoftmax.app.report.sections import formats
 from jaxsoftmax.app.text import shorten
 
 HEADLINES = {
@@ -60,16 +61,16 @@ def _boxes(context: Context) -> Iterator[tuple[str, str, list[str]]]:
     for name in HEADLINES[context.task]:
         if values.get(name) is not None:
             interval = values.get(f"{name}_interval")
-            ends = " to ".join(evaluation.format_metric(name, end) for end in interval or ())
+            ends = " to ".join(formats.metric(name, end) for end in interval or ())
             notes = [f"95% interval {ends}"] if ends else []
             if baseline is not None and baseline.metric == name:
                 notes.append(
-                    f"baseline {evaluation.format_metric(name, baseline.value)}, always "
+                    f"baseline {formats.metric(name, baseline.value)}, always "
                     f"{shorten(baseline.prediction, 32)}"
                 )
             yield (
                 f"test {evaluation.TITLES[name]}",
-                evaluation.format_metric(name, values[name]),
+                formats.metric(name, values[name]),
                 notes,
             )
     yield "test examples", f"{len(context.targets):,}", []
