@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxsoftmax as js
 from jaxsoftmax import few_passes
-from jaxsoftmax.kernels import target
+from jaxsoftmax.kernels import linear_binary_cross_entropy_sum, target
 from jaxsoftmax.kernels.gpu import rows
 from jaxsoftmax.kernels.gpu.rows import implementation, plans
 from jaxsoftmax.kernels.gpu.rows.pipeline import IGNORED, UNDEFINED
@@ -372,6 +372,22 @@ def test_exponentials_are_computed_again_and_the_same():
     jax.clear_caches()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+def test_a_head_of_labels_is_one_pass():
+    x, w = jax.random.normal(jax.random.key(0), (2, 5, 5))
+    t = jnp.eye(5).at[0, 1].set(0.5)
+    total = partial(linear_binary_cross_entropy_sum, implementation="xla_chunked")
+    run = jax.value_and_grad(total, (0, 1))
+    want = jax.jit(run)(x, w, t)
+    jax.clear_caches()
+    with target.assumed("gpu"):
+        program = jax.jit(run).lower(x, w, t)
+        assert "optimization_barrier" in program.as_text()
+        found = program.compile()(x, w, t)
+    jax.clear_caches()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
 
 
 @pytest.fixture

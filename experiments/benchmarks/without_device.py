@@ -31,6 +31,7 @@ from jaxsoftmax.kernels.gpu.rows import implementation, plans
 COMPARED = (LARGEST, heads.Shape(2048, 768, 50_257), heads.Shape(4096, 1024, 1000))
 # Numbers of classes of the sum in XLA's operations, of which cuBLAS multiplies one as it lies.
 OF_XLA = (heads.Shape(8192, 2304, 256_000), heads.Shape(8192, 2304, 256_001))
+OF_XLA_LABELS = heads.Shape(8192, 768, 32_768)
 # The default in float32: the row kernel between XLA's products, and XLA's form of more classes.
 OF_FLOAT32 = (heads.FLOAT32, heads.Shape(2048, 4096, 128_256, "float32"))
 # One shape for each plan of rows, aligned or not.
@@ -138,6 +139,11 @@ HEADS: dict[str, tuple[Program, Callable[..., Any], heads.Shape]] = {
         f"labels, {name}": (program, heads.data_of_labels, LABELS)
         for name, program in heads.sigmoid(heads.KERNEL).items()
     },
+    "labels by XLA": (
+        Program(partial(heads.labels_total, heads.XLA)),
+        heads.data_of_labels,
+        OF_XLA_LABELS,
+    ),
     "labels, everything": (Program(labels_with_everything), heads.data_of_labels, LABELS),
     **{f"default, {s}": (Program(partial(heads.total, {})), heads.data, s) for s in COMPARED},
     **{f"xla, {s}": (Program(partial(heads.total, heads.XLA)), heads.data, s) for s in OF_XLA},

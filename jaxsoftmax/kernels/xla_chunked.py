@@ -38,6 +38,7 @@ from jax import Array, lax
 
 from jaxsoftmax import derivatives, losses, placement, softmax_core, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
+from jaxsoftmax.exponential import again
 from jaxsoftmax.kernels import chunks, fused_sums, primitives, row_losses, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
@@ -549,9 +550,12 @@ def _binary_loss(head: Head, block: _Block) -> Array:
 
 
 def _binary_gradient(head: Head, block: _Block) -> Array:
-    """Return the gradient of the losses in the logits of a block."""
+    """Return the gradient of the losses in the logits of a block.
+
+    A GPU would store the exponentials that it shares with the losses, 8 bytes a logit.
+    """
     targets, options = _binary_arguments(head, block)
-    return derivatives.binary_cross_entropy_gradient(block.z, targets, **options)
+    return derivatives.binary_cross_entropy_gradient(again(block.z), targets, **options)
 
 
 def _binary_arguments(head: Head, block: _Block) -> tuple[Array, dict[str, Array | None]]:
