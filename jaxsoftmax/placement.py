@@ -271,6 +271,18 @@ def mesh_of(x: Array) -> AbstractMesh:
     return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
 
 
+def enter_mesh(x: Array) -> Array:
+    """Return x on the mesh of `jax.set_mesh`, if that is Explicit and the type of x has none.
+
+    A program's NumPy argument has none, whatever the context, and JAX would not shard it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    is_typed = not jax.typeof(x).sharding.mesh.empty
+    if is_typed or AxisType.Explicit not in mesh.axis_types or not isinstance(x, jax.core.Tracer):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim))
+
+
 def check_context(x: Array, name: str) -> None:
     """Raise a ValueError if x is on another mesh than that of `jax.set_mesh`."""
     found = dict(jax.typeof(x).sharding.mesh.shape)

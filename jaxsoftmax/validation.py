@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxsoftmax import exponential
 from jaxsoftmax.host_arrays import ROUNDING_ULPS, check_at_least_one, to_host  # noqa: F401
-from jaxsoftmax.placement import select
+from jaxsoftmax.placement import enter_mesh, select
 
 # A named alias, so that signatures print `ArrayLike` rather than the union that it stands for.
 type ArrayLike = jax.typing.ArrayLike
@@ -51,7 +51,7 @@ def as_array(x: Any, name: str) -> Array:
     """Return x as a JAX array; raise a TypeError with its name if it is None."""
     if x is None:
         raise TypeError(f"{name}: expected an array, got None")
-    return jnp.asarray(as_argument(x, name))
+    return enter_mesh(jnp.asarray(as_argument(x, name)))
 
 
 def as_scalar(x: Any, name: str, dtype: Any) -> Array:

@@ -74,6 +74,25 @@ def test_classes_that_the_shards_do_not_divide() -> None:
         cross_entropy(LOGITS[:, :7], LABELS, shards=Shards(classes="model"))
 
 
+def test_arrays_of_numpy_on_an_explicit_mesh() -> None:
+    """Their types name no mesh, inside a program as well; gradients are those of one device."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((4, 3), (3, 8)))
+    y, where = np.arange(4), np.arange(32).reshape(4, 8) > 7
+
+    def value(x: Any, w: Any, shards: Shards | None) -> Any:
+        nll = linear_cross_entropy(x, w, y, where=where, shards=shards).nll
+        return nll.sum() + cross_entropy(w, y[:3], shards=shards).sum()
+
+    gradients = jax.grad(value, (0, 1))
+    wanted = jax.jit(partial(gradients, shards=None))(x, w)
+    for axis in ("rows", "classes"):
+        with jax.set_mesh(jax.make_mesh((2,), ("model",), (AxisType.Explicit,))):
+            found = jax.jit(partial(gradients, shards=Shards(**{axis: "model"})))(x, w)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_arrays_on_another_mesh_than_the_one_of_the_context() -> None:
     own, other = (jax.make_mesh((2,), (name,), (AxisType.Auto,)) for name in ("model", "other"))
     z, x = (jax.device_put(a, jax.NamedSharding(own, P())) for a in (LOGITS, X))
@@ -206,6 +225,36 @@ def test_integers_of_64_bits_in_parts_of_32() -> None:
         largest, total = jax.jit(spread)(orders, integers)
         np.testing.assert_array_equal(largest[0], orders.max(0))
         np.testing.assert_array_equal(total[0], integers.sum(0))
+
+
+def test_sums_of_float64_over_tpus_in_integers() -> None:
+    """To 2^-49 of the largest term: terms that cancel, of all sizes, none, and infinite ones."""
+    rng = np.random.default_rng(0)
+    terms = rng.standard_normal((2, 500)) * 2.0 ** rng.uniform(-90, 90, 500)
+    terms[1, :100] = -terms[0, :100] * (1 + 1e-9)
+    terms[:, 100], terms[0, 101], terms[1, 102] = 0, np.inf, np.nan
+    mesh = jax.make_mesh((2,), ("r",), (AxisType.Auto,))
+    with jax.enable_x64(), target.assumed("tpu"):
+        run = jax.shard_map(
+            lambda a: integer_reductions.float_total((a, a.astype(jnp.float32)), ("r",)),
+            mesh=mesh,
+            in_specs=P("r"),
+            out_specs=P(),
+        )
+        found, single = jax.jit(run)(jnp.asarray(terms))
+    assert np.isnan(found[0, 101:103]).all()
+    terms, found = np.delete(terms, [101, 102], 1), np.delete(found[0], [101, 102])
+    assert (abs(found - terms.sum(0)) <= 2.0**-49 * abs(terms).max(0)).all()
+    assert single.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 16, 32, 1024])
+def test_integers_have_room_for_the_sums_of_all_devices(devices: int) -> None:
+    first, *others = integer_reductions._places(devices)
+    assert devices * 4 * 2**first < 2**31
+    assert all(devices * 2**bits <= 2**31 for bits in others)
+    assert devices * 2.0 ** -(first + sum(others)) <= 2.0**-47
+    assert len(others) == (1 if devices <= 16 else 2)
 
 
 def constants(jaxpr: Any) -> Iterator[Any]:
