@@ -1,5 +1,7 @@
 """How a weighted sum in XLA's operations is divided on accelerators, and logits computed twice."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import contract
@@ -8,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsoftmax.kernels import Tiles, linear_cross_entropy_sum, target, tiles
+from jaxsoftmax.kernels import (
+    Tiles,
+    chunks,
+    linear_cross_entropy,
+    linear_cross_entropy_sum,
+    target,
+    tiles,
+)
 from jaxsoftmax.kernels.chunks import rows_per_chunk
 from jaxsoftmax.kernels.types import Head, NeedsGrad, Options
 from jaxsoftmax.kernels.xla_chunked import classes_of_block
@@ -58,6 +67,18 @@ def planned(
         (104, (8192, 2304, 256_001), ("bfloat16", "tpu", None, ("x",))),
         (256, (8192, 2304, 256_000), ("bfloat16", "gpu", None, ("x",))),
         (410, (8192, 2304, 256_001), ("bfloat16", "cpu", None)),
+        # On a CPU, chunks of 104, 80 and 8 rows; w with 8,000 entries stays in the cache.
+        (103, (1024, 256, 16_000), ("float32", "cpu", 2**25)),
+        (None, (1024, 256, 16_000), ("bfloat16", "cpu", 2**25)),
+        (None, (1024, 256, 20_000), ("float32", "cpu", 2**25)),
+        (79, (1024, 256, 20_000), ("float32", "cpu", 2**25, ("x",))),
+        (None, (1024, 256, 128_000), ("float32", "cpu", 2**25)),
+        (None, (1024, 256, 128_000), ("float32", "cpu", 2**25, ())),
+        (8, (8, 256, 128_000), ("float32", "cpu", 2**25)),
+        (8, (4096, 8, 1000), ("float32", "cpu", 2**18)),
+        # All logits are smaller than a chunk's copy of the features.
+        (1970, (1970, 2047, 103), ("float32", "cpu", None)),
+        (985, (1970, 102, 1003), ("float32", "cpu", None)),
         # Few classes: at once, but for features that are data, which stay in the cache.
         (2560, (2560, 3136, 10), ("float32", "cpu", None)),
         (854, (2560, 3136, 10), ("float32", "cpu", None, ("w",))),
@@ -87,6 +108,9 @@ def test_rows_of_a_chunk(rows: int | None, shape: tuple[int, int, int], how: tup
         (131_072, (128, 8192, 131_072), ("bfloat16", "gpu", None)),
         (7680, (128, 8192, 131_073), ("bfloat16", "gpu", None)),
         (1001, (2048, 4096, 1001), ("bfloat16", "gpu", None)),
+        # On a CPU, 4 MB of logits in place of blocks with 4 MB of copies of w, and 8 MB.
+        (4000, (128, 1024, 4000), ("float32", "cpu", 2**20)),
+        (1024, (128, 1024, 8000), ("float32", "cpu", 2**20)),
     ],
 )
 def test_classes_of_a_block(classes: int, shape: tuple[int, int, int], how: tuple):
@@ -101,7 +125,14 @@ def test_logits_computed_twice_are_no_worse_than_dense():
             contract.assert_no_worse(head, run(head), f"{scale}, {kind} label")
 
 
-def test_rows_and_classes_that_do_not_count_and_second_derivatives():
+@pytest.mark.parametrize("way", ["twice", "added in blocks"])
+def test_rows_and_classes_that_do_not_count_and_second_derivatives(
+    way: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chunks, "ADDED_ENTRIES", 1)
+    monkeypatch.setattr(chunks, "MIN_ADDED_CLASSES", 10)  # of 37
+    sizes = contract.TILES if way == "twice" else Tiles(rows=3, classes=10)
+    device = on_gpu() if way == "twice" else nullcontext()
     n, _, k = SHAPE
     head = contract.case(SHAPE, np.float32, 1.0, "random")
     x, w = head.x.at[3].set(jnp.nan), head.w
@@ -118,22 +149,39 @@ def test_rows_and_classes_that_do_not_count_and_second_derivatives():
         gradient = jax.grad(partial(total, tiles), (0, 1))
         return jax.jvp(gradient, (w, bias), (jnp.cos(w), jnp.sin(bias)))
 
-    with on_gpu():
-        found = jax.jit(partial(derivatives, contract.TILES))(w, head.bias)
+    with device:
+        found = jax.jit(partial(derivatives, sizes))(w, head.bias)
     wanted = jax.jit(partial(derivatives, Tiles(rows=n, classes=k)))(w, head.bias)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert np.isfinite(ours).all()
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_on_a_cpu_does_not_depend_on_how_blocks_divide_the_classes():
-    def used(k: int) -> int:
-        types = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((512, 16), (16, k))]
-        labels = jax.ShapeDtypeStruct((512,), jnp.int32)
-        run = partial(linear_cross_entropy_sum, memory=2**22, implementation="xla_chunked")
-        gradient = jax.jit(jax.grad(run, (0, 1)))
-        return gradient.lower(*types, labels).compile().memory_analysis().temp_size_in_bytes
+def temporary_bytes(function: Callable, n: int, d: int, k: int, memory: int) -> int:
+    types = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, k))]
+    labels = jax.ShapeDtypeStruct((n,), jnp.int32)
 
-    aligned, other = used(16_000), used(16_001)
+    def total(x: jax.Array, w: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.asarray(function(x, w, labels, memory=memory)))
+
+    gradient = jax.jit(jax.grad(total, (0, 1)))
+    return gradient.lower(*types, labels).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("memory", [2**22, 2**24], ids=["twice", "chunks"])
+def test_the_sum_on_a_cpu_takes_no_more_memory_than_the_losses_of_examples(memory: int):
+    _, d, k = shape = 512, 512, 8000
+    is_chunked = planned(shape, "float32", "cpu", memory) is not None
+    assert is_chunked == (memory == 2**24)
+    found = temporary_bytes(linear_cross_entropy_sum, *shape, memory)
+    each = temporary_bytes(lambda *a, **how: linear_cross_entropy(*a, **how).nll, *shape, memory)
+    assert found <= 1.01 * each
+    assert found < 4 * d * k  # not even another gradient of w
+
+
+def test_memory_on_a_cpu_does_not_depend_on_how_blocks_divide_the_classes():
+    aligned, other = (
+        temporary_bytes(linear_cross_entropy_sum, 512, 16, k, 2**22) for k in (16_000, 16_001)
+    )
     assert other <= aligned + MEGABYTES // 2
     assert other <= 8 * MEGABYTES

@@ -299,8 +299,8 @@ def linear_cross_entropy_sum(
         dtype: the dtype of the operands of the products, as in `linear_cross_entropy`.
         memory: the budget in bytes for a chunk of logits; None means 512 MiB, and 2 GiB on a CPU.
             On a CPU and a TPU the float32 sum of w's gradient is not part of it. Where the budget
-            leaves a chunk too few rows on an accelerator, the logits are computed twice, in blocks
-            of classes as in `linear_cross_entropy`: four products in place of three.
+            leaves a chunk too few rows, the logits are computed twice, in blocks of classes as in
+            `linear_cross_entropy`: four products in place of three, which then take less time.
         implementation: as in `linear_cross_entropy`.
         tiles: block sizes, in place of a budget.
         shards: the mesh axes of rows and classes, as in `linear_cross_entropy`.

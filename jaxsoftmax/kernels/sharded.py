@@ -11,9 +11,9 @@ Bits. A block's logits are a product of one shape on any number of shards, and h
 all shapes of more than a few rows and classes that were tried on a CPU. Per example, the sums of
 blocks are rescaled to a running maximum and added in floats, so that the losses differ by an ulp or
 two between numbers of shards. The weighted sum takes whole rows, whose exponentials are added as
-integers: its value and w's gradient have the bits of their products. Where an accelerator has no
-room for enough of them (`chunks`), the sum computes the logits twice, as per example. x's gradient
-is a sum of floats over the shards.
+integers: its value and w's gradient have the bits of their products. Where there is no room for
+enough of them (`chunks`), the sum computes the logits twice, as per example. x's gradient is a sum
+of floats over the shards.
 
 x's gradient is a float32 sum before it is rounded. XLA for TPUs rounds a bfloat16 gradient first,
 which halves the bytes that cross and loses up to half an ulp of bfloat16 a shard; features in

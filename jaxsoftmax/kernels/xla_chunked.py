@@ -35,11 +35,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxsoftmax import derivatives, losses, placement, softmax_core, validation
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards
 from jaxsoftmax.exponential import again
-from jaxsoftmax.kernels import chunks, fused_sums, primitives, row_losses, tiles
+from jaxsoftmax.kernels import chunks, fused_sums, loop_operands, primitives, row_losses, tiles
 from jaxsoftmax.kernels.primitives import relative_exp
 from jaxsoftmax.kernels.types import (
     Head,
@@ -66,6 +67,7 @@ def unsupported(head: Head, options: Options) -> str | None:
 class _Block(NamedTuple):
     """A block of classes with its logits."""
 
+    head: Head  # of all classes
     cut: Cut  # which classes
     w: Array  # [D, B]
     z: Array  # [N, B], -inf where a class does not exist or belongs to another block
@@ -146,7 +148,7 @@ def tangent(head: Head, parts: LSEParts, tangents: ModelTangents, options: Optio
     zero = row_zeros(head)
 
     def step(sums: RowTangents, block: _Block) -> RowTangents:
-        dz = _logit_tangents(head, tangents, block, options)
+        dz = _logit_tangents(tangents, block, options)
         is_label = _is_label(head, block)
         mean = sums.mean
         if mean is not None:
@@ -376,22 +378,26 @@ def scan_rows[Rows](
     groups = placement.count_groups(head.x, 0)
     group_size, size = head.x.shape[0] // groups, max(chunk_size // groups, 1)
 
-    def compute(cut: Cut, is_new: Array | bool, needed: NeedsGrad) -> tuple[Rows, ModelCotangents]:
+    def compute(head: Head, cut: Cut, is_new: Array | bool) -> tuple[Rows, Head, Array]:
         chunk, chunk_valid, chunk_weights = _take_rows(head, valid, weights, cut)
         # A row that belongs to another chunk adds nothing to the sums.
         chunk_weights = jnp.where(is_new & chunk_valid, chunk_weights, 0)
         rows, dz = gradient(chunk, chunk_valid, chunk_weights)
-        return rows, gradients_of_rows(chunk, dz, needed, options, class_axis)
+        return rows, chunk, dz
 
     if size >= group_size:
-        return compute(Cut(0, group_size, groups), True, needs_grad)
+        rows, chunk, dz = compute(head, Cut(0, group_size, groups), True)
+        return rows, gradients_of_rows(chunk, dz, needs_grad, options, class_axis)
+
+    operands = loop_operands.hold(head, options)
 
     def step(carry: tuple[Rows, ModelCotangents], i: Array | int) -> tuple[Rows, ModelCotangents]:
         rows, gradients = carry
         cut = Cut(jnp.minimum(i * size, group_size - size), size, groups)
-        chunk, found = compute(cut, cut.since(i * size), _sums_needed(head, needs_grad))
+        found, chunk, dz = compute(operands(), cut, cut.since(i * size))
         put = partial(placement.put_block, cut=cut, axis=0)
-        return jax.tree.map(put, rows, chunk), _add_chunk(gradients, found, cut)
+        gradients = _add_chunk(gradients, chunk, dz, cut, needs_grad, options, class_axis)
+        return jax.tree.map(put, rows, found), gradients
 
     start: Any = row_zeros(head) if zeros is None else zeros
     start = start, _init_chunk_gradients(head, needs_grad, class_axis)
@@ -399,12 +405,6 @@ def scan_rows[Rows](
     if gradients.w is not None:
         gradients = gradients._replace(w=gradients.w.astype(needs_grad.w))
     return rows, gradients
-
-
-def _sums_needed(head: Head, needs_grad: NeedsGrad) -> NeedsGrad:
-    """Return the dtypes of a chunk's gradients: that of sums where chunks are added."""
-    sums = primitives.sum_dtype(head.x.dtype)
-    return needs_grad._replace(w=None if needs_grad.w is None else sums)
 
 
 def _init_chunk_gradients(head: Head, needs_grad: NeedsGrad, class_axis: int) -> ModelCotangents:
@@ -448,27 +448,62 @@ def gradients_of_rows(
         x = primitives.contract_classes(low, rows.w, class_axis, options, dtype)
         x = x.astype(needs_grad.x)
     if needs_grad.w is not None:
-        dtype = primitives.rounded_dtype(needs_grad.w, options)
-        if class_axis == 0:
-            w = primitives.dot(low, rows.x, (1, 0), options.precision, dtype)
-        else:
-            w = primitives.weight_gradient(rows.x, low, options.precision, dtype)
-        w = w.astype(needs_grad.w)
+        w = _gradient_of_w(rows, dz, needs_grad.w, options, class_axis)
     if needs_grad.bias is not None:
         bias = jnp.sum(dz, 1 - class_axis, dtype=primitives.sum_dtype(rows.x.dtype))
     return ModelCotangents(x, w, bias)
 
 
-def _add_chunk(sums: ModelCotangents, found: ModelCotangents, cut: Cut) -> ModelCotangents:
+def _gradient_of_w(
+    rows: Head, dz: Array, wanted: DTypeLike, options: Options, class_axis: int
+) -> Array:
+    """Return the gradient of w, from the gradient in some logits of all these rows."""
+    low, dtype = dz.astype(rows.x.dtype), primitives.rounded_dtype(wanted, options)
+    if class_axis == 0:
+        w = primitives.dot(low, rows.x, (1, 0), options.precision, dtype)
+    else:
+        w = primitives.weight_gradient(rows.x, low, options.precision, dtype)
+    return w.astype(wanted)
+
+
+def _add_chunk(
+    sums: ModelCotangents,
+    chunk: Head,
+    dz: Array,
+    cut: Cut,
+    needs_grad: NeedsGrad,
+    options: Options,
+    class_axis: int,
+) -> ModelCotangents:
     """Add a chunk's gradients to the sums for w and bias, and write its rows for x."""
+    found = gradients_of_rows(chunk, dz, needs_grad._replace(w=None), options, class_axis)
+    x, w, bias = sums
+    if x is not None and found.x is not None:
+        x = placement.put_block(x, found.x, cut, 0)
+    if w is not None:
+        w = _add_weight_gradient(w, chunk, dz, options, class_axis)
+    if bias is not None and found.bias is not None:
+        bias = bias + found.bias
+    return ModelCotangents(x, w, bias)
 
-    def add(total: Array | None, chunk: Array | None) -> Array | None:
-        return None if total is None or chunk is None else total + chunk
 
-    x = None
-    if sums.x is not None and found.x is not None:
-        x = placement.put_block(sums.x, found.x, cut, 0)
-    return ModelCotangents(x, add(sums.w, found.w), add(sums.bias, found.bias))
+def _add_weight_gradient(
+    total: Array, chunk: Head, dz: Array, options: Options, class_axis: int
+) -> Array:
+    """Return the sum of w's gradient and that of a chunk, which is nowhere whole in memory."""
+    k, wanted = dz.shape[class_axis], total.dtype
+    size = chunks.classes_per_addition(total, dz.shape[1 - class_axis], options)
+    if size >= k or class_axis == 0:
+        return total + _gradient_of_w(chunk, dz, wanted, options, class_axis)
+
+    def add(i: Array | int, total: Array) -> Array:
+        cut = Cut(jnp.minimum(i * size, k - size), size)
+        # Classes that another block has as well do not count twice.
+        part = jnp.where(cut.since(i * size)[None, :], placement.take_block(dz, cut, 1), 0)
+        found = _gradient_of_w(chunk, part, wanted, options, class_axis)
+        return placement.put_block(total, placement.take_block(total, cut, 1) + found, cut, 1)
+
+    return lax.fori_loop(0, -(-k // size), add, total)
 
 
 class RowLogits(NamedTuple):
@@ -511,7 +546,7 @@ def binary_tangent(head: Head, tangents: ModelTangents, options: Options) -> Arr
     """Return the tangent of `binary_forward`, given those of x, w and bias."""
 
     def step(total: Array, block: _Block) -> Array:
-        dz = _logit_tangents(head, tangents, block, options)
+        dz = _logit_tangents(tangents, block, options)
         return total + jnp.sum(_binary_gradient(head, block) * dz, 1)
 
     return _scan_classes(step, row_zeros(head), head, options)
@@ -578,23 +613,30 @@ def _scan_classes[T](step: Callable[[T, _Block], T], start: T, head: Head, optio
     groups = placement.count_groups(head.w, 1)
     group_size = head.w.shape[1] // groups
     size = max(min(classes_of_block(head, options) // groups, group_size), 1)
+    count = -(-group_size // size)
+    operands = loop_operands.hold(head, options) if count > 1 else lambda: head
 
     def block_step(carry: T, i: Array | int) -> T:
-        return step(carry, _make_block(head, i, size, groups, options))
+        return step(carry, _make_block(operands(), i, size, groups, options))
 
-    return checkpointed_scan(block_step, start, -(-group_size // size))
+    return checkpointed_scan(block_step, start, count)
 
 
 def classes_of_block(head: Head, options: Options) -> int:
-    """Return the classes of a block: all of them where that takes no more memory than x's sum.
+    """Return the classes of a block: all of them where several blocks take more memory.
 
-    Several blocks need the float32 sum of x's gradient, 4 N D bytes.
+    Several blocks need the float32 sum of x's gradient, 4 N D bytes, unless that is the result. On
+    a CPU they are multiplied by copies of their parts of w, D numbers a class.
     """
     (d, k), limit = head.w.shape, options.tiles.classes
+    n, platform = head.x.shape[0], options.target.platform
+    is_static = placement.is_static(n)
+    if platform == "cpu" and is_static:
+        copies = jnp.dtype(options.dtype).itemsize * d * limit
+        limit += copies // (tiles.BYTES_PER_BLOCK_LOGIT * n)
     if primitives.rounded_dtype(options.dtype, options) != primitives.sum_dtype(options.dtype):
         limit += primitives.FLOAT_BYTES * d // tiles.BYTES_PER_BLOCK_LOGIT
-    n, is_gpu = head.x.shape[0], options.target.platform == "gpu"
-    if not is_gpu or not placement.is_static(n):
+    if platform != "gpu" or not is_static:
         return k if k <= limit else options.tiles.classes
     row_bytes = tiles.BYTES_PER_BLOCK_LOGIT * n
     fits = row_bytes * k + chunks.padded_bytes(head, options) <= row_bytes * limit
@@ -625,7 +667,7 @@ def _make_block(head: Head, i: Array | int, size: int, groups: int, options: Opt
     if head.bias is not None:
         z = z + placement.take_block(head.bias, cut, 0)[None, :]
     z, dcap = primitives.mask_and_cap(z, _and(exists, is_new), options.softcap)
-    return _Block(cut, w, z, dcap, exists, is_new)
+    return _Block(head, cut, w, z, dcap, exists, is_new)
 
 
 def checkpointed_scan[T](step: Callable[[T, Array | int], T], start: T, count: int) -> T:
@@ -638,14 +680,14 @@ def checkpointed_scan[T](step: Callable[[T, Array | int], T], start: T, count: i
     return carry
 
 
-def _logit_tangents(head: Head, tangents: ModelTangents, block: _Block, options: Options) -> Array:
+def _logit_tangents(tangents: ModelTangents, block: _Block, options: Options) -> Array:
     """Return the tangents of a block of logits."""
     dz = jnp.zeros_like(block.z)
     if tangents.x is not None:
         dz += primitives.dot(tangents.x, block.w, (1, 0), options.precision)
     if tangents.w is not None:
         dw = placement.take_block(tangents.w, block.cut, 1)
-        dz += primitives.dot(head.x, dw, (1, 0), options.precision)
+        dz += primitives.dot(block.head.x, dw, (1, 0), options.precision)
     if tangents.bias is not None:
         dz += placement.take_block(tangents.bias, block.cut, 0)[None, :]
     return _through_cap_and_mask(block, dz)
@@ -669,9 +711,9 @@ def _sum_gradients(
         value, dz = gradient(block)
         dz = _through_cap_and_mask(block, dz)
         if dz.shape[1] == head.w.shape[1]:
-            gradients = gradients_of_rows(head, dz, needs_grad, options)
+            gradients = gradients_of_rows(block.head, dz, needs_grad, options)
         else:
-            gradients = add_block(gradients, head, dz, block.cut, options)
+            gradients = add_block(gradients, block.head, dz, block.cut, options)
         return None if value is None else total + value, gradients
 
     zeros = init_gradients(head, needs_grad)
