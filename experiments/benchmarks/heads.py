@@ -57,7 +57,9 @@ The kernels have 168 registers a thread at entry and 225 KiB of shared memory a 
 run in a way that ignores the instruction by which they take more: on an H200 it spills 124 bytes in
 the sum's kernel, 192 in the gradient's, 124 in the sigmoid's that computes losses and gradients at
 once, and nothing in the forward passes and in the two products of blocks. The sum's kernel that
-also finds means and predictions, for label smoothing, spills 688 bytes there and 788 on a B200.
+also finds means and predictions, for label smoothing, spills 688 bytes there and 788 on a B200;
+with a softcap, whose derivatives it stores as well, 1,172 and 832. Then 2048 x 4096 x 128256 takes
+299 and 306 MB with 512 MiB, three products, and 4 bytes a logit more.
 
 On an H200 the inner loop is four products of 64 x 256 x 16 in a row and one wait; the end of a tile
 is some 1,400 instructions a warp, about 2% of the time of a tile at H = 4096 if nothing hid it. On
