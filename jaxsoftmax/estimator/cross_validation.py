@@ -208,7 +208,7 @@ class SoftmaxClassifierCV(CertifiedClassifier):
 
         Raises:
             NotFittedError: `fit` was not called.
-            ValueError: X does not fit the model, as in `predict`.
+            ValueError: X holds NaN or infinity, or has another number of columns.
             TypeError: metadata that nothing has requested, if they are routed.
         """
         check_is_fitted(self)

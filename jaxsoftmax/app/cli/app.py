@@ -189,11 +189,11 @@ def predict(
 ) -> None:
     """Write the predictions of the model of RUN for DATA: a table with probabilities.
 
-    The first column is the column given by --id, or row, which counts
-    from 1. For classes, the next columns are label, and p_CLASS for each
-    class. For labels, they are each LABEL, 0 or 1, and p_LABEL for each.
-    For numbers, there is one column under the name of each. Columns of
-    DATA are matched by name; a label column is ignored.
+    The first column is the one that fit was given as --id, or row, which
+    counts from 1. For classes, the next columns are label, and p_CLASS for
+    each class. For labels, they are each LABEL, 0 or 1, and p_LABEL for
+    each. For numbers, there is one column under the name of each. Columns
+    of DATA are matched by name; a label column is ignored.
     """
 
 
