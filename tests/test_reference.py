@@ -41,6 +41,7 @@ def test_the_command_of_the_contributing_page_makes_the_reference(tmp_path: Path
     assert {"index.html", "jaxsoftmax.html", "jaxsoftmax/metrics.html"} <= made.keys()
     anchors = {name: set(re.findall(r'id="([^"]+)"', text)) for name, text in made.items()}
     assert set(jaxsoftmax.__all__) - {"__version__"} <= anchors["jaxsoftmax.html"]
+    assert "CertifiedClassifier.predict_proba" in anchors["jaxsoftmax/estimator.html"]
     for name, text in made.items():
         for link in re.findall(r'href="([^"]+)"', text):
             if "//" in link:

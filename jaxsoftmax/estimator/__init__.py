@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 # Each is loaded at its first use: the one does without scikit-learn's metrics and model selection,
 # and, for small problems, without JAX.
 if TYPE_CHECKING:
+    from jaxsoftmax.estimator.base import CertifiedClassifier
     from jaxsoftmax.estimator.classifier import SoftmaxClassifier
     from jaxsoftmax.estimator.cross_validation import SoftmaxClassifierCV
 
-__all__ = ["SoftmaxClassifier", "SoftmaxClassifierCV"]
+__all__ = ["SoftmaxClassifier", "SoftmaxClassifierCV", "CertifiedClassifier"]
 
-_HOMES = {"SoftmaxClassifier": "classifier", "SoftmaxClassifierCV": "cross_validation"}
+_HOMES = {
+    "SoftmaxClassifier": "classifier",
+    "SoftmaxClassifierCV": "cross_validation",
+    "CertifiedClassifier": "base",  # public for its methods, which the reference shows there
+}
 
 if not TYPE_CHECKING:  # for which every other name would exist too
 

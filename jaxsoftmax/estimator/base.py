@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CertifiedClassifier(ClassifierMixin, BaseEstimator):
-    """Logistic regression without its choice of a penalty.
+    """Logistic regression without its choice of a penalty: the predictions of both estimators.
 
     X may be an array of JAX whose rows several devices share, also of several processes. It stays
     where it is: every process fits the same model, and scores and probabilities are arrays of JAX
