@@ -44,9 +44,9 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jaxsoftmax import placement, softmax_core, validation
-from jaxsoftmax.kernels import chunks, loop_operands, primitives, tiles, xla_chunked
+from jaxsoftmax.kernels import chunks, loop_operands, primitives, row_sums, tiles, xla_chunked
 from jaxsoftmax.kernels.primitives import relative_exp
-from jaxsoftmax.kernels.row_losses import RowLoss, RowTerms
+from jaxsoftmax.kernels.row_sums import RowSum
 from jaxsoftmax.kernels.tpu import calls, grids
 from jaxsoftmax.kernels.tpu.calls import out_type
 from jaxsoftmax.kernels.tpu.grids import (
@@ -159,48 +159,8 @@ def _scan_classes(
 # -- Softmax, a weighted sum --
 
 
-@with_derivatives_of(xla_chunked.value_and_gradients)
-def value_and_gradients(
-    head: Head, valid: Array | None, weights: Array, needs_grad: NeedsGrad, options: Options
-) -> tuple[Array, ModelCotangents]:
-    """Return the loss of each row and the gradients of the weighted sum.
-
-    The loss of a row that is not valid is 0.
-    """
-    if not any(needs_grad):
-        nll = primitives.valid_row_losses(forward, head, valid, options)
-        return nll, ModelCotangents(None, None, None)
-    zeros = xla_chunked.row_zeros(head)
-    arguments = head, valid, weights, needs_grad, options
-    nll, found = _sum_rows(primitives.nll_cotangents, zeros, *arguments)
-    return validation.zero_ignored(nll, valid), found
-
-
-@with_derivatives_of(xla_chunked.rows_and_gradients, options=3)
-def rows_and_gradients(
-    head: Head,
-    weights: Array,
-    constants: tuple[Array, ...],
-    function: Callable,
-    needs_grad: NeedsGrad,
-    options: Options,
-) -> tuple[RowTerms, ModelCotangents]:
-    """Return the terms of each row, and the gradients of the weighted sum of a function of them."""
-    if not any(needs_grad):
-        return RowTerms.of(forward(head, options)), ModelCotangents(None, None, None)
-    loss, zeros = RowLoss(function, constants), RowTerms.zeros(xla_chunked.row_zeros(head))
-    if options.softcap is not None and loss.uses_mean(zeros.mean):
-        # The gradient of a mean of capped logits has the derivative of each cap, which exponentials
-        # that round to 0 do not tell.
-        return xla_chunked.compute_twice(
-            head, weights, needs_grad, options, forward, backward, loss.part_cotangents
-        )
-    return _sum_rows(loss.part_cotangents, zeros, head, None, weights, needs_grad, options)
-
-
 def _sum_rows(
-    rule: RowRule,
-    zeros: Any,
+    of: RowSum,
     head: Head,
     valid: Array | None,
     weights: Array,
@@ -208,17 +168,26 @@ def _sum_rows(
     options: Options,
 ) -> tuple[Any, ModelCotangents]:
     """Return the numbers of each row, and the gradients of a weighted sum."""
+    if of.uses_mean and options.softcap is not None:
+        # The gradient of a mean of capped logits has the derivative of each cap, which exponentials
+        # that round to 0 do not tell.
+        head, weights = xla_chunked.ignore_rows(head, valid, weights)
+        arguments = head, weights, needs_grad, options
+        return xla_chunked.compute_twice(*arguments, forward, backward, of.rule)
 
     def gradient(chunk: Head, valid: Array, weights: Array) -> tuple[Any, Array]:
         del valid  # of weight 0
-        return _rows_and_gradient(rule, chunk, weights, options)
+        return _rows_and_gradient(of.rule, chunk, weights, options)
 
     # The exponentials in the dtype of x take the bytes of a chunk of `xla_chunked`.
     limit = options.tiles.rows * tiles.BYTES_PER_CHUNK_LOGIT // head.x.dtype.itemsize
     size = chunks.even_size(head.x.shape[0], limit)
     return xla_chunked.scan_rows(
-        gradient, head, valid, weights, needs_grad, options, chunk_size=size, zeros=zeros
+        gradient, head, valid, weights, needs_grad, options, chunk_size=size, zeros=of.zeros
     )
+
+
+value_and_gradients, rows_and_gradients = row_sums.weighted_sums(forward, _sum_rows)
 
 
 def _rows_and_gradient(
