@@ -31,6 +31,7 @@ from jaxsoftmax import (
     softmax_core,
 )
 from jaxsoftmax.kernels import target
+from jaxsoftmax.solvers import device_sums
 
 SCRIPT = Path(__file__).parent / "mesh_cases_classes.py"
 
@@ -103,7 +104,9 @@ def test_masks_that_lie_elsewhere_than_the_model() -> None:
 
     def value(x: Any, w: Any, where: Any, shards: Shards | None) -> Any:
         nll = linear_cross_entropy(x, w, jnp.arange(4), where=where, shards=shards).nll
-        return nll.sum() + linear_binary_cross_entropy(x, w, where, where=where, shards=shards).sum()
+        return (
+            nll.sum() + linear_binary_cross_entropy(x, w, where, where=where, shards=shards).sum()
+        )
 
     gradients = jax.grad(value, (0, 1))
     wanted = jax.jit(partial(gradients, shards=None))(x, w, where)
@@ -261,7 +264,7 @@ def test_sums_of_float64_over_tpus_in_integers() -> None:
     mesh = jax.make_mesh((2,), ("r",), (AxisType.Auto,))
     with jax.enable_x64(), target.assumed("tpu"):
         run = jax.shard_map(
-            lambda a: integer_reductions.float_total((a, a.astype(jnp.float32)), ("r",)),
+            lambda a: device_sums.total((a, a.astype(jnp.float32)), ("r",)),
             mesh=mesh,
             in_specs=P("r"),
             out_specs=P(),
@@ -275,7 +278,7 @@ def test_sums_of_float64_over_tpus_in_integers() -> None:
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 16, 32, 1024])
 def test_integers_have_room_for_the_sums_of_all_devices(devices: int) -> None:
-    first, *others = integer_reductions._places(devices)
+    first, *others = device_sums._places(devices)
     assert devices * 4 * 2**first < 2**31
     assert all(devices * 2**bits <= 2**31 for bits in others)
     assert devices * 2.0 ** -(first + sum(others)) <= 2.0**-47

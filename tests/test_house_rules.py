@@ -22,9 +22,9 @@ FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(inspect
 
 # Lower imports nothing from higher; modules of one rank do not import each other.
 RANKS = {
-    "placement": 0,
+    "placement": -1,
     "sharding": 2,
-    "exponential": 1,
+    "exponential": 0,
     "few_passes": 2,
     "fixed_point": 2,
     "host_arrays": 0,

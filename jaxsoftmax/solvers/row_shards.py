@@ -26,9 +26,10 @@ from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxsoftmax import integer_reductions, placement
+from jaxsoftmax import placement
 from jaxsoftmax.class_shards import UNSHARDED, ClassShards, resolve
 from jaxsoftmax.sharding import Shards
+from jaxsoftmax.solvers import device_sums
 
 
 @jax.tree_util.register_dataclass
@@ -298,7 +299,7 @@ def sum_rows(
     """
 
     def local(*arrays: Array) -> Any:
-        return integer_reductions.float_total(function(*arrays), features.axes)
+        return device_sums.total(function(*arrays), features.axes)
 
     own = [features.example_spec(a.ndim) for a in operands]
     specs = features.sharding.spec, *(PartitionSpec() for _ in replicated), *own
