@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax import integer_reductions, placement
-from jaxsoftmax.placement import select
+from jaxsoftmax.placement import is_static, select
 
 CPU_BLOCK_ENTRIES = 2**20  # 4 MB, which stay in a CPU's cache
 VECTOR_LENGTH = 8  # of a CPU's maxima
@@ -181,7 +181,8 @@ def by_rows(function: Callable[..., Array], axis: int, *arrays: Any) -> Array:
         arrays: the first is `[..., K]`, and the others like it or `[...]`.
     """
     first, many = arrays[0], functools.partial(function, axis)
-    if first.ndim != 2 or axis != 1 or first.size <= 2 * CPU_BLOCK_ENTRIES:
+    can_be_large = first.ndim == 2 and axis == 1 and is_static(*first.shape)
+    if not can_be_large or first.size <= 2 * CPU_BLOCK_ENTRIES:
         return many(*arrays)
     rows = max(CPU_BLOCK_ENTRIES // first.shape[1], 1)
 

@@ -12,6 +12,7 @@ import pytest
 from jax import export
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as mosaic
+from jax.sharding import PartitionSpec as P
 
 import jaxsoftmax as js
 from jaxsoftmax import linear, training
@@ -128,6 +129,23 @@ def test_a_number_of_classes_may_be_a_symbol() -> None:
     labels = np.arange(8, dtype=np.int32)
     want = js.cross_entropy(logits, labels)
     np.testing.assert_allclose(program.call(logits, labels), want, rtol=1e-6)
+
+
+def test_a_batch_of_any_size_whose_classes_are_sharded() -> None:
+    """It is not called: XLA for CPUs crashes in a shard_map that pads an axis of any size."""
+    mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,))
+    shards = js.Shards(classes="model")
+
+    def total(z: Any, y: Any) -> Any:
+        return jnp.sum(js.cross_entropy(z, y, shards=shards) + js.entropy(z, shards=shards))
+
+    (b,) = export.symbolic_shape("b")
+    own, whole = (jax.NamedSharding(mesh, P(*axes)) for axes in ((None, "model"), ()))
+    logits = jax.ShapeDtypeStruct((b, K), jnp.float32, sharding=own)
+    labels = jax.ShapeDtypeStruct((b,), jnp.int32, sharding=whole)
+    with jax.set_mesh(mesh):
+        program = export.export(jax.jit(jax.grad(total)), platforms=PLATFORMS)(logits, labels)
+    assert (program.out_avals[0].shape, program.nr_devices) == ((b, K), 2)
 
 
 def test_losses_in_a_kernel_of_the_user() -> None:

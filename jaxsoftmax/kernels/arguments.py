@@ -57,7 +57,7 @@ def prepare_softmax(
     lead, k = features.shape[:-1], model.w.shape[1]
     axes = shards.resolve(call, model)
     model = shards.gather_features(model, axes)
-    mask = _mask(where, features, k)
+    mask = _classes_as_in(model.w, _mask(where, features, k))
     classes = class_shards.count_classes(model.w, 1, axes)
     scores = jax.ShapeDtypeStruct((*lead, classes), jnp.float32)
     index, in_range = validation.prepare_labels(labels, scores, len(lead))  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def prepare_sigmoid(
     axes = shards.resolve(call, model)
     model = shards.gather_features(model, axes)
     mask, valid = _mask_and_valid(where, valid, features, k)
-    t = _targets(targets, features, k)
+    mask, t = (_classes_as_in(model.w, a) for a in (mask, _targets(targets, features, k)))
     weight = (
         None if pos_weight is None else _pos_weight(pos_weight, k, _sum_dtype(call.dtype, model))
     )
@@ -192,6 +192,13 @@ def _pos_weight(pos_weight: ArrayLike, k: int, dtype: DTypeLike) -> Array:
     """Return the weights of the positive labels as a constant `[1, K]`."""
     weight = validation.as_numbers(pos_weight, "pos_weight").astype(dtype)
     return lax.stop_gradient(validation.broadcast_to(weight, (k,), "pos_weight")[None, :])
+
+
+def _classes_as_in(w: Array, a: Array | None) -> Any:
+    """Return an array `[N, K]` with all classes on each device, unless w's are sharded."""
+    if a is None or placement.partition_spec(w)[1] is not None:
+        return a
+    return placement.gather_axis(a, 1)
 
 
 def _rows_with_a_class(mask: Array | None, x: Array, axes: ClassShards) -> Array | None:
