@@ -185,7 +185,7 @@ def test_quasi_newton_steps_come_first_and_give_way(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(quasi_newton, "suits", lambda *_: False)
     newtons = solve(x, y, C=1.0, gap=1e-8), solve(x * scales, y, C=1e6, gap=1e-8)
     assert easy.converged
-    assert easy.products < 0.8 * newtons[0].products
+    assert easy.products < 0.9 * newtons[0].products
     assert hard.converged
     assert hard.products < 2 * newtons[1].products
     np.testing.assert_allclose(easy.objective, newtons[0].objective, rtol=1e-8)
@@ -321,10 +321,11 @@ def test_where_probabilities_are_equal_the_hessian_is_built_as_the_shared_level(
         problem, point = standing(size=size)
         g = problems.gradient(problem, point)
         choice = Choice.initial(problem, len(g), 2**20)
-        (d, _, products), choice = newton.direction(problem, point, g, 0.0, choice)
+        found, choice = newton.direction(problem, point, g, 0.0, choice)
         assert choice.current is not None
-        assert (choice.current.level, products) == (level, 0)
-        np.testing.assert_allclose(problems.hessian_product(problem, point, d), -g, atol=1e-15)
+        assert (choice.current.level, found.products) == (level, 0)
+        h = problems.hessian_product(problem, point, found.d)
+        np.testing.assert_allclose(h, -g, atol=1e-15)
 
 
 def test_of_equal_probabilities_the_shared_level_is_the_hessian() -> None:
@@ -370,9 +371,30 @@ def test_a_cheap_hessian_is_factorized_without_a_wait(monkeypatch: pytest.Monkey
     for cost, direct in ((4.0, True), (6.0, False)):
         levels, costs = [Level.DIAGONAL, Level.FULL], [1.0, cost]
         choice = Choice(levels, costs, exact=True)
-        (*_, products), choice = newton.direction(problem, point, g, 1e-13, choice)
+        found, choice = newton.direction(problem, point, g, 1e-13, choice)
         assert choice.at == 1
-        assert (products <= 2) == direct
+        assert (found.products <= 2) == direct
+
+
+def test_a_system_is_solved_until_less_is_left_than_the_steps_error() -> None:
+    problem, point = standing(n=500, d=80, size=0.01)
+    g = problems.gradient(problem, point)
+    exact = newton_step(problem, point, g)
+    full = -0.5 * float(np.vdot(g, exact))
+    choice = Choice([Level.DIAGONAL], [1.0], exact=False)
+    last = None
+    for size in (10 * full, 1e3 * full, 1e6 * full, np.inf):
+        found, _ = newton.direction(problem, point, g, 1e-12, choice, size=size)
+        np.testing.assert_allclose(
+            found.decrease,
+            -np.vdot(g, found.d) - 0.5 * np.vdot(
+                found.d, problems.hessian_product(problem, point, found.d)),
+            rtol=1e-10,
+        )  # fmt: skip
+        left = full - found.decrease
+        assert left <= 2 * full * min(newton.MAX_LEFT, newton.STEP_ERROR * full / size) + 1e-14
+        assert last is None or found.products > last
+        last = found.products
 
 
 def test_memory_and_cost_decide_the_levels() -> None:

@@ -16,7 +16,6 @@ from jaxsoftmax.solvers.limits import (
     MAX_FORCING,
     MAX_IDLE_ITERATIONS,
     MAX_SLOPE_RATIO,
-    MIN_FORCING,
 )
 from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.solution import SolverStatus
@@ -31,7 +30,6 @@ class _State(NamedTuple):
     point: Point
     gradient: np.ndarray
     estimate: float  # of the gap
-    first_norm: float  # of the first gradient
     choice: Choice
     history: History | None  # of quasi-Newton steps, None once Newton's are taken
     iterations: int = 0
@@ -89,8 +87,8 @@ def _initial_state(lane: Lane, theta: np.ndarray, config: SolverConfig) -> _Stat
     if quasi_newton.suits(lane.reduced, choice):
         choice = choice.at_new_point(lane.reduced, point)
         history = History.begin(lane.reduced, choice, g)
-    norm, estimate = float(np.linalg.norm(g)), _estimate(lane.reduced, g, np.inf)
-    state = _State(point, g, estimate, norm if norm > 0 else 1.0, choice, history, products=2)
+    estimate = _estimate(lane.reduced, g, np.inf)
+    state = _State(point, g, estimate, choice, history, products=2)
     return _note_progress(state, point=point, estimate=estimate)
 
 
@@ -103,6 +101,7 @@ def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _Stat
     end = line_search.minimize_along(problem, point, step.d, dz, g, slope_ratio=ratio)
     gradient = problems.gradient(problem, end)
     decrement = -0.5 * float(np.vdot(g, step.d))
+    expects &= decrement**4 <= _target(config, state) * abs(point.value) ** 3  # else it is far off
     expected = Expectation.of_step(problem, point, dz, end, step.r) if expects else None
     state = _note_progress(
         state,
@@ -111,7 +110,7 @@ def _iterate(problem: HostProblem, config: SolverConfig, state: _State) -> _Stat
         estimate=_estimate(problem, gradient, decrement),
         expected=expected,
         choice=choice,
-        distance=_distance(expected, decrement, step.r, g),
+        distance=decrement if expected is None else expected.divergence + step.left,
         iterations=state.iterations + 1,
         products=state.products + 2 * step.products + 2,
     )
@@ -126,27 +125,16 @@ def _step(
     """Return the step, the choice, and whether the step is Newton's, with its residual."""
     point, g = state.point, state.gradient
     if state.history is None:
-        tolerance = _tolerance(problem, config, state)
-        return *newton.direction(problem, point, g, tolerance, state.choice), True
+        tolerance = _sufficient_residual(problem, config, state)
+        size = np.inf if _is_last_step(config, state) else abs(point.value)
+        found = newton.direction(problem, point, g, tolerance, state.choice, size=size)
+        return *found, True
     if not _is_last_step(config, state):
         d = quasi_newton.direction(state.history).reshape(g.shape)
-        return Iterate(d, -g, 0), state.choice, False
+        return Iterate(d, -g), state.choice, False
     precondition = functools.partial(quasi_newton.apply_inverse, problem, state.history)
     tolerance = _sufficient_residual(problem, config, state)
     return newton.solve_system(problem, point, g, tolerance, precondition), state.choice, True
-
-
-def _distance(
-    expected: Expectation | None, decrement: float, residual: np.ndarray, g: np.ndarray
-) -> float:
-    """Return about the value's distance from the optimum after a step.
-
-    It is what the curvature's change and the residual leave of the decrement, or all of it where
-    the step is not Newton's.
-    """
-    if expected is None:
-        return decrement
-    return expected.divergence + decrement * float(np.vdot(residual, residual) / np.vdot(g, g))
 
 
 def _extend(
@@ -186,21 +174,11 @@ def _is_last_step(config: SolverConfig, state: _State) -> bool:
     return state.estimate > LAST_STEP * target and expected <= target * size
 
 
-def _tolerance(problem: HostProblem, config: SolverConfig, state: _State) -> float:
-    """Return the residual that the Newton system may leave, as in `solvers.driver`."""
-    size, norm = abs(state.point.value), float(np.linalg.norm(state.gradient))
-    enough = min(_sufficient_residual(problem, config, state), MAX_FORCING * norm)
-    if _is_last_step(config, state):
-        return enough
-    distance = np.sqrt(state.estimate / max(size, np.finfo(float).tiny))
-    forcing = min(np.sqrt(norm / state.first_norm), 0.5 * distance)
-    return float(max(np.clip(forcing, MIN_FORCING, MAX_FORCING) * norm, enough))
-
-
 def _sufficient_residual(problem: HostProblem, config: SolverConfig, state: _State) -> float:
     """Return the residual of a Newton system that its step may leave in the last gradient."""
-    size = abs(state.point.value)
-    return float(0.8 * np.sqrt(2 * problem.l2 * config.gap * state.trust * size))
+    size, norm = abs(state.point.value), float(np.linalg.norm(state.gradient))
+    enough = 0.8 * np.sqrt(2 * problem.l2 * config.gap * state.trust * size)
+    return float(min(enough, MAX_FORCING * norm))
 
 
 def _note_progress(state: _State, *, point: Point, estimate: float, **others: Any) -> _State:

@@ -4,8 +4,9 @@ A preconditioner of the current point costs as much as some Hessian products, on
 point nothing. So conjugate gradients begin with the one at hand, and once they have taken as many
 products as a better one costs, that one is built: the same level at the current point, or the next
 level. The time is then at most about twice that of the best choice. An exact preconditioner ends
-them at once, which is Newton's method by Cholesky's. At the start from 0 all probabilities are
-equal, and the shared matrix is exact.
+them at once, which is Newton's method by Cholesky's. They end too where what is left of the step is
+little beside the error that it has because the Hessian changes along it. At the start from 0 all
+probabilities are equal, and the shared matrix is exact.
 """
 
 import functools
@@ -22,6 +23,8 @@ from jaxsoftmax.solvers.host.problem import HostProblem, Point
 MAX_PRODUCTS = 500  # Hessian products with one preconditioner
 MAX_EXACT_PRODUCTS = 12  # with an exact one, when more do not help against rounding
 MAX_LAST_PRODUCTS = 20  # of a step that replaces about as many quasi-Newton steps
+# Of the decrease of a step, its error is about this factor times the decrease over the objective.
+STEP_ERROR, MAX_LEFT = 5.0, 0.2  # and at most this share of it may be left
 MAX_DIRECT_COST = 11.0  # of an exact one that is built without a wait: systems rarely take fewer
 
 
@@ -86,27 +89,46 @@ class Iterate(NamedTuple):
 
     d: np.ndarray
     r: np.ndarray  # the residual -g - H d
-    products: int
+    products: int = 0
+    decrease: float = 0.0  # of the quadratic model
+    left: float = np.inf  # about by how much the rest of the step would decrease it
+
+    def suffices(self, size: float) -> bool:
+        """Return whether what is left is little beside what the step's own error will leave."""
+        return self.left <= self.decrease * min(MAX_LEFT, STEP_ERROR * self.decrease / size)
 
 
 def direction(
-    problem: HostProblem, point: Point, g: np.ndarray, tolerance: float, choice: Choice
+    problem: HostProblem,
+    point: Point,
+    g: np.ndarray,
+    tolerance: float,
+    choice: Choice,
+    *,
+    size: float = np.inf,
 ) -> tuple[Iterate, Choice]:
-    """Return d with ||H d + g|| <= tolerance, and the choice."""
+    """Return d with ||H d + g|| <= tolerance, and the choice.
+
+    Of an objective of some size d may be less accurate, where that leaves less than its error.
+    """
     choice = choice.at_new_point(problem, point)
     if choice.solves:
         assert choice.current is not None
         d = preconditioners.apply(problem, choice.current, -g)
-        return Iterate(d, np.zeros_like(g), 0), choice
-    last = Iterate(np.zeros_like(g), -g, 0)
+        return Iterate(d, np.zeros_like(g), left=0.0), choice
+    last = Iterate(np.zeros_like(g), -g)
     norm = _residual_norm(problem, point)
-    while norm(last.r) > tolerance:
+
+    def done(iterate: Iterate) -> bool:
+        return norm(iterate.r) <= tolerance or iterate.suffices(size)
+
+    while not done(last):
         if choice.allowance:
             assert choice.current is not None
             own = functools.partial(preconditioners.apply, problem, choice.current)
             limit = choice.allowance
-            last = _conjugate_gradients(problem, point, own, last, norm, tolerance, limit)
-        if choice.is_best or norm(last.r) <= tolerance:
+            last = _conjugate_gradients(problem, point, own, last, done, limit)
+        if choice.is_best or done(last):
             break
         choice = choice.improve(problem, point)
     return last, choice
@@ -134,9 +156,13 @@ def solve_system(
     precondition: Callable[[np.ndarray], np.ndarray],
 ) -> Iterate:
     """Return d with ||H d + g|| <= tolerance, by a preconditioner that stays as it is."""
-    start, norm = Iterate(np.zeros_like(g), -g, 0), _residual_norm(problem, point)
+    start, norm = Iterate(np.zeros_like(g), -g), _residual_norm(problem, point)
+
+    def done(iterate: Iterate) -> bool:
+        return norm(iterate.r) <= tolerance
+
     limit = MAX_LAST_PRODUCTS
-    return _conjugate_gradients(problem, point, precondition, start, norm, tolerance, limit)
+    return _conjugate_gradients(problem, point, precondition, start, done, limit)
 
 
 def _conjugate_gradients(
@@ -144,14 +170,13 @@ def _conjugate_gradients(
     point: Point,
     precondition: Callable[[np.ndarray], np.ndarray],
     start: Iterate,
-    norm: Callable[[np.ndarray], float],
-    tolerance: float,
+    done: Callable[[Iterate], bool],
     limit: int,
 ) -> Iterate:
-    """Iterate from `start` to the tolerance, or to the limit of Hessian products."""
-    d, r, products = start
+    """Iterate from `start` until done, or to the limit of Hessian products."""
+    d, r, products, decrease, left = start
     p, rz = np.zeros_like(r), np.inf
-    for _ in range(limit):
+    for number in range(1, limit + 1):
         z = precondition(r)
         last, rz = rz, float(np.vdot(r, z))
         if not rz > 0:  # nothing is left but rounding
@@ -162,7 +187,10 @@ def _conjugate_gradients(
         curvature = float(np.vdot(p, h))
         if not curvature > 0:
             break
-        d, r = d + (rz / curvature) * p, r - (rz / curvature) * h
-        if norm(r) <= tolerance:
+        length = rz / curvature
+        d, r = d + length * p, r - length * h
+        # The last decrease times the steps taken stands for those to come: Nash and Sofer (1990).
+        decrease, left = decrease + 0.5 * length * rz, 0.5 * number * length * rz
+        if done(Iterate(d, r, products, decrease, left)):
             break
-    return Iterate(d, r, products)
+    return Iterate(d, r, products, decrease, left)
