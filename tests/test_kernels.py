@@ -581,11 +581,12 @@ def test_mixed_dtypes_and_precision():
 
 
 def test_few_classes_are_one_chunk() -> None:
-    narrow, many, classes = (9196, 67, 16), (200_000, 247, 10), (9196, 67, 190)
-    rows = [tiles.choose(*shape, memory=None).rows for shape in (narrow, many, classes)]
-    assert rows[0] == 9196
-    assert 2**19 <= 10 * rows[1] <= 2**20
-    assert rows[2] == 1024
+    narrow, many, classes = (9196, 67, 16), (200_000, 4, 10), (9196, 67, 190)
+    wide = (200_000, 247, 10)  # its logits are smaller than a chunk's copy of the features
+    rows = [tiles.choose(*shape, memory=None).rows for shape in (narrow, wide, many, classes)]
+    assert rows[:2] == [9196, 200_000]
+    assert 2**19 <= 10 * rows[2] <= 2**20
+    assert rows[3] == 1024
     assert tiles.choose(*narrow, memory=2**20).rows < 9196
 
 
