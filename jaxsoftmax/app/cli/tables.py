@@ -14,7 +14,7 @@ from jaxsoftmax.app.evaluation import TITLES, format_metric, separate_items
 from jaxsoftmax.app.text import replace_unprintable
 
 MAX_TABLE_ROWS = 20  # of more classes, labels or numbers, the worst are shown
-MAX_HEADING = 12  # letters in a line of a heading, which most numbers need as well
+MAX_HEADING = 13  # letters in a line of a heading, such as "root mean" and "squared error"
 
 _SPLIT_METRICS = {
     Task.classes: ("loss", "accuracy"),
