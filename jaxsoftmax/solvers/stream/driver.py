@@ -1,4 +1,4 @@
-r"""The loop around Newton's steps over a source.
+r"""The loop around the steps over a source.
 
 minimize
   _start                    the optimum of the sample, which is in memory
@@ -7,9 +7,9 @@ minimize
   until the certificate is small enough, or there is no progress:
     _certify_if_ready       mostly one pass
     _iterate                with l1 `proximal.iterate`, else
-      _direction            conjugate gradients with the sample's Hessian, a pass for each product
+      quasi_newton          a direction by a sample's Hessian and the last steps, without a pass
       _search               a step along it, a pass for each trial; the first one mostly suits
-        _bracket            where it does not, the slopes of many steps in one pass
+        _bracket            where it is far too long, the slopes of many steps in one pass
       _sharpen              the class preconditioner of the sample, each time that it pays
 """
 
@@ -25,22 +25,23 @@ from jaxsoftmax.solvers import arguments, class_preconditioner, shared_precondit
 from jaxsoftmax.solvers import driver as array_driver
 from jaxsoftmax.solvers.certificate import Certificate
 from jaxsoftmax.solvers.driver import MAX_IDLE_ITERATIONS
+from jaxsoftmax.solvers.limits import MAX_FLOAT64_SIZE
 from jaxsoftmax.solvers.outcome import Callback, Outcome, SolverConfig, explain
 from jaxsoftmax.solvers.problem import Problem
 from jaxsoftmax.solvers.shared_preconditioner import Preconditioner
 from jaxsoftmax.solvers.solution import SolverStatus
-from jaxsoftmax.solvers.stream import proximal, sums, systems
+from jaxsoftmax.solvers.stream import proximal, quasi_newton, sums, systems
 from jaxsoftmax.solvers.stream.certificate import certify
-from jaxsoftmax.solvers.stream.state import Run, State, evaluate_at, least_length, tolerance
+from jaxsoftmax.solvers.stream.state import Run, State, evaluate_at, least_length
 from jaxsoftmax.solvers.stream.survey import Stream
 
 SAMPLE_GAP = 1e-3  # of the start on the sample, whose optimum is not that of all examples
 OVERFITTED = 0.5  # slope along the parameters, relative to the value, from which they are shortened
-SMALL_GAIN = 1e-4  # of a step, relative to the value, over which the value is about a quadratic
-MAX_RESIDUAL_RATIO = 2  # of the gradient after such a step to what its system was to leave
 MAX_TRIALS = 20
+MIN_DESCENT = 1e-4  # of a step, relative to what its first slope promises
 STEPS = 24  # lengths of a step, whose slopes one pass tells
-MAX_SLOPE_RATIO = 0.4  # as in `line_search`
+MAX_SLOPE_RATIO = 0.9  # of a step, relative to the first slope: an exact step would cost a pass
+MAX_CUBIC_RATIO = 4  # up to which a cubic shows where the slope is 0
 
 type _Slope = tuple[float, float]  # a step, and the slope there
 
@@ -78,7 +79,8 @@ def minimize(
     state = evaluate_at(run, jnp.asarray(_with_limits(stream, config, theta)), pre)
     state = _shorten(run, state._replace(products=4))  # and those of the survey
     length = least_length(sample, state.theta, state.gradient)
-    state = state._replace(first_norm=length or 1.0)
+    is_small = sample.features.size * state.theta.shape[1] <= MAX_FLOAT64_SIZE
+    state = state._replace(first_norm=length or 1.0, is_exact=config.smooth and is_small)
     found, status = _certify_if_ready(run, state)
     while status is None and state.idle < MAX_IDLE_ITERATIONS:
         state = _iterate(run, state)
@@ -166,51 +168,42 @@ def _iterate(run: Run, state: State) -> State:
     iterations = state.iterations + 1
     if not run.config.smooth:
         return _note_progress(proximal.iterate(run, state)._replace(iterations=iterations))
-    d, products = _direction(run, state)
+    d, state = quasi_newton.direction(run, state)
     end, trials = _search(run, state, d)
-    state = state._replace(is_exact=state.is_exact or _is_rounded(run, state, end))
-    state = state.after(end, 3 * products + 2 * trials)
-    state = state._replace(iterations=iterations, spent=state.spent + 3 * products)
-    return _sharpen(run, _note_progress(state))
-
-
-def _direction(run: Run, state: State) -> tuple[Array, int]:
-    """Return Newton's direction, and the number of Hessian products."""
-    damping = systems.sampling_error(run, state)
-    system, r, scale = systems.system_at(run, state, state.gradient, damping)
-    d, products = systems.solve_system(run, state.theta, system, r)
-    return d * scale, products
-
-
-def _is_rounded(run: Run, state: State, end: State) -> bool:
-    """Return whether a step shows that float32 does not resolve its system.
-
-    Over a step that gains little the objective is about a quadratic, so that what is left of the
-    gradient should be the residual that the system was to leave.
-    """
-    is_small = state.value - end.value <= SMALL_GAIN * abs(state.value)
-    left = least_length(run.sample, end.theta, end.gradient)
-    return is_small and left > MAX_RESIDUAL_RATIO * tolerance(run, state)
+    state = quasi_newton.learn(run, state, end, d).after(end, 2 * trials)
+    return _sharpen(run, _note_progress(state._replace(iterations=iterations)))
 
 
 def _search(run: Run, state: State, d: Array) -> tuple[State, int]:
-    """Return the state at a step along d that `line_search` would take, and the passes it took."""
+    """Return the state at a step along d with a smaller slope, and the passes that it took."""
     first_slope, slack = _slope(state, d), 4 * np.finfo(float).eps * abs(state.value)
-    low, high, step = (0.0, first_slope), (np.inf, np.nan), 1.0
+    low, high, step, is_bracketed = (0.0, first_slope), (np.inf, np.nan), 1.0, False
     for trial in range(1, MAX_TRIALS + 1):
         theta = jnp.where(d == 0, state.theta, state.theta + step * d)
         end = evaluate_at(run, theta, state.preconditioner)
-        slope, decreased = _slope(end, d), end.value <= state.value + slack
+        slope = _slope(end, d)
+        decreased = end.value <= state.value + MIN_DESCENT * step * first_slope + slack
         if decreased and abs(slope) <= MAX_SLOPE_RATIO * abs(first_slope):
-            return end, trial + (trial > 1)
+            return end, trial + is_bracketed
         if decreased and slope < 0:
             low = step, slope
         else:
             high = step, slope
-        if trial == 1:
+        if trial == 1 and 0 < slope <= -MAX_CUBIC_RATIO * first_slope:
+            step = _least_of_cubic(step, end.value - state.value, first_slope, slope)
+            continue
+        if not is_bracketed:
             low, high = _bracket(run, state, d, low, high)
+            is_bracketed = True
         step = _next_step(low, high)
-    return state, MAX_TRIALS + 1
+    return state, MAX_TRIALS + is_bracketed
+
+
+def _least_of_cubic(step: float, gain: float, first_slope: float, slope: float) -> float:
+    """Return where the cubic of these slopes at 0 and the step, and of this gain, is least."""
+    middle = first_slope + slope - 3 * gain / step
+    root = np.sqrt(max(middle**2 - first_slope * slope, 0))
+    return step - step * (slope + root - middle) / (slope - first_slope + 2 * root)
 
 
 def _bracket(run: Run, state: State, d: Array, low: _Slope, high: _Slope) -> tuple[_Slope, _Slope]:
@@ -254,13 +247,13 @@ def _note_progress(state: State) -> State:
 
 
 def _sharpen(run: Run, state: State) -> State:
-    """Build the class preconditioner from the sample, once its cost has been spent on products.
+    """Build the class preconditioner of the sample, once its cost has been spent on products.
 
     As in `solvers.driver` each is of use for longer than the one before.
     """
-    sample, config, classes = run.sample, run.config, state.theta.shape[1]
+    sample, config, classes = state.sample, run.config, state.theta.shape[1]
     cost = class_preconditioner.cost_in_products(sample, 1, classes, config.memory)
-    if state.spent < run.share * cost * 2**state.sharpened:
+    if state.spent < cost * 2**state.sharpened:
         return state
     variance = systems.sample_variance(sample, config.link, state.theta)
     blocks = class_preconditioner.build(sample, config.link, variance)

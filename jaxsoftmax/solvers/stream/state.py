@@ -40,11 +40,15 @@ class State(NamedTuple):
     coupling: Array | None  # of the intercepts, see `sums.Evaluation`
     estimate: float  # of the gap
     preconditioner: Preconditioner | Blocks
+    sample: Problem  # with the penalty, drawn for theta
     first_norm: float = 0.0  # of the first gradient
     iterations: int = 0
     products: int = 0
-    spent: int = 0  # products for Newton systems since the preconditioner was built
+    spent: int = 0  # products of the sample since the preconditioner was built
     sharpened: int = 0  # number of times that a preconditioner was built for the current point
+    pairs: tuple[tuple[Array, Array], ...] = ()  # steps, and what they changed of the gradient
+    scale: float = 1.0  # of the sample's inverse Hessian, see `quasi_newton`
+    caution: float = 1.0  # the damping of the sample's Hessian, relative to its sampling error
     damping: float = 0.0  # of the last step to the optimum of a tilted sample
     gain: float = np.inf  # what that step was to gain
     trust: float = 1.0  # factor of the estimate's target, below 1 where the estimate was too low
@@ -61,6 +65,7 @@ class State(NamedTuple):
             gradient=end.gradient,
             curvature=end.curvature,
             coupling=end.coupling,
+            sample=end.sample,
             estimate=end.estimate,
             products=self.products + products,
         )
@@ -69,7 +74,7 @@ class State(NamedTuple):
 def evaluate_at(run: Run, theta: Array, preconditioner: Preconditioner | Blocks) -> State:
     """Return the state at some parameters, with no history."""
     config, penalty = run.config, run.sample
-    at = sums.mean_loss(run.stream, config.link, theta, intercept=config.intercept)
+    at, drawn = sums.mean_loss(run.stream, config.link, theta, intercept=config.intercept)
     w, l2, l1 = theta[..., :-1], penalty.l2, penalty.l1
     ridge, size = jnp.sum(w**2, (1, 2)), jnp.sum(jnp.abs(w), (1, 2))
     value = float((at.value + 0.5 * l2 * ridge + l1 * size)[0])
@@ -78,7 +83,11 @@ def evaluate_at(run: Run, theta: Array, preconditioner: Preconditioner | Blocks)
     # Where |G| exceeds an l1 penalty without l2, the divergence is about the square of the excess.
     estimate += float((1 - scaling[0, 0, 0]) ** 2) * abs(value)
     gradient = at.gradient.at[..., :-1].add(l2[:, None, None] * w)
-    return State(theta, value, gradient, at.curvature, at.coupling, estimate, preconditioner)
+    sample = run.stream.to_problem(drawn, len(run.stream.sample.weights))
+    sample = sample._replace(l2=penalty.l2, l1=penalty.l1)
+    return State(
+        theta, value, gradient, at.curvature, at.coupling, estimate, preconditioner, sample
+    )
 
 
 def least_length(problem: Problem, theta: Array, gradient: Array) -> float:

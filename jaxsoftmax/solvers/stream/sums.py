@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax.solvers import certificate, shared_preconditioner
 from jaxsoftmax.solvers import problem as problems
+from jaxsoftmax.solvers.arguments import Data
+from jaxsoftmax.solvers.class_preconditioner import CURVATURE_SHARE
 from jaxsoftmax.solvers.problem import Link, Problem
+from jaxsoftmax.solvers.stream.drawing import Drawing
 from jaxsoftmax.solvers.stream.survey import Stream
 
 
@@ -33,35 +37,60 @@ class Dual(NamedTuple):
     size: Array  # sum_i s_i |q_i - y_i|, of every outcome
 
 
-def sum_over(stream: Stream, function: Callable[[Problem], Any]) -> Any:
+def sum_over(
+    stream: Stream, function: Callable[[Problem], Any], drawing: Drawing | None = None
+) -> Any:
     """Return the sum over the windows of what a function returns of each, in one pass.
 
-    It is that over the windows of all processes, each of which reads its own.
+    It is that over the windows of all processes, each of which reads its own. For a drawing the
+    function returns, beside its part of the sum, the importance of each example.
     """
     total: Any = None
-    for problem in stream.problems():
+    for window, problem in stream.problems():
         part = function(problem)
+        if drawing is not None:
+            part, importance = part
+            drawing.add(window, np.asarray(importance)[: len(window.weights)])
         total = part if total is None else jax.tree.map(jnp.add, total, part)
         # Without waiting, the windows of all products to come would be in memory.
         jax.block_until_ready(total)
     return stream.processes.sum(total)
 
 
-def mean_loss(stream: Stream, link: Link, theta: Array, *, intercept: bool) -> Evaluation:
-    """Return the mean loss and its derivatives, in two products of one pass."""
+def mean_loss(
+    stream: Stream, link: Link, theta: Array, *, intercept: bool
+) -> tuple[Evaluation, Data]:
+    """Return the mean loss and its derivatives, in two products of one pass, and a sample.
+
+    Its examples are drawn by their curvature, so that its Hessian is about that of all.
+    """
+    drawing = Drawing(stream.drawn)
     how: dict[str, Any] = {"link": link, "intercept": intercept}
-    return sum_over(stream, partial(_evaluate_window, theta=theta, **how))
+    at = sum_over(stream, partial(_evaluate_window, theta=theta, **how), drawing)
+    return at, stream.gather(drawing.sample())
 
 
 @jax.jit(static_argnames=("link", "intercept"))
-def _evaluate_window(problem: Problem, *, theta: Array, link: Link, intercept: bool) -> Evaluation:
+def _evaluate_window(
+    problem: Problem, *, theta: Array, link: Link, intercept: bool
+) -> tuple[Evaluation, Array]:
     point = _point(problem, link, theta)
     variance = problems.class_variance(problem, link, point)
     curvature = shared_preconditioner.mean_curvature(problem, link, variance)
     gradient = problems.gradient(problem, point, intercept=intercept)
     is_cheap = link == "sigmoid" or theta.shape[1] <= certificate.MAX_COUPLED_CLASSES
     coupling = _coupling(problem, link, variance) if intercept and is_cheap else None
-    return Evaluation(point.value, gradient, curvature, coupling)
+    importance = _importance(problem, link, variance)
+    return Evaluation(point.value, gradient, curvature, coupling), importance
+
+
+def _importance(problem: Problem, link: Link, variance: Array) -> Array:
+    """Return the curvature of each example times its weight, and some for its weight alone."""
+    s = problem.weights[0]
+    h = jnp.sum(variance * (1 - variance) if link == "softmax" else variance, (0, 1))
+    total = jnp.sum(s)
+    mean = jnp.sum(s * h) / jnp.where(total > 0, total, 1)
+    return s * (CURVATURE_SHARE * h + (1 - CURVATURE_SHARE) * mean)
 
 
 def _coupling(problem: Problem, link: Link, variance: Array) -> Array:

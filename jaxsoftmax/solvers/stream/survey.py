@@ -32,6 +32,7 @@ class Stream(NamedTuple):
     share: np.ndarray  # the weight of each class or label among all: [K]
     column_max_abs: np.ndarray  # [D]
     sample: Data  # random examples of all processes, which stay in the memory of each
+    drawn: int  # how many of them are of this process
 
     @property
     def totals(self) -> np.ndarray:
@@ -43,10 +44,14 @@ class Stream(NamedTuple):
         """The processes that share the source."""
         return self.examples.processes
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield the problem of each window, without penalty, with its weights among all."""
+    def problems(self) -> Iterator[tuple[Data, Problem]]:
+        """Yield each window, and its problem without penalty, with its weights among all."""
         for window in self.examples.windows(self.rows):
-            yield self.to_problem(window, self.rows)
+            yield window, self.to_problem(window, self.rows)
+
+    def gather(self, sample: Data) -> Data:
+        """Return the samples of all processes as one, the only features that they exchange."""
+        return _gather_sample(self.processes, sample)
 
     def to_problem(self, window: Data, rows: int) -> Problem:
         """Return a window as a problem of one lane, padded to this number of rows.
@@ -97,6 +102,7 @@ def open_stream(
     share, in_all, total, largest = _merge(processes, survey, classes)
     if not share.sum() > 0 and not total > 0:
         raise ValueError("weights: expected some above 0")
+    sample = join(survey.parts)
     return Stream(
         examples._replace(classes=classes),
         survey.rows,
@@ -104,7 +110,8 @@ def open_stream(
         arguments.intercept_limits(survey.parts[0].link, share, in_all),
         share / total,
         largest,
-        _gather_sample(processes, join(survey.parts))._replace(classes=classes),
+        _gather_sample(processes, sample)._replace(classes=classes),
+        len(sample.weights),
     )
 
 
@@ -119,7 +126,7 @@ def _merge(
 
 
 def _gather_sample(processes: Processes, sample: Data) -> Data:
-    """Return the samples of all processes as one, the only features that processes exchange."""
+    """Return the samples of all processes as one."""
     if processes.size == 1:
         return sample
     sizes = processes.gather(len(sample.weights)).tolist()
