@@ -17,11 +17,11 @@ losses of the sigmoid, with 16,384 labels whose targets are float32 and with 16,
 are bools.
 
 Findings. No product has a float32 operand. Per example, where the logits alone would take 8,389 MB
-in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 152 on an H200 and a B200,
+in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 143 on an H200 and a B200,
 the same for both numbers of classes up to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
 256000, where XLA changes the tiling of w and its gradient at the edges of the program. The sum's
 chunks would have 104 rows, each of which reads and writes a float32 sum of 2,359 MB. So it computes
-the logits twice, with four products, in blocks of classes within its budget of 512 MiB: 516 MB on
+the logits twice, with four products, in blocks of classes within its budget of 512 MiB: 482 MB on
 an H200 and a B200, 269 to 286 on v4, v5e, v5p and v6e, 383 on 7x, 1,563 there at 256000.
 
 The kernels of `mosaic_tpu` need no logits in memory. Per example they take x's gradient in float32
@@ -53,8 +53,8 @@ required the following:
 The kernels of `mosaic_gpu` need no logits in memory either. At 256000 they take 193 MB per example
 on an H200 and 177 on a B200, and 545 and 552 for the sum; at 256001, where w is copied to whole
 tiles of classes and its gradient back, 2,436 and 2,461, and 2,436 and 2,610. The sigmoid's take 201
-and 143 MB at 16,384, and 416 and 379 to 413 at 16,385. XLA's operations take 152 per example and
-for the sigmoid (219 for its sum with bools on a B200), and 516 for the sum, at both.
+and 143 MB at 16,384, and 416 and 379 to 413 at 16,385. XLA's operations take 143 per example and
+for the sigmoid (157 for its sum with bools on a B200), and 482 for the sum, at both.
 Each kernel has 168 registers a thread at entry at most, and 225 and 224 KiB of shared memory a
 block, of the 227 available. In bytes spilled a thread, on an H200 and a B200: none in the products
 of blocks, at most 4 in the forward kernel, 192 and 84 in the gradient's, 16 and 0 in the sigmoid's
