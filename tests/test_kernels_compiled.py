@@ -29,6 +29,8 @@ CASES = [
     ("v5p", 256_001, QUICK, SOFTMAX),
     ("v6e", 256_001, QUICK, SOFTMAX),
     ("7x", 256_001, QUICK, SOFTMAX),
+    # In whole tiles: a loop that carried w as a matrix would take a copy of 1,180 MB.
+    ("7x", 256_000, QUICK, SOFTMAX[:2]),
 ]
 # The sigmoid with 16,384 labels, whose targets are read where they are, and with 16,385 bools, of
 # which blocks are copied: bytes of a target, and whether a block has a copy.
@@ -57,7 +59,8 @@ def test_memory_and_products(target: str, k: int, level: str, programs: tuple[st
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])[target]
     check_xla(128 if level == DEFAULT else 256, *(found[title][str(k)] for title in SOFTMAX[:2]))
-    check_kernels(target, k, *(found[title][str(k)] for title in SOFTMAX[2:]))
+    if SOFTMAX[3] in programs:
+        check_kernels(target, k, *(found[title][str(k)] for title in SOFTMAX[2:]))
     if SMOOTHED[0] in programs:
         total, smoothed = (found[title][str(k)] for title in (SOFTMAX[3], *SMOOTHED))
         # A few numbers more for each row, and no product.
