@@ -668,7 +668,7 @@ def test_compiled_without_the_device(name: str):
     assert len(of_xla) == 2
     assert max(of_xla) <= 200e6
     # Of labels a block of logits in float32 and its gradient in half precision, no exponentials;
-    # for a B200 XLA stores 63 MB of something else.
+    # for a B200 XLA stores a block of targets in float32, 63 MB.
     most = 2**27 if name == "h200" else 2**27 + 2**26
     assert found["labels by XLA"]["temporary_bytes"] <= most
     # Float32 in three products, in chunks of logits within the budget of 512 MiB.
