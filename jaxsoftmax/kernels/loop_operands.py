@@ -18,14 +18,13 @@ SUBLANES, LANES = 8, 128  # of a tile; a matrix of whole tiles is stored row-maj
 
 def hold(head: Head, options: Options) -> Callable[[], Head]:
     """Return a function that gives the same head within the body of a loop."""
-    if options.target.platform != "tpu":
-        return lambda: head
-    x, w = _hold_matrix(head.x), _hold_matrix(head.w)
+    x, w = (hold_matrix(a, options) for a in (head.x, head.w))
     return lambda: head._replace(x=x(), w=w())
 
 
-def _hold_matrix(a: Array) -> Callable[[], Array]:
-    if not _has_whole_tiles(a):
+def hold_matrix(a: Array, options: Options) -> Callable[[], Array]:
+    """Return a function that gives the same matrix within the body of a loop."""
+    if options.target.platform != "tpu" or not _has_whole_tiles(a):
         return lambda: a
     rows, columns = a.shape
     # Without the barrier XLA moves the second reshape out of the loop, where it cancels this one.

@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxsoftmax import placement, validation
+from jaxsoftmax.kernels import loop_operands
 from jaxsoftmax.kernels.types import (
     Head,
     LSEParts,
@@ -249,12 +250,13 @@ def contract_classes(
 
     groups = placement.count_groups(w, axis)
     group_size, size = k // groups, LONG_SUM_LIMIT // groups
+    dz_in_loop, w_in_loop = (loop_operands.hold_matrix(a, options) for a in (dz, w))
 
     def step(total: Array, i: Array) -> tuple[Array, None]:
         cut = placement.Cut(jnp.minimum(i * size, group_size - size), size, groups)
         # Tied to the sum: otherwise all slices of w are made before the loop over rows.
-        total, tied_w = lax.optimization_barrier((total, w))
-        dz_block, w_block = (placement.take_block(m, cut, axis) for m in (dz, tied_w))
+        total, tied_w = lax.optimization_barrier((total, w_in_loop()))
+        dz_block, w_block = (placement.take_block(m, cut, axis) for m in (dz_in_loop(), tied_w))
         # The last block starts early; classes that another block has as well do not count twice.
         is_new = jnp.expand_dims(cut.since(i * size), 1 - axis)
         dz_block = jnp.where(is_new, dz_block, 0)
