@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import scipy.sparse
 
 import jaxsoftmax as js
 from jaxsoftmax import LinearParams, solve, solve_path
@@ -313,6 +314,26 @@ def test_the_size_of_imagenet_fits_into_a_large_device_alone(
         MemoryError, match=r"10,495,320,064 bytes, and 74,307,686,000 .* 83,751,862,272"
     ):
         prepare._require_device_memory(features, 1000)
+
+
+def test_a_source_that_changes_or_is_sparse_is_named() -> None:
+    x, y = examples()
+
+    class Drawn(Blocks):
+        def read(self, block: int) -> Block:
+            found = super().read(block)
+            noise = np.random.default_rng(self.reads).standard_normal(found.features.shape)
+            return found._replace(features=found.features + 0.1 * noise)
+
+    class SparseBlocks(Blocks):
+        def read(self, block: int) -> Block:
+            found = super().read(block)
+            return found._replace(features=scipy.sparse.csr_matrix(found.features))
+
+    with pytest.raises(ValueError, match="block 0: features: expected the same values in every"):
+        solve(Drawn(x, y), C=1.0)
+    with pytest.raises(TypeError, match=r"block 0: features: expected a dense array, got .*csr"):
+        solve(SparseBlocks(x, y), C=1.0)
 
 
 def test_what_a_source_does_not_take_is_named() -> None:

@@ -12,6 +12,8 @@ from jaxsoftmax.solvers.arguments import Data
 from jaxsoftmax.solvers.stream.processes import Processes
 from jaxsoftmax.sources import Source
 
+MAX_DRIFT = 1e-5  # of the sum of a block's features, relative to the sum of their sizes
+
 
 class Examples(NamedTuple):
     """A source, and how its targets and weights are meant."""
@@ -21,6 +23,7 @@ class Examples(NamedTuple):
     class_weights: np.ndarray | None
     classes: int  # of labels, an upper bound before all of them have been seen
     processes: Processes
+    sums: dict[int, float]  # of the features of each block that was read, as they were at first
 
     @property
     def rows(self) -> int:
@@ -30,6 +33,8 @@ class Examples(NamedTuple):
     def read(self, block: int) -> Data:
         """Return a block after all checks; an error names the block."""
         x, t, s = self.source.read(block)
+        if hasattr(x, "toarray"):
+            raise TypeError(f"block {block}: features: expected a dense array, got {type(x)}")
         ignored = s is not None and not np.any(s)
         if ignored:  # its features and targets may hold anything
             x, t, s = np.zeros_like(x), self._any_targets(t), None
@@ -39,6 +44,7 @@ class Examples(NamedTuple):
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"block {block}: {error}") from None
+        self._require_same(block, data.features)
         if ignored:
             return data._replace(weights=np.zeros(len(data.weights)))
         if self.class_weights is None:
@@ -47,6 +53,16 @@ class Examples(NamedTuple):
             data.targets, data.weights, self.class_weights, data.link
         )
         return data._replace(targets=t, weights=s)
+
+    def _require_same(self, block: int, x: np.ndarray) -> None:
+        """Raise ValueError for features that are not, but for rounding, what they were at first."""
+        found = float(x.sum(dtype=np.float64))
+        first = self.sums.setdefault(block, found)
+        if abs(found - first) > MAX_DRIFT * float(np.abs(x).sum(dtype=np.float64)):
+            raise ValueError(
+                f"block {block}: features: expected the same values in every pass, got a sum of "
+                f"{found:g} after {first:g}; a source must not draw or change what it reads"
+            )
 
     def _any_targets(self, t: np.ndarray) -> np.ndarray:
         if self.loss is losses.soft_cross_entropy:

@@ -88,7 +88,7 @@ def open_stream(
     """Read all examples once, check them, and return the stream of them."""
     c = None if class_weights is None else arguments.prepare_class_weights(class_weights)
     known = classes if c is None else len(c)
-    examples = Examples(source, loss, c, known or UNKNOWN_CLASSES, processes)
+    examples = Examples(source, loss, c, known or UNKNOWN_CLASSES, processes, {})
     if examples.rows < processes.size:
         raise ValueError(
             f"features: expected a row for each of {processes.size} processes, got a source of "
