@@ -11,18 +11,21 @@ would take 32 GiB in float32, and w takes 8 GiB. With the classes over 16 chips,
 each chip need besides arguments and results for the value of `linear_cross_entropy`, for value and
 gradients per example, and for those of `linear_cross_entropy_sum`? What crosses between the chips?
 
-Findings. On v5e 0.0, 192 and 192 MiB, and no array of the size of w or of the logits crosses: the
+Findings. On v5e 0.0, 129 and 192 MiB, and no array of the size of w or of the logits crosses: the
 sum of x's gradient over the classes does, 64 MiB in bfloat16, and a few numbers a row. Of these
 bytes, 128 MiB are x's gradient in float32. The sum computes the logits twice: chunks of rows would
-need w's gradient in float32, 1,024 MiB. The kernels of `mosaic_tpu` need 320 MiB per example.
+need w's gradient in float32, 1,024 MiB. The kernels of `mosaic_tpu` need 320 MiB per example, 224
+on v5p and 321 on 7x, and less than 1 for the value: numbers of rows cross in lanes
+(`kernels/tpu/calls`), and as columns of 128 lanes they took 16 on v5p and 12 on 7x.
 - v5e keeps a block of the logits, half of the budget of 128 MiB, in its VMEM of 128 MiB. v5p, whose
   two cores share no VMEM, keeps it in HBM, and its budget here is 64 MiB: 0.2, 161 and 225 MiB. The
   values have no block in memory (`kernels/fused_sums`); with one they took 32.
-- On 7x (a chip is two devices) they take 0.5, 865 and 865 MiB. A loop over blocks of classes, which
-  gradients need, makes XLA copy w, 512 MiB, in another tiling (see compile_targets.py); the values
-  are one product of all classes, and took 593 in a loop. Barriers, layout constraints,
-  `Layout.AUTO`, slices of integers, w as the loop's state and the compiler's option for that tiling
-  did not change it; this libtpu refuses a constraint on a tiling.
+- On 7x (a chip is two devices) they take 0.5, 209 and 273 MiB. There XLA stores what a loop carries
+  in tiles of 16 x 128, and w comes in tiles of 8 x 128: the copy took 865, and 1,421 in
+  `mosaic_tpu`, whose kernels want the first tiles. In loops w is therefore a view in which only
+  those fit (`kernels/loop_operands`). The compiler's flag
+  `xla_tpu_impure_enable_large_2nd_minor_layout=false` does the same for a whole process; barriers,
+  layout constraints and slices of integers do not, and libtpu refuses a constraint on a tiling.
 - A smoothed loss with a z-loss (`row_loss`) takes the bytes of the sum, and two numbers a row more
   cross, the sum and the number of the logits.
 - 8 H200, each with twice the classes: 74, 174 and 226 MiB. x's gradient crosses in float32.
