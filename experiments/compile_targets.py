@@ -18,17 +18,19 @@ are bools.
 
 Findings. No product has a float32 operand. Per example, where the logits alone would take 8,389 MB
 in float32: 76 MB on v5e, 110 to 119 on v4 and v5p, 76 and 143 on v6e, 143 on an H200 and a B200,
-the same for both numbers of classes up to a few MB. On 7x it is 219 MB at 256001 and 2,578 at
-256000, where XLA changes the tiling of w and its gradient at the edges of the program. The sum's
+the same for both numbers of classes up to a few MB. On 7x it is 219 MB at 256001 and, at the lowest
+level of optimization and not in the record, 138 at 256000, where it was 2,578 while loops copied w
+in other tiles (`kernels/loop_operands`). The sum's
 chunks would have 104 rows, each of which reads and writes a float32 sum of 2,359 MB. So it computes
 the logits twice, with four products, in blocks of classes within its budget of 512 MiB: 482 MB on
-an H200 and a B200, 269 to 286 on v4, v5e, v5p and v6e, 383 on 7x, 1,563 there at 256000.
+an H200 and a B200, 269 to 286 on v4, v5e, v5p and v6e, 383 on 7x, 324 there at 256000.
 
 The kernels of `mosaic_tpu` need no logits in memory. Per example they take x's gradient in float32
 and a block of the logits' gradient in bfloat16, 219 MB on v4, v5e and v6e, 277 on v5p and 342 on
 7x; the sum takes w's gradient in float32 and the exponentials of 1,024 rows, 2,889 to 2,906 (7x:
-3,423). On 7x at 256000 it is 2,700 and 5,258, for the reason above. The VMEM of each kernel is at
-most 11.2 MiB of v4's 16, and 37 of the 64 or more of the later ones. This required the following:
+3,423). On 7x at 256000 it is 248 and 2,909, and was 2,700 and 5,258, as above. The VMEM
+of each kernel is at most 11.2 MiB of v4's 16, and 37 of the 64 or more of the later ones. This
+required the following:
 - w is taken transposed where a TPU stores it class-major; otherwise each call of a kernel copies
   it, 1,180 MB;
 - w's gradient is stored in the order of w; otherwise XLA takes the other order for the loop and
