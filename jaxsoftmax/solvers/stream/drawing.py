@@ -28,20 +28,25 @@ class Drawing:
         priority = importance / (1 - self.rng.random(len(importance)))
         rows = np.flatnonzero(priority > self.threshold)
         if len(rows) or not self.parts:
-            self.parts.append(take(window, rows))
-            self.importance = np.concatenate([self.importance, importance[rows]])
-            self.priority = np.concatenate([self.priority, priority[rows]])
-            self._drop_the_least()
+            self._merge(window, rows, importance[rows], priority[rows])
 
-    def _drop_the_least(self) -> None:
-        kept = join(self.parts)
-        if len(self.priority) > self.size:
+    def _merge(
+        self, window: Data, rows: np.ndarray, importance: np.ndarray, priority: np.ndarray
+    ) -> None:
+        """Keep the first ones among all, and copy no others."""
+        before = len(self.priority)
+        self.importance = np.concatenate([self.importance, importance])
+        self.priority = np.concatenate([self.priority, priority])
+        chosen = np.arange(len(self.priority))
+        if len(chosen) > self.size:
             order = np.argpartition(-self.priority, self.size)
             self.threshold = self.priority[order[self.size]]
-            order = order[: self.size]
-            kept = take(kept, order)
-            self.priority, self.importance = self.priority[order], self.importance[order]
-        self.parts = [kept]
+            chosen = np.sort(order[: self.size])
+        old, new = chosen[chosen < before], chosen[chosen >= before] - before
+        self.priority, self.importance = self.priority[chosen], self.importance[chosen]
+        kept = [take(part, old) for part in self.parts]
+        self.parts = []
+        self.parts = [join([*kept, take(window, rows[new])])]
 
     def sample(self) -> Data:
         """Return the examples that were kept, with their weights times what they stand for."""

@@ -79,7 +79,7 @@ def minimize(
     state = evaluate_at(run, jnp.asarray(_with_limits(stream, config, theta)), pre)
     state = _shorten(run, state._replace(products=4))  # and those of the survey
     length = least_length(sample, state.theta, state.gradient)
-    is_small = sample.features.size * state.theta.shape[1] <= MAX_FLOAT64_SIZE
+    is_small = sample.features.size * state.theta.shape[1] < MAX_FLOAT64_SIZE
     state = state._replace(first_norm=length or 1.0, is_exact=config.smooth and is_small)
     found, status = _certify_if_ready(run, state)
     while status is None and state.idle < MAX_IDLE_ITERATIONS:
