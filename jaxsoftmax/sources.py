@@ -113,7 +113,9 @@ class ParquetSource:
         where = f"row group {group} of {path}"
         weights = None if self._weights is None else _to_numpy(table, self._weights, where)
         features = _to_numpy(table, self._features, where).astype(np.float32, copy=False)
-        return Block(features, _to_numpy(table, self._targets, where), weights)
+        targets = _to_numpy(table, self._targets, where)
+        _release_arrow_memory()
+        return Block(features, targets, weights)
 
     def _columns(self) -> list[str]:
         given = (self._features, self._targets, self._weights)
@@ -197,6 +199,13 @@ def _import_parquet() -> Any:
             "Parquet files need PyArrow: pip install 'jaxsoftmax[scale]'", name="pyarrow"
         ) from error
     return pyarrow.parquet
+
+
+def _release_arrow_memory() -> None:
+    """Give back what earlier row groups took, which Arrow keeps for a while."""
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
 
 
 def _list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:

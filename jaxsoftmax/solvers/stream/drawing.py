@@ -11,44 +11,57 @@ Reference: Duffield, Lund and Thorup, "Priority sampling for estimation of arbit
 import numpy as np
 
 from jaxsoftmax.solvers.arguments import Data
-from jaxsoftmax.solvers.stream.examples import join, take
+from jaxsoftmax.solvers.stream.examples import take
 
 
 class Drawing:
-    """A sample of some examples of a pass, to which its windows are added one by one."""
+    """A sample of some examples of a pass, to which its windows are added one by one.
+
+    It lies in arrays of its size, in which an example takes the place of one that counts less.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.threshold = size, 0.0
         self.rng = np.random.default_rng(0)
-        self.parts: list[Data] = []
-        self.importance = self.priority = np.zeros(0)
+        self.examples: Data | None = None
+        self.importance, self.priority = np.zeros(size), np.zeros(size)  # 0 where there is none
 
     def add(self, window: Data, importance: np.ndarray) -> None:
         """Draw from a window too. An example of importance 0 or NaN is never kept."""
+        if self.examples is None:
+            self.examples = _space_for(window, self.size)
         priority = importance / (1 - self.rng.random(len(importance)))
         rows = np.flatnonzero(priority > self.threshold)
-        if len(rows) or not self.parts:
-            self._merge(window, rows, importance[rows], priority[rows])
+        if len(rows):
+            self._replace_least(window, rows, importance[rows], priority[rows])
 
-    def _merge(
+    def _replace_least(
         self, window: Data, rows: np.ndarray, importance: np.ndarray, priority: np.ndarray
     ) -> None:
         """Keep the first ones among all, and copy no others."""
-        before = len(self.priority)
-        self.importance = np.concatenate([self.importance, importance])
-        self.priority = np.concatenate([self.priority, priority])
-        chosen = np.arange(len(self.priority))
-        if len(chosen) > self.size:
-            order = np.argpartition(-self.priority, self.size)
-            self.threshold = self.priority[order[self.size]]
-            chosen = np.sort(order[: self.size])
-        old, new = chosen[chosen < before], chosen[chosen >= before] - before
-        self.priority, self.importance = self.priority[chosen], self.importance[chosen]
-        kept = [take(part, old) for part in self.parts]
-        self.parts = []
-        self.parts = [join([*kept, take(window, rows[new])])]
+        assert self.examples is not None
+        joined = np.concatenate([self.priority, priority])
+        order = np.argpartition(-joined, self.size)
+        self.threshold, chosen = joined[order[self.size]], order[: self.size]
+        free = np.setdiff1d(np.arange(self.size), chosen)
+        new = np.sort(chosen[chosen >= self.size]) - self.size
+        self.importance[free], self.priority[free] = importance[new], priority[new]
+        for name in ("features", "targets", "weights"):
+            getattr(self.examples, name)[free] = getattr(window, name)[rows[new]]
 
     def sample(self) -> Data:
         """Return the examples that were kept, with their weights times what they stand for."""
-        (kept,) = self.parts
-        return kept._replace(weights=kept.weights * np.maximum(1, self.threshold / self.importance))
+        assert self.examples is not None
+        kept = self.priority > 0
+        found = self.examples if kept.all() else take(self.examples, np.flatnonzero(kept))
+        share = np.minimum(1, self.importance[kept] / self.threshold) if self.threshold else 1
+        return found._replace(weights=found.weights / share)
+
+
+def _space_for(window: Data, size: int) -> Data:
+    """Return arrays for this number of examples like those of a window."""
+    return window._replace(
+        features=np.empty((size, *window.features.shape[1:]), window.features.dtype),
+        targets=np.empty((size, *window.targets.shape[1:]), window.targets.dtype),
+        weights=np.empty(size, window.weights.dtype),
+    )

@@ -58,6 +58,8 @@ class Examples(NamedTuple):
         """Raise ValueError for features that are not, but for rounding, what they were at first."""
         found = float(x.sum(dtype=np.float64))
         first = self.sums.setdefault(block, found)
+        if found == first:  # mostly, and without an array of sizes
+            return
         if abs(found - first) > MAX_DRIFT * float(np.abs(x).sum(dtype=np.float64)):
             raise ValueError(
                 f"block {block}: features: expected the same values in every pass, got a sum of "

@@ -102,7 +102,10 @@ def open_stream(
     share, in_all, total, largest = _merge(processes, survey, classes)
     if not share.sum() > 0 and not total > 0:
         raise ValueError("weights: expected some above 0")
-    sample = join(survey.parts)
+    own = join(survey.parts)
+    sample = _gather_sample(processes, own)
+    if processes.row_sharding is None:  # the host needs no copy of it
+        sample = sample._replace(features=jnp.asarray(sample.features))
     return Stream(
         examples._replace(classes=classes),
         survey.rows,
@@ -110,8 +113,8 @@ def open_stream(
         arguments.intercept_limits(survey.parts[0].link, share, in_all),
         share / total,
         largest,
-        _gather_sample(processes, sample)._replace(classes=classes),
-        len(sample.weights),
+        sample._replace(classes=classes),
+        len(own.weights),
     )
 
 
