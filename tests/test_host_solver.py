@@ -112,7 +112,7 @@ def test_the_quasi_newton_direction_is_that_of_bfgs(monkeypatch: pytest.MonkeyPa
     problem, point = standing("sigmoid", classes=3)
     g, rng = problems.gradient(problem, point), np.random.default_rng(2)
     choice = Choice.initial(problem, 3, 2**20).at_new_point(problem, point)
-    choice = choice._replace(costs=[1.0, 2.0])
+    choice = choice._replace(costs=[1.0, 2.0], waits=[1.0, 2.0])
     history, pairs = History.begin(problem, choice, g), []
     assert choice.current is not None
     units = np.eye(g.size).reshape(-1, *g.shape)
@@ -199,7 +199,8 @@ def test_quasi_newton_steps_come_first_and_give_way(monkeypatch: pytest.MonkeyPa
 def test_the_rate_of_progress_decides_who_goes_on(estimates: list[float], expected: bool) -> None:
     problem, point = standing()
     choice = Choice.initial(problem, 4, 2**20).at_new_point(problem, point)
-    choice, g = choice._replace(costs=[1.0, 2.0]), problems.gradient(problem, point)
+    choice = choice._replace(costs=[1.0, 2.0], waits=[1.0, 2.0])
+    g = problems.gradient(problem, point)
     history = History.begin(problem, choice, g)._replace(limit=20.0, estimates=tuple(estimates))
     assert history.is_on_course(1e-8) is expected
 
@@ -357,7 +358,9 @@ def test_the_direction_is_newtons_whatever_it_costs(
         monkeypatch.setattr(preconditioners, "seconds", lambda *_, price=price: price)
         monkeypatch.setattr(preconditioners, "product_seconds", lambda *_: 1.0)
         choice = Choice.initial(problem, len(g), 2**30)._replace(
-            levels=[*Level][: len(Level) - (link == "sigmoid")], costs=[price] * len(Level)
+            levels=[*Level][: len(Level) - (link == "sigmoid")],
+            costs=[price] * len(Level),
+            waits=[price] * len(Level),
         )
         for _ in range(2):  # with no preconditioner, and with one that has grown old
             (d, *_), choice = newton.direction(problem, point, g, 1e-13, choice)
@@ -367,10 +370,10 @@ def test_the_direction_is_newtons_whatever_it_costs(
 def test_a_cheap_hessian_is_factorized_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, point = standing()
     g = problems.gradient(problem, point)
-    monkeypatch.setattr(newton, "MAX_DIRECT_COST", 5.0)
+    monkeypatch.setattr(preconditioners, "MAX_DIRECT_COST", 5.0)
     for cost, direct in ((4.0, True), (6.0, False)):
         levels, costs = [Level.DIAGONAL, Level.FULL], [1.0, cost]
-        choice = Choice(levels, costs, exact=True)
+        choice = Choice(levels, costs, costs, exact=True)
         found, choice = newton.direction(problem, point, g, 1e-13, choice)
         assert choice.at == 1
         assert (found.products <= 2) == direct
@@ -381,7 +384,7 @@ def test_a_system_is_solved_until_less_is_left_than_the_steps_error() -> None:
     g = problems.gradient(problem, point)
     exact = newton_step(problem, point, g)
     full = -0.5 * float(np.vdot(g, exact))
-    choice = Choice([Level.DIAGONAL], [1.0], exact=False)
+    choice = Choice([Level.DIAGONAL], [1.0], [1.0], exact=False)
     last = None
     for size in (10 * full, 1e3 * full, 1e6 * full, np.inf):
         found, _ = newton.direction(problem, point, g, 1e-12, choice, size=size)
@@ -407,6 +410,8 @@ def test_memory_and_cost_decide_the_levels() -> None:
     assert preconditioners.levels(wide, 9, 2**30)[0] == Level.DIAGONAL
     long, _ = standing(n=1500, d=100, classes=9)
     assert preconditioners.levels(long, 9, 2**30)[0] == Level.SHARED
+    few, _ = standing(n=350, d=300, classes=30)  # where a shared matrix saves hardly any products
+    assert preconditioners.levels(few, 30, 2**30)[0] == Level.DIAGONAL
     assert preconditioners.levels(problem, 3, full - 1) == [*Level][:-1]
     small, _ = standing()
     assert preconditioners.levels(small, 4, 2**30) == [Level.FULL]  # costs little more

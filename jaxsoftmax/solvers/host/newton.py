@@ -2,11 +2,11 @@ r"""Newton's direction: conjugate gradients with a preconditioner that is made b
 
 A preconditioner of the current point costs as much as some Hessian products, one of an earlier
 point nothing. So conjugate gradients begin with the one at hand, and once they have taken as many
-products as a better one costs, that one is built: the same level at the current point, or the next
-level. The time is then at most about twice that of the best choice. An exact preconditioner ends
-them at once, which is Newton's method by Cholesky's. They end too where what is left of the step is
-little beside the error that it has because the Hessian changes along it. At the start from 0 all
-probabilities are equal, and the shared matrix is exact.
+products as a better one costs with its use, that one is built: the same level at the current point,
+or the next level. The time is then at most about twice that of the best choice. An exact
+preconditioner ends them at once, which is Newton's method by Cholesky's. They end too where what is
+left of the step is little beside the error that it has because the Hessian changes along it. At the
+start from 0 all probabilities are equal, and the shared matrix is exact.
 """
 
 import functools
@@ -25,7 +25,6 @@ MAX_EXACT_PRODUCTS = 12  # with an exact one, when more do not help against roun
 MAX_LAST_PRODUCTS = 20  # of a step that replaces about as many quasi-Newton steps
 # Of the decrease of a step, its error is about this factor times the decrease over the objective.
 STEP_ERROR, MAX_LEFT = 5.0, 0.2  # and at most this share of it may be left
-MAX_DIRECT_COST = 11.0  # of an exact one that is built without a wait: systems rarely take fewer
 
 
 class Choice(NamedTuple):
@@ -33,6 +32,7 @@ class Choice(NamedTuple):
 
     levels: list[Level]
     costs: list[float]  # in Hessian products
+    waits: list[float]  # products of the level before, after which each is built
     exact: bool  # whether the last level is the Hessian
     at: int = 0  # which of the levels is at hand
     current: Preconditioner | None = None
@@ -44,7 +44,14 @@ class Choice(NamedTuple):
         levels = preconditioners.levels(problem, classes, memory)
         product = preconditioners.product_seconds(problem, classes)
         costs = [preconditioners.seconds(problem, classes, level) / product for level in levels]
-        return cls(levels, costs, levels[-1] == preconditioners.exact_level(problem, classes))
+        shared = preconditioners.total_seconds(problem, classes, Level.SHARED) / product
+        waits = [
+            # Each use of a shared matrix costs much beside a product with few rows.
+            shared if level == Level.SHARED else cost
+            for level, cost in zip(levels, costs, strict=True)
+        ]
+        exact = levels[-1] == preconditioners.exact_level(problem, classes)
+        return cls(levels, costs, waits, exact)
 
     def at_new_point(self, problem: HostProblem, point: Point) -> Self:
         """Return the choice with the preconditioner that an iteration begins with."""
@@ -67,8 +74,8 @@ class Choice(NamedTuple):
         if self.is_best:
             return MAX_EXACT_PRODUCTS if self.exact else MAX_PRODUCTS
         if self.fresh:
-            direct = self.exact and self.costs[-1] <= MAX_DIRECT_COST
-            return 0 if direct else int(min(self.costs[self.at + 1], MAX_PRODUCTS))
+            direct = self.exact and self.costs[-1] <= preconditioners.MAX_DIRECT_COST
+            return 0 if direct else int(min(self.waits[self.at + 1], MAX_PRODUCTS))
         cost, exact = self.costs[self.at], self.exact and self.at + 1 == len(self.levels)
         # An exact one takes no products; another one of an earlier point is nearly as good.
         cheap = cost <= (preconditioners.CHEAP if exact else 1)

@@ -55,8 +55,11 @@ class Level(enum.IntEnum):
 
 
 USES = 30  # of a preconditioner, about
-# Products that a better preconditioner saves: a level is of use if it is cheaper by as much.
+# Products that a better preconditioner saves: a level is of use if it is cheaper by as much. With
+# few rows for a column it saves hardly any, and the diagonal comes first.
 SAVED = {Level.DIAGONAL: 15.0, Level.SHARED: 4.0, Level.BLOCKS: 4.0, Level.FULL: 0.0}
+FEW_ROWS = 2.0
+MAX_DIRECT_COST = 11.0  # of an exact one that is built without a wait: systems rarely take fewer
 
 
 class Factor(NamedTuple):
@@ -104,7 +107,16 @@ def levels(problem: HostProblem, classes: int, memory: int) -> list[Level]:
         useful = not kept or cost < total_seconds(problem, classes, kept[0])
         if useful and (level == last or pays(problem, classes, level)):
             kept.insert(0, level)
+    if Level.DIAGONAL not in kept and _begins_with_diagonal(problem, classes, kept[-1]):
+        kept.insert(0, Level.DIAGONAL)
     return kept or [Level.DIAGONAL]
+
+
+def _begins_with_diagonal(problem: HostProblem, classes: int, best: Level) -> bool:
+    """Return whether other levels wait, though they are cheap enough: the rows are few."""
+    p, n = problem.columns.shape
+    direct = MAX_DIRECT_COST * product_seconds(problem, classes)
+    return n <= FEW_ROWS * p and best > Level.SHARED and seconds(problem, classes, best) > direct
 
 
 def pays(problem: HostProblem, classes: int, level: Level) -> bool:
