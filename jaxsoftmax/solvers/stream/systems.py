@@ -23,7 +23,7 @@ def system_at(
 
     The damping is added to the penalty of the sample, whose inverse Hessian is the preconditioner.
     """
-    sample = state.sample
+    sample = run.sample
     if state.is_exact:
         sample = sample._replace(features=sample.features.astype(jnp.float64))
     c, enough = state.curvature.astype(sample.features.dtype), jnp.full(1, tolerance(run, state))
