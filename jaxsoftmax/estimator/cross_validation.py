@@ -211,8 +211,8 @@ class SoftmaxClassifierCV(CertifiedClassifier):
             ValueError: X holds NaN or infinity, or has another number of columns.
             TypeError: metadata that nothing has requested, if they are routed.
         """
-        check_is_fitted(self)
         to_scorer = self._route_metadata("score", shared.gather(sample_weight), metadata)[1]
+        check_is_fitted(self)
         return self._score(X, shared.gather(y), to_scorer)
 
     def get_metadata_routing(self) -> MetadataRouter:

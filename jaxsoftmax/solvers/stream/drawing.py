@@ -40,9 +40,9 @@ class Drawing:
     ) -> None:
         """Keep the first ones among all, and copy no others."""
         assert self.examples is not None
-        joined = np.concatenate([self.priority, priority])
-        order = np.argpartition(-joined, self.size)
-        self.threshold, chosen = joined[order[self.size]], order[: self.size]
+        together = np.concatenate([self.priority, priority])
+        order = np.argpartition(-together, self.size)
+        self.threshold, chosen = together[order[self.size]], order[: self.size]
         free = np.setdiff1d(np.arange(self.size), chosen)
         new = np.sort(chosen[chosen >= self.size]) - self.size
         self.importance[free], self.priority[free] = importance[new], priority[new]
