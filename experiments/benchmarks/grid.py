@@ -11,11 +11,10 @@ BLAS thread for all, after one call. All take about 2 minutes on one idle core. 
 drawn at random from these ranges (`--only drawn`) any different?
 
 Findings, on one core.
-- All 30 are certified. `solve` takes less time than each of them on 26, at most 1.2 times that of
-  the fastest on 29, and 0.81 times in the median.
-- It takes 1.35 times as long as the fastest on one problem, of 7 classes at C = 1e6, that is solved
-  in 9 milliseconds, if scikit-learn is told the right tolerance: the bound of 1e-8 asks for more
-  steps there than an objective within 1e-8 does.
+- All 30 are certified. `solve` takes less time than each of them on 24, at most 1.2 times that of
+  the fastest on 29, and 0.79 times in the median.
+- It takes 1.27 times as long as the fastest on one problem, of 7 classes at C = 1e6, that is solved
+  in 9 milliseconds, if scikit-learn is told the right tolerance.
 - Of the 60 drawn problems 9 are above 1.2, measured on a busy machine: most where C is large, or
   where examples are about as many as features and no preconditioner saves steps.
 - Of badly scaled columns at C = 1e8 none of them comes within 1e-8 of the certified objective in

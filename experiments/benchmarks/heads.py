@@ -23,17 +23,14 @@ at 512 x 1024 x 131072.
   1.69 times as slow; it saves memory, 134 MB against Optax's 537 at 2048 x 512 x 32768.
 - With a budget of 32 MiB, 1,024 rows and 256 features, the per-example loss needs 50.3 MB of
   temporary memory from 16,000 classes on, where dense logits need 1,048.6 at 128,000, and takes
-  1.02 to 1.19 times their time. The sum took 3.4 times the time of the per-example loss at 128,000
-  classes, in chunks of 8 rows, and 169.8 MB; now that it computes the logits twice there, it takes
-  1.02 times that time and 50.4 MB, and at 16,000, in chunks of 103 rows, 0.84 and 8.2 MB (processor
-  time on a busy machine, not in the record).
-- The default takes 0.52 to 1.51 times as long as dense logits at the 40 shapes, 0.92 in the median,
-  at most 1.05 at 32 and 1.2 at 39. Above is 768 x 10 x 10, a call of 0.17 milliseconds. On one
-  thread the eight above 1.05 take 0.94 to 1.03 in processor time, but for 31745 x 114 x 64, which
-  took 1.12 in two chunks and takes 1.00 in one, as now, and 768 x 10 x 10 (1.14).
-- With a z-loss, as a function of a row's statistics, the sum takes 0.97 times as long and the same
-  67 MB; from the losses of each example it takes 1.18 times as long and 134 MB, and from dense
-  logits 1.16 times.
+  1.03 to 1.17 times their time. The sum takes 0.87 to 1.01 times the time of the per-example loss:
+  at 16,000 classes in chunks of rows, in 8.2 MB, and from 64,000 on, where chunks would be of a few
+  rows each, it computes the logits twice, in 50.4 MB.
+- The default takes 0.55 to 1.43 times as long as dense logits at the 40 shapes, 0.93 in the median,
+  at most 1.05 at 35 and 1.2 at 39. Above is 768 x 10 x 10, a call of 0.21 milliseconds.
+- With a z-loss, as a function of a row's statistics, the sum takes 0.98 times as long and the same
+  67 MB; from the losses of each example it takes 1.19 times as long and 134 MB, and from dense
+  logits 1.17 times.
 
 On a GPU this version has been compiled and not timed. One H200 under jax 0.11.2 (November 2026) ran
 prototypes of its changes, in milliseconds and MB of temporaries at 2048 x 4096 x 128256:
