@@ -40,7 +40,7 @@ class State(NamedTuple):
     coupling: Array | None  # of the intercepts, see `sums.Evaluation`
     estimate: float  # of the gap
     preconditioner: Preconditioner | Blocks
-    sample: Problem  # with the penalty, drawn for theta
+    sample: Problem  # with the penalty, without l1 drawn for theta
     first_norm: float = 0.0  # of the first gradient
     iterations: int = 0
     products: int = 0
@@ -74,7 +74,9 @@ class State(NamedTuple):
 def evaluate_at(run: Run, theta: Array, preconditioner: Preconditioner | Blocks) -> State:
     """Return the state at some parameters, with no history."""
     config, penalty = run.config, run.sample
-    at, drawn = sums.mean_loss(run.stream, config.link, theta, intercept=config.intercept)
+    at, drawn = sums.mean_loss(
+        run.stream, config.link, theta, intercept=config.intercept, draws=config.smooth
+    )
     w, l2, l1 = theta[..., :-1], penalty.l2, penalty.l1
     ridge, size = jnp.sum(w**2, (1, 2)), jnp.sum(jnp.abs(w), (1, 2))
     value = float((at.value + 0.5 * l2 * ridge + l1 * size)[0])
@@ -83,8 +85,10 @@ def evaluate_at(run: Run, theta: Array, preconditioner: Preconditioner | Blocks)
     # Where |G| exceeds an l1 penalty without l2, the divergence is about the square of the excess.
     estimate += float((1 - scaling[0, 0, 0]) ** 2) * abs(value)
     gradient = at.gradient.at[..., :-1].add(l2[:, None, None] * w)
-    sample = run.stream.to_problem(drawn, len(run.stream.sample.weights))
-    sample = sample._replace(l2=penalty.l2, l1=penalty.l1)
+    sample = penalty
+    if drawn is not None:
+        sample = run.stream.to_problem(drawn, len(run.stream.sample.weights))
+        sample = sample._replace(l2=penalty.l2, l1=penalty.l1)
     return State(
         theta, value, gradient, at.curvature, at.coupling, estimate, preconditioner, sample
     )

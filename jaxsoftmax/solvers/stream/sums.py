@@ -58,15 +58,18 @@ def sum_over(
 
 
 def mean_loss(
-    stream: Stream, link: Link, theta: Array, *, intercept: bool
-) -> tuple[Evaluation, Data]:
-    """Return the mean loss and its derivatives, in two products of one pass, and a sample.
+    stream: Stream, link: Link, theta: Array, *, intercept: bool, draws: bool
+) -> tuple[Evaluation, Data | None]:
+    """Return the mean loss and its derivatives, in two products of one pass, and maybe a sample.
 
     Its examples are drawn by their curvature, so that its Hessian is about that of all.
     """
-    drawing = Drawing(stream.drawn)
     how: dict[str, Any] = {"link": link, "intercept": intercept}
-    at = sum_over(stream, partial(_evaluate_window, theta=theta, **how), drawing)
+    evaluate = partial(_evaluate_window, theta=theta, **how)
+    if not draws:
+        return sum_over(stream, lambda problem: evaluate(problem)[0]), None
+    drawing = Drawing(stream.drawn)
+    at = sum_over(stream, evaluate, drawing)
     return at, stream.gather(drawing.sample())
 
 
