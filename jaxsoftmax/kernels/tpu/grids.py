@@ -24,6 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxsoftmax import validation
 from jaxsoftmax.kernels import primitives, tiles
+from jaxsoftmax.kernels.chunks import even_size, round_up
 from jaxsoftmax.kernels.types import Head, Options
 
 
@@ -125,8 +126,8 @@ def make_grid(head: Head, options: Options) -> Grid:
     (n, d), k = head.x.shape, head.w.shape[1]
     limits, itemsize = device_limits(), head.x.dtype.itemsize
     tile = Sizes(
-        _round_up(-(-n // -(-n // limits.rows)), EPILOGUE_ROWS),
-        min(limits.class_bytes // itemsize, _round_up(k, LANES)),
+        round_up(even_size(n, limits.rows), EPILOGUE_ROWS),
+        min(limits.class_bytes // itemsize, round_up(k, LANES)),
         min(d, limits.feature_bytes // itemsize),
     )
     has_wide_targets = head.targets.ndim == 2 and _loaded_itemsize(head.targets) > itemsize
@@ -150,11 +151,7 @@ def keep_layout(a: Array, shape: tuple[int, ...]) -> Array:
 
 def _padded_size(rows: int, columns: int) -> int:
     """Return the number of entries that a TPU stores for a matrix, with padding."""
-    return _round_up(rows, SUBLANES) * _round_up(columns, LANES)
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    return round_up(rows, SUBLANES) * round_up(columns, LANES)
 
 
 # -- Inputs of kernels --
